@@ -1,0 +1,64 @@
+"""The errors that a user can mend.
+
+Each carries one line that names the field and the value, and a hint that names the way out. The command line prints
+exactly those two and exits with `exit_code`; anything else that reaches it is a defect of ours.
+"""
+
+from __future__ import annotations
+
+
+class MegatronForkError(Exception):
+    """Base of every error that is the user's to mend."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(MegatronForkError):
+    """A recipe or an override that cannot be used as it is written."""
+
+    exit_code = 2
+
+
+class LayoutError(MegatronForkError):
+    """Ranks, heads, layers or groups that do not divide as asked."""
+
+    exit_code = 2
+
+
+class ModelError(MegatronForkError):
+    """A model folder or architecture that cannot be built."""
+
+
+class DataError(MegatronForkError):
+    """Prompts that are missing, empty or too long."""
+
+
+class CheckpointError(MegatronForkError):
+    """A checkpoint that is incomplete, of another run, or cannot be read as what it claims to be."""
+
+
+class RolloutError(MegatronForkError):
+    """An engine that failed, or whose log-probs are not the policy's."""
+
+
+class SelectionError(MegatronForkError):
+    """Entropies or counts from which no set of tokens can be chosen."""
+
+
+class ObjectiveError(MegatronForkError):
+    """Rewards, advantages or log-probs from which no loss can be formed."""
+
+
+class RunFolderError(MegatronForkError):
+    """The run folder cannot be written."""
+
+
+class Interrupted(MegatronForkError):
+    """The user or the scheduler asked the run to stop; its state is saved."""
+
+    exit_code = 130

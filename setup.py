@@ -1,0 +1,39 @@
+"""Packaging of megatron-fork; the settings of the tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = {}
+exec((Path(__file__).parent / "megatron_fork" / "version.py").read_text(), VERSION)
+
+RUNTIME = [
+    "torch>=2.11",
+    "megatron-core>=0.16.1,<0.20",
+    "numpy",
+    "transformers>=5.16",
+    "tokenizers",
+    "safetensors",
+    "omegaconf>=2.4",
+    "typer",
+    "rich",
+    "matplotlib",
+    "jinja2",
+]
+LOGGING = ["wandb"]
+DEVELOPMENT = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"]
+
+setup(
+    name="megatron-fork",
+    version=VERSION["__version__"],
+    description="Reinforcement learning on the forking tokens of a reasoning model, on megatron-core",
+    long_description=(Path(__file__).parent / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_fork", "megatron_fork.*"]),
+    package_data={"megatron_fork": ["py.typed"], "megatron_fork.analysis": ["*.html"]},
+    install_requires=RUNTIME,
+    extras_require={"logging": LOGGING, "dev": LOGGING + DEVELOPMENT},
+    entry_points={"console_scripts": ["megatron-fork = megatron_fork.cli:main"]},
+)
