@@ -1,0 +1,68 @@
+"""The few collectives that the rooms use, each a no-op on a group of one.
+
+`group=None` means this process alone: a function that takes it needs no process group at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = dist.ProcessGroup | None
+
+
+def size(group: Group) -> int:
+    """Ranks in `group`; 1 for None."""
+    return 1 if group is None else group.size()
+
+
+def rank(group: Group) -> int:
+    """This process's place in `group`; 0 for None."""
+    return 0 if group is None else group.rank()
+
+
+def all_reduce_sum(tensor: Tensor, group: Group) -> Tensor:
+    """Sum `tensor` over `group`, in place; returns it."""
+    if size(group) > 1:
+        dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def all_reduce_max(tensor: Tensor, group: Group) -> Tensor:
+    """Maximum of `tensor` over `group`, in place; returns it."""
+    if size(group) > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+    return tensor
+
+
+def all_gather(tensor: Tensor, group: Group) -> Tensor:
+    """Stack the same-shaped `tensor` of every rank: `[...] -> [size, ...]`."""
+    if size(group) == 1:
+        return tensor.unsqueeze(0)
+    parts = [torch.empty_like(tensor) for _ in range(size(group))]
+    dist.all_gather(parts, tensor.contiguous(), group=group)
+    return torch.stack(parts)
+
+
+def broadcast(tensor: Tensor, source: int, group: Group) -> Tensor:
+    """Overwrite `tensor` with global rank `source`'s, in place; returns it."""
+    if size(group) > 1:
+        dist.broadcast(tensor, src=source, group=group)
+    return tensor
+
+
+def gather_objects(value: Any, group: Group) -> list[Any]:
+    """Every rank's picklable `value`, in rank order, on every rank."""
+    if size(group) == 1:
+        return [value]
+    values: list[Any] = [None] * size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def broadcast_object(value: Any, group: Group) -> Any:
+    """The first rank's picklable `value`, on every rank."""
+    return gather_objects(value, group)[0]

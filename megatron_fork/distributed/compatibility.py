@@ -1,0 +1,259 @@
+"""Megatron-core on a machine without CUDA: every difference stands in this one file.
+
+Megatron names the CUDA device all over (`device="cuda"`, `torch.cuda.current_device()`, `tensor.cuda()`). On a CPU those
+names must mean the CPU. Inside `megatron.*` modules, and there alone, the global name `torch` is bound to a thin view of
+torch (`_CpuTorch`) that does just that; torch itself, as seen by everybody else, keeps its meaning. Where CUDA is
+available `install` returns at once and nothing here is active.
+
+Each patch and its reason (megatron-core 0.16.1):
+
+1. `torch` in `megatron.*` is the CPU view: factories map `device="cuda"` to the CPU and drop `pin_memory`; streams, events
+   and synchronisation do nothing, since gloo and the CPU run in program order.
+2. `Tensor.cuda()` returns the tensor: Megatron's optimizers and checkpoint exchange call the method.
+3. `Tensor.type()` answers `torch.cuda.FloatTensor` when a Megatron module asks: its optimizers sort parameters by that
+   spelling. Callers outside Megatron get torch's own answer.
+4. The model-parallel random state tracker forks and restores the CPU generator, as there is no CUDA generator.
+5. The distributed optimizer on torch's AdamW loads one *shared* `step` tensor for all parameters; AdamW increments it
+   in place once a parameter. It gets a tensor of its own per parameter, and `step` is kept when states are set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.machinery
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+_MEGATRON = "megatron."
+_CPU = torch.device("cpu")
+_FACTORIES = (
+    "tensor as_tensor zeros ones empty full arange rand randn eye empty_like zeros_like ones_like full_like autocast"
+).split()
+
+
+class CpuEvent:
+    """Stands for `torch.cuda.Event`: work is done when the call returns, so an event is a time stamp."""
+
+    def __init__(self, **_: object) -> None:
+        self.seconds = 0.0
+
+    def record(self, stream: object = None) -> None:
+        self.seconds = time.perf_counter()
+
+    def elapsed_time(self, end: CpuEvent) -> float:
+        """Milliseconds, as CUDA's event answers."""
+        return (end.seconds - self.seconds) * 1e3
+
+    def wait(self, stream: object = None) -> None:
+        """Everything recorded has already happened."""
+
+    def synchronize(self) -> None:
+        """Everything recorded has already happened."""
+
+
+class CpuStream:
+    """Stands for `torch.cuda.Stream`: there is one order of execution, the program's."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Device and priority have no meaning here."""
+
+    def wait_stream(self, stream: object) -> None:
+        """Everything submitted has already happened."""
+
+    def wait_event(self, event: object) -> None:
+        """Everything recorded has already happened."""
+
+    def record_event(self, event: CpuEvent | None = None) -> CpuEvent:
+        event = event or CpuEvent()
+        event.record()
+        return event
+
+    def synchronize(self) -> None:
+        """Everything submitted has already happened."""
+
+
+class _CpuCuda(types.ModuleType):
+    """`torch.cuda` as Megatron sees it on a CPU."""
+
+    Stream = CpuStream
+    Event = CpuEvent
+
+    def __init__(self) -> None:
+        super().__init__("torch.cuda as seen by megatron-core on a CPU")
+        self.random = self
+
+    def is_available(self) -> bool:
+        return False
+
+    def current_device(self) -> torch.device:
+        return _CPU
+
+    def device_count(self) -> int:
+        return 1
+
+    def set_device(self, device: object) -> None:
+        """There is one device."""
+
+    def synchronize(self, device: object = None) -> None:
+        """Everything submitted has already happened."""
+
+    def empty_cache(self) -> None:
+        """The CPU allocator keeps no cache of ours."""
+
+    def current_stream(self, device: object = None) -> CpuStream:
+        return CpuStream()
+
+    default_stream = current_stream
+
+    def stream(self, stream: object) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    device = stream
+
+    def get_rng_state(self, device: object = None) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
+        torch.set_rng_state(state)
+
+    def manual_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def memory_allocated(self, device: object = None) -> int:
+        return 0
+
+    max_memory_allocated = memory_reserved = max_memory_reserved = memory_allocated
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.cuda, name)
+
+
+class _CpuTorch(types.ModuleType):
+    """`torch` as Megatron sees it on a CPU: factories take `device="cuda"` to mean the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("torch as seen by megatron-core on a CPU")
+        self.cuda = _CpuCuda()
+        for name in _FACTORIES:
+            setattr(self, name, _on_cpu(getattr(torch, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        device = kwargs.get("device")
+        if device is not None and (isinstance(device, int) or torch.device(device).type == "cuda"):
+            kwargs["device"] = _CPU
+        kwargs.pop("pin_memory", None)
+        return factory(*args, **kwargs)
+
+    return call
+
+
+class _RebindOnImport:
+    """A finder that binds the CPU view in Megatron modules imported after `install`."""
+
+    def __init__(self, view: _CpuTorch) -> None:
+        self.view = view
+
+    def find_spec(
+        self, name: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not name.startswith(_MEGATRON):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_rebind(module: types.ModuleType) -> None:
+            execute(module)
+            _rebind(module, self.view)
+
+        spec.loader.exec_module = execute_and_rebind  # type: ignore[method-assign]
+        return spec
+
+
+def _rebind(module: types.ModuleType, view: _CpuTorch) -> None:
+    if vars(module).get("torch") is torch:
+        vars(module)["torch"] = view
+
+
+@functools.cache
+def install() -> None:
+    """Make megatron-core run on this machine; does nothing where CUDA is available. Safe to call many times."""
+    if torch.cuda.is_available():
+        return
+    view = _CpuTorch()
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_MEGATRON):
+            _rebind(module, view)
+    sys.meta_path.insert(0, _RebindOnImport(view))  # type: ignore[arg-type]
+    _patch_tensor_methods()
+    _patch_random_state_tracker()
+    _patch_distributed_optimizer()
+
+
+def _patch_tensor_methods() -> None:
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    original = torch.Tensor.type
+
+    def type_as_megatron_spells_it(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = original(self, *args, **kwargs)
+        asked_by = sys._getframe(1).f_globals.get("__name__", "")
+        if not args and not kwargs and asked_by.startswith(_MEGATRON):
+            return answer.replace("torch.", "torch.cuda.", 1)
+        return answer
+
+    torch.Tensor.type = type_as_megatron_spells_it  # type: ignore[method-assign,assignment]
+
+
+def _patch_random_state_tracker() -> None:
+    from megatron.core.tensor_parallel import random
+
+    @contextlib.contextmanager
+    def fork(self: Any, name: str = "model-parallel-rng") -> Iterator[None]:
+        outer = torch.get_rng_state()
+        torch.set_rng_state(self.states_[name])
+        try:
+            yield
+        finally:
+            self.states_[name] = torch.get_rng_state()
+            torch.set_rng_state(outer)
+
+    def set_state(state: torch.Tensor, device: int = -1, graph_safe: bool = False) -> None:
+        torch.set_rng_state(state)
+
+    random.CudaRNGStatesTracker.fork = fork
+    random._set_cuda_rng_state = set_state
+
+
+def _patch_distributed_optimizer() -> None:
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
+    load_state_dict = DistributedOptimizer.load_state_dict
+
+    def set_states_and_keep_step(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        kept = {"step": state["step"]} if "step" in state else {}
+        set_states(self, model_param, {**kept, **tensors})
+
+    def load_with_a_step_each(self: Any, state_dict: dict[str, Any]) -> None:
+        load_state_dict(self, state_dict)
+        for state in self.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states_and_keep_step
+    DistributedOptimizer.load_state_dict = load_with_a_step_each

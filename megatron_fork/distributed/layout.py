@@ -1,0 +1,114 @@
+"""How the ranks are laid out: the parallel sizes, their groups, and the checks before anything is allocated.
+
+Megatron keeps its process groups in module state; this file alone reads them. Everything below takes a group as argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_fork.errors import LayoutError
+
+
+@dataclass
+class Config:
+    """Parallel sizes; data parallel is what remains of the world size."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int = 1
+    context: int = 1
+    expert: int = 1
+    sequence: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert"):
+            size = vars(self)[name]
+            if size < 1:
+                raise LayoutError(f"parallel.{name}={size} is not a size", hint="use 1 to switch it off")
+        for name in ("virtual_pipeline", "context", "expert"):
+            size = vars(self)[name]
+            if size > 1:
+                raise LayoutError(
+                    f"parallel.{name}={size} is not supported in this version",
+                    hint=f"set parallel.{name}=1; tensor, pipeline, data and sequence parallelism are",
+                )
+        if self.sequence and self.tensor == 1:
+            raise LayoutError(
+                "parallel.sequence=true with parallel.tensor=1", hint="sequence parallelism splits over the tensor ranks"
+            )
+
+    def data(self, world_size: int) -> int:
+        """Data-parallel size for a world; raises `LayoutError` when it does not divide."""
+        model_ranks = self.tensor * self.pipeline * self.context
+        if world_size % model_ranks:
+            raise LayoutError(
+                f"world size {world_size} is not a multiple of parallel.tensor x pipeline x context = "
+                f"{self.tensor} x {self.pipeline} x {self.context} = {model_ranks}",
+                hint=f"start a multiple of {model_ranks} ranks (torchrun --nproc-per-node) or change the sizes",
+            )
+        return world_size // model_ranks
+
+    @property
+    def alignment(self) -> int:
+        """Packed micro-batches are padded to a multiple of this many tokens, so that they split over the tensor ranks."""
+        return self.tensor if self.sequence else 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The groups of this rank and its place in each."""
+
+    config: Config
+    world: dist.ProcessGroup
+    tensor: dist.ProcessGroup
+    pipeline: dist.ProcessGroup
+    data: dist.ProcessGroup
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline.rank() == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline.rank() == self.pipeline.size() - 1
+
+    @property
+    def last_stage_rank(self) -> int:
+        """Global rank of the pipeline stage that holds this rank's results."""
+        return dist.get_global_rank(self.pipeline, self.pipeline.size() - 1)
+
+    def __str__(self) -> str:
+        sizes = {"tensor": self.tensor, "pipeline": self.pipeline, "data": self.data}
+        words = [f"{name} {group.size()}" for name, group in sizes.items() if group.size() > 1]
+        if self.config.sequence:
+            words.append("sequence parallel")
+        return " x ".join(words) or "one rank"
+
+
+@contextmanager
+def parallel_layout(config: Config) -> Iterator[Layout]:
+    """Make Megatron's groups for `config` over the default process group, and take them down at the end."""
+    config.data(dist.get_world_size())
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tensor,
+        pipeline_model_parallel_size=config.pipeline,
+        context_parallel_size=config.context,
+        expert_model_parallel_size=config.expert,
+    )
+    try:
+        yield Layout(
+            config=config,
+            world=dist.group.WORLD,
+            tensor=parallel_state.get_tensor_model_parallel_group(),
+            pipeline=parallel_state.get_pipeline_model_parallel_group(),
+            data=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        )
+    finally:
+        parallel_state.destroy_model_parallel()

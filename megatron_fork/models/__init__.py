@@ -1,0 +1,7 @@
+"""Megatron models from Hugging Face configs."""
+
+from megatron_fork.models.build import build_model
+from megatron_fork.models.families import check_divides, family_of
+from megatron_fork.models.statistics_model import StatisticsModel
+
+__all__ = ["StatisticsModel", "build_model", "check_divides", "family_of"]

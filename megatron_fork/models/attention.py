@@ -1,0 +1,113 @@
+"""Causal attention over packed sequences with torch's scaled-dot-product kernels.
+
+Megatron's local attention refuses packed sequences. Here the sequences of a micro-batch are taken in groups of similar
+length: a group becomes one padded batch and one kernel call. Causality makes right padding exact (a padded key lies after
+every true query), and the padding of a group is bounded, so that a 29,696-token sequence next to a 10-token one costs no
+more than the two apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+# A group may hold this many times its true tokens in padding and tokens together.
+_PADDING_LIMIT = 1.3
+
+
+@dataclass(frozen=True)
+class SequenceGroup:
+    """Neighbouring sequences that share one kernel call."""
+
+    start: int
+    lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+
+def group_by_length(lengths: list[int]) -> list[SequenceGroup]:
+    """Split a packed row into runs of neighbouring sequences whose padded size stays within the limit."""
+    groups: list[SequenceGroup] = []
+    start, run = 0, []
+    for length in lengths:
+        longest = max([*run, length])
+        if run and longest * (len(run) + 1) > _PADDING_LIMIT * (sum(run) + length):
+            groups.append(SequenceGroup(start, tuple(run)))
+            start, run = start + sum(run), []
+        run.append(length)
+    return [*groups, SequenceGroup(start, tuple(run))]
+
+
+class PackedAttention(MegatronModule):
+    """Drop-in `core_attention`: query `[tokens, heads, d]` packed, or `[sequence, batch, heads, d]`."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__(config=config)
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Attended values: `[tokens, heads x d]` packed, else `[sequence, batch, heads x d]`."""
+        if packed_seq_params is None:
+            batched = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+            return self._attend(*batched).permute(2, 0, 1, 3).flatten(2)
+        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
+        parts = []
+        for group in group_by_length(lengths):
+            tokens = slice(group.start, group.start + group.tokens)
+            parts.append(self._attend_group(query[tokens], key[tokens], value[tokens], group.lengths))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
+
+    def _attend_group(self, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        longest = max(lengths)
+        if longest * len(lengths) == query.shape[0]:
+            shape = (len(lengths), longest)
+            batched = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value))
+            return self._attend(*batched).transpose(1, 2).flatten(0, 1)
+        length_s = torch.tensor(lengths, device=query.device)
+        place_sl = torch.arange(longest, device=query.device)
+        first_s = length_s.cumsum(0) - length_s
+        # Padding repeats the last token of the row: any finite value will do there.
+        index_sl = (first_s[:, None] + place_sl).clamp_(max=query.shape[0] - 1)
+        padded = (
+            tensor.index_select(0, index_sl.flatten()).unflatten(0, index_sl.shape).transpose(1, 2)
+            for tensor in (query, key, value)
+        )
+        attended = self._attend(*padded).transpose(1, 2).flatten(0, 1)
+        true_places = (place_sl < length_s[:, None]).flatten().nonzero()[:, 0]
+        return attended.index_select(0, true_places)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """`[batch, heads, sequence, d]`, causal; key and value may have fewer heads (grouped queries)."""
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+
+    def sharded_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Nothing to save: attention has no parameters."""
+        return {}
