@@ -11,6 +11,7 @@ RUNTIME = [
     "torch>=2.11",
     "megatron-core>=0.16.1,<0.20",
     "numpy",
+    "psutil",  # megatron-core's checkpoint writer hangs without it
     "transformers>=5.16",
     "tokenizers",
     "safetensors",
@@ -19,6 +20,8 @@ RUNTIME = [
     "rich",
     "matplotlib",
     "jinja2",
+    "math-verify",
+    "pyyaml",
 ]
 LOGGING = ["wandb"]
 DEVELOPMENT = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"]

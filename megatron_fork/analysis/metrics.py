@@ -1,0 +1,76 @@
+"""The metrics of a run: one series of numbers per stage and name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+
+from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json_lines, shortened
+
+STAGES = ("sft", "train", "evaluation")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric over steps: `steps` [points] rising, `values` [points], NaN where the value is not finite."""
+
+    steps: numpy.ndarray
+    values: numpy.ndarray
+
+    def __bool__(self) -> bool:
+        return bool(numpy.isfinite(self.values).any())
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What `metrics.jsonl` holds.
+
+    `stages[stage][step][name]` is a number. `superseded` counts lines that a later line of the same stage and step
+    replaced, `not_finite` the null, NaN and infinite values, and `truncated` tells of a half-written last line.
+    """
+
+    stages: dict[str, dict[int, dict[str, float]]]
+    superseded: int
+    not_finite: int
+    truncated: bool
+
+    def series(self, stage: str, name: str) -> Series:
+        """Return the points at which the metric was written, in order of step."""
+        written = [(step, values[name]) for step, values in sorted(self.stages[stage].items()) if name in values]
+        steps = numpy.array([step for step, _ in written], dtype=int)
+        values = numpy.array([value for _, value in written], dtype=float)
+        return Series(steps, numpy.where(numpy.isfinite(values), values, numpy.nan))
+
+    def last_step(self, stage: str) -> int:
+        """Return the highest step written for a stage, 0 when there is none."""
+        return max(self.stages[stage], default=0)
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read `metrics.jsonl`. Raise AnalysisError for a line with an unknown stage, no step or a field of no number."""
+    stages: dict[str, dict[int, dict[str, float]]] = {stage: {} for stage in STAGES}
+    superseded = 0
+    written = read_json_lines(path)
+    for line in written.lines:
+        steps, step = stages[known_stage(line)], line.step()
+        # A resumed job runs the steps after its checkpoint again: what it wrote last is what the policy went through.
+        superseded += step in steps
+        steps[step] = numbers_of(line)
+    kept = [value for steps in stages.values() for values in steps.values() for value in values.values()]
+    return Metrics(stages, superseded, sum(not math.isfinite(value) for value in kept), written.truncated)
+
+
+def known_stage(line: JsonLine) -> str:
+    stage = line.text("stage")
+    if stage not in STAGES:
+        raise AnalysisError(f"{line.where}: field 'stage' is {shortened(repr(stage))}, not one of {', '.join(STAGES)}")
+    return stage
+
+
+def numbers_of(line: JsonLine) -> dict[str, float]:
+    # Strict JSON writers put null for what was not finite: it is a gap in a curve, where a missing name is none.
+    numbers = {name: line.number(name) for name in line.fields if name not in ("stage", "step")}
+    return {name: math.nan if value is None else value for name, value in numbers.items()}

@@ -1,0 +1,104 @@
+"""The report of a run: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from megatron_fork.analysis.charts import draw_curves, draw_entropy_distribution
+from megatron_fork.analysis.colours import LEVELS, PALETTE, EntropyScale, entropy_colours, entropy_scale
+from megatron_fork.analysis.headline import headlines
+from megatron_fork.analysis.run_record import RunRecord, read_run
+from megatron_fork.analysis.tokens import fork_table, visible, visible_label
+from megatron_fork.analysis.transcripts import STEPS_SHOWN, TRANSCRIPTS_SHOWN, traced_steps
+from megatron_fork.errors import RunFolderError
+
+REPORT = "report.html"
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` into a run folder, finished or not, and return its path.
+
+    The same folder gives the same bytes. Raise AnalysisError when the folder cannot be read as a run, RunFolderError
+    when it cannot be written.
+    """
+    page = render(read_run(run_folder))
+    path = run_folder / REPORT
+    partial = run_folder / f".{REPORT}.{os.getpid()}"
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def render(record: RunRecord) -> str:
+    """Return the page. Every text of the run is escaped by the template; only the charts are markup."""
+    environment = Environment(
+        loader=PackageLoader("megatron_fork", "analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible_label"] = visible_label
+    traces = record.traces.all()
+    scale = entropy_scale(value for trace in traces for value in trace.entropy)
+    return environment.get_template(REPORT).render(
+        name=visible(record.name),
+        status=status(record),
+        finished=record.finished,
+        headlines=headlines(record),
+        curves=draw_curves(record),
+        distribution=draw_entropy_distribution(record),
+        table=fork_table(traces) if traces else None,
+        steps=traced_steps(record.traces, scale),
+        config=visible(record.config_text),
+        left_out=left_out(record),
+        scale=scale,
+        legend=legend(scale),
+        palette=PALETTE,
+        light_levels=entropy_colours(dark=False),
+        dark_levels=entropy_colours(dark=True),
+    )
+
+
+def status(record: RunRecord) -> str:
+    if record.finished:
+        return "finished"
+    return f"unfinished, {record.metrics.last_step('train'):,} RL steps so far"
+
+
+def legend(scale: EntropyScale) -> list[str]:
+    """Return the entropies in nats at the quarters of the colour map."""
+    quarters = [scale.top * quarter / 4 for quarter in range(5)]
+    return [f"{nats:g}" for nats in quarters[:-1]] + [f"≥ {scale.top * (LEVELS - 1) / LEVELS:.3g}"]
+
+
+def left_out(record: RunRecord) -> list[str]:
+    """Return one sentence for each thing that the run holds and the report does not show."""
+    metrics, traces = record.metrics, record.traces
+    sentences = []
+    if metrics.truncated:
+        sentences.append("The last line of metrics.jsonl is half-written and was left out.")
+    sentences += [f"The last line of traces/{name} is half-written and was left out." for name in traces.truncated]
+    if metrics.superseded:
+        sentences.append(
+            f"{metrics.superseded:,} lines of metrics.jsonl were replaced by a later line of the same stage and step."
+        )
+    if metrics.not_finite:
+        sentences.append(f"{metrics.not_finite:,} metrics are null, NaN or infinite and leave gaps in the curves.")
+    if len(traces.by_step) > STEPS_SHOWN:
+        sentences.append(f"Transcripts are shown of {STEPS_SHOWN} of the {len(traces.by_step):,} traced steps.")
+    longer = sum(len(found) > TRANSCRIPTS_SHOWN for found in traces.by_step.values())
+    if longer:
+        sentences.append(
+            f"Of each traced step the first {TRANSCRIPTS_SHOWN} transcripts are shown; {longer:,} steps have more. "
+            "The distribution and the token table count all of them."
+        )
+    return sentences

@@ -1,0 +1,84 @@
+"""A run folder, read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, parse_object, read_bytes, shortened
+from megatron_fork.analysis.metrics import Metrics, read_metrics
+from megatron_fork.analysis.traces import Traces, read_traces
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run left behind.
+
+    `summary` is empty until the run writes it. `config` is the mapping of `resolved.yaml` and `config_text` its text;
+    both are empty when the file is missing.
+    """
+
+    name: str
+    metrics: Metrics
+    traces: Traces
+    summary: JsonLine
+    config: dict[str, Any]
+    config_text: str
+
+    @property
+    def finished(self) -> bool:
+        """True once the run has written what its final policy scored."""
+        return self.summary.number("pass_rate_after") is not None
+
+    def configured(self, *path: str) -> str | int | float | bool | None:
+        """Return the scalar at a path of the resolved config, None where there is none."""
+        value: Any = self.config
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value if isinstance(value, str | int | float | bool) else None
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder, finished or not.
+
+    Raise AnalysisError when there is no `metrics.jsonl`, or when a file cannot be read as what it claims to be.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise AnalysisError(
+            f"{folder} is not a run folder: it has no metrics.jsonl",
+            hint="name the folder that `megatron-fork train` wrote into",
+        )
+    config, config_text = read_config(folder / "resolved.yaml")
+    return RunRecord(
+        name=folder.resolve().name,
+        metrics=read_metrics(path),
+        traces=read_traces(folder / "traces"),
+        summary=read_summary(folder / "summary.json"),
+        config=config,
+        config_text=config_text,
+    )
+
+
+def read_summary(path: Path) -> JsonLine:
+    return parse_object(read_bytes(path), path.name) if path.exists() else JsonLine(path.name, {})
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], str]:
+    if not path.exists():
+        return {}, ""
+    text = read_bytes(path).decode(errors="replace")
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(text))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise AnalysisError(f"{path.name}{line}: not YAML ({shortened(str(error))})") from error
+    if not isinstance(config, dict):
+        raise AnalysisError(f"{path.name}: not a YAML mapping")
+    return {str(key): value for key, value in config.items()}, text

@@ -1,0 +1,154 @@
+"""The state of a run on disk: complete, or not there at all.
+
+A checkpoint is written aside by Megatron's distributed writer, then described by a manifest (sizes and checksums of all its
+files), then renamed; `LATEST` is replaced last, in one step. Whatever stops the machine in between leaves the previous one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.optimizer import MegatronOptimizer
+
+from megatron_fork.errors import CheckpointError
+from megatron_fork.models import StatisticsModel
+
+_MANIFEST = "manifest.json"
+_STATE = "state"
+_OPTIMIZER_METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": False,
+    "chained_optim_avoid_prefix": True,
+}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A complete checkpoint and what the run wrote down beside its tensors."""
+
+    folder: Path
+    progress: dict[str, Any]
+
+
+def save_training_state(
+    folder: Path, step: int, model: StatisticsModel, optimizer: MegatronOptimizer, progress: dict[str, Any], *, keep: int
+) -> Path:
+    """Write `folder/step-NNNNNN`; every rank calls it. The newest `keep` checkpoints stay.
+
+    Raises `CheckpointError` when the disk refuses; the previous checkpoint is then still whole.
+    """
+    complete = folder / f"step-{step:06d}"
+    aside = folder / f"step-{step:06d}.partial"
+    writes = dist.get_rank() == 0
+    try:
+        if writes:
+            shutil.rmtree(aside, ignore_errors=True)
+            (aside / _STATE).mkdir(parents=True)
+        dist.barrier()
+        with _one_thread():
+            dist_checkpointing.save(_sharded(model, optimizer, loading=False), str(aside / _STATE))
+        dist.barrier()
+        if writes:
+            _seal(aside, progress)
+            shutil.rmtree(complete, ignore_errors=True)
+            aside.rename(complete)
+            _point_to(folder, complete.name)
+            for old in sorted(folder.glob("step-??????"))[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError, CheckpointingException) as error:
+        raise CheckpointError(
+            f"checkpoint {complete} cannot be written: {str(error).splitlines()[0]}",
+            hint="free some space and start the same command again: it resumes from the previous checkpoint",
+        ) from error
+    dist.barrier()
+    return complete
+
+
+def latest(folder: Path) -> Saved | None:
+    """The checkpoint that `LATEST` names, verified against its manifest; None when the folder has none."""
+    pointer = folder / "LATEST"
+    if not pointer.is_file():
+        return None
+    complete = folder / pointer.read_text().strip()
+    manifest = complete / _MANIFEST
+    hint = f"remove {pointer} to start anew, or write the name of another checkpoint into it"
+    if not manifest.is_file():
+        raise CheckpointError(f"checkpoint {complete} has no {_MANIFEST}", hint=hint)
+    try:
+        record = json.loads(manifest.read_text())
+        files, progress = record["files"], record["progress"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise CheckpointError(f"{manifest} cannot be read: {error!r}", hint=hint) from error
+    for name, expected in files.items():
+        if not (complete / name).is_file() or _describe(complete / name) != expected:
+            raise CheckpointError(f"checkpoint file {complete / name} is missing or differs from its manifest", hint=hint)
+    return Saved(complete, progress)
+
+
+def load_training_state(saved: Saved, model: StatisticsModel, optimizer: MegatronOptimizer) -> None:
+    """Fill model and optimizer from a checkpoint, under the present layout."""
+    try:
+        state = dist_checkpointing.load(_sharded(model, optimizer, loading=True), str(saved.folder / _STATE))
+    except (CheckpointingException, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"checkpoint {saved.folder} does not fit this model: {str(error).splitlines()[0]}",
+            hint="resume with the model and optimizer settings of the run's resolved.yaml",
+        ) from error
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Megatron's writer forks; a child whose parent had OpenMP threads hangs at its first parallel region."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _sharded(model: StatisticsModel, optimizer: MegatronOptimizer, *, loading: bool) -> dict[str, Any]:
+    model_state = model.sharded_state_dict()
+    optimizer_state = optimizer.sharded_state_dict(model_state, is_loading=loading, metadata=_OPTIMIZER_METADATA)
+    return {"model": model_state, "optimizer": optimizer_state}
+
+
+def _seal(aside: Path, progress: dict[str, Any]) -> None:
+    """Flush every file, then write the manifest that makes the checkpoint count as complete."""
+    files = sorted(path for path in aside.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    record = {"progress": progress, "files": {str(path.relative_to(aside)): _describe(path) for path in files}}
+    with (aside / _MANIFEST).open("w") as file:
+        json.dump(record, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _point_to(folder: Path, name: str) -> None:
+    aside = folder / "LATEST.partial"
+    with aside.open("w") as file:
+        file.write(name + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(folder / "LATEST")
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

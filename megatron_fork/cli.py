@@ -1,0 +1,117 @@
+"""The command line. Exit code 0 only on success; an error is one line and a hint, a traceback only with --debug."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_fork.errors import MegatronForkError
+from megatron_fork.version import __version__
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Recipe = Annotated[Path, typer.Argument(help="YAML recipe, such as examples/quickstart.yaml", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="dotted overrides: selection.tokens=all train.steps=10", show_default=False)
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved recipe and stop")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None, print_config: PrintConfig = False, debug: Debug = False) -> None:
+    """Reinforcement learning: warm start where the recipe asks for one, then the loop. Also under torchrun."""
+    _run_recipe("train", recipe, overrides, print_config=print_config, debug=debug)
+
+
+@app.command()
+def sft(recipe: Recipe, overrides: Overrides = None, print_config: PrintConfig = False, debug: Debug = False) -> None:
+    """Only the warm start: cross-entropy on the recipe's demonstrations; leaves a Hugging Face model folder."""
+    _run_recipe("sft", recipe, overrides, print_config=print_config, debug=debug)
+
+
+@app.command()
+def analyze(
+    run_folder: Annotated[Path, typer.Argument(help="folder of a run", show_default=False)], debug: Debug = False
+) -> None:
+    """Write report.html of a run again, from what the run folder holds."""
+
+    def work() -> None:
+        from megatron_fork.analysis import write_report
+
+        typer.echo(f"report {write_report(run_folder)}")
+
+    _guarded(work, debug=debug)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, print_config: bool, debug: bool) -> None:
+    def work() -> None:
+        # Imported late: torch and megatron take seconds, and `--help` should not.
+        from megatron_fork.console import Display, quiet_libraries
+
+        quiet_libraries()
+        from megatron_fork import distributed
+        from megatron_fork.config import load_config, to_yaml
+
+        config = load_config(recipe, overrides or [])
+        if print_config:
+            typer.echo(to_yaml(config), nl=False)
+            return
+        from megatron_fork.train import supervise
+        from megatron_fork.train import train as train_recipe
+
+        display = Display(speaks=distributed.rank() == 0)
+        (train_recipe if command == "train" else supervise)(config, display)
+        distributed.finalize()
+
+    _guarded(work, debug=debug)
+
+
+def _guarded(work: Callable[[], None], *, debug: bool) -> None:
+    """Run `work`; print the user's errors as two lines on rank 0, and leave with their exit code."""
+    try:
+        work()
+    except MegatronForkError as error:
+        _explain(error, debug=debug)
+        _leave(error.exit_code)
+    except KeyboardInterrupt:
+        _explain(MegatronForkError("interrupted before there was anything to save"), debug=debug)
+        _leave(130)
+
+
+def _explain(error: MegatronForkError, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    if os.environ.get("RANK", "0") != "0":
+        return
+    typer.secho(f"error: {error.message}", fg=typer.colors.RED, err=True)
+    if error.hint:
+        typer.echo(f"  {error.hint}", err=True)
+
+
+def _leave(code: int) -> None:
+    """End at once: a rank that failed alone must not wait for the others in an exit handler."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> None:
+    """Entry point of `megatron-fork`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

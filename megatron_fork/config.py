@@ -1,0 +1,211 @@
+"""The recipe: a typed tree of every room's own Config, read from YAML with dotted overrides.
+
+A recipe may extend another (`base: other.yaml`, relative to itself). Precedence, lowest first: defaults of the dataclasses,
+the selection preset, the base recipe, the recipe, overrides on the command line. Every value that a run used stands in its
+`resolved.yaml`, which is itself a complete recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megatron_fork.data import Config as DataConfig
+from megatron_fork.distributed import Config as ParallelConfig
+from megatron_fork.errors import ConfigError
+from megatron_fork.evaluation import Config as EvaluationConfig
+from megatron_fork.models import Config as ModelConfig
+from megatron_fork.objective import Config as ObjectiveConfig
+from megatron_fork.policy import Config as PolicyConfig
+from megatron_fork.policy import OptimizerConfig
+from megatron_fork.rewards import Config as RewardConfig
+from megatron_fork.rollout import Config as RolloutConfig
+from megatron_fork.selection import PRESETS
+from megatron_fork.selection import Config as SelectionConfig
+
+
+@dataclass
+class SupervisedConfig:
+    """The warm start on demonstrations."""
+
+    steps: int = 0
+    batch: int = 32
+    """Demonstrations a step."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch < 1:
+            raise ConfigError(f"sft.steps={self.steps}, sft.batch={self.batch}: not counts", hint="sft.steps=0 skips it")
+
+
+@dataclass
+class TrainConfig:
+    """The reinforcement-learning loop."""
+
+    steps: int = 500
+    prompts_per_step: int = 512
+    """Groups in a rollout batch."""
+    prompts_per_mini_batch: int = 32
+    """Groups in one optimizer step."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompts_per_step", "prompts_per_mini_batch"):
+            if vars(self)[name] < 1:
+                raise ConfigError(f"train.{name}={vars(self)[name]} is not a count", hint="give 1 or more")
+        if self.steps < 0:
+            raise ConfigError(f"train.steps={self.steps} is negative", hint="0 only evaluates")
+        if self.prompts_per_mini_batch > self.prompts_per_step:
+            raise ConfigError(
+                f"train.prompts_per_mini_batch={self.prompts_per_mini_batch} is more than "
+                f"train.prompts_per_step={self.prompts_per_step}",
+                hint="a mini-batch is a part of the rollout batch",
+            )
+
+
+@dataclass
+class RunFolderConfig:
+    """What a run leaves behind, and where."""
+
+    folder: str | None = None
+    """By default `runs/<recipe>-<time>`. A folder that holds a checkpoint is resumed."""
+    name: str = "run"
+    checkpoint_every: int = 25
+    """Steps between checkpoints; one is always written at the end and on interruption. 0: only then."""
+    keep_checkpoints: int = 2
+    trace_every: int = 10
+    """Steps between traces of single trajectories; 0: none."""
+    trace_trajectories: int = 8
+    wandb: str | None = None
+    """Project name; offline unless this machine is logged in."""
+
+    def __post_init__(self) -> None:
+        if self.keep_checkpoints < 1:
+            raise ConfigError(f"run.keep_checkpoints={self.keep_checkpoints} keeps none", hint="keep at least 1")
+
+
+@dataclass
+class RunConfig:
+    """Everything a run is determined by."""
+
+    seed: int = 0
+    run: RunFolderConfig = field(default_factory=RunFolderConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    sft: SupervisedConfig = field(default_factory=SupervisedConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe and its overrides; raises `ConfigError` with one line that names the field and the way out."""
+    tree = _merge(_read_with_base(recipe, ()), _overrides(overrides))
+    tree.setdefault("run", {}).setdefault("name", recipe.stem)
+    _check_keys(tree, RunConfig, "")
+    preset = (tree.get("selection") or {}).get("preset", "paper")
+    tree = _merge(PRESETS.get(preset, {}), tree)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(tree))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise _readable(error) from error
+    assert isinstance(config, RunConfig)
+    if not config.model.is_given:
+        raise ConfigError(
+            f"{recipe} names no model", hint="set model.path=FOLDER, or model.hf_config for random weights"
+        )
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole tree, as a recipe that gives the same config."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def differences(old: str, new: RunConfig) -> list[str]:
+    """Dotted names of the fields in which a `resolved.yaml` differs from a config."""
+    return sorted(_different(yaml.safe_load(old), yaml.safe_load(to_yaml(new)), ""))
+
+
+def _different(old: Any, new: Any, path: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = old.keys() | new.keys()
+        return [name for key in names for name in _different(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [path]
+
+
+def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if not recipe.is_file():
+        raise ConfigError(f"recipe {recipe} is not a file", hint="recipes are YAML files; see examples/")
+    if recipe.resolve() in seen:
+        raise ConfigError(f"recipe {recipe} extends itself through `base`", hint="remove one `base` line of the circle")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(recipe))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f" line {where.line + 1}" if where else ""
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"recipe {recipe}{place} is not readable YAML: {reason}", hint="check its indentation") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {recipe} is not a mapping of fields", hint="start from examples/quickstart.yaml")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    return _merge(_read_with_base(recipe.parent / str(base), (*seen, recipe.resolve())), tree)
+
+
+def _overrides(words: Sequence[str]) -> dict[str, Any]:
+    for word in words:
+        if "=" not in word or word.startswith("-"):
+            raise ConfigError(f"{word} is not an override", hint="write field=value, such as selection.tokens=all")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"an override cannot be read: {str(error).splitlines()[0]}", hint="quote its value") from error
+    assert isinstance(tree, dict)
+    return tree
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _check_keys(tree: dict[str, Any], cls: type, path: str) -> None:
+    """Refuse unknown fields by name, with the nearest known one."""
+    hints = get_type_hints(cls)
+    known = [entry.name for entry in fields(cls)]
+    for key, value in tree.items():
+        dotted = f"{path}{key}"
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {path}{near[0]}?" if near else f"known here: {', '.join(known)}"
+            raise ConfigError(f"{dotted} is not a field", hint=hint)
+        if is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(
+                    f"{dotted}={value} is not a mapping", hint=f"set its fields, such as {dotted}.{fields(hints[key])[0].name}"
+                )
+            _check_keys(value, hints[key], f"{dotted}.")
+
+
+def _readable(error: OmegaConfBaseException) -> ConfigError:
+    field_name = error.full_key or "a field"
+    reason = str(error.msg or error).splitlines()[0]
+    return ConfigError(f"{field_name}: {reason}", hint="`--print-config` shows every field with its value")

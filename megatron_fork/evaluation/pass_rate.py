@@ -1,0 +1,66 @@
+"""Pass rate on held-out prompts: the mean over prompts of the share of right samples, with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_fork.errors import ConfigError
+from megatron_fork.experience import Prompt, Trajectory
+from megatron_fork.rollout import Collector
+
+# Far beyond any training draw: held-out responses use their own random numbers, the same at every evaluation.
+_FIRST_DRAW = 1 << 40
+
+
+@dataclass
+class Config:
+    """How held-out prompts are evaluated."""
+
+    samples: int = 16
+    """Samples a prompt, at the rollout temperature."""
+    greedy: bool = True
+    """Also decode each prompt once, most likely token first."""
+    every: int = 10
+    """Steps between evaluations; 0 evaluates only before and after."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.every < 0:
+            raise ConfigError(
+                f"evaluation.samples={self.samples}, evaluation.every={self.every}: not counts", hint="try 16 and 10"
+            )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """avg@k with its standard error over prompts, greedy accuracy (NaN where not asked for), mean length in tokens."""
+
+    pass_rate: float
+    standard_error: float
+    greedy: float
+    response_tokens: float
+    trajectories: list[Trajectory]
+
+
+def evaluate(collector: Collector, prompts: Sequence[Prompt], config: Config) -> Evaluation:
+    """Sample and score `prompts` under the engine's current weights."""
+    trajectories = collector.sample(prompts, config.samples, first_draw=_FIRST_DRAW)
+    rewards = [trajectory.reward for trajectory in trajectories]
+    pass_rate, standard_error = average_at_k(rewards, config.samples)
+    greedy = math.nan
+    if config.greedy:
+        answers = collector.sample(prompts, 1, first_draw=_FIRST_DRAW, greedy=True)
+        greedy = sum(trajectory.reward for trajectory in answers) / len(answers)
+    tokens = sum(len(trajectory.response) for trajectory in trajectories) / len(trajectories)
+    return Evaluation(pass_rate, standard_error, greedy, tokens, trajectories)
+
+
+def average_at_k(rewards: Sequence[float], samples: int) -> tuple[float, float]:
+    """(avg@k, standard error): prompts are the units, since samples of one prompt are not independent of its difficulty."""
+    means = [math.fsum(rewards[first : first + samples]) / samples for first in range(0, len(rewards), samples)]
+    mean = math.fsum(means) / len(means)
+    if len(means) == 1:
+        return mean, math.nan
+    variance = math.fsum((value - mean) ** 2 for value in means) / (len(means) - 1)
+    return mean, math.sqrt(variance / len(means))

@@ -1,0 +1,115 @@
+"""What flows through the loop: prompts, trajectories, and batches of them with their per-token columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question and the answer that a verifier checks responses against."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt with a response to imitate; `number` is its place in the batch that it was drawn for."""
+
+    number: int
+    prompt: Prompt
+    response: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens the model reads: the last response token is only ever a target."""
+        return len(self.prompt.tokens) + len(self.response) - 1
+
+
+@dataclass(frozen=True)
+class Trajectory(Demonstration):
+    """A response that an engine sampled, with what the engine said of it and what the verifier made of it."""
+
+    rollout_logprob: tuple[float, ...]
+    finish_reason: FinishReason
+    weight_version: int
+    text: str = ""
+    reward: float = 0.0
+    reason: str = ""
+    advantage: float = 0.0
+
+
+# Token ids of one batch are `number * _LONGEST + place`: unique, and the same under every layout.
+_LONGEST = 1 << 24
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences and columns of one value per response token, in the order of the sequences, `[response tokens]`."""
+
+    sequences: Sequence[Demonstration]
+    advantage_t: Tensor | None = None
+    rollout_logprob_t: Tensor | None = None
+    old_logprob_t: Tensor | None = None
+    entropy_t: Tensor | None = None
+    selected_t: Tensor | None = None
+
+    @classmethod
+    def of_trajectories(cls, trajectories: Sequence[Trajectory]) -> Batch:
+        lengths = torch.tensor([len(trajectory.response) for trajectory in trajectories], dtype=torch.long)
+        advantages = torch.tensor([trajectory.advantage for trajectory in trajectories], dtype=torch.float32)
+        logprobs = [value for trajectory in trajectories for value in trajectory.rollout_logprob]
+        return cls(
+            trajectories,
+            advantage_t=advantages.repeat_interleave(lengths),
+            rollout_logprob_t=torch.tensor(logprobs, dtype=torch.float32),
+        )
+
+    @property
+    def response_lengths(self) -> list[int]:
+        return [len(sequence.response) for sequence in self.sequences]
+
+    @property
+    def response_tokens(self) -> int:
+        return sum(self.response_lengths)
+
+    @property
+    def sequence_t(self) -> Tensor:
+        """`[response tokens]` int64: which of `sequences` each token belongs to."""
+        return torch.arange(len(self.sequences)).repeat_interleave(torch.tensor(self.response_lengths, dtype=torch.long))
+
+    @property
+    def token_id_t(self) -> Tensor:
+        """`[response tokens]` int64: an id that does not depend on the layout."""
+        ids = [
+            torch.arange(len(sequence.response)) + sequence.number * _LONGEST for sequence in self.sequences
+        ]
+        return torch.cat(ids) if ids else torch.zeros(0, dtype=torch.long)
+
+    def with_columns(self, **columns: Tensor) -> Batch:
+        return replace(self, **columns)  # type: ignore[arg-type]
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        """The sequences at `indices`, in that order, with their share of every column."""
+        lengths = self.response_lengths
+        starts = [0]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        pieces = [torch.arange(starts[index], starts[index + 1]) for index in indices]
+        token_t = torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long)
+        columns = {
+            column.name: values[token_t]
+            for column in fields(self)
+            if column.name != "sequences" and (values := getattr(self, column.name)) is not None
+        }
+        return Batch([self.sequences[index] for index in indices], **columns)

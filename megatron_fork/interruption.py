@@ -1,0 +1,40 @@
+"""Ctrl-C and the scheduler's signals: the first asks the run to save and stop, the second stops it at once."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+
+import torch
+from torch.distributed import ProcessGroup
+
+from megatron_fork.distributed import collectives, device
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Within this context the first signal is remembered; all ranks learn of it at the next `agreed`."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> StopRequest:
+        self._previous = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+    def agreed(self, world: ProcessGroup) -> bool:
+        """Whether any rank was asked to stop; every rank must call it."""
+        flag = torch.tensor(float(self.received is not None), device=device())
+        return bool(collectives.all_reduce_max(flag, world))

@@ -1,0 +1,43 @@
+"""Which model a run trains: a Hugging Face folder, or a config written in the recipe and random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from megatron_fork.errors import ConfigError
+
+
+@dataclass
+class Config:
+    """Exactly one of `path` and `hf_config`."""
+
+    path: str | None = None
+    """Folder with config.json, safetensors and a tokenizer."""
+    hf_config: dict[str, Any] = field(default_factory=dict)
+    """Fields of a Hugging Face config, `model_type` among them; weights are drawn from the run's seed."""
+
+    def __post_init__(self) -> None:
+        if self.path and self.hf_config:
+            raise ConfigError("model.path and model.hf_config are both given", hint="remove one of them")
+
+    @property
+    def is_given(self) -> bool:
+        return bool(self.path or self.hf_config)
+
+
+def config_from_recipe(fields: dict[str, Any]) -> PretrainedConfig:
+    """The Hugging Face config of a recipe; raises `ConfigError` on a field that the model type does not have."""
+    fields = dict(fields)
+    model_type = fields.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ConfigError(f"model.hf_config.model_type={model_type} is not known", hint="try qwen3")
+    config_class = CONFIG_MAPPING[model_type]
+    unknown = sorted(set(fields) - set(vars(config_class())) - {"rope_theta"})
+    if unknown:
+        raise ConfigError(
+            f"model.hf_config.{unknown[0]} is not a field of {config_class.__name__}", hint="see the model's config.json"
+        )
+    return config_class(**fields)

@@ -1,0 +1,126 @@
+"""What a run leaves behind: resolved.yaml, metrics.jsonl, traces/, checkpoints/, summary.json, report.html.
+
+Rank 0 writes; on the other ranks every method does nothing. A full or read-only disk is one clear line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_fork.errors import RunFolderError
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into the user's error."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written: {error.strerror or error}", hint="free some space, or choose another run.folder"
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` in one step, so that a reader sees the old text or the new."""
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(path.name + ".partial")
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path, *, writes: bool, wandb_project: str | None = None, resolved: str = "") -> None:
+        self.path = path
+        self.writes = writes
+        self._wandb = None
+        if not writes:
+            return
+        with writing_to(path):
+            path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "resolved.yaml", resolved)
+        if wandb_project:
+            self._wandb = _start_wandb(wandb_project, path, resolved)
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl."""
+        if not self.writes:
+            return
+        self._append(self.path / "metrics.jsonl", {"stage": stage, "step": step, **values})
+        if self._wandb is not None:
+            finite = {f"{stage}/{name}": value for name, value in values.items() if math.isfinite(value)}
+            self._wandb.log({**finite, f"{stage}/step": step})
+
+    def traces(self, step: int, records: list[dict[str, Any]]) -> None:
+        """Write the traced trajectories of a step."""
+        if self.writes and records:
+            lines = [json.dumps(_finite(record)) for record in records]
+            write_atomically(self.path / "traces" / f"step-{step:06d}.jsonl", "\n".join(lines) + "\n")
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Write summary.json: the run has finished."""
+        if self.writes:
+            write_atomically(self.path / "summary.json", json.dumps(_finite(values), indent=2) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop training and evaluation lines past `step`: a resumed run writes them again."""
+        file = self.path / "metrics.jsonl"
+        if not self.writes or not file.is_file():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if record["stage"] == "sft" or record["step"] <= step:
+                kept.append(line + "\n")
+        write_atomically(file, "".join(kept))
+
+    def close(self) -> None:
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _append(self, file: Path, record: dict[str, Any]) -> None:
+        with writing_to(file), file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(_finite(record)) + "\n")
+
+
+def _start_wandb(project: str, path: Path, resolved: str) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise RunFolderError(f"run.wandb={project}, but wandb is not installed", hint="pip install wandb") from error
+    import yaml
+
+    has_login = bool(os.environ.get("WANDB_API_KEY")) or _netrc_names_wandb()
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_login else "offline")
+    return wandb.init(project=project, name=path.name, dir=path, mode=mode, config=yaml.safe_load(resolved))
+
+
+def _netrc_names_wandb() -> bool:
+    file = Path.home() / ".netrc"
+    return file.is_file() and "api.wandb.ai" in file.read_text(encoding="utf-8", errors="replace")

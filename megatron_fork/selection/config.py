@@ -1,0 +1,57 @@
+"""Which tokens carry gradient: every named choice, and the presets that set them all (arXiv 2506.01939 and its peers)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_fork.errors import ConfigError
+
+Tokens = Literal["top", "bottom", "random", "all"]
+Scope = Literal["minibatch", "microbatch_global", "microbatch", "sequence"]
+Rule = Literal["threshold", "exact_k", "quantile"]
+EntropyPolicy = Literal["current", "old"]
+Preset = Literal["paper", "authors_code", "trl"]
+
+
+@dataclass
+class Config:
+    """The rule of selection; a preset fills in what the recipe leaves unsaid, and an explicit field wins over it."""
+
+    preset: Preset = "paper"
+    tokens: Tokens = "top"
+    """top: highest entropies. bottom: lowest. random: the control arm. all: no selection."""
+    ratio: float = 0.2
+    """Share of the response tokens that carries gradient, in (0, 1]."""
+    scope: Scope = "minibatch"
+    """What the share is taken of: the whole mini-batch over all ranks, one micro-batch over all data-parallel ranks,
+    one micro-batch of one rank, or one sequence."""
+    rule: Rule = "threshold"
+    """threshold: at or above the k-th largest, ties kept. exact_k: ties broken by token order. quantile: interpolated."""
+    entropy_policy: EntropyPolicy = "current"
+    """Whose entropy: the policy being trained, recomputed before every mini-batch, or the one that began the step."""
+    seed: int = 0
+    """Of the random choice; combined with the step."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.ratio <= 1.0:
+            raise ConfigError(
+                f"selection.ratio={self.ratio} is outside (0, 1]", hint="0.2 trains the top fifth; 1.0 trains all tokens"
+            )
+
+
+# Values below are relative to the whole recipe, since the denominator belongs to the objective.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "selection": {"scope": "minibatch", "rule": "threshold", "entropy_policy": "current"},
+        "objective": {"denominator": "selected"},
+    },
+    "authors_code": {
+        "selection": {"scope": "microbatch", "rule": "exact_k", "entropy_policy": "current"},
+        "objective": {"denominator": "selected"},
+    },
+    "trl": {
+        "selection": {"scope": "microbatch_global", "rule": "quantile", "entropy_policy": "current"},
+        "objective": {"denominator": "all"},
+    },
+}

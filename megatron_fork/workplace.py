@@ -1,0 +1,100 @@
+"""What every command needs before it starts: checked settings, the layout, the prompts, the run folder.
+
+Everything that can be refused is refused here, before a model is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from megatron_fork import checkpoint, distributed, models
+from megatron_fork.config import RunConfig, differences, to_yaml
+from megatron_fork.console import Display
+from megatron_fork.data import PromptSource, load_prompts
+from megatron_fork.distributed import Layout, collectives, parallel_layout
+from megatron_fork.errors import CheckpointError, ModelError
+from megatron_fork.interruption import StopRequest
+from megatron_fork.run_folder import RunFolder
+
+# What a resumed run may change without becoming another run.
+_MAY_CHANGE = ("run.", "parallel.", "train.steps", "rollout.batch_size", "rewards.workers", "policy.tokens_per_")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The surroundings of one run on this rank."""
+
+    config: RunConfig
+    layout: Layout
+    hf_config: PretrainedConfig
+    source: PromptSource
+    folder: RunFolder
+    display: Display
+    stop: StopRequest
+
+    def asked_to_stop(self) -> bool:
+        """Whether any rank was; every rank must ask."""
+        return self.stop.agreed(self.layout.world)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder.path / "checkpoints"
+
+    @property
+    def warm_start(self) -> Path:
+        """The model folder that supervised fine-tuning leaves."""
+        return self.folder.path / "warm_start"
+
+
+@contextmanager
+def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
+    """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
+    hf_config = checkpoint.resolve_config(config.model)
+    models.check_divides(hf_config, config.parallel)
+    source = load_prompts(config.data, _tokenizer(config.model))
+    if len(source.tokenizer) > hf_config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(source.tokenizer)} tokens, the model's vocab_size is {hf_config.vocab_size}",
+            hint=f"set model.hf_config.vocab_size to {len(source.tokenizer)} or more",
+        )
+    distributed.initialize()
+    with parallel_layout(config.parallel) as layout, StopRequest() as stop:
+        folder = _open_folder(config, layout)
+        try:
+            yield Workplace(config, layout, hf_config, source, folder, display, stop)
+        finally:
+            folder.close()
+
+
+def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:
+    if not source.path:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source.path)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.path={source.path} has no readable tokenizer", hint="copy the model's tokenizer files into the folder"
+        ) from error
+
+
+def _open_folder(config: RunConfig, layout: Layout) -> RunFolder:
+    """Rank 0 chooses the name for all; a folder of another run is refused."""
+    by_time = Path("runs") / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path = Path(config.run.folder) if config.run.folder else collectives.broadcast_object(by_time, layout.world)
+    resolved = path / "resolved.yaml"
+    if (path / "checkpoints" / "LATEST").is_file() and resolved.is_file():
+        changed = [name for name in differences(resolved.read_text(), config) if not name.startswith(_MAY_CHANGE)]
+        if changed:
+            raise CheckpointError(
+                f"run.folder={path} holds a run with other settings: {', '.join(changed)}",
+                hint=f"resume with `megatron-fork train {resolved}`, or choose another run.folder",
+            )
+    return RunFolder(
+        path, writes=distributed.rank() == 0, wandb_project=config.run.wandb, resolved=to_yaml(config)
+    )

@@ -1,0 +1,99 @@
+"""The report holds what the run wrote, in one file that asks for nothing, and is the same for the same run."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from synthetic_run import trace_of_step, write_json_lines, write_run
+
+from megatron_fork.analysis import write_report
+
+CHARTS = ("pass-rate", "entropy", "fraction", "update", "mismatch", "time", "sft-loss", "distribution")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs") / "forking-demo"
+    return write_report(write_run(folder)).read_text(encoding="utf-8")
+
+
+def svgs(page: str) -> list[str]:
+    return re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+
+
+def test_returns_the_path_and_leaves_no_partial_file(tmp_path: Path) -> None:
+    path = write_report(write_run(tmp_path))
+    assert path == tmp_path / "report.html"
+    assert [found.name for found in tmp_path.iterdir() if "report" in found.name] == ["report.html"]
+
+
+def test_headline_numbers(page: str) -> None:
+    for text in ("forking-demo", "22.0 ± 2.0 %", "62.0 ± 2.0 %", "27.0 %", "67.0 %", "+40.0 points", "1 h 23 min"):
+        assert text in page
+    for text in ("1.72 B", "on 8 ranks", "ratio 0.2", "after 20 of SFT", ">finished<"):
+        assert text in page
+
+
+def test_every_chart_is_drawn_and_is_well_formed(page: str) -> None:
+    drawn = svgs(page)
+    assert len(drawn) == len(CHARTS)
+    for identifier, svg in zip(CHARTS, drawn, strict=True):
+        ElementTree.fromstring(svg)
+        assert f'id="{identifier}-' in svg
+
+
+def test_no_two_elements_share_an_id_and_every_reference_resolves(page: str) -> None:
+    identifiers = re.findall(r'\bid="([^"]*)"', page)
+    assert len(identifiers) == len(set(identifiers))
+    references = re.findall(r'(?:xlink:href="#|url\(#)([^")]*)', page)
+    assert references
+    assert set(references) <= set(identifiers)
+
+
+def test_asks_the_network_for_nothing(page: str) -> None:
+    outside_links = re.sub(r'<a href="https://arxiv\.org[^"]*">|xmlns(:xlink)?="[^"]*"', "", page)
+    assert "http://" not in outside_links
+    assert "https://" not in outside_links
+    for asset in ("<script", "<img", "<link", "@import", "src="):
+        assert asset not in outside_links
+    assert "default-src 'none'" in page
+
+
+def test_same_run_gives_same_bytes(tmp_path: Path) -> None:
+    first = write_report(write_run(tmp_path)).read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+    assert re.search(rb"\d{4}-\d{2}-\d{2}T", first) is None
+
+
+def test_transcripts_and_config_are_shown(page: str) -> None:
+    assert page.count('<div class="response">') == 9
+    assert "What is 2x?\nPut the final answer" in page
+    assert "<summary>Resolved config</summary>" in page
+    assert "model: &#34;qwen3 &lt;tiny&gt;&#34;" in page
+
+
+def test_selected_tokens_are_marked_and_no_others(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    trace = trace_of_step(0)
+    for path in (tmp_path / "traces").iterdir():
+        path.unlink()
+    write_json_lines(tmp_path / "traces" / "step-000000.jsonl", [trace])
+    response = write_report(tmp_path).read_text(encoding="utf-8").split('<div class="response">')[1].split("</div>")[0]
+    marks = re.findall(r'<span class="level-\d+( selected)?" title="([^"]*)"', response)
+    assert [bool(mark) for mark, _ in marks] == trace["selected"]
+    for entropy, (_, title) in zip(trace["entropy"], marks, strict=True):
+        assert f"entropy {entropy:.4f} nats" in title
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path, transcripts=6)
+    for step in range(1, 12):
+        write_json_lines(tmp_path / "traces" / f"step-{step:06d}.jsonl", [trace_of_step(step)])
+    write_json_lines(tmp_path / "traces" / "step-000000.jsonl", [trace_of_step(0, tokens=1600)])
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Transcripts are shown of 6 of the 14 traced steps." in page
+    assert "4 of 6 traced" in page
+    assert "100 more tokens are left out." in page
+    shown = [int(step) for step in re.findall(r"<b>Step (\d+)</b>", page)]
+    assert (shown[0], shown[-1], len(shown)) == (0, 40, 6)
