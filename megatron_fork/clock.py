@@ -20,4 +20,7 @@ class Clock:
 
     def laps(self) -> dict[str, float]:
         """Seconds under `time/NAME`, and `time/step` for the whole."""
-        return {**{f"time/{name}": seconds for name, seconds in self._laps.items()}, "time/step": self._last - self._started}
+        return {
+            **{f"time/{name}": seconds for name, seconds in self._laps.items()},
+            "time/step": self._last - self._started,
+        }

@@ -42,7 +42,9 @@ class SupervisedConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch < 1:
-            raise ConfigError(f"sft.steps={self.steps}, sft.batch={self.batch}: not counts", hint="sft.steps=0 skips it")
+            raise ConfigError(
+                f"sft.steps={self.steps}, sft.batch={self.batch}: not counts", hint="sft.steps=0 skips it"
+            )
 
 
 @dataclass
@@ -158,7 +160,9 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         where = getattr(error, "problem_mark", None)
         place = f" line {where.line + 1}" if where else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"recipe {recipe}{place} is not readable YAML: {reason}", hint="check its indentation") from error
+        raise ConfigError(
+            f"recipe {recipe}{place} is not readable YAML: {reason}", hint="check its indentation"
+        ) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {recipe} is not a mapping of fields", hint="start from examples/quickstart.yaml")
     base = tree.pop("base", None)
@@ -174,7 +178,9 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
     try:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"an override cannot be read: {str(error).splitlines()[0]}", hint="quote its value") from error
+        raise ConfigError(
+            f"an override cannot be read: {str(error).splitlines()[0]}", hint="quote its value"
+        ) from error
     assert isinstance(tree, dict)
     return tree
 
@@ -200,7 +206,8 @@ def _check_keys(tree: dict[str, Any], cls: type, path: str) -> None:
         if is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise ConfigError(
-                    f"{dotted}={value} is not a mapping", hint=f"set its fields, such as {dotted}.{fields(hints[key])[0].name}"
+                    f"{dotted}={value} is not a mapping",
+                    hint=f"set its fields, such as {dotted}.{fields(hints[key])[0].name}",
                 )
             _check_keys(value, hints[key], f"{dotted}.")
 

@@ -86,14 +86,14 @@ class Batch:
     @property
     def sequence_t(self) -> Tensor:
         """`[response tokens]` int64: which of `sequences` each token belongs to."""
-        return torch.arange(len(self.sequences)).repeat_interleave(torch.tensor(self.response_lengths, dtype=torch.long))
+        return torch.arange(len(self.sequences)).repeat_interleave(
+            torch.tensor(self.response_lengths, dtype=torch.long)
+        )
 
     @property
     def token_id_t(self) -> Tensor:
         """`[response tokens]` int64: an id that does not depend on the layout."""
-        ids = [
-            torch.arange(len(sequence.response)) + sequence.number * _LONGEST for sequence in self.sequences
-        ]
+        ids = [torch.arange(len(sequence.response)) + sequence.number * _LONGEST for sequence in self.sequences]
         return torch.cat(ids) if ids else torch.zeros(0, dtype=torch.long)
 
     def with_columns(self, **columns: Tensor) -> Batch:

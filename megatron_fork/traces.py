@@ -43,8 +43,6 @@ def _records(share: Batch, tokenizer: PreTrainedTokenizerBase, step: int) -> lis
             "advantage": sequence.advantage,
             "finish_reason": sequence.finish_reason,
         }
-        for sequence, entropy, selected, logprob in zip(
-            share.sequences, entropies, selections, logprobs, strict=True
-        )
+        for sequence, entropy, selected, logprob in zip(share.sequences, entropies, selections, logprobs, strict=True)
         if isinstance(sequence, Trajectory)
     ]

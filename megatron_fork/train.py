@@ -48,9 +48,7 @@ def train(config: RunConfig, display: Display) -> Path:
         progress, policy = start(work)
         started = time.monotonic() - progress.seconds
         engine = build_engine(work)
-        collector = Collector(
-            config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed
-        )
+        collector = Collector(config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed)
         learner = Learner(policy, config.selection, config.objective, mismatch_limit=config.rollout.mismatch_limit)
         engine.update_weights(checkpoint.iter_hf_weights(policy.model), progress.step)
         if progress.before is None:
@@ -72,9 +70,7 @@ def supervise(config: RunConfig, display: Display) -> Path:
         policy = warm_start(work)
         engine = build_engine(work)
         engine.update_weights(checkpoint.iter_hf_weights(policy.model), 0)
-        collector = Collector(
-            config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed
-        )
+        collector = Collector(config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed)
         measure(work, collector, 0)
         if work.folder.writes:
             write_report(work.folder.path)
@@ -119,7 +115,8 @@ def warm_start(work: Workplace) -> Policy:
     )
     if not finished:
         raise Interrupted(
-            "stopped during the warm start; nothing of it is kept", hint="start the same command again when there is time"
+            "stopped during the warm start; nothing of it is kept",
+            hint="start the same command again when there is time",
         )
     write_model(work, policy, work.warm_start)
     return policy
@@ -246,7 +243,7 @@ def keep_state(work: Workplace, policy: Policy, progress: Progress, *, stop: boo
     if stop and not finished:
         raise Interrupted(
             f"stopped after step {progress.step} of {work.config.train.steps}; the state is saved",
-            hint=f"resume with `megatron-fork train {work.folder.path / 'resolved.yaml'} run.folder={work.folder.path}`",
+            hint=f"resume with `megatron-fork train {work.folder.path / 'resolved.yaml'}`",
         )
 
 
@@ -282,4 +279,3 @@ def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: flo
         f"greedy {before['greedy']:.3f} -> {after['greedy']:.3f}   {seconds:.0f} s"
     )
     work.display.say(f"report {report}")
-

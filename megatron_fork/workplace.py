@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -79,7 +79,8 @@ def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:
         return AutoTokenizer.from_pretrained(source.path)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"model.path={source.path} has no readable tokenizer", hint="copy the model's tokenizer files into the folder"
+            f"model.path={source.path} has no readable tokenizer",
+            hint="copy the model's tokenizer files into the folder",
         ) from error
 
 
@@ -95,6 +96,5 @@ def _open_folder(config: RunConfig, layout: Layout) -> RunFolder:
                 f"run.folder={path} holds a run with other settings: {', '.join(changed)}",
                 hint=f"resume with `megatron-fork train {resolved}`, or choose another run.folder",
             )
-    return RunFolder(
-        path, writes=distributed.rank() == 0, wandb_project=config.run.wandb, resolved=to_yaml(config)
-    )
+    named = replace(config, run=replace(config.run, folder=str(path)))
+    return RunFolder(path, writes=distributed.rank() == 0, wandb_project=config.run.wandb, resolved=to_yaml(named))

@@ -56,12 +56,12 @@ _DENSE_LAYER = [
         ("model.layers.{layer}.mlp.gate_proj.weight", "model.layers.{layer}.mlp.up_proj.weight"),
         GatedProjection(),
     ),
-    Entry(
-        "decoder.layers.{layer}.mlp.linear_fc2.weight", ("model.layers.{layer}.mlp.down_proj.weight",), Split(1)
-    ),
+    Entry("decoder.layers.{layer}.mlp.linear_fc2.weight", ("model.layers.{layer}.mlp.down_proj.weight",), Split(1)),
 ]
 _QUERY_KEY_NORM = [
-    Entry(f"decoder.layers.{{layer}}.self_attention.{part}_layernorm.weight", (f"{_ATTENTION}{part}_norm.weight",), Rule())
+    Entry(
+        f"decoder.layers.{{layer}}.self_attention.{part}_layernorm.weight", (f"{_ATTENTION}{part}_norm.weight",), Rule()
+    )
     for part in "qk"
 ]
 
@@ -79,7 +79,9 @@ def unwrap(model: nn.Module) -> StatisticsModel:
     while isinstance(model, DistributedDataParallel | Float16Module):
         model = model.module
     if not isinstance(model, StatisticsModel):
-        raise CheckpointError(f"{type(model).__name__} is not a model of this project", hint="build it with build_model")
+        raise CheckpointError(
+            f"{type(model).__name__} is not a model of this project", hint="build it with build_model"
+        )
     return model
 
 

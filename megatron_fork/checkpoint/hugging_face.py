@@ -48,14 +48,18 @@ class WeightFolder(Mapping[str, Tensor]):
     def __init__(self, folder: Path) -> None:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise ModelError(f"model.path={folder} has no *.safetensors", hint="convert the weights to safetensors first")
+            raise ModelError(
+                f"model.path={folder} has no *.safetensors", hint="convert the weights to safetensors first"
+            )
         self._stack = ExitStack()
         self._file_of = {}
         for file in files:
             try:
                 handle = self._stack.enter_context(safe_open(file, framework="pt"))
             except SafetensorError as error:
-                raise CheckpointError(f"{file} cannot be read: {error}", hint="the file is truncated; fetch it again") from error
+                raise CheckpointError(
+                    f"{file} cannot be read: {error}", hint="the file is truncated; fetch it again"
+                ) from error
             self._file_of.update(dict.fromkeys(handle.keys(), handle))
         self._check_index(folder)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from megatron_fork import models
 from megatron_fork.checkpoint.bridge import load_weights
@@ -15,9 +14,7 @@ from megatron_fork.checkpoint.hugging_face import load_hf, read_config
 
 def resolve_config(source: models.Config) -> PretrainedConfig:
     """The Hugging Face config of a run's model, its architecture known; nothing is allocated."""
-    config = read_config(Path(source.path)) if source.path else models.config_from_recipe(source.hf_config)
-    if not config.architectures:
-        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    config = read_config(Path(source.path)) if source.path else models.config_from_recipe(source.hf_config or {})
     models.family_of(config)
     return config
 

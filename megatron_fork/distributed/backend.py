@@ -50,7 +50,8 @@ def initialize(*, timeout_minutes: float = 30.0) -> None:
     missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
     if missing:
         raise LayoutError(
-            f"the launcher did not set {', '.join(missing)}", hint="start ranks with torchrun, or export it in the job script"
+            f"the launcher did not set {', '.join(missing)}",
+            hint="start ranks with torchrun, or export it in the job script",
         )
     # Oversubscribed cores make CPU ranks several times slower: one thread a rank unless the user says otherwise.
     if backend == "gloo" and "OMP_NUM_THREADS" not in os.environ:

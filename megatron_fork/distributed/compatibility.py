@@ -165,9 +165,7 @@ class _RebindOnImport:
     def __init__(self, view: _CpuTorch) -> None:
         self.view = view
 
-    def find_spec(
-        self, name: str, path: Any = None, target: Any = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if not name.startswith(_MEGATRON):
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)

@@ -40,7 +40,8 @@ class Config:
                 )
         if self.sequence and self.tensor == 1:
             raise LayoutError(
-                "parallel.sequence=true with parallel.tensor=1", hint="sequence parallelism splits over the tensor ranks"
+                "parallel.sequence=true with parallel.tensor=1",
+                hint="sequence parallelism splits over the tensor ranks",
             )
 
     def data(self, world_size: int) -> int:

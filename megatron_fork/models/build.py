@@ -67,6 +67,7 @@ def build_model(
         parallel: the layout, for which Megatron's groups must exist (`distributed.parallel_layout`).
         dtype: parameters and activations; statistics and loss are float32 whatever it is.
         temperature: of the softmax whose log-probs and entropies the model reports.
+
     """
     compatibility.install()
     config = transformer_config(hf_config, parallel, dtype=dtype)

@@ -47,13 +47,18 @@ _LLAMA_LIKE = {
 FAMILIES = {"Qwen3ForCausalLM": Family(_DENSE_FIELDS, {**_LLAMA_LIKE, "qk_layernorm": True})}
 
 
-def family_of(config: PretrainedConfig) -> Family:
-    """The table entry for a config's architecture; raises `ModelError` naming those that are known."""
-    architecture = (config.architectures or ["none"])[0]
+def check_architecture(architecture: str) -> None:
+    """Raise `ModelError`, naming those that are known, for an architecture without a table entry."""
     if architecture not in FAMILIES:
         raise ModelError(
             f"model architecture {architecture} is not known", hint=f"supported: {', '.join(sorted(FAMILIES))}"
         )
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The table entry for a config's architecture; raises `ModelError` where there is none."""
+    architecture = (config.architectures or ["none"])[0]
+    check_architecture(architecture)
     if getattr(config, "attention_bias", False):
         raise ModelError(
             f"model config attention_bias=true is not supported for {architecture}", hint="use a model without biases"
@@ -66,7 +71,9 @@ def rotary_base(config: PretrainedConfig) -> float:
     parameters = config.rope_parameters or {}
     kind = parameters.get("rope_type", "default")
     if kind != "default":
-        raise ModelError(f"model config rope_type={kind} is not supported", hint="use a model with default rotary positions")
+        raise ModelError(
+            f"model config rope_type={kind} is not supported", hint="use a model with default rotary positions"
+        )
     return float(parameters["rope_theta"])
 
 

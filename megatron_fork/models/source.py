@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.models.families import check_architecture
 
 
 @dataclass
@@ -16,7 +18,7 @@ class Config:
 
     path: str | None = None
     """Folder with config.json, safetensors and a tokenizer."""
-    hf_config: dict[str, Any] = field(default_factory=dict)
+    hf_config: dict[str, Any] | None = None
     """Fields of a Hugging Face config, `model_type` among them; weights are drawn from the run's seed."""
 
     def __post_init__(self) -> None:
@@ -34,10 +36,13 @@ def config_from_recipe(fields: dict[str, Any]) -> PretrainedConfig:
     model_type = fields.pop("model_type", None)
     if model_type not in CONFIG_MAPPING:
         raise ConfigError(f"model.hf_config.model_type={model_type} is not known", hint="try qwen3")
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, model_type)
+    check_architecture(architecture)
     config_class = CONFIG_MAPPING[model_type]
     unknown = sorted(set(fields) - set(vars(config_class())) - {"rope_theta"})
     if unknown:
         raise ConfigError(
-            f"model.hf_config.{unknown[0]} is not a field of {config_class.__name__}", hint="see the model's config.json"
+            f"model.hf_config.{unknown[0]} is not a field of {config_class.__name__}",
+            hint="see the model's config.json",
         )
-    return config_class(**fields)
+    return config_class(architectures=[architecture], **fields)

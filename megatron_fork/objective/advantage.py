@@ -22,6 +22,7 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, config: Config) -> Tens
 
     Returns:
         float32 `[responses]`. The spread of a group is the unbiased standard deviation; a group of one has advantage 0.
+
     """
     if rewards.shape != group_ids.shape:
         raise ObjectiveError(
@@ -29,7 +30,9 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, config: Config) -> Tens
         )
     if not torch.isfinite(rewards).all():
         place = int((~torch.isfinite(rewards)).nonzero()[0, 0])
-        raise ObjectiveError(f"reward {place} is {rewards[place].item()}", hint="the verifier must return a finite number")
+        raise ObjectiveError(
+            f"reward {place} is {rewards[place].item()}", hint="the verifier must return a finite number"
+        )
     rewards = rewards.to(torch.float32)
     _, group = torch.unique(group_ids, return_inverse=True)
     groups = int(group.max()) + 1 if group.numel() else 0

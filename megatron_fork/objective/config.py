@@ -62,7 +62,8 @@ class Config:
                 raise ConfigError(f"objective.{name}={vars(self)[name]} is negative", hint="give 0 or more")
         if self.clip_low >= 1.0:
             raise ConfigError(
-                f"objective.clip_low={self.clip_low} is not below 1", hint="the ratio is clipped to 1 - clip_low; try 0.2"
+                f"objective.clip_low={self.clip_low} is not below 1",
+                hint="the ratio is clipped to 1 - clip_low; try 0.2",
             )
         if 0.0 < self.dual_clip <= 1.0:
             raise ConfigError(f"objective.dual_clip={self.dual_clip} is not above 1", hint="try 10, or 0 for none")
@@ -70,5 +71,6 @@ class Config:
             raise ConfigError(f"objective.tis_cap={self.tis_cap} is not positive", hint="try 2")
         if not 0.0 <= self.icepop_low < self.icepop_high:
             raise ConfigError(
-                f"objective.icepop_low={self.icepop_low} is not below icepop_high={self.icepop_high}", hint="try 0.5 and 2"
+                f"objective.icepop_low={self.icepop_low} is not below icepop_high={self.icepop_high}",
+                hint="try 0.5 and 2",
             )

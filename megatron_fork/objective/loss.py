@@ -44,6 +44,7 @@ def policy_loss(
         normalizer: global count to divide by: selected tokens or all candidates of the mini-batch.
         entropy: `[...]` float32, with gradient; needed where `entropy_coef` is not 0.
         rollout_logprob: `[...]` float32, the engine's; needed where `correction` is not none.
+
     """
     tensors = {"old_logprob": old_logprob, "advantage": advantage, "mask": mask}
     for name, tensor in tensors.items():
@@ -60,7 +61,9 @@ def policy_loss(
     clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * advantage
     surrogate = torch.minimum(unclipped, clipped)
     bounded = config.dual_clip * advantage
-    dual = (advantage < 0) & (surrogate < bounded) if config.dual_clip else torch.zeros_like(advantage, dtype=torch.bool)
+    dual = (
+        (advantage < 0) & (surrogate < bounded) if config.dual_clip else torch.zeros_like(advantage, dtype=torch.bool)
+    )
     surrogate = torch.where(dual, bounded, surrogate)
     metrics = {
         "tokens": torch.tensor(float(ratio.numel()), device=ratio.device),

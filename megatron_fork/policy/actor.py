@@ -78,9 +78,7 @@ class Policy:
         self.config = config
         self.layout = layout
         self.optimizer_config = optimizer
-        self.model: StatisticsModel = build_model(
-            hf_config, layout.config, dtype=config.dtype, temperature=temperature
-        )
+        self.model: StatisticsModel = build_model(hf_config, layout.config, dtype=config.dtype, temperature=temperature)
         self._chunk = self._wrap(self.model)
         self.optimizer = build_optimizer(optimizer, self._chunk, config.dtype)
 
@@ -107,9 +105,7 @@ class Policy:
 
     def micro_batches(self, batch: Batch) -> list[MicroBatch]:
         """How `update` cuts this rank's share."""
-        return pack(
-            batch, token_budget=self.config.tokens_per_micro_batch, alignment=self.layout.config.alignment
-        )
+        return pack(batch, token_budget=self.config.tokens_per_micro_batch, alignment=self.layout.config.alignment)
 
     @torch.no_grad()
     def statistics(self, batch: Batch) -> TokenStatistics:
@@ -126,9 +122,7 @@ class Policy:
         columns_2t = collectives.broadcast(columns_2t.to(device()), source, self.layout.pipeline).cpu()
         return TokenStatistics(*columns_2t)
 
-    def update(
-        self, batch: Batch, selected_t: Tensor, loss_function: LossFunction, *, learning_rate: float
-    ) -> Update:
+    def update(self, batch: Batch, selected_t: Tensor, loss_function: LossFunction, *, learning_rate: float) -> Update:
         """One optimizer step on this rank's share: LM head, loss and backward on the marked rows only.
 
         Args:
@@ -136,6 +130,7 @@ class Policy:
             selected_t: bool `[response tokens]`, the tokens that carry gradient.
             loss_function: see `LossFunction`.
             learning_rate: of this step.
+
         """
         micro_batches = self.micro_batches(batch)
         self.model.train()

@@ -106,7 +106,11 @@ class Learner:
     def _candidates(self, share: Batch) -> Tensor:
         """Response tokens; those of truncated responses are none where overlong filtering is on."""
         trained = [
-            not (self.objective.overlong.filter and isinstance(sequence, Trajectory) and sequence.finish_reason == "length")
+            not (
+                self.objective.overlong.filter
+                and isinstance(sequence, Trajectory)
+                and sequence.finish_reason == "length"
+            )
             for sequence in share.sequences
         ]
         return torch.tensor(trained, dtype=torch.bool)[share.sequence_t]
@@ -145,9 +149,7 @@ class Learner:
             "entropy/mean": entropy_mean / count,
         }
 
-    def _of_selection(
-        self, chosen: selection.Selection, current: Batch, old: Batch, number: int
-    ) -> Metrics:
+    def _of_selection(self, chosen: selection.Selection, current: Batch, old: Batch, number: int) -> Metrics:
         """Counts, the mean entropy of what was chosen, and its overlap with what the old policy would have chosen."""
         by_old = chosen.mask if current is old else self.select(old, number).mask
         both = (chosen.mask & by_old).sum()

@@ -45,9 +45,7 @@ class OptimizerConfig:
         return self.learning_rate * warm * decayed
 
 
-def build_optimizer(
-    config: OptimizerConfig, model: DistributedDataParallel, dtype: torch.dtype
-) -> MegatronOptimizer:
+def build_optimizer(config: OptimizerConfig, model: DistributedDataParallel, dtype: torch.dtype) -> MegatronOptimizer:
     """Megatron's optimizer over the wrapped model; main parameters are float32 whatever the model's dtype."""
     return get_megatron_optimizer(
         MegatronOptimizerConfig(

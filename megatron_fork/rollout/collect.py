@@ -71,9 +71,7 @@ class Collector:
             if not self.config.dynamic_sampling:
                 break
         chosen = [replace(t, number=number) for number, t in enumerate(t for group in kept for t in group)]
-        return Rollouts(
-            chosen, drawn, sampled, len(kept), rounds, total_reward / max(1, sampled * self.config.samples)
-        )
+        return Rollouts(chosen, drawn, sampled, len(kept), rounds, total_reward / max(1, sampled * self.config.samples))
 
     def sample(
         self, prompts: Sequence[Prompt], samples: int, *, first_draw: int, greedy: bool = False

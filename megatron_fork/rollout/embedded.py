@@ -33,7 +33,9 @@ class EmbeddedEngine:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype, attn_implementation="sdpa").to(device).eval()
+        self.model = (
+            AutoModelForCausalLM.from_config(hf_config, dtype=dtype, attn_implementation="sdpa").to(device).eval()
+        )
         self.stop_token = stop_token
         self.pad_token = pad_token
         self.batch_size = batch_size
@@ -53,7 +55,9 @@ class EmbeddedEngine:
         missing = set(parameters)
         for name, tensor in weights:
             if name not in parameters:
-                raise RolloutError(f"the engine's model has no tensor {name}", hint="policy and engine must share a config")
+                raise RolloutError(
+                    f"the engine's model has no tensor {name}", hint="policy and engine must share a config"
+                )
             parameters[name].copy_(tensor)
             missing.discard(name)
         if missing:

@@ -36,7 +36,9 @@ class Config:
                 raise ConfigError(f"rollout.{name}={vars(self)[name]} is not a count", hint="give 1 or more")
         for name in ("temperature", "mismatch_limit"):
             if vars(self)[name] <= 0.0:
-                raise ConfigError(f"rollout.{name}={vars(self)[name]} is not positive", hint="temperature 1 is the paper's")
+                raise ConfigError(
+                    f"rollout.{name}={vars(self)[name]} is not positive", hint="temperature 1 is the paper's"
+                )
         if self.samples < 2 and self.dynamic_sampling:
             raise ConfigError(
                 "rollout.samples=1 with rollout.dynamic_sampling=true: a group of one never has mixed rewards",

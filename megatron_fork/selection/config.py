@@ -36,7 +36,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0.0 < self.ratio <= 1.0:
             raise ConfigError(
-                f"selection.ratio={self.ratio} is outside (0, 1]", hint="0.2 trains the top fifth; 1.0 trains all tokens"
+                f"selection.ratio={self.ratio} is outside (0, 1]",
+                hint="0.2 trains the top fifth; 1.0 trains all tokens",
             )
 
 

@@ -26,6 +26,7 @@ def kth_largest(values: Tensor, k: int, *, group: Group = None) -> float:
         values: any shape, float; compared as float32. NaN is an error on every rank.
         k: from 1 to the global count.
         group: the ranks; None for this process alone.
+
     """
     key, _ = kth_largest_key(float_keys(values, group), k, bits=FLOAT_BITS, group=group)
     return _float_of(key)
@@ -55,7 +56,8 @@ def _refuse_nan(flat: Tensor, group: Group) -> None:
     if (found >= 0).any():
         rank = int((found >= 0).nonzero()[0, 0])
         raise SelectionError(
-            f"value {int(found[rank])} of rank {rank} is NaN", hint="look for a diverged policy: logits that are not finite"
+            f"value {int(found[rank])} of rank {rank} is NaN",
+            hint="look for a diverged policy: logits that are not finite",
         )
 
 

@@ -56,10 +56,12 @@ def select_tokens(
         step: number of the update, mixed into the random choice.
 
     No candidate on a rank, or on all, is legal: nothing is selected there.
+
     """
     if entropy.shape != response_mask.shape:
         raise SelectionError(
-            f"entropy has shape {list(entropy.shape)}, response_mask {list(response_mask.shape)}", hint="one flag a token"
+            f"entropy has shape {list(entropy.shape)}, response_mask {list(response_mask.shape)}",
+            hint="one flag a token",
         )
     candidate = response_mask.reshape(-1)
     flat = entropy.detach().reshape(-1).to(torch.float32)
@@ -103,9 +105,7 @@ def _segments(
         yield flat == segment
 
 
-def _cut(
-    entropy: Tensor, ids: Tensor, config: Config, group: Group, step: int
-) -> tuple[Tensor, float, int]:
+def _cut(entropy: Tensor, ids: Tensor, config: Config, group: Group, step: int) -> tuple[Tensor, float, int]:
     """(mask, entropy at the cut, global candidates) of one segment."""
     count = int(collectives.all_reduce_sum(torch.tensor(entropy.numel(), device=entropy.device), group))
     everything = torch.ones_like(entropy, dtype=torch.bool)
@@ -120,7 +120,9 @@ def _cut(
         mask, cut = _exactly_k(float_keys(score, group), ids, k, group, bits=FLOAT_BITS)
         cut_entropy = kth_largest(score, k, group=group) if cut else math.nan
         return mask, sign * cut_entropy, count
-    cut_score = kth_largest(score, k, group=group) if config.rule == "threshold" else _quantile(score, config, count, group)
+    cut_score = (
+        kth_largest(score, k, group=group) if config.rule == "threshold" else _quantile(score, config, count, group)
+    )
     return score >= cut_score, sign * cut_score, count
 
 

@@ -48,6 +48,7 @@ def lm_head_statistics(
     Returns:
         `TokenStatistics` of float32 `[len(rows)]` in row order, in nats, differentiable in `hidden` and `weight`; the
         gradient of `hidden` is accumulated in float32 and summed over `group`.
+
     """
     if rows is not None:
         hidden, targets = hidden[rows], targets[rows]

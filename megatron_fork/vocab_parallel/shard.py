@@ -92,7 +92,9 @@ def logits_gradient(
         gradient_tv = log_p_tv.exp_().mul_(-logprob_gradient_t[:, None])
     else:
         p_tv = log_p_tv.exp()
-        factor_tv = log_p_tv.add_(entropy_t[:, None]).mul_(entropy_gradient_t[:, None]).add_(logprob_gradient_t[:, None])
+        factor_tv = (
+            log_p_tv.add_(entropy_t[:, None]).mul_(entropy_gradient_t[:, None]).add_(logprob_gradient_t[:, None])
+        )
         gradient_tv = factor_tv.mul_(p_tv).neg_()
     own_t = logprob_gradient_t.masked_fill(~held_t, 0.0)
     return gradient_tv.scatter_add_(1, column_t[:, None], own_t[:, None]) if scaled_tv.shape[1] else gradient_tv

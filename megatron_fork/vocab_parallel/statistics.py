@@ -50,6 +50,7 @@ def token_statistics(
 
     Returns:
         `TokenStatistics` of float32 `[...]` in nats (float64 for float64 logits), differentiable in both.
+
     """
     shape = targets.shape
     logprob, entropy = _TokenStatistics.apply(

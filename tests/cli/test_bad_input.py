@@ -1,0 +1,153 @@
+"""Bad input is one clear line that names the field and the value, a hint with the way out, and an exit code that is not 0."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import QUICKSTART, TINY, environment, run
+from typer.testing import CliRunner
+
+from megatron_fork import cli
+
+
+@pytest.fixture
+def stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program leaves with os._exit, which would end the tests: here it raises SystemExit instead."""
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(cli, "_leave", leave)
+
+
+def call(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, list(words))
+    return result.exit_code, result.output
+
+
+def model_folder(tmp_path: Path, config: str) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(config)
+    return folder
+
+
+CASES = {
+    "missing recipe": (["absent.yaml"], ["absent.yaml", "not a file"]),
+    "unknown key": ([str(QUICKSTART), "selection.tokns=all"], ["selection.tokns", "did you mean selection.tokens?"]),
+    "unknown room": ([str(QUICKSTART), "selektion.tokens=all"], ["selektion", "did you mean selection?"]),
+    "wrong type": ([str(QUICKSTART), "train.steps=many"], ["train.steps", "many"]),
+    "fraction for a count": ([str(QUICKSTART), "train.steps=1.5"], ["train.steps", "1.5"]),
+    "unknown choice": ([str(QUICKSTART), "selection.tokens=best"], ["selection.tokens", "best", "top"]),
+    "unknown preset": ([str(QUICKSTART), "selection.preset=verl"], ["selection.preset", "verl", "authors_code"]),
+    "ratio": ([str(QUICKSTART), "selection.ratio=1.2"], ["selection.ratio=1.2"]),
+    "negative clip": ([str(QUICKSTART), "objective.clip_low=-0.1"], ["objective.clip_low=-0.1"]),
+    "value for a mapping": ([str(QUICKSTART), "selection=top"], ["selection=top", "not a mapping"]),
+    "not an override": ([str(QUICKSTART), "selection.tokens"], ["selection.tokens", "field=value"]),
+    "no model": ([str(QUICKSTART), "model.hf_config=null"], ["names no model", "model.path"]),
+    "unknown architecture": ([str(QUICKSTART), "model.hf_config.model_type=qwen9"], ["model_type", "qwen9"]),
+    "unsupported architecture": ([str(QUICKSTART), "model.hf_config.model_type=gpt2"], ["gpt2", "architecture"]),
+    "unknown model field": ([str(QUICKSTART), "model.hf_config.hiden_size=8"], ["hiden_size"]),
+    "small vocabulary": ([str(QUICKSTART), "model.hf_config.vocab_size=100"], ["vocab_size", "135"]),
+    "world size": ([str(QUICKSTART), "parallel.tensor=2"], ["world size 1", "2"]),
+    "heads": ([str(QUICKSTART), "parallel.tensor=3"], ["parallel.tensor=3", "num_attention_heads=4"]),
+    "layers": ([str(QUICKSTART), "parallel.pipeline=4"], ["parallel.pipeline=4", "num_hidden_layers=2"]),
+    "not yet supported": ([str(QUICKSTART), "parallel.context=2"], ["parallel.context=2"]),
+    "held out all": ([str(QUICKSTART), "data.held_out=100000"], ["data.held_out=100000", "none to train on"]),
+    "missing prompts": ([str(QUICKSTART), "data.source=absent.jsonl"], ["absent.jsonl"]),
+    "missing model folder": ([str(QUICKSTART), "model.hf_config=null", "model.path=/absent"], ["model.path=/absent"]),
+    "unknown verifier": ([str(QUICKSTART), "rewards.kind=guess"], ["rewards.kind", "guess", "reach"]),
+    "mini-batch": ([str(QUICKSTART), "train.prompts_per_mini_batch=99"], ["prompts_per_mini_batch=99"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_clear_line(name: str, stays: None, tmp_path: Path) -> None:
+    words, expected = CASES[name]
+    code, output = call("train", *words, f"run.folder={tmp_path / 'run'}")
+    assert code not in (0, None)
+    assert output.startswith("error: "), output
+    assert len(output.splitlines()) == 2, output
+    for part in expected:
+        assert part in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_unreadable_recipe(stays: None, tmp_path: Path) -> None:
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text("seed: 1\n  model: [\n")
+    code, output = call("train", str(recipe))
+    assert code == 2 and "broken.yaml" in output and "line" in output and len(output.splitlines()) == 2
+
+
+def test_recipe_that_extends_itself(stays: None, tmp_path: Path) -> None:
+    recipe = tmp_path / "circle.yaml"
+    recipe.write_text("base: circle.yaml\n")
+    code, output = call("train", str(recipe))
+    assert code == 2 and "extends itself" in output
+
+
+def test_model_folder_without_config(stays: None, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, output = call("train", str(QUICKSTART), "model.hf_config=null", f"model.path={tmp_path / 'empty'}")
+    assert code == 1 and "has no config.json" in output and len(output.splitlines()) == 2
+
+
+def test_empty_prompt_set(stays: None, tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("")
+    folder = tmp_path / "model"
+    from megatron_fork.data.reach import build_tokenizer
+
+    build_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
+    words = ["model.hf_config=null", f"model.path={folder}", f"data.source={tmp_path / 'none.jsonl'}"]
+    code, output = call("train", str(QUICKSTART), *words)
+    assert code == 1 and "has 0 prompts" in output and len(output.splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_traceback_only_on_request() -> None:
+    code, output = run("train", str(QUICKSTART), "selection.ratio=2")
+    assert code == 2 and "Traceback" not in output
+    code, output = run("train", str(QUICKSTART), "selection.ratio=2", "--debug")
+    assert code == 2 and "Traceback" in output
+
+
+@pytest.mark.slow
+def test_port_in_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        result = subprocess.run(
+            [sys.executable, "-m", "megatron_fork", "train", str(QUICKSTART)],
+            env={**environment(), **ranks},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert result.returncode == 2
+    assert f"127.0.0.1:{port}" in result.stderr and "MASTER_PORT" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_full_disk(tmp_path: Path) -> None:
+    """/dev/full refuses every byte, as a full disk does."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").symlink_to("/dev/full")
+    code, output = run("train", str(QUICKSTART), *TINY, f"run.folder={folder}")
+    assert code == 1
+    assert f"{folder / 'metrics.jsonl'} cannot be written: No space left on device" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_run_folder_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, output = run("train", str(QUICKSTART), *TINY, f"run.folder={tmp_path / 'file' / 'run'}")
+    assert code == 1 and "cannot be written" in output and "Traceback" not in output

@@ -1,0 +1,61 @@
+"""A run that is interrupted and started again is the uninterrupted run, bit for bit on a CPU."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import QUICKSTART, TINY, finish, metrics_of, run, start, without_times
+from safetensors.torch import load_file
+
+
+@pytest.mark.slow
+def test_interrupt_and_resume(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    code, output = run("train", str(QUICKSTART), *TINY, f"run.folder={whole}")
+    assert code == 0, output
+
+    process = start("train", str(QUICKSTART), *TINY, f"run.folder={broken}")
+    wait_for_step(broken, process)
+    os.killpg(process.pid, signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+    assert "the state is saved" in output and "resume with" in output
+    assert "Traceback" not in output
+
+    code, output = run("train", str(broken / "resolved.yaml"), f"run.folder={broken}")
+    assert code == 0, output
+    assert "resuming" in output
+    for stage in ("sft", "train", "evaluation"):
+        assert without_times(metrics_of(broken, stage)) == without_times(metrics_of(whole, stage))
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (broken, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def wait_for_step(folder: Path, process, limit: float = 120.0) -> None:
+    """Until the first training step is written."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "metrics.jsonl").is_file() and metrics_of(folder, "train"):
+            return
+        time.sleep(0.02)
+    raise AssertionError("no training step was written")
+
+
+@pytest.mark.slow
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, output = run("train", str(QUICKSTART), *TINY, "train.steps=1", f"run.folder={folder}")
+    assert code == 0, output
+    code, output = run("train", str(folder / "resolved.yaml"), "train.steps=2", "objective.clip_high=0.5")
+    assert code == 1, output
+    assert "objective.clip_high" in output and "run.folder" in output
+    manifest = next((folder / "checkpoints").glob("step-*/manifest.json"))
+    manifest.write_text(manifest.read_text().replace('"bytes": ', '"bytes": 1'))
+    code, output = run("train", str(folder / "resolved.yaml"), "train.steps=2")
+    assert code == 1, output
+    assert "differs from its manifest" in output
+    assert "Traceback" not in output
