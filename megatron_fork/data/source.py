@@ -98,7 +98,7 @@ def _read_json_lines(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Pro
     if not path.is_file():
         raise DataError(f"data.source={path} is not a file", hint="give `reach` or a JSON-lines file")
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

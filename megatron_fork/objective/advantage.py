@@ -33,19 +33,19 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, config: Config) -> Tens
         raise ObjectiveError(
             f"reward {place} is {rewards[place].item()}", hint="the verifier must return a finite number"
         )
-    rewards = rewards.to(torch.float32)
+    # In float64 the mean of equal float32 rewards is that reward exactly, and their advantage exactly 0.
+    rewards = rewards.to(torch.float32).to(torch.float64)
     _, group = torch.unique(group_ids, return_inverse=True)
-    groups = int(group.max()) + 1 if group.numel() else 0
-    count = torch.zeros(groups).index_add_(0, group, torch.ones_like(rewards))
-    mean = torch.zeros(groups).index_add_(0, group, rewards) / count
-    centred = rewards - mean[group]
-    if config.advantage == "dr_grpo":
-        return centred
+    nothing = rewards.new_zeros(int(group.max()) + 1 if group.numel() else 0)
+    count = nothing.index_add(0, group, torch.ones_like(rewards))
+    centred = rewards - (nothing.index_add(0, group, rewards) / count)[group]
     others = (count - 1).clamp(min=1)
     if config.advantage == "rloo":
-        return centred * (count / others)[group]
-    deviation = (torch.zeros(groups).index_add_(0, group, centred.square()) / others).sqrt()
-    return centred / (deviation[group] + _EPSILON)
+        centred = centred * (count / others)[group]
+    elif config.advantage == "grpo":
+        deviation = (nothing.index_add(0, group, centred.square()) / others).sqrt()
+        centred = centred / (deviation[group] + _EPSILON)
+    return centred.to(torch.float32)
 
 
 def overlong_penalty(lengths: Tensor, config: Config) -> Tensor:

@@ -20,6 +20,10 @@ from megatron_fork.vocab_parallel import TokenStatistics
 
 Metrics = dict[str, float]
 
+# Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 these differ in the last bits with
+# the shapes of the batch, and a cut that falls among them would choose by rounding noise, differently on every layout.
+_TIE_TOLERANCE = 1e-5
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -73,6 +77,7 @@ class Learner:
             segments=self._segments(share),
             token_ids=share.token_id_t,
             step=number,
+            tie_tolerance=_TIE_TOLERANCE,
         )
 
     def update(self, share: Batch, chosen: selection.Selection, *, learning_rate: float) -> Update:

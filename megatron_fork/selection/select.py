@@ -13,9 +13,10 @@ from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import SelectionError
 from megatron_fork.selection.config import Config
-from megatron_fork.selection.kth import FLOAT_BITS, float_keys, kth_largest, kth_largest_key
+from megatron_fork.selection.kth import kth_largest, kth_largest_key
 
 _TOKEN_ID_BITS = 62
+_RANDOM_BITS = 31
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def select_tokens(
     segments: Tensor | None = None,
     token_ids: Tensor | None = None,
     step: int = 0,
+    tie_tolerance: float = 0.0,
 ) -> Selection:
     """Mark the tokens that carry gradient.
 
@@ -54,6 +56,7 @@ def select_tokens(
         token_ids: int64, same shape: ids that do not depend on the layout, to break ties and seed the random choice.
             By default the place in the concatenation of all ranks' tokens.
         step: number of the update, mixed into the random choice.
+        tie_tolerance: entropies this close to the cut, in nats, count as equal to it.
 
     No candidate on a rank, or on all, is legal: nothing is selected there.
 
@@ -72,7 +75,7 @@ def select_tokens(
     weighted_cuts, cut_candidates = 0.0, 0
     for segment in _segments(entropy.shape, segments, config, candidate, cut_group):
         tokens = (candidate & segment).nonzero()[:, 0]
-        mask, cut, count = _cut(flat[tokens], ids[tokens], config, cut_group, step)
+        mask, cut, count = _cut(flat[tokens], ids[tokens], config, cut_group, step, tie_tolerance)
         chosen[tokens] = mask
         if not math.isnan(cut):
             weighted_cuts, cut_candidates = weighted_cuts + cut * count, cut_candidates + count
@@ -105,25 +108,30 @@ def _segments(
         yield flat == segment
 
 
-def _cut(entropy: Tensor, ids: Tensor, config: Config, group: Group, step: int) -> tuple[Tensor, float, int]:
+def _cut(
+    entropy: Tensor, ids: Tensor, config: Config, group: Group, step: int, tolerance: float
+) -> tuple[Tensor, float, int]:
     """(mask, entropy at the cut, global candidates) of one segment."""
-    count = int(collectives.all_reduce_sum(torch.tensor(entropy.numel(), device=entropy.device), group))
-    everything = torch.ones_like(entropy, dtype=torch.bool)
+    count = _global_count(entropy, group)
     if config.tokens == "all" or count == 0:
-        return everything, math.nan, count
+        return torch.ones_like(entropy, dtype=torch.bool), math.nan, count
     k = max(1, math.ceil(round(config.ratio * count, 9)))
     if config.tokens == "random":
-        return _exactly_k(_scrambled(ids, config.seed, step), ids, k, group, bits=FLOAT_BITS)[0], math.nan, count
+        keys = _scrambled(ids, config.seed, step)
+        cut, _ = kth_largest_key(keys, k, bits=_RANDOM_BITS, group=group)
+        return _exactly_k(keys > cut, keys == cut, ids, k, group), math.nan, count
     sign = 1.0 if config.tokens == "top" else -1.0
     score = entropy * sign
+    value = _quantile(score, config, count, group) if config.rule == "quantile" else kth_largest(score, k, group=group)
     if config.rule == "exact_k":
-        mask, cut = _exactly_k(float_keys(score, group), ids, k, group, bits=FLOAT_BITS)
-        cut_entropy = kth_largest(score, k, group=group) if cut else math.nan
-        return mask, sign * cut_entropy, count
-    cut_score = (
-        kth_largest(score, k, group=group) if config.rule == "threshold" else _quantile(score, config, count, group)
-    )
-    return score >= cut_score, sign * cut_score, count
+        above = score > value + tolerance
+        return _exactly_k(above, ~above & (score >= value - tolerance), ids, k, group), sign * value, count
+    return score >= value - tolerance, sign * value, count
+
+
+def _global_count(flags_or_values: Tensor, group: Group) -> int:
+    count = torch.tensor(flags_or_values.numel(), device=flags_or_values.device)
+    return int(collectives.all_reduce_sum(count, group))
 
 
 def _quantile(score: Tensor, config: Config, count: int, group: Group) -> float:
@@ -135,18 +143,17 @@ def _quantile(score: Tensor, config: Config, count: int, group: Group) -> float:
     return lower + (upper - lower) * (place - below)
 
 
-def _exactly_k(keys: Tensor, ids: Tensor, k: int, group: Group, *, bits: int) -> tuple[Tensor, bool]:
-    """Exactly k of all ranks' tokens by key; among those tied at the cut the lowest ids win."""
-    cut, wanted = kth_largest_key(keys, k, bits=bits, group=group)
-    tied = keys == cut
+def _exactly_k(above: Tensor, tied: Tensor, ids: Tensor, k: int, group: Group) -> Tensor:
+    """Exactly k of all ranks' tokens: those above the cut, and of the tied ones as many as are missing, lowest ids first."""
+    wanted = k - _global_count(above.nonzero(), group)
     backwards = (1 << _TOKEN_ID_BITS) - 1 - ids
     last, _ = kth_largest_key(backwards[tied], wanted, bits=_TOKEN_ID_BITS, group=group)
-    return (keys > cut) | (tied & (backwards >= last)), True
+    return above | (tied & (backwards >= last))
 
 
 def _scrambled(ids: Tensor, seed: int, step: int) -> Tensor:
     """31 pseudo-random bits for each id: a multiply-and-shift mix, the same on every device and layout."""
-    mixed = ids + (seed * 1_000_003 + step) * 0x9E3779B1
+    mixed = ids + ((seed * 1_000_003 + step) * 0x9E3779B1 & 0x7FFFFFFFFFFFFFFF)
     for factor in (0x45D9F3B3335B369, 0x3C6EF372FE94F82B):
         mixed = (mixed ^ (mixed >> 29)) * factor
     return (mixed ^ (mixed >> 32)) & 0x7FFFFFFF

@@ -1,6 +1,6 @@
 """Layout invariance: from the same weights and rollouts, the first updates are the same on every layout.
 
-Loss, threshold, selected tokens, gradient norm, and the parameters afterwards: one rank's to 1e-5 relative (float32).
+Loss, threshold, selected tokens, gradient norm, and the parameters after two updates: one rank's to 1e-5 relative (float32).
 """
 
 import random
@@ -122,4 +122,6 @@ def test_updates_equal_one_rank(name: str, references: dict) -> None:
         for ours, theirs in zip(result["metrics"], reference["metrics"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5)
         for key, tensor in reference["weights"].items():
-            torch.testing.assert_close(result["weights"][key], tensor, rtol=1e-5, atol=2e-6)
+            # By norm, as Adam divides by the gradient's size: where that is rounding noise, so is the sign of the step.
+            difference = (result["weights"][key] - tensor).norm()
+            assert difference <= 1e-5 * tensor.norm(), f"{key} differs by {difference:.2e}"
