@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import traceback
@@ -102,7 +103,12 @@ def _explain(error: MegatronForkError, *, debug: bool) -> None:
 
 
 def _leave(code: int) -> None:
-    """End at once: a rank that failed alone must not wait for the others in an exit handler."""
+    """End at once: a rank that failed alone must not wait for the others in an exit handler.
+
+    Exit handlers would also have ended the checkpoint writer's helper process; without them that is ours to do.
+    """
+    for child in multiprocessing.active_children():
+        child.terminate()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

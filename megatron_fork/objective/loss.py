@@ -14,6 +14,9 @@ from torch import Tensor
 from megatron_fork.errors import ObjectiveError
 from megatron_fork.objective.config import Config
 
+# e^80 is finite in float32; infinity times the 0 that a clipped token passes back would be NaN.
+_LARGEST_LOG_RATIO = 80.0
+
 
 class PolicyLoss(NamedTuple):
     """The loss, and detached *sums* over the marked tokens, to be added up over micro-batches and ranks."""
@@ -56,7 +59,7 @@ def policy_loss(
     if not torch.isfinite(advantage).all():
         raise ObjectiveError("advantage holds a value that is not finite", hint="check the rewards")
     log_ratio = logprob[mask] - old_logprob
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp()
     unclipped = ratio * advantage
     clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * advantage
     surrogate = torch.minimum(unclipped, clipped)

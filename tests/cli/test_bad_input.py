@@ -48,7 +48,10 @@ CASES = {
     "not an override": ([str(QUICKSTART), "selection.tokens"], ["selection.tokens", "field=value"]),
     "no model": ([str(QUICKSTART), "model.hf_config=null"], ["names no model", "model.path"]),
     "unknown architecture": ([str(QUICKSTART), "model.hf_config.model_type=qwen9"], ["model_type", "qwen9"]),
-    "unsupported architecture": ([str(QUICKSTART), "model.hf_config.model_type=gpt2"], ["GPT2LMHeadModel", "architecture", "Qwen3ForCausalLM"]),
+    "unsupported architecture": (
+        [str(QUICKSTART), "model.hf_config.model_type=gpt2"],
+        ["GPT2LMHeadModel", "architecture", "Qwen3ForCausalLM"],
+    ),
     "unknown model field": ([str(QUICKSTART), "model.hf_config.hiden_size=8"], ["hiden_size"]),
     "small vocabulary": ([str(QUICKSTART), "model.hf_config.vocab_size=100"], ["vocab_size", "135"]),
     "world size": ([str(QUICKSTART), "parallel.tensor=2"], ["world size 1", "2"]),

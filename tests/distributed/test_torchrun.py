@@ -14,7 +14,14 @@ LAYOUTS = {
     "data": [],
     "tensor with sequence": ["parallel.tensor=2", "parallel.sequence=true"],
 }
-COMPARED = ("loss", "gradient_norm", "selection/threshold", "selection/selected", "rollout/response_tokens", "entropy/mean")
+COMPARED = (
+    "loss",
+    "gradient_norm",
+    "selection/threshold",
+    "selection/selected",
+    "rollout/response_tokens",
+    "entropy/mean",
+)
 STEPS = [word for word in TINY if not word.startswith(("sft.", "train.steps"))] + ["train.steps=1"]
 
 

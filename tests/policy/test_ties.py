@@ -26,5 +26,8 @@ def test_the_set_does_not_depend_on_the_noise() -> None:
 
 
 def test_without_tolerance_it_does() -> None:
-    sets = {tuple(select_tokens(noisy(seed), torch.ones(56, dtype=torch.bool), Config()).mask.tolist()) for seed in range(20)}
+    sets = {
+        tuple(select_tokens(noisy(seed), torch.ones(56, dtype=torch.bool), Config()).mask.tolist())
+        for seed in range(20)
+    }
     assert len(sets) > 1

@@ -63,6 +63,16 @@ def test_nan_is_refused_at_its_place() -> None:
         kth_largest(torch.tensor([1.0, math.inf, math.nan, math.nan]), 1)
 
 
+SHARES = [
+    [[0.5, -1.0, 3.0, 3.0, math.inf], [], [3.0, -0.0, 0.0, 1e-45, 2.0, 3.0000002]],
+    [[], [1.0, 1.0, 1.0, -math.inf], []],
+]
+
+
+def every_k_of_all() -> list[tuple[list[float], str, str]]:
+    return [every_k(shares) for shares in SHARES]
+
+
 def every_k(shares: list[list[float]]) -> tuple[list[float], str, str]:
     group = dist.group.WORLD
     mine = torch.tensor(shares[dist.get_rank()])
@@ -77,16 +87,10 @@ def every_k(shares: list[list[float]]) -> tuple[list[float], str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "shares",
-    [
-        [[0.5, -1.0, 3.0, 3.0, math.inf], [], [3.0, -0.0, 0.0, 1e-45, 2.0, 3.0000002]],
-        [[], [1.0, 1.0, 1.0, -math.inf]],
-    ],
-)
-def test_ragged_and_empty_ranks(shares: list[list[float]]) -> None:
-    ordered = torch.tensor([value for share in shares for value in share]).sort(descending=True).values.tolist()
-    for found, beyond, nan in run_on_ranks(every_k, len(shares), shares):
-        assert found == ordered
-        assert beyond == f"k={len(ordered) + 1} is not between 1 and the {len(ordered)} values of all ranks"
-        assert nan == "value 1 of rank 1 is NaN"
+def test_ragged_and_empty_ranks() -> None:
+    for answers in run_on_ranks(every_k_of_all, 3):
+        for shares, (found, beyond, nan) in zip(SHARES, answers, strict=True):
+            ordered = torch.tensor([value for share in shares for value in share]).sort(descending=True).values.tolist()
+            assert found == ordered
+            assert beyond == f"k={len(ordered) + 1} is not between 1 and the {len(ordered)} values of all ranks"
+            assert nan == "value 1 of rank 1 is NaN"

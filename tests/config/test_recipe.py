@@ -1,0 +1,89 @@
+"""A recipe is layered as documented, and what a run resolved is a recipe that gives the same run."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import QUICKSTART
+
+from megatron_fork.config import RunConfig, differences, load_config, to_yaml
+from megatron_fork.errors import ConfigError
+
+PROJECT = Path(__file__).parent.parent.parent
+MODEL = {"model": {"path": "somewhere"}}
+
+
+def write(path: Path, tree: dict) -> Path:
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_every_shipped_recipe_loads() -> None:
+    recipes = sorted((PROJECT / "examples").rglob("*.yaml"))
+    assert QUICKSTART in recipes
+    for recipe in recipes:
+        load_config(recipe)
+
+
+def test_resolved_is_a_recipe_of_the_same_run(tmp_path: Path) -> None:
+    config = load_config(
+        QUICKSTART,
+        ["seed=5", "selection.preset=trl", "objective.overlong.cache=7", "model.hf_config.num_hidden_layers=4"],
+    )
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(config))
+    assert load_config(resolved) == config
+    assert differences(resolved.read_text(), config) == []
+
+
+def test_precedence(tmp_path: Path) -> None:
+    write(tmp_path / "low.yaml", {**MODEL, "seed": 1, "train": {"steps": 1, "prompts_per_step": 64}})
+    high = write(tmp_path / "high.yaml", {"base": "low.yaml", "seed": 2, "train": {"steps": 2}})
+    config = load_config(high, ["train.steps=3"])
+    assert (config.seed, config.train.steps, config.train.prompts_per_step) == (2, 3, 64)
+    assert config.train.prompts_per_mini_batch == 32
+
+
+@pytest.mark.parametrize(
+    ("preset", "scope", "rule", "denominator"),
+    [
+        ("paper", "minibatch", "threshold", "selected"),
+        ("authors_code", "microbatch", "exact_k", "selected"),
+        ("trl", "microbatch_global", "quantile", "all"),
+    ],
+)
+def test_presets_set_their_choices_at_once(
+    tmp_path: Path, preset: str, scope: str, rule: str, denominator: str
+) -> None:
+    recipe = write(tmp_path / "recipe.yaml", {**MODEL, "selection": {"preset": preset}})
+    config = load_config(recipe)
+    assert (config.selection.scope, config.selection.rule, config.objective.denominator) == (scope, rule, denominator)
+    explicit = load_config(recipe, ["selection.rule=exact_k", "objective.denominator=all"])
+    assert (explicit.selection.scope, explicit.selection.rule) == (scope, "exact_k")
+    assert explicit.objective.denominator == "all"
+
+
+def test_paper_is_the_default(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path / "recipe.yaml", MODEL))
+    assert config.selection.preset == "paper"
+    assert (config.selection.tokens, config.selection.ratio, config.selection.entropy_policy) == ("top", 0.2, "current")
+    objective = config.objective
+    assert (objective.clip_low, objective.clip_high, objective.dual_clip) == (0.2, 0.28, 10.0)
+    assert (objective.overlong.max_response, objective.overlong.cache) == (20480, 4096)
+    assert (config.train.prompts_per_step, config.train.prompts_per_mini_batch) == (512, 32)
+    assert (config.optimizer.learning_rate, config.optimizer.warmup_updates) == (1e-6, 10)
+
+
+def test_differences_name_the_fields(tmp_path: Path) -> None:
+    config = load_config(QUICKSTART)
+    other = load_config(QUICKSTART, ["selection.ratio=0.3", "train.steps=51"])
+    assert differences(to_yaml(config), other) == ["selection.ratio", "train.steps"]
+
+
+def test_defaults_are_valid() -> None:
+    assert RunConfig().selection.scope == "minibatch"
+
+
+def test_base_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml is not a file"):
+        load_config(write(tmp_path / "recipe.yaml", {"base": "absent.yaml"}))

@@ -1,0 +1,62 @@
+"""The run folder holds what the run said, in JSON that any reader takes, and wandb gets the same offline."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from megatron_fork.errors import RunFolderError
+from megatron_fork.run_folder import RunFolder, write_atomically
+
+
+def test_metrics_are_lines_of_strict_json(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", writes=True)
+    folder.metrics("train", 1, {"loss": 0.5, "selection/threshold": math.nan})
+    folder.metrics("evaluation", 1, {"pass_rate": math.inf})
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"stage": "train", "step": 1, "loss": 0.5, "selection/threshold": None},
+        {"stage": "evaluation", "step": 1, "pass_rate": None},
+    ]
+
+
+def test_resuming_forgets_what_comes_after(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, writes=True)
+    folder.metrics("sft", 9, {"loss": 1.0})
+    for step in (1, 2, 3):
+        folder.metrics("train", step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "train", "st')  # the line that a killed run left unfinished
+    folder.forget_after(2)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["stage"], record["step"]) for record in records] == [("sft", 9), ("train", 1), ("train", 2)]
+
+
+def test_only_the_writing_rank_touches_the_disk(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", writes=False, wandb_project="unused")
+    folder.metrics("train", 1, {"loss": 0.5})
+    folder.summary({"seed": 1})
+    folder.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_write_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        write_atomically(tmp_path / "file" / "below", "text")
+
+
+@pytest.mark.slow
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = RunFolder(tmp_path / "run", writes=True, wandb_project="forking", resolved="seed: 3\n")
+    folder.metrics("train", 1, {"loss": 0.5, "selection/threshold": math.nan})
+    folder.close()
+    runs = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(runs) == 1
+    assert list(runs[0].glob("*.wandb"))
