@@ -155,7 +155,7 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if recipe.resolve() in seen:
         raise ConfigError(f"recipe {recipe} extends itself through `base`", hint="remove one `base` line of the circle")
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(recipe))
+        loaded = OmegaConf.to_container(OmegaConf.load(recipe))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         where = getattr(error, "problem_mark", None)
         place = f" line {where.line + 1}" if where else ""
@@ -163,8 +163,9 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(
             f"recipe {recipe}{place} is not readable YAML: {reason}", hint="check its indentation"
         ) from error
-    if not isinstance(tree, dict):
+    if not isinstance(loaded, dict):
         raise ConfigError(f"recipe {recipe} is not a mapping of fields", hint="start from examples/quickstart.yaml")
+    tree = {str(key): value for key, value in loaded.items()}
     base = tree.pop("base", None)
     if base is None:
         return tree
@@ -182,7 +183,7 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
             f"an override cannot be read: {str(error).splitlines()[0]}", hint="quote its value"
         ) from error
     assert isinstance(tree, dict)
-    return tree
+    return {str(key): value for key, value in tree.items()}
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:

@@ -117,8 +117,9 @@ def _start_wandb(project: str, path: Path, resolved: str) -> Any:
     import yaml
 
     has_login = bool(os.environ.get("WANDB_API_KEY")) or _netrc_names_wandb()
-    mode = os.environ.get("WANDB_MODE") or ("online" if has_login else "offline")
-    return wandb.init(project=project, name=path.name, dir=path, mode=mode, config=yaml.safe_load(resolved))
+    if "WANDB_MODE" not in os.environ and not has_login:
+        os.environ["WANDB_MODE"] = "offline"
+    return wandb.init(project=project, name=path.name, dir=path, config=yaml.safe_load(resolved))
 
 
 def _netrc_names_wandb() -> bool:

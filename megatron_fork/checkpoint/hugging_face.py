@@ -22,7 +22,8 @@ from megatron_fork.errors import CheckpointError, ModelError
 class HasModel(Protocol):
     """Anything that holds a model of this project, such as the policy."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
 
 def read_config(folder: Path) -> PretrainedConfig:

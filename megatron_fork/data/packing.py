@@ -7,7 +7,7 @@ lands where changes no result: the loss is divided by global counts, and every p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -41,8 +41,14 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
             return self
-        moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in vars(self).items()}
-        return MicroBatch(**{**moved, "place_r": self.place_r})
+        return replace(
+            self,
+            token_1t=self.token_1t.to(device),
+            position_1t=self.position_1t.to(device),
+            target_1t=self.target_1t.to(device),
+            response_1t=self.response_1t.to(device),
+            cumulative_lengths=self.cumulative_lengths.to(device),
+        )
 
 
 def deal(batch: Batch, rank: int, ranks: int) -> Batch:

@@ -97,7 +97,7 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> P
 def _read_json_lines(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     if not path.is_file():
         raise DataError(f"data.source={path} is not a file", hint="give `reach` or a JSON-lines file")
-    prompts = []
+    prompts: list[Prompt] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue

@@ -45,7 +45,8 @@ def initialize(*, timeout_minutes: float = 30.0) -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
     if not is_launched():
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
     missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
     if missing:

@@ -195,14 +195,14 @@ def install() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith(_MEGATRON):
             _rebind(module, view)
-    sys.meta_path.insert(0, _RebindOnImport(view))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _RebindOnImport(view))
     _patch_tensor_methods()
     _patch_random_state_tracker()
     _patch_distributed_optimizer()
 
 
 def _patch_tensor_methods() -> None:
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     original = torch.Tensor.type
 
     def type_as_megatron_spells_it(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

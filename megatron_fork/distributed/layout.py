@@ -96,6 +96,8 @@ class Layout:
 def parallel_layout(config: Config) -> Iterator[Layout]:
     """Make Megatron's groups for `config` over the default process group, and take them down at the end."""
     config.data(dist.get_world_size())
+    world = dist.group.WORLD
+    assert world is not None
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor,
@@ -106,7 +108,7 @@ def parallel_layout(config: Config) -> Iterator[Layout]:
     try:
         yield Layout(
             config=config,
-            world=dist.group.WORLD,
+            world=world,
             tensor=parallel_state.get_tensor_model_parallel_group(),
             pipeline=parallel_state.get_pipeline_model_parallel_group(),
             data=parallel_state.get_data_parallel_group(with_context_parallel=True),

@@ -37,7 +37,8 @@ class SequenceGroup:
 def group_by_length(lengths: list[int]) -> list[SequenceGroup]:
     """Split a packed row into runs of neighbouring sequences whose padded size stays within the limit."""
     groups: list[SequenceGroup] = []
-    start, run = 0, []
+    start = 0
+    run: list[int] = []
     for length in lengths:
         longest = max([*run, length])
         if run and longest * (len(run) + 1) > _PADDING_LIMIT * (sum(run) + length):

@@ -135,8 +135,8 @@ class Learner:
         difference = torch.cat([_column(share.old_logprob_t) - _column(share.rollout_logprob_t) for share in shares])
         entropy = torch.cat([_column(share.entropy_t) for share in shares])
         group = self.policy.layout.data
-        largest = difference.abs().max() if difference.numel() else torch.zeros(())
-        largest = collectives.all_reduce_max(largest.to(device()), group).item()
+        most = difference.abs().max() if difference.numel() else torch.zeros(())
+        largest = float(collectives.all_reduce_max(most.to(device()), group))
         k3 = torch.expm1(difference) - difference
         sums = torch.stack([difference.abs().sum(), k3.sum(), entropy.sum(), torch.tensor(float(difference.numel()))])
         mean, k3_mean, entropy_mean, count = collectives.all_reduce_sum(sums.double().to(device()), group).tolist()
