@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch.distributed import ProcessGroup
 from transformers import PreTrainedTokenizerBase
 
 from megatron_fork.distributed import collectives
-from megatron_fork.experience import Batch, Trajectory
+from megatron_fork.experience import Batch, Demonstration, Trajectory
 
 
 def trace_records(
-    shares: Sequence[Batch], tokenizer: PreTrainedTokenizerBase, *, step: int, count: int, group: ProcessGroup
+    shares: Sequence[Batch], tokenizer: PreTrainedTokenizerBase, *, step: int, count: int, group: collectives.Group
 ) -> list[dict[str, Any]]:
     """`count` trajectories of the step's shares over all data-parallel ranks, chosen by the step, in batch order."""
-    mine = [record for share in shares for record in _records(share, tokenizer, step)]
-    everyone = [record for records in collectives.gather_objects(mine, group) for record in records]
-    everyone.sort(key=lambda record: record["number"])
-    chosen = random.Random(step).sample(everyone, min(count, len(everyone)))
-    return sorted(chosen, key=lambda record: record["number"])
+    mine = [sequence.number for share in shares for sequence in share.sequences]
+    everyone = sorted(number for numbers in collectives.gather_objects(mine, group) for number in numbers)
+    chosen = set(random.Random(step).sample(everyone, min(count, len(everyone))))
+    records = [record for share in shares for record in _records(share, chosen, tokenizer, step)]
+    gathered = [record for each in collectives.gather_objects(records, group) for record in each]
+    return sorted(gathered, key=lambda record: record["number"])
 
 
-def _records(share: Batch, tokenizer: PreTrainedTokenizerBase, step: int) -> list[dict[str, Any]]:
+def _records(share: Batch, chosen: set[int], tokenizer: PreTrainedTokenizerBase, step: int) -> Iterator[dict[str, Any]]:
     assert share.entropy_t is not None and share.selected_t is not None and share.old_logprob_t is not None
-    entropies = share.entropy_t.split(share.response_lengths)
-    selections = share.selected_t.split(share.response_lengths)
-    logprobs = share.old_logprob_t.split(share.response_lengths)
-    return [
-        {
+    columns = zip(
+        share.entropy_t.split(share.response_lengths),
+        share.selected_t.split(share.response_lengths),
+        share.old_logprob_t.split(share.response_lengths),
+        strict=True,
+    )
+    for sequence, (entropy, selected, logprob) in zip(share.sequences, columns, strict=True):
+        if sequence.number not in chosen or not isinstance(sequence, Trajectory):
+            continue
+        yield {
             "step": step,
             "number": sequence.number,
             "prompt": sequence.prompt.text,
             "answer": sequence.prompt.answer,
-            "tokens": [tokenizer.decode([token]) for token in sequence.response],
+            "tokens": token_texts(tokenizer, sequence),
             "entropy": entropy.tolist(),
             "selected": selected.tolist(),
             "logprob": logprob.tolist(),
@@ -43,6 +48,13 @@ def _records(share: Batch, tokenizer: PreTrainedTokenizerBase, step: int) -> lis
             "advantage": sequence.advantage,
             "finish_reason": sequence.finish_reason,
         }
-        for sequence, entropy, selected, logprob in zip(share.sequences, entropies, selections, logprobs, strict=True)
-        if isinstance(sequence, Trajectory)
-    ]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, sequence: Demonstration) -> list[str]:
+    """What each response token adds to the text, with the space that some tokenizers put between two tokens."""
+    before = [sequence.prompt.tokens[-1], *sequence.response[:-1]]
+    texts = []
+    for previous, token in zip(before, sequence.response, strict=True):
+        left, both = tokenizer.decode([previous]), tokenizer.decode([previous, token])
+        texts.append(both[len(left) :] if both.startswith(left) else tokenizer.decode([token]))
+    return texts

@@ -113,14 +113,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise CheckpointError(
                 f"the checkpoint has no tensor {missing[0]}", hint="the folder is incomplete or of another architecture"
             )
-        shards = entry.rule.shards([weights[source] for source in entry.hugging_face], group.size(), config)
-        shard = shards[group.rank()]
-        if shard.shape != parameter.shape:
-            raise CheckpointError(
-                f"{entry.hugging_face[0]} gives {name} the shape {list(shard.shape)}, the model has {list(parameter.shape)}",
-                hint="config.json and the weights are of different models",
-            )
-        parameter.copy_(shard)
+        tensors = [weights[source] for source in entry.hugging_face]
+        wanted = entry.rule.join([torch.empty_like(parameter, device="meta")] * group.size(), config)
+        for source, tensor, like in zip(entry.hugging_face, tensors, wanted, strict=True):
+            if tensor.shape != like.shape:
+                raise CheckpointError(
+                    f"the checkpoint's {source} has the shape {list(tensor.shape)}, the model's {list(like.shape)}",
+                    hint="config.json and the weights are of different models",
+                )
+        parameter.copy_(entry.rule.shards(tensors, group.size(), config)[group.rank()])
 
 
 @torch.no_grad()

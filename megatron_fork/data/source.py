@@ -109,5 +109,8 @@ def _read_json_lines(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Pro
                 f"{path} line {number} has no prompt and answer: {error!r}",
                 hint='each line is an object like {"prompt": "...", "answer": "..."}',
             ) from error
-        prompts.append(Prompt(len(prompts), str(text), tuple(tokenizer(str(text))["input_ids"]), str(answer)))
+        tokens = tuple(tokenizer(text)["input_ids"]) if isinstance(text, str) else ()
+        if not tokens:
+            raise DataError(f"{path} line {number} has the prompt {text!r}", hint="a prompt is text of at least one token")
+        prompts.append(Prompt(len(prompts), text, tokens, str(answer)))
     return prompts

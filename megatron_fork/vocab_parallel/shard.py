@@ -7,7 +7,7 @@ Each rank sweeps its columns once and keeps four numbers a token, relative to it
 With M = max over ranks of m and w = e^(m - M), the sums over the whole vocabulary are S = sum w s and
 U = sum w (u + (m - M) s), so that
 
-    log Z = M + ln S          logprob = x_target - log Z          entropy = ln S - U / S       [nats]
+    log Z = M + ln S          logprob = x_target - M - ln S       entropy = ln S - U / S       [nats]
 
 Four floats a token on the wire, in one collective; no rank ever sees another's logits.
 """
@@ -70,7 +70,9 @@ def merge(partial_4t: Tensor, group: collectives.Group) -> tuple[Tensor, Tensor,
     weighted_t = (share_rt * (weighted_rt + distance_rt * sum_rt)).sum(0)
     log_sum_t = sum_t.log()
     log_z_t = maximum_t + log_sum_t
-    return log_z_t, target_rt.sum(0) - log_z_t, log_sum_t - weighted_t / sum_t
+    # Not x_target - log Z: far from 0 that would round the difference to the resolution of the logits.
+    logprob_t = target_rt.sum(0) - maximum_t - log_sum_t
+    return log_z_t, logprob_t, log_sum_t - weighted_t / sum_t
 
 
 def logits_gradient(

@@ -1,0 +1,126 @@
+"""The embedded engine draws from the model's own distribution, and a response depends on its seed and the weights alone."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from megatron_fork.errors import RolloutError
+from megatron_fork.rollout import EmbeddedEngine, Request
+
+CONFIG = Qwen3Config(
+    vocab_size=23,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+    tie_word_embeddings=True,
+    initializer_range=0.4,
+    eos_token_id=1,
+    pad_token_id=0,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(5)
+    return AutoModelForCausalLM.from_config(CONFIG).eval()
+
+
+def engine(model, batch_size: int = 64) -> EmbeddedEngine:
+    made = EmbeddedEngine(
+        CONFIG, stop_token=1, pad_token=0, batch_size=batch_size, device=torch.device("cpu"), dtype=torch.float32
+    )
+    made.update_weights(model.named_parameters(), 3)
+    return made
+
+
+def requests(count: int, *, temperature: float = 0.7, max_tokens: int = 20) -> list[Request]:
+    generator = random.Random(8)
+    return [
+        Request(
+            number,
+            tuple(generator.randrange(2, 23) for _ in range(generator.randint(1, 9))),
+            number + 77,
+            temperature,
+            max_tokens,
+        )
+        for number in range(count)
+    ]
+
+
+def by_number(completions) -> dict:
+    return {completion.number: completion for completion in completions}
+
+
+@torch.no_grad()
+def reference_logprobs(model, request: Request, response: tuple[int, ...]) -> torch.Tensor:
+    whole = torch.tensor([[*request.tokens, *response]])
+    logits = model(input_ids=whole).logits[0, len(request.tokens) - 1 : -1].double() / (request.temperature or 1.0)
+    return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+
+
+def test_logprobs_are_the_models(model) -> None:
+    asked = requests(40)
+    completions = by_number(engine(model).generate(asked))
+    assert set(completions) == set(range(40))
+    for request in asked:
+        completion = completions[request.number]
+        expected = reference_logprobs(model, request, completion.tokens)
+        torch.testing.assert_close(torch.tensor(completion.logprob).double(), expected, rtol=0, atol=2e-5)
+        assert completion.weight_version == 3
+        stopped = completion.tokens[-1] == 1
+        assert completion.finish_reason == ("stop" if stopped else "length")
+        assert 1 not in completion.tokens[:-1]
+        assert stopped or len(completion.tokens) == 20
+    assert {completion.finish_reason for completion in completions.values()} == {"stop", "length"}
+
+
+def test_a_response_does_not_depend_on_its_batch(model) -> None:
+    asked = requests(40)
+    together = by_number(engine(model).generate(asked))
+    shuffled = random.Random(1).sample(asked, len(asked))
+    apart = by_number(engine(model, batch_size=7).generate(shuffled))
+    assert {number: each.tokens for number, each in together.items()} == {
+        number: each.tokens for number, each in apart.items()
+    }
+
+
+def test_greedy_is_hugging_faces(model) -> None:
+    for request in requests(6, temperature=0.0, max_tokens=12):
+        (completion,) = engine(model).generate([request])
+        expected = model.generate(
+            torch.tensor([request.tokens]), do_sample=False, max_new_tokens=12, eos_token_id=1, pad_token_id=0
+        )[0, len(request.tokens) :]
+        assert list(completion.tokens) == expected.tolist()
+
+
+def test_samples_follow_the_distribution(model) -> None:
+    prompt = (4, 9, 2)
+    drawn = [Request(number, prompt, number, 1.0, 1) for number in range(4000)]
+    first = torch.tensor([completion.tokens[0] for completion in engine(model, 4000).generate(drawn)])
+    observed = torch.bincount(first, minlength=23) / len(drawn)
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    # Five standard deviations of a multinomial share.
+    assert bool(((observed - expected).abs() <= 5 * (expected * (1 - expected) / len(drawn)).sqrt() + 1e-3).all())
+
+
+def test_an_incomplete_weight_update_is_refused(model) -> None:
+    some = list(model.named_parameters())[:-1]
+    with pytest.raises(RolloutError, match="lacks 1 tensors, first model.norm.weight"):
+        engine(model).update_weights(some, 4)
+    with pytest.raises(RolloutError, match="no tensor other.weight"):
+        engine(model).update_weights([("other.weight", torch.zeros(1))], 4)
+
+
+def test_abort_ends_generation(model) -> None:
+    made = engine(model)
+    running = made.generate(requests(40))
+    next(running)
+    made.abort()
+    assert len(list(running)) < 39
