@@ -111,11 +111,18 @@ def export_hf(policy_or_model: nn.Module | HasModel, out_dir: Path | str) -> Non
         if writes:
             weights[name] = tensor.cpu().clone()
     if writes:
+        _write_folder(out_dir, unwrap(model).hf_config, weights)
+    dist.barrier()
+
+
+def _write_folder(out_dir: Path, config: PretrainedConfig, weights: dict[str, Tensor]) -> None:
+    try:
         aside = out_dir.with_name(out_dir.name + ".partial")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        unwrap(model).hf_config.save_pretrained(aside)
+        config.save_pretrained(aside)
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
         shutil.rmtree(out_dir, ignore_errors=True)
         aside.rename(out_dir)
-    dist.barrier()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{out_dir} cannot be written: {error}", hint="free some space and run again") from error

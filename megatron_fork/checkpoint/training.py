@@ -21,6 +21,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import StatisticsModel
@@ -73,9 +74,9 @@ def save_training_state(
             _point_to(folder, complete.name)
             for old in sorted(folder.glob("step-??????"))[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError, CheckpointingException) as error:
+    except (OSError, RuntimeError, CheckpointingException, CheckpointException) as error:
         raise CheckpointError(
-            f"checkpoint {complete} cannot be written: {str(error).splitlines()[0]}",
+            f"checkpoint {complete} cannot be written: {str(error).splitlines()[-1]}",
             hint="free some space and start the same command again: it resumes from the previous checkpoint",
         ) from error
     dist.barrier()

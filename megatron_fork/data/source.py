@@ -111,6 +111,8 @@ def _read_json_lines(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Pro
             ) from error
         tokens = tuple(tokenizer(text)["input_ids"]) if isinstance(text, str) else ()
         if not tokens:
-            raise DataError(f"{path} line {number} has the prompt {text!r}", hint="a prompt is text of at least one token")
+            raise DataError(
+                f"{path} line {number} has the prompt {text!r}", hint="a prompt is text of at least one token"
+            )
         prompts.append(Prompt(len(prompts), text, tokens, str(answer)))
     return prompts

@@ -65,11 +65,13 @@ def family_of(config: PretrainedConfig) -> Family:
         )
     if getattr(config, "use_sliding_window", False):
         raise ModelError(
-            f"model config use_sliding_window=true is not supported for {architecture}", hint="use a model of full attention"
+            f"model config use_sliding_window=true is not supported for {architecture}",
+            hint="use a model of full attention",
         )
     if config.hidden_act != "silu":
         raise ModelError(
-            f"model config hidden_act={config.hidden_act} is not supported for {architecture}", hint="use a model with silu"
+            f"model config hidden_act={config.hidden_act} is not supported for {architecture}",
+            hint="use a model with silu",
         )
     return FAMILIES[architecture]
 

@@ -154,3 +154,21 @@ def test_run_folder_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, output = run("train", str(QUICKSTART), *TINY, f"run.folder={tmp_path / 'file' / 'run'}")
     assert code == 1 and "cannot be written" in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_disk_fills_up_during_a_checkpoint(tmp_path: Path) -> None:
+    """A real disk of 7 MiB: the warm start fits, the first checkpoint does not."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("making a small disk needs the right to mount")
+    try:
+        code, output = run("train", str(QUICKSTART), *TINY, f"run.folder={disk / 'run'}")
+        assert code == 1
+        assert "step-000004 cannot be written" in output and "resumes from the previous checkpoint" in output
+        assert "Traceback" not in output
+        assert not (disk / "run" / "checkpoints" / "LATEST").exists()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

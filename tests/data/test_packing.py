@@ -73,7 +73,9 @@ def test_each_response_token_is_a_target_once(
     assert sorted(trained) == sorted(token for sequence in batch.sequences for token in sequence.response)
 
 
-@given(lengths=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 12)), min_size=1, max_size=12), seed=st.integers(0, 99))
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 12)), min_size=1, max_size=12), seed=st.integers(0, 99)
+)
 @settings(max_examples=50, deadline=None)
 def test_rows_are_those_of_the_marked_tokens(lengths: list[tuple[int, int]], seed: int) -> None:
     batch = batch_of(lengths)

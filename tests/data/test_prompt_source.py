@@ -75,7 +75,19 @@ def test_only_a_line_feed_ends_a_line(tmp_path: Path, character: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", '{"prompt": "from"}', '{"answer": "3"}', "[]", "null", '"text"', record(None), record(3), record(""), record([])]
+    "line",
+    [
+        "{",
+        '{"prompt": "from"}',
+        '{"answer": "3"}',
+        "[]",
+        "null",
+        '"text"',
+        record(None),
+        record(3),
+        record(""),
+        record([]),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     config = write(tmp_path / "a.jsonl", record(), "", line, record())

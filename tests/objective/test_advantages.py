@@ -31,14 +31,17 @@ def expected(rewards: list[float], group_ids: list[int], estimator: str) -> list
 @pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo"])
 @given(
     pairs=st.lists(
-        st.tuples(st.integers(-16, 16).map(lambda eighths: eighths / 8), st.sampled_from([-5, 0, 3, 2**40])), max_size=24
+        st.tuples(st.integers(-16, 16).map(lambda eighths: eighths / 8), st.sampled_from([-5, 0, 3, 2**40])),
+        max_size=24,
     )
 )
 @settings(max_examples=60, deadline=None)
 def test_equals_the_formula(estimator: str, pairs: list[tuple[float, int]]) -> None:
     rewards, group_ids = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     found = group_advantages(
-        torch.tensor(rewards, dtype=torch.float32), torch.tensor(group_ids, dtype=torch.long), Config(advantage=estimator)
+        torch.tensor(rewards, dtype=torch.float32),
+        torch.tensor(group_ids, dtype=torch.long),
+        Config(advantage=estimator),
     )
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx(expected(rewards, group_ids, estimator), rel=1e-6, abs=1e-7)
@@ -47,7 +50,9 @@ def test_equals_the_formula(estimator: str, pairs: list[tuple[float, int]]) -> N
 def test_examples() -> None:
     rewards, ids = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0]), torch.tensor([4, 4, 4, 4, 9])
     assert group_advantages(rewards, ids, Config(advantage="dr_grpo")).tolist() == [0.75, -0.25, -0.25, -0.25, 0.0]
-    assert group_advantages(rewards, ids, Config(advantage="rloo")).tolist() == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3, 0])
+    assert group_advantages(rewards, ids, Config(advantage="rloo")).tolist() == pytest.approx(
+        [1, -1 / 3, -1 / 3, -1 / 3, 0]
+    )
     assert group_advantages(rewards, ids, Config()).tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5, 0], rel=1e-5)
 
 

@@ -216,9 +216,7 @@ def test_advantage_that_is_not_finite_is_refused(value: float) -> None:
 def test_missing_column_is_named(config: Config, missing: str, field: str) -> None:
     made = columns(0, 4)
     with pytest.raises(ObjectiveError, match=f"objective.{field} needs {missing}"):
-        policy_loss(
-            made["logprob"], made["old_logprob"], made["advantage"], made["mask"], config, normalizer=1.0
-        )
+        policy_loss(made["logprob"], made["old_logprob"], made["advantage"], made["mask"], config, normalizer=1.0)
 
 
 def test_a_clipped_token_has_no_gradient_however_far_its_ratio() -> None:

@@ -14,7 +14,9 @@ from megatron_fork.errors import SelectionError
 from megatron_fork.selection import kth_largest
 
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, 1e-45, -1e-45, 1.1754942e-38, 3.4028235e38, -3.4028235e38, 1.0, 1.0000001]
-float32s = st.floats(width=32, allow_nan=False) | st.sampled_from([struct.unpack("f", struct.pack("f", x))[0] for x in SPECIAL])
+float32s = st.floats(width=32, allow_nan=False) | st.sampled_from(
+    [struct.unpack("f", struct.pack("f", x))[0] for x in SPECIAL]
+)
 
 
 @given(values=st.lists(float32s, min_size=1, max_size=40))

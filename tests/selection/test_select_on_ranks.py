@@ -61,16 +61,14 @@ def select_splits(seeds: tuple[int, ...]) -> list[list[tuple[list[int], float, i
 @pytest.mark.slow
 def test_split_invariance() -> None:
     ranks, seeds = 3, (0, 2, 9)
-    whole = [
-        select_tokens(entropy, mask, config, step=3) for entropy, mask in mini_batches() for config in CONFIGS
-    ]
+    whole = [select_tokens(entropy, mask, config, step=3) for entropy, mask in mini_batches() for config in CONFIGS]
     answers = run_on_ranks(select_splits, ranks, seeds)
     for split in range(len(seeds)):
         for place, reference in enumerate(whole):
             shares = [answers[rank][split][place] for rank in range(ranks)]
             assert sorted(token for share in shares for token in share[0]) == reference.mask.nonzero()[:, 0].tolist()
             for _, threshold, selected, candidates in shares:
-                assert threshold == reference.threshold or math.isnan(threshold) and math.isnan(reference.threshold)
+                assert threshold == reference.threshold or (math.isnan(threshold) and math.isnan(reference.threshold))
                 assert (selected, candidates) == (reference.selected, reference.candidates)
 
 

@@ -36,7 +36,9 @@ def expected_of_one_cut(entropy: list[float], tokens: str, rule: str, ratio: str
     return [value >= cut for value in score], sign * cut
 
 
-def expected(entropy: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor, config: Config) -> tuple[torch.Tensor, float]:
+def expected(
+    entropy: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor, config: Config
+) -> tuple[torch.Tensor, float]:
     marked = torch.zeros_like(mask)
     cuts, weights = [], []
     for segment in segments.unique().tolist():
@@ -58,9 +60,7 @@ def check(found: Selection, mask: torch.Tensor, marked: torch.Tensor, threshold:
     assert found.threshold == pytest.approx(threshold, rel=1e-6, abs=1e-9, nan_ok=True)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "rule", "scope"), list(itertools.product(("top", "bottom", "all"), RULES, SCOPES))
-)
+@pytest.mark.parametrize(("tokens", "rule", "scope"), list(itertools.product(("top", "bottom", "all"), RULES, SCOPES)))
 @given(data=st.data())
 @settings(max_examples=20, deadline=None)
 def test_equals_sorting(tokens: str, rule: str, scope: str, data: st.DataObject) -> None:
@@ -123,7 +123,9 @@ def test_k_is_the_exact_ceiling(count: int, ratio: str) -> None:
         assert found.selected == max(1, math.ceil(Fraction(ratio) * count))
 
 
-@pytest.mark.parametrize(("ratio", "count", "k"), [(0.2, 15, 3), (0.1, 30, 3), (0.7, 10, 7), (0.2, 16, 4), (0.01, 5, 1)])
+@pytest.mark.parametrize(
+    ("ratio", "count", "k"), [(0.2, 15, 3), (0.1, 30, 3), (0.7, 10, 7), (0.2, 16, 4), (0.01, 5, 1)]
+)
 def test_ceiling_examples(ratio: float, count: int, k: int) -> None:
     found = select_tokens(torch.arange(float(count)), torch.ones(count, dtype=torch.bool), Config(ratio=ratio))
     assert found.selected == k
