@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 
 import torch
-from torch.distributed import ProcessGroup
 
 from megatron_fork.distributed import collectives, device
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# One Ctrl-C reaches a rank twice: from the terminal, and passed on by torchrun.
+_SAME_REQUEST_SECONDS = 1.0
 
 
 class StopRequest:
@@ -18,6 +20,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._first = 0.0
 
     def __enter__(self) -> StopRequest:
         self._previous = {number: signal.signal(number, self._remember) for number in _SIGNALS}
@@ -30,11 +33,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._first = number, now
+        elif now - self._first > _SAME_REQUEST_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
-    def agreed(self, world: ProcessGroup) -> bool:
+    def agreed(self, world: collectives.Group) -> bool:
         """Whether any rank was asked to stop; every rank must call it."""
         flag = torch.tensor(float(self.received is not None), device=device())
         return bool(collectives.all_reduce_max(flag, world))

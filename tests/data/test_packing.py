@@ -1,5 +1,7 @@
 """Dealing and packing lose nothing: each response token is a target exactly once, in one uncut sequence, at its place."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,7 +28,7 @@ def sequences_of(micro_batch: MicroBatch) -> list[tuple[list[int], list[int], li
     columns = [
         getattr(micro_batch, name)[0].tolist() for name in ("token_1t", "target_1t", "response_1t", "position_1t")
     ]
-    return [tuple(column[a:b] for column in columns) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [tuple(column[a:b] for column in columns) for a, b in itertools.pairwise(edges)]
 
 
 @given(
@@ -40,7 +42,7 @@ def test_each_response_token_is_a_target_once(
     lengths: list[tuple[int, int]], budget: int, alignment: int, ranks: int
 ) -> None:
     batch = batch_of(lengths)
-    wanted = sorted(tuple([*sequence.prompt.tokens, *sequence.response]) for sequence in batch.sequences)
+    wanted = sorted((*sequence.prompt.tokens, *sequence.response) for sequence in batch.sequences)
     found, trained = [], []
     for rank in range(ranks):
         share = deal(batch, rank, ranks)

@@ -58,7 +58,7 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
     assert [(prompt.text, prompt.answer) for prompt in prompts] == [(text, f"{i}") for i, text in enumerate(texts)]
     assert all(list(prompt.tokens) == TOKENIZER(prompt.text)["input_ids"] for prompt in prompts)
     assert (len(source.training), len(source.held_out), source.has_demonstrator) == (4, 1, False)
-    with pytest.raises(ConfigError, match="data.source has no demonstrations"):
+    with pytest.raises(ConfigError, match=r"data\.source has no demonstrations"):
         source.demonstrations(1, step=0, seed=0)
 
 
@@ -97,7 +97,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere.jsonl is not a file"):
+    with pytest.raises(DataError, match=r"nowhere\.jsonl is not a file"):
         load_prompts(Config(source=str(tmp_path / "nowhere.jsonl")), TOKENIZER)
     with pytest.raises(DataError, match="needs a tokenizer"):
         load_prompts(write(tmp_path / "a.jsonl", record()), None)
@@ -107,5 +107,5 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     config.max_prompt_tokens = 5
     with pytest.raises(DataError, match=r"prompt 1 of .* has 6 tokens, more than data.max_prompt_tokens=5"):
         load_prompts(config, TOKENIZER)
-    with pytest.raises(ConfigError, match="data.held_out=0"):
+    with pytest.raises(ConfigError, match=r"data\.held_out=0"):
         Config(held_out=0)

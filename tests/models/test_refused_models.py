@@ -55,5 +55,5 @@ def test_config_from_a_recipe() -> None:
     ):
         with pytest.raises(ConfigError, match=named):
             config_from_recipe(fields)
-    with pytest.raises(ConfigError, match="model.path and model.hf_config are both given"):
+    with pytest.raises(ConfigError, match=r"model\.path and model\.hf_config are both given"):
         Config(path="somewhere", hf_config={"model_type": "qwen3"})
