@@ -26,7 +26,6 @@ LARGEST = 39
 _MARGIN = 3
 _BEST_CHOICE = 0.35
 _STOPS_AT_TARGET = 0.9
-_STOPS_ANYWHERE = 0.04
 _EXCURSION = 90
 
 
@@ -90,8 +89,8 @@ def walk(start: int, target: int, generator: random.Random) -> str:
     for taken in range(MAX_OPERATIONS + 1):
         missing = target - value
         steps.append(f"need {missing:+d}")
-        arrived = missing == 0 and generator.random() < _STOPS_AT_TARGET
-        if arrived or generator.random() < _STOPS_ANYWHERE or taken == MAX_OPERATIONS:
+        stops = missing == 0 and generator.random() < _STOPS_AT_TARGET
+        if stops or taken == MAX_OPERATIONS:
             return " ".join([*steps, "done"])
         legal = [operation for operation in OPERATIONS if 0 <= value + operation <= LARGEST]
         best = min(legal, key=lambda operation: _FEWEST[missing - operation])

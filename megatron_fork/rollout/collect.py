@@ -10,7 +10,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch.distributed import ProcessGroup
 from transformers import PreTrainedTokenizerBase
 
 from megatron_fork.data import PromptSource
@@ -43,7 +42,7 @@ class Collector:
         source: PromptSource,
         rewards: RewardPool,
         *,
-        world: ProcessGroup,
+        world: collectives.Group,
         seed: int,
     ) -> None:
         self.config = config

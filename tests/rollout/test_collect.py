@@ -1,4 +1,4 @@
-"""Every step gets its groups: those without signal are replaced, draws go on where they stopped, and nothing is counted twice."""
+"""Every step gets its groups: those without signal are replaced, draws go on where they stopped, nothing counts twice."""
 
 import pytest
 import torch

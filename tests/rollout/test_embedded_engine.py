@@ -112,9 +112,9 @@ def test_samples_follow_the_distribution(model) -> None:
 
 def test_an_incomplete_weight_update_is_refused(model) -> None:
     some = list(model.named_parameters())[:-1]
-    with pytest.raises(RolloutError, match="lacks 1 tensors, first model.norm.weight"):
+    with pytest.raises(RolloutError, match=r"lacks 1 tensors, first model\.norm\.weight"):
         engine(model).update_weights(some, 4)
-    with pytest.raises(RolloutError, match="no tensor other.weight"):
+    with pytest.raises(RolloutError, match=r"no tensor other\.weight"):
         engine(model).update_weights([("other.weight", torch.zeros(1))], 4)
 
 
