@@ -1,0 +1,80 @@
+"""What a run writes down: evaluations, checkpoints, and at the end the summary and the report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from megatron_fork import checkpoint
+from megatron_fork.analysis import write_report
+from megatron_fork.errors import Interrupted
+from megatron_fork.evaluation import Evaluation, evaluate
+from megatron_fork.policy import Policy
+from megatron_fork.rollout import Collector
+from megatron_fork.start import Progress
+from megatron_fork.workplace import Workplace
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Every `every` steps, and at the end."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def measure(work: Workplace, collector: Collector, step: int) -> dict[str, float]:
+    """Evaluate the engine's weights on the held-out prompts and write the result down."""
+    result: Evaluation = evaluate(collector, work.source.held_out, work.config.evaluation)
+    metrics = {
+        "pass_rate": result.pass_rate,
+        "pass_rate_se": result.standard_error,
+        "greedy": result.greedy,
+        "response_tokens": result.response_tokens,
+    }
+    work.folder.metrics("evaluation", step, metrics)
+    return metrics
+
+
+def keep_state(work: Workplace, policy: Policy, progress: Progress, *, stop: bool) -> None:
+    """Save where it is due; where the run was asked to stop, save and raise `Interrupted`."""
+    config = work.config.run
+    finished = progress.step == work.config.train.steps
+    if stop or finished or is_due(progress.step, config.checkpoint_every, work.config.train.steps):
+        checkpoint.save_training_state(
+            work.checkpoints,
+            progress.step,
+            policy.model,
+            policy.optimizer,
+            asdict(progress),
+            keep=config.keep_checkpoints,
+        )
+    if stop and not finished:
+        raise Interrupted(
+            f"stopped after step {progress.step} of {work.config.train.steps}; the state is saved",
+            hint=f"resume with `megatron-fork train {work.folder.path / 'resolved.yaml'}`",
+        )
+
+
+def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: float) -> None:
+    """summary.json and the report, with what was before and after."""
+    before, after = progress.before or {}, progress.after or progress.before or {}
+    summary: dict[str, Any] = {
+        **{f"{name}_before": before[name] for name in ("pass_rate", "greedy")},
+        **{f"{name}_after": after[name] for name in ("pass_rate", "greedy")},
+        "pass_rate_before_se": before["pass_rate_se"],
+        "pass_rate_after_se": after["pass_rate_se"],
+        "steps": progress.step,
+        "seed": work.config.seed,
+        "parameters": parameters,
+        "world_size": work.layout.world.size(),
+        "layout": str(work.layout),
+        "wall_seconds": seconds,
+    }
+    work.folder.summary(summary)
+    if not work.folder.writes:
+        return
+    report = write_report(work.folder.path)
+    work.display.say(
+        f"pass rate {before['pass_rate']:.3f} +- {before['pass_rate_se']:.3f} -> "
+        f"{after['pass_rate']:.3f} +- {after['pass_rate_se']:.3f}   "
+        f"greedy {before['greedy']:.3f} -> {after['greedy']:.3f}   {seconds:.0f} s"
+    )
+    work.display.say(f"report {report}")
