@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-
 from megatron_fork.interruption import StopRequest
 
 
