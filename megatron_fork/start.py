@@ -50,21 +50,28 @@ def start(work: Workplace) -> tuple[Progress, Policy]:
 def warm_start(work: Workplace) -> Policy:
     """Supervised fine-tuning on the source's demonstrations, kept as a Hugging Face folder."""
     policy = build_policy(work, work.config.sft.optimizer)
-    checkpoint.load_initial(policy.model, work.config.model, seed=work.config.seed)
-    policy.weights_changed()
-    finished = fine_tune(
+    state = work.folder.path / "warm_start_state"
+    saved = checkpoint.latest(state)
+    if saved is None:
+        checkpoint.load_initial(policy.model, work.config.model, seed=work.config.seed)
+        policy.weights_changed()
+    else:
+        checkpoint.load_training_state(saved, policy.model, policy.optimizer)
+    done = fine_tune(
         policy,
         work.source,
         work.config.sft,
         work.folder,
         work.display,
         seed=work.config.seed,
+        first=saved.progress["step"] if saved else 0,
         should_stop=work.asked_to_stop,
     )
-    if not finished:
+    if done < work.config.sft.steps:
+        checkpoint.save_training_state(state, done, policy.model, policy.optimizer, {"step": done}, keep=1)
         raise Interrupted(
-            "stopped during the warm start; nothing of it is kept",
-            hint="start the same command again when there is time",
+            f"stopped after step {done} of {work.config.sft.steps} of the warm start; the state is saved",
+            hint=f"resume with `megatron-fork train {work.folder.path / 'resolved.yaml'}`",
         )
     write_model(work, policy, work.warm_start)
     return policy

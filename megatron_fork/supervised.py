@@ -27,11 +27,12 @@ def fine_tune(
     display: Display,
     *,
     seed: int,
+    first: int,
     should_stop: Callable[[], bool],
-) -> bool:
-    """Imitate the source's demonstrations; False if it was asked to stop before the end."""
-    with display.stage("sft", config.steps) as stage:
-        for step in range(config.steps):
+) -> int:
+    """Imitate the source's demonstrations from step `first` on; the steps done, fewer than all if asked to stop."""
+    with display.stage("sft", config.steps, done=first) as stage:
+        for step in range(first, config.steps):
             started = time.perf_counter()
             batch = policy.share(Batch(source.demonstrations(config.batch, step=step, seed=seed)))
             tokens = _global_count(batch, policy)
@@ -53,8 +54,8 @@ def fine_tune(
             folder.metrics("sft", step + 1, metrics)
             stage.advance(metrics, every_seconds=5.0)
             if should_stop():
-                return False
-    return True
+                return step + 1
+    return config.steps
 
 
 def _global_count(batch: Batch, policy: Policy) -> int:
