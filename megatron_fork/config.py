@@ -29,6 +29,7 @@ from megatron_fork.rewards import Config as RewardConfig
 from megatron_fork.rollout import Config as RolloutConfig
 from megatron_fork.selection import PRESETS
 from megatron_fork.selection import Config as SelectionConfig
+from megatron_fork.vocab_parallel import Config as VocabParallelConfig
 
 
 @dataclass
@@ -107,6 +108,7 @@ class RunConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    vocab_parallel: VocabParallelConfig = field(default_factory=VocabParallelConfig)
     sft: SupervisedConfig = field(default_factory=SupervisedConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

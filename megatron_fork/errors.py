@@ -46,6 +46,10 @@ class RolloutError(MegatronForkError):
     """An engine that failed, or whose log-probs are not the policy's."""
 
 
+class StatisticsError(MegatronForkError):
+    """Logits, targets or vocabulary shards that have no log-prob or entropy."""
+
+
 class SelectionError(MegatronForkError):
     """Entropies or counts from which no set of tokens can be chosen."""
 

@@ -80,7 +80,12 @@ def warm_start(work: Workplace) -> Policy:
 def build_policy(work: Workplace, optimizer: OptimizerConfig) -> Policy:
     """A policy of the run's architecture, its weights still to be loaded."""
     return Policy(
-        work.config.policy, optimizer, work.hf_config, work.layout, temperature=work.config.rollout.temperature
+        work.config.policy,
+        optimizer,
+        work.hf_config,
+        work.layout,
+        temperature=work.config.rollout.temperature,
+        head=work.config.vocab_parallel,
     )
 
 

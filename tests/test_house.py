@@ -56,3 +56,17 @@ def test_imports_go_down() -> None:
 def test_every_room_is_in_the_order() -> None:
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert rooms - {"__init__"} == set(HOUSE)
+
+
+def test_one_place_computes_log_probs() -> None:
+    """Two definitions of a log-prob or an entropy would sooner or later differ."""
+    words = {"log_softmax", "logsumexp", "cross_entropy", "nll_loss", "vocab_parallel_cross_entropy", "Categorical"}
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name == "vocab_parallel":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+            if name in words:
+                found.append(f"{path.name}:{node.lineno} {name}")
+    assert not found

@@ -13,6 +13,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from transformers import PretrainedConfig
 
+from megatron_fork import vocab_parallel
 from megatron_fork.distributed import compatibility, layout
 from megatron_fork.models.attention import PackedAttention
 from megatron_fork.models.families import check_divides, family_of, padded_vocab_size, rotary_base
@@ -59,6 +60,7 @@ def build_model(
     *,
     dtype: torch.dtype = torch.float32,
     temperature: float = 1.0,
+    head: vocab_parallel.Config | None = None,
 ) -> StatisticsModel:
     """This rank's part of the model, with Megatron's own initial weights until a checkpoint is loaded.
 
@@ -67,6 +69,7 @@ def build_model(
         parallel: the layout, for which Megatron's groups must exist (`distributed.parallel_layout`).
         dtype: parameters and activations; statistics and loss are float32 whatever it is.
         temperature: of the softmax whose log-probs and entropies the model reports.
+        head: how they are computed.
 
     """
     compatibility.install()
@@ -85,6 +88,7 @@ def build_model(
         rotary_base=rotary_base(hf_config),
         hf_config=hf_config,
         temperature=temperature,
+        head=head or vocab_parallel.Config(),
     )
     return model.cuda() if torch.cuda.is_available() else model
 

@@ -19,6 +19,7 @@ from megatron.core.transformer.module import Float16Module
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from megatron_fork import vocab_parallel
 from megatron_fork.data import MicroBatch, deal, pack
 from megatron_fork.distributed import Layout, collectives, device
 from megatron_fork.errors import ConfigError
@@ -26,7 +27,7 @@ from megatron_fork.experience import Batch
 from megatron_fork.models import StatisticsModel, build_model
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.optimizer import OptimizerConfig, build_optimizer
-from megatron_fork.vocab_parallel import TokenStatistics
+from megatron_fork.vocab_parallel import RowLoss, TokenStatistics
 
 
 @dataclass
@@ -59,7 +60,8 @@ class Update:
     sums: dict[str, float]
 
 
-# From the statistics of the marked rows, and their places in the batch's columns, to a loss divided by a global count.
+# From the statistics of marked rows, and their places in the batch's columns, to a loss divided by a global count. Additive:
+# called on a part of the rows it gives that part of the loss.
 LossFunction = Callable[[TokenStatistics, Tensor], PolicyLoss]
 
 
@@ -74,11 +76,14 @@ class Policy:
         layout: Layout,
         *,
         temperature: float = 1.0,
+        head: vocab_parallel.Config | None = None,
     ) -> None:
         self.config = config
         self.layout = layout
         self.optimizer_config = optimizer
-        self.model: StatisticsModel = build_model(hf_config, layout.config, dtype=config.dtype, temperature=temperature)
+        self.model: StatisticsModel = build_model(
+            hf_config, layout.config, dtype=config.dtype, temperature=temperature, head=head
+        )
         self._chunk = self._wrap(self.model)
         self.optimizer = build_optimizer(optimizer, self._chunk, config.dtype)
 
@@ -114,7 +119,8 @@ class Policy:
             batch, token_budget=self.config.tokens_per_statistics_batch, alignment=self.layout.config.alignment
         )
         self.model.eval()
-        results = self._run(micro_batches, [micro_batch.response_1t for micro_batch in micro_batches], None)
+        rows = [micro_batch.response_1t for micro_batch in micro_batches]
+        results = self._run(micro_batches, rows, [_Task(_collect)] * len(rows), forward_only=True)
         columns_2t = torch.zeros(2, batch.response_tokens)
         for micro_batch, statistics in zip(micro_batches, results, strict=False):
             columns_2t[:, micro_batch.place_r] = torch.stack(tuple(statistics)).cpu()
@@ -122,7 +128,15 @@ class Policy:
         columns_2t = collectives.broadcast(columns_2t.to(device()), source, self.layout.pipeline).cpu()
         return TokenStatistics(*columns_2t)
 
-    def update(self, batch: Batch, selected_t: Tensor, loss_function: LossFunction, *, learning_rate: float) -> Update:
+    def update(
+        self,
+        batch: Batch,
+        selected_t: Tensor,
+        loss_function: LossFunction,
+        *,
+        learning_rate: float,
+        whole_responses: bool = False,
+    ) -> Update:
         """One optimizer step on this rank's share: LM head, loss and backward on the marked rows only.
 
         Args:
@@ -130,6 +144,8 @@ class Policy:
             selected_t: bool `[response tokens]`, the tokens that carry gradient.
             loss_function: see `LossFunction`.
             learning_rate: of this step.
+            whole_responses: the loss needs all marked rows of a response at once. Otherwise it is evaluated a chunk of rows
+                at a time while their logits live, which saves a matrix product.
 
         """
         micro_batches = self.micro_batches(batch)
@@ -138,7 +154,13 @@ class Policy:
         self.optimizer.zero_grad()
         rows = [micro_batch.rows(selected_t) for micro_batch in micro_batches]
         places = [micro_batch.place_r[selected_t[micro_batch.place_r]] for micro_batch in micro_batches]
-        results = self._run(micro_batches, rows, [partial(_apply, loss_function, place_r) for place_r in places])
+        tasks = [
+            _Task(partial(_apply, loss_function, place_r))
+            if whole_responses
+            else _Task(_pass_on, row_loss=partial(_row_loss, loss_function, place_r))
+            for place_r in places
+        ]
+        results = self._run(micro_batches, rows, tasks)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         _, gradient_norm, _ = self.optimizer.step()
@@ -149,14 +171,16 @@ class Policy:
         self,
         micro_batches: list[MicroBatch],
         rows: list[Tensor],
-        losses: list[Callable[[TokenStatistics], tuple[Tensor, Tensor, Any]]] | None,
+        tasks: list[_Task],
+        *,
+        forward_only: bool = False,
     ) -> list[Any]:
         """Through Megatron's schedule; what the last stage collected of each micro-batch, nothing on the others."""
         where = device()
         items = iter(
             [
-                (micro_batch.to(where), row_1t.to(where), losses[index] if losses else _collect)
-                for index, (micro_batch, row_1t) in enumerate(zip(micro_batches, rows, strict=True))
+                (micro_batch.to(where), row_1t.to(where), task)
+                for micro_batch, row_1t, task in zip(micro_batches, rows, tasks, strict=True)
             ]
         )
         return get_forward_backward_func()(
@@ -166,7 +190,7 @@ class Policy:
             num_microbatches=len(micro_batches),
             seq_length=max(micro_batch.tokens for micro_batch in micro_batches),
             micro_batch_size=1,
-            forward_only=losses is None,
+            forward_only=forward_only,
         )
 
     def _global_sums(self, results: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -179,16 +203,25 @@ class Policy:
         return stages[-1]
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What the last stage does with a micro-batch: a loss inside the LM head, and what follows the model's answer."""
+
+    finish: Callable[[Any], tuple[Tensor, Tensor, Any]]
+    row_loss: RowLoss | None = None
+
+
 def _forward_step(
-    items: Iterator[tuple[MicroBatch, Tensor, Callable[..., Any]]], model: nn.Module
-) -> tuple[Any, Callable[..., Any]]:
-    micro_batch, row_1t, collect = next(items)
+    items: Iterator[tuple[MicroBatch, Tensor, _Task]], model: nn.Module
+) -> tuple[Any, Callable[[Any], tuple[Tensor, Tensor, Any]]]:
+    micro_batch, row_1t, task = next(items)
     output = model(
         micro_batch.token_1t,
         micro_batch.position_1t,
         None,
         labels=micro_batch.target_1t,
         loss_mask=row_1t,
+        row_loss=task.row_loss,
         packed_seq_params=PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=micro_batch.cumulative_lengths,
@@ -197,7 +230,7 @@ def _forward_step(
             max_seqlen_kv=micro_batch.longest,
         ),
     )
-    return output, collect
+    return output, task.finish
 
 
 def _no_tokens() -> Tensor:
@@ -209,6 +242,18 @@ def _apply(
     loss_function: LossFunction, place_r: Tensor, statistics: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     loss, metrics = loss_function(TokenStatistics(*statistics), place_r)
+    return loss, _no_tokens(), {"loss": loss.detach(), **metrics}
+
+
+def _row_loss(
+    loss_function: LossFunction, place_r: Tensor, statistics: TokenStatistics, chunk: slice
+) -> tuple[Tensor, dict[str, Tensor]]:
+    loss, metrics = loss_function(statistics, place_r[chunk])
+    return loss, metrics
+
+
+def _pass_on(answer: tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    loss, metrics = answer
     return loss, _no_tokens(), {"loss": loss.detach(), **metrics}
 
 

@@ -1,9 +1,9 @@
 """Log-prob and entropy straight from hidden states: the LM head on selected rows only.
 
-Logits exist one chunk of tokens at a time, forward and backward (they are recomputed: one more matrix product in exchange
-for memory that does not grow with tokens). Kept for backward: the selected hidden states, the weight, two floats a token.
-Rows that are not asked for cost nothing. Forward: one collective of four floats a token for all chunks together. Backward:
-one all-reduce of the selected rows' d_hidden, which is a partial sum over each rank's columns.
+Logits exist one tile at a time, forward and backward (they are recomputed: one more matrix product in exchange for memory
+that does not grow with tokens; `lm_head_loss` saves that product where the loss is known). Kept for backward: the selected
+hidden states, the weight, two floats a token. Rows that are not asked for cost nothing. Forward: one collective of four
+floats a token. Backward: one all-reduce of the selected rows' d_hidden, which is a partial sum over each rank's columns.
 """
 
 from __future__ import annotations
@@ -16,10 +16,18 @@ from torch.autograd.function import once_differentiable
 
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
-from megatron_fork.vocab_parallel.shard import VocabularyShard, logits_gradient, merge, sweep
-from megatron_fork.vocab_parallel.statistics import TokenStatistics, accumulation_dtype
-
-_CHUNK_BYTES = 32 << 20
+from megatron_fork.errors import StatisticsError
+from megatron_fork.vocab_parallel.config import Config
+from megatron_fork.vocab_parallel.head import Head
+from megatron_fork.vocab_parallel.kernels import kernels_for
+from megatron_fork.vocab_parallel.shard import (
+    TokenStatistics,
+    VocabularyShard,
+    over_ranks,
+    refuse_bad,
+    statistics_of,
+)
+from megatron_fork.vocab_parallel.statistics import inverse_of
 
 
 def lm_head_statistics(
@@ -32,6 +40,8 @@ def lm_head_statistics(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
+    config: Config | None = None,
+    weight_gradient: Tensor | None = None,
 ) -> TokenStatistics:
     """Statistics of `softmax(hidden @ weight.T / temperature)` at the chosen rows.
 
@@ -43,25 +53,76 @@ def lm_head_statistics(
         group: ranks that share the vocabulary; None for one rank.
         temperature: the rollout's decoding temperature.
         vocab_size: true vocabulary size; rows of `weight` at or past it (globally) are padding.
-        chunk_tokens: tokens whose logits live at a time; by default as many as fit 32 MiB.
+        chunk_tokens: tokens of a tile of logits, by default chosen for the device.
+        config: kernels and memory.
+        weight_gradient: `[vocab/tp, d]` float32 (Megatron's `main_grad`): d_weight is added to it in backward, and autograd
+            gets zeros.
 
     Returns:
         `TokenStatistics` of float32 `[len(rows)]` in row order, in nats, differentiable in `hidden` and `weight`; the
         gradient of `hidden` is accumulated in float32 and summed over `group`.
 
+    Raises:
+        StatisticsError: naming the token, where a target is no token or the logits have no softmax; shapes that disagree.
+
     """
-    if rows is not None:
-        hidden, targets = hidden[rows], targets[rows]
-    shard = VocabularyShard.of(weight.shape[0], vocab_size, group)
+    chosen = ChosenRows.of(hidden, weight, targets, rows)
+    config = config or Config()
+    head = head_of(weight, vocab_size, group, temperature, config)
     if chunk_tokens is None:
-        chunk_tokens = max(16, _CHUNK_BYTES // (4 * weight.shape[0]))
-    logprob, entropy = _LmHeadStatistics.apply(hidden, weight, targets, shard, temperature, chunk_tokens)
-    return TokenStatistics(logprob, entropy)
+        chunk_tokens = head.tile_tokens(config.chunk_bytes(weight.device.type))
+    logprob, entropy = _LmHeadStatistics.apply(
+        chosen.hidden, weight, chosen.targets, head, max(1, chunk_tokens), weight_gradient
+    )
+    statistics = TokenStatistics(logprob, entropy)
+    refuse_bad(statistics, chosen.targets, head.shard, chosen.tokens)
+    return statistics
 
 
-def _scaled_logits(hidden_td: Tensor, weight_vd: Tensor, temperature: float) -> Tensor:
-    logits_tv = (hidden_td @ weight_vd.T).to(accumulation_dtype(hidden_td.dtype))
-    return logits_tv if temperature == 1.0 else logits_tv.div_(temperature)
+class ChosenRows:
+    """Hidden states and targets of the chosen rows, and the rows' indices (None: all of them)."""
+
+    def __init__(self, hidden: Tensor, targets: Tensor, tokens: Tensor | None) -> None:
+        self.tokens = tokens
+        self.hidden = hidden if tokens is None else hidden[tokens]
+        self.targets = targets if tokens is None else targets[tokens]
+
+    @classmethod
+    def of(cls, hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None) -> ChosenRows:
+        if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+            raise StatisticsError(
+                f"hidden has shape {list(hidden.shape)}, weight {list(weight.shape)}",
+                hint="give [tokens, d] and [vocab/tp, d]",
+            )
+        if targets.shape != hidden.shape[:1]:
+            raise StatisticsError(
+                f"hidden has shape {list(hidden.shape)}, targets {list(targets.shape)}", hint="one target a token"
+            )
+        if rows is not None and rows.dtype == torch.bool:
+            if rows.shape != targets.shape:
+                raise StatisticsError(
+                    f"rows has shape {list(rows.shape)}, targets {list(targets.shape)}", hint="one flag a token"
+                )
+            rows = rows.nonzero()[:, 0]
+        return cls(hidden, targets, rows)
+
+
+def head_of(weight: Tensor, vocab_size: int | None, group: Group, temperature: float, config: Config) -> Head:
+    shard = VocabularyShard.of(weight.shape[0], vocab_size, group)
+    return Head(weight.detach()[: shard.columns], shard, inverse_of(temperature), kernels_for(config.kernels, weight))
+
+
+def chunks_of(tokens: int, chunk_tokens: int) -> list[slice]:
+    """Chunks of nearly equal size, none larger than `chunk_tokens`."""
+    count = -(-tokens // chunk_tokens)
+    return [slice(tokens * index // count, tokens * (index + 1) // count) for index in range(count)]
+
+
+def given_weight_gradient(weight_vd: Tensor, gradient_vd: Tensor | None, buffer_vd: Tensor | None) -> Tensor | None:
+    """What autograd gets for the weight: the gradient, or zeros that take no memory once the buffer has it."""
+    if buffer_vd is None:
+        return None if gradient_vd is None else gradient_vd.to(weight_vd.dtype)
+    return weight_vd.new_zeros(()).expand(weight_vd.shape)
 
 
 class _LmHeadStatistics(torch.autograd.Function):
@@ -71,60 +132,52 @@ class _LmHeadStatistics(torch.autograd.Function):
         hidden_td: Tensor,
         weight_vd: Tensor,
         targets_t: Tensor,
-        shard: VocabularyShard,
-        temperature: float,
+        head: Head,
         chunk_tokens: int,
+        weight_gradient_vd: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        tokens = hidden_td.shape[0]
-        column_t, held_t = shard.locate(targets_t)
-        partial_4t = torch.empty(4, tokens, dtype=accumulation_dtype(hidden_td.dtype), device=hidden_td.device)
-        for start in range(0, tokens, chunk_tokens):
-            chunk = slice(start, start + chunk_tokens)
-            scaled_tv = _scaled_logits(hidden_td[chunk], weight_vd[: shard.columns], temperature)
-            partial_4t[:, chunk] = sweep(scaled_tv, column_t[chunk], held_t[chunk])
-        log_z_t, logprob_t, entropy_t = merge(partial_4t, shard.group)
+        chunks = chunks_of(hidden_td.shape[0], chunk_tokens)
+        partial_4t = head.no_columns(hidden_td.shape[0])
+        for columns in head.column_tiles():
+            weight_kd = head.operand(head.weight_vd[columns])
+            for chunk in chunks:
+                logits_ck = head.logits(head.operand(hidden_td[chunk]), weight_kd)
+                partial_4t[:, chunk] = head.extended(partial_4t[:, chunk], logits_ck, targets_t[chunk], columns)
+        log_z_t, logprob_t, entropy_t = statistics_of(over_ranks(partial_4t, head.shard))
         ctx.save_for_backward(hidden_td, weight_vd, targets_t, log_z_t, entropy_t)
-        ctx.shard, ctx.temperature, ctx.chunk_tokens = shard, temperature, chunk_tokens
+        ctx.head, ctx.chunks, ctx.weight_gradient_vd = head, chunks, weight_gradient_vd
         ctx.set_materialize_grads(False)
         return logprob_t, entropy_t
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, logprob_gradient_t: Tensor | None, entropy_gradient_t: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_logprob_t: Tensor | None, of_entropy_t: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_td, weight_vd, targets_t, log_z_t, entropy_t = ctx.saved_tensors
-        shard: VocabularyShard = ctx.shard
-        if logprob_gradient_t is None:
-            logprob_gradient_t = torch.zeros_like(log_z_t)
-        column_t, held_t = shard.locate(targets_t)
-        dtype = log_z_t.dtype
-        hidden_gradient_td = torch.zeros(hidden_td.shape, dtype=dtype, device=hidden_td.device)
-        weight_gradient_vd = torch.zeros(weight_vd.shape, dtype=dtype, device=weight_vd.device)
-        held_vd = weight_vd[: shard.columns]
-        for start in range(0, hidden_td.shape[0], ctx.chunk_tokens):
-            chunk = slice(start, start + ctx.chunk_tokens)
-            logits_gradient_tv = logits_gradient(
-                _scaled_logits(hidden_td[chunk], held_vd, ctx.temperature),
-                column_t[chunk],
-                held_t[chunk],
-                log_z_t[chunk],
-                entropy_t[chunk],
-                logprob_gradient_t[chunk],
-                None if entropy_gradient_t is None else entropy_gradient_t[chunk],
-            )
-            if ctx.temperature != 1.0:
-                logits_gradient_tv.div_(ctx.temperature)
-            # Products in the model's dtype, sums over chunks in float32.
-            logits_gradient_tv = logits_gradient_tv.to(hidden_td.dtype)
-            hidden_gradient_td[chunk] = logits_gradient_tv @ held_vd
-            weight_gradient_vd[: shard.columns] += logits_gradient_tv.T @ hidden_td[chunk]
-        collectives.all_reduce_sum(hidden_gradient_td, shard.group)
-        return (
-            hidden_gradient_td.to(hidden_td.dtype),
-            weight_gradient_vd.to(weight_vd.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+        head: Head = ctx.head
+        if of_logprob_t is None:
+            of_logprob_t = torch.zeros_like(log_z_t)
+        d_hidden_td = torch.zeros(hidden_td.shape, dtype=head.sum_dtype, device=hidden_td.device)
+        gradient_vd = ctx.weight_gradient_vd
+        if gradient_vd is None and ctx.needs_input_grad[1]:
+            gradient_vd = torch.zeros_like(weight_vd, memory_format=torch.contiguous_format)
+        for columns in head.column_tiles():
+            weight_kd = head.operand(head.weight_vd[columns])
+            d_weight_kd = None if gradient_vd is None else gradient_vd[columns].to(head.sum_dtype)
+            for chunk in ctx.chunks:
+                hidden_cd = head.operand(hidden_td[chunk])
+                head.add_gradients(
+                    head.logits(hidden_cd, weight_kd),
+                    targets_t[chunk],
+                    columns,
+                    (entropy_t[chunk], of_logprob_t[chunk], None if of_entropy_t is None else of_entropy_t[chunk]),
+                    log_z_t[chunk],
+                    hidden_cd,
+                    weight_kd,
+                    d_hidden_td[chunk],
+                    d_weight_kd,
+                )
+            if gradient_vd is not None and d_weight_kd is not None and gradient_vd.dtype != d_weight_kd.dtype:
+                gradient_vd[columns] = d_weight_kd  # summed in float32 over all tokens, rounded once
+        collectives.all_reduce_sum(d_hidden_td, head.shard.group)
+        given = given_weight_gradient(weight_vd, gradient_vd, ctx.weight_gradient_vd)
+        return d_hidden_td.to(hidden_td.dtype), given, None, None, None, None

@@ -1,11 +1,11 @@
-"""One rank's share of the softmax statistics, and the exact merge over ranks.
+"""One rank's share of the softmax statistics, and their exact combination over tiles and ranks.
 
-Each rank sweeps its columns once and keeps four numbers a token, relative to its own maximum m:
+A tile of columns is swept once and leaves four numbers a token, relative to its own maximum m:
 
-    m = max_j x_j      s = sum_j e^(x_j - m)      u = sum_j (x_j - m) e^(x_j - m)      x_target (0 on other ranks)
+    m = max_j x_j      s = sum_j e^(x_j - m)      u = sum_j (x_j - m) e^(x_j - m)      x_target (0 where another holds it)
 
-With M = max over ranks of m and w = e^(m - M), the sums over the whole vocabulary are S = sum w s and
-U = sum w (u + (m - M) s), so that
+With M = max over tiles of m and w = e^(m - M), the sums over all of them are S = sum w s and U = sum w (u + (m - M) s): the
+same four numbers again, whether the tiles are a rank's or all ranks'. In the end
 
     log Z = M + ln S          logprob = x_target - M - ln S       entropy = ln S - U / S       [nats]
 
@@ -15,88 +15,111 @@ Four floats a token on the wire, in one collective; no rank ever sees another's 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from megatron_fork.distributed import collectives
+from megatron_fork.errors import StatisticsError
+from megatron_fork.vocab_parallel.tile import LOWEST_EXPONENT
 
-# e^-1e4 is 0 in every float type, and 0 * -1e4 is 0 where 0 * -inf would be NaN: exact for columns at -inf.
-_LOWEST_EXPONENT = -1e4
+
+class TokenStatistics(NamedTuple):
+    """Log-prob of the target and entropy of the distribution, in nats, float32, one value a token."""
+
+    logprob: Tensor
+    entropy: Tensor
 
 
 @dataclass(frozen=True)
 class VocabularyShard:
     """The columns that this rank holds: global ids `[offset, offset + columns)`; padding past the vocabulary is left out."""
 
+    size: int  # columns with the padding, the same on every rank
     offset: int
     columns: int
+    vocab_size: int
     group: collectives.Group
 
     @classmethod
-    def of(cls, shard_size: int, vocab_size: int | None, group: collectives.Group) -> VocabularyShard:
-        offset = collectives.rank(group) * shard_size
-        end = shard_size * collectives.size(group) if vocab_size is None else vocab_size
-        return cls(offset, min(max(end - offset, 0), shard_size), group)
+    def of(cls, size: int, vocab_size: int | None, group: collectives.Group) -> VocabularyShard:
+        ranks, offset = collectives.size(group), collectives.rank(group) * size
+        end = size * ranks if vocab_size is None else vocab_size
+        if end > size * ranks:
+            raise StatisticsError(
+                f"vocab_size={end} is more than the {size} columns of each of {ranks} rank(s)",
+                hint="pass the group that shares the vocabulary, and each rank its own columns",
+            )
+        return cls(size, offset, min(max(end - offset, 0), size), end, group)
 
-    def locate(self, targets_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Local column of each target (0 where another rank holds it), and whether this rank holds it."""
-        local_t = targets_t - self.offset
-        held_t = (local_t >= 0) & (local_t < self.columns)
+    def locate(self, targets_t: Tensor, first: int = 0, columns: int | None = None) -> tuple[Tensor, Tensor]:
+        """Column of each target in a tile of the shard (0 where it is not in there), and whether it is."""
+        local_t = targets_t - (self.offset + first)
+        held_t = (local_t >= 0) & (local_t < (self.columns if columns is None else columns))
         return torch.where(held_t, local_t, 0), held_t
 
 
-def sweep(scaled_tv: Tensor, column_t: Tensor, held_t: Tensor) -> Tensor:
-    """`[4, tokens]` of m, s, u and the target's logit from logits already divided by the temperature; overwrites them."""
-    if scaled_tv.shape[1] == 0:
-        nothing_t = scaled_tv.new_zeros(scaled_tv.shape[0])
-        return torch.stack([torch.full_like(nothing_t, -torch.inf), nothing_t, nothing_t, nothing_t])
-    target_t = scaled_tv.gather(1, column_t[:, None])[:, 0].masked_fill(~held_t, 0.0)
-    maximum_t = scaled_tv.amax(1)
-    exponent_tv = scaled_tv.sub_(maximum_t[:, None]).clamp_(min=_LOWEST_EXPONENT)
-    weight_tv = exponent_tv.exp()
-    sum_t = weight_tv.sum(1)
-    weighted_t = torch.linalg.vecdot(weight_tv, exponent_tv)
-    return torch.stack([maximum_t, sum_t, weighted_t, target_t])
+def combine(partial_n4t: Tensor) -> Tensor:
+    """`[4, tokens]` of the union of disjoint tiles, from `[tiles, 4, tokens]`."""
+    maximum_nt, sum_nt, weighted_nt, target_nt = partial_n4t.unbind(1)
+    maximum_nt = maximum_nt.clamp(min=torch.finfo(maximum_nt.dtype).min)
+    maximum_t = maximum_nt.amax(0)
+    distance_nt = (maximum_nt - maximum_t).clamp(min=LOWEST_EXPONENT)
+    share_nt = distance_nt.exp()
+    return torch.stack(
+        [
+            maximum_t,
+            (share_nt * sum_nt).sum(0),
+            (share_nt * (weighted_nt + distance_nt * sum_nt)).sum(0),
+            target_nt.sum(0),
+        ]
+    )
 
 
-def merge(partial_4t: Tensor, group: collectives.Group) -> tuple[Tensor, Tensor, Tensor]:
-    """(log Z, logprob, entropy), each `[tokens]`, from every rank's `sweep`: one all-gather of four floats a token."""
-    maximum_rt, sum_rt, weighted_rt, target_rt = collectives.all_gather(partial_4t, group).unbind(1)
-    maximum_t = maximum_rt.amax(0)
-    distance_rt = (maximum_rt - maximum_t).clamp(min=_LOWEST_EXPONENT)
-    share_rt = distance_rt.exp()
-    sum_t = (share_rt * sum_rt).sum(0)
-    weighted_t = (share_rt * (weighted_rt + distance_rt * sum_rt)).sum(0)
-    log_sum_t = sum_t.log()
-    log_z_t = maximum_t + log_sum_t
-    # Not x_target - log Z: far from 0 that would round the difference to the resolution of the logits.
-    logprob_t = target_rt.sum(0) - maximum_t - log_sum_t
-    return log_z_t, logprob_t, log_sum_t - weighted_t / sum_t
+def over_ranks(partial_4t: Tensor, shard: VocabularyShard) -> Tensor:
+    """`combine` over the ranks of the shard's group: one all-gather of four floats a token.
 
-
-def logits_gradient(
-    scaled_tv: Tensor,
-    column_t: Tensor,
-    held_t: Tensor,
-    log_z_t: Tensor,
-    entropy_t: Tensor,
-    logprob_gradient_t: Tensor,
-    entropy_gradient_t: Tensor | None,
-) -> Tensor:
-    """Gradient of the shard's temperature-scaled logits, in one sweep; overwrites `scaled_tv`.
-
-    d logprob / d x_j = [j = target] - p_j and d entropy / d x_j = -p_j (ln p_j + H), so both upstream gradients enter as
-    a multiple of p_j: -(g_logprob + g_entropy (ln p_j + H)) p_j.
+    Ranks whose shards differ in size would place each other's columns wrongly: the sizes travel along as one more token.
     """
-    log_p_tv = scaled_tv.sub_(log_z_t[:, None]).clamp_(min=_LOWEST_EXPONENT)
-    if entropy_gradient_t is None:
-        gradient_tv = log_p_tv.exp_().mul_(-logprob_gradient_t[:, None])
-    else:
-        p_tv = log_p_tv.exp()
-        factor_tv = (
-            log_p_tv.add_(entropy_t[:, None]).mul_(entropy_gradient_t[:, None]).add_(logprob_gradient_t[:, None])
+    if collectives.size(shard.group) == 1:
+        return partial_4t
+    with_size = torch.cat([partial_4t, partial_4t.new_full((4, 1), shard.size)], dim=1)
+    partial_r4t = collectives.all_gather(with_size, shard.group)
+    sizes = partial_r4t[:, 0, -1]
+    if (sizes != shard.size).any():
+        raise StatisticsError(
+            f"the ranks of the group hold {[int(size) for size in sizes]} columns",
+            hint="pad the vocabulary so that every rank holds equally many",
         )
-        gradient_tv = factor_tv.mul_(p_tv).neg_()
-    own_t = logprob_gradient_t.masked_fill(~held_t, 0.0)
-    return gradient_tv.scatter_add_(1, column_t[:, None], own_t[:, None]) if scaled_tv.shape[1] else gradient_tv
+    return combine(partial_r4t[:, :, :-1])
+
+
+def statistics_of(partial_4t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(log Z, logprob, entropy), each `[tokens]`, from the four numbers of the whole vocabulary."""
+    maximum_t, sum_t, weighted_t, target_t = partial_4t
+    log_sum_t = sum_t.log()
+    # Not x_target - log Z: far from 0 that would round the difference to the resolution of the logits.
+    return maximum_t + log_sum_t, target_t - maximum_t - log_sum_t, log_sum_t - weighted_t / sum_t
+
+
+def refuse_bad(statistics: TokenStatistics, targets_t: Tensor, shard: VocabularyShard, tokens: Tensor | None) -> None:
+    """Name the first token whose target is no token or whose logits have no softmax; `tokens` are its indices for the user.
+
+    Every rank has the same targets and statistics, so that all of them raise. On a GPU this waits for the result once.
+    """
+    foreign_t = (targets_t < 0) | (targets_t >= shard.vocab_size)
+    bad_t = foreign_t | statistics.entropy.isnan() | statistics.logprob.isnan()
+    if not bad_t.any():
+        return
+    place = int(bad_t.nonzero()[0, 0])
+    token = place if tokens is None else int(tokens[place])
+    if foreign_t[place]:
+        raise StatisticsError(
+            f"target {int(targets_t[place])} of token {token} is outside the vocabulary [0, {shard.vocab_size})",
+            hint="leave out tokens without a target through `rows`",
+        )
+    raise StatisticsError(
+        f"the logits of token {token} hold NaN or +inf, or none that is finite ({int(bad_t.sum())} such token(s))",
+        hint="look for a diverged policy or a wrong checkpoint: the hidden state or the LM head is not finite",
+    )

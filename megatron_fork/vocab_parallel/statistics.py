@@ -1,34 +1,29 @@
 """Log-prob and entropy of every token from a rank's shard of the logits.
 
 Cost: one read of the logits forward, one read and one write backward, one collective of four floats a token. For backward
-the logits themselves and two floats a token (log Z, entropy) are kept; no softmax is ever stored. Tokens are taken in
-blocks that stay in cache, so that the float32 copy of bf16 logits is one block, never the whole.
+the logits themselves and two floats a token (log Z, entropy) are kept; no softmax is ever stored.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_fork.distributed.collectives import Group
-from megatron_fork.vocab_parallel.shard import VocabularyShard, logits_gradient, merge, sweep
-
-_BLOCK_BYTES = 1 << 20
-
-
-class TokenStatistics(NamedTuple):
-    """Log-prob of the target and entropy of the distribution, in nats, float32, one value a token."""
-
-    logprob: Tensor
-    entropy: Tensor
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Float64 stays (gradient checks); everything else is computed in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from megatron_fork.errors import StatisticsError
+from megatron_fork.vocab_parallel.config import KernelChoice
+from megatron_fork.vocab_parallel.kernels import kernels_for
+from megatron_fork.vocab_parallel.shard import (
+    TokenStatistics,
+    VocabularyShard,
+    over_ranks,
+    refuse_bad,
+    statistics_of,
+)
+from megatron_fork.vocab_parallel.tile import TileKernels
 
 
 def token_statistics(
@@ -38,51 +33,60 @@ def token_statistics(
     group: Group = None,
     temperature: float = 1.0,
     vocab_size: int | None = None,
+    kernels: KernelChoice = "auto",
 ) -> TokenStatistics:
     """Log-prob of `targets` and entropy under `softmax(logits / temperature)` (arXiv 2506.01939, Eq. 1).
 
     Args:
-        logits: `[..., vocab/tp]`, any float dtype: this rank's columns. Never modified.
+        logits: `[..., vocab/tp]`, any float dtype, any strides: this rank's columns. Never modified.
         targets: `[...]` int64, global vocabulary ids.
         group: ranks that share the vocabulary, in the order of their columns; None for one rank.
         temperature: the rollout's decoding temperature.
         vocab_size: true vocabulary size; columns at or past it are padding and do not exist.
+        kernels: see `Config`.
 
     Returns:
         `TokenStatistics` of float32 `[...]` in nats (float64 for float64 logits), differentiable in both.
 
+    Raises:
+        StatisticsError: naming the token, where a target is no token or the logits have no softmax; shapes that disagree.
+
     """
-    shape = targets.shape
+    if logits.shape[:-1] != targets.shape:
+        raise StatisticsError(
+            f"logits has shape {list(logits.shape)}, targets {list(targets.shape)}", hint="one target a token"
+        )
+    inverse_temperature = inverse_of(temperature)
+    shard = VocabularyShard.of(logits.shape[-1], vocab_size, group)
+    flat_t = targets.reshape(-1)
     logprob, entropy = _TokenStatistics.apply(
-        logits.reshape(-1, logits.shape[-1]),
-        targets.reshape(-1),
-        VocabularyShard.of(logits.shape[-1], vocab_size, group),
-        temperature,
+        logits.reshape(-1, logits.shape[-1]), flat_t, shard, inverse_temperature, kernels_for(kernels, logits)
     )
-    return TokenStatistics(logprob.view(shape), entropy.view(shape))
+    refuse_bad(TokenStatistics(logprob, entropy), flat_t, shard, None)
+    return TokenStatistics(logprob.view(targets.shape), entropy.view(targets.shape))
 
 
-def _blocks(logits_tv: Tensor) -> range:
-    tokens = max(1, _BLOCK_BYTES // (4 * max(1, logits_tv.shape[1])))
-    return range(0, logits_tv.shape[0], tokens)
+def inverse_of(temperature: float) -> float:
+    if not temperature > 0.0:
+        raise StatisticsError(f"temperature={temperature} is not positive", hint="greedy decoding has no log-prob")
+    return 1.0 / temperature
 
 
 class _TokenStatistics(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits_tv: Tensor, targets_t: Tensor, shard: VocabularyShard, temperature: float
+        ctx: Any,
+        logits_tv: Tensor,
+        targets_t: Tensor,
+        shard: VocabularyShard,
+        inverse_temperature: float,
+        kernels: TileKernels,
     ) -> tuple[Tensor, Tensor]:
-        dtype = accumulation_dtype(logits_tv.dtype)
         column_t, held_t = shard.locate(targets_t)
-        partial_4t = torch.empty(4, targets_t.numel(), dtype=dtype, device=logits_tv.device)
-        blocks = _blocks(logits_tv)
-        for start in blocks:
-            block = slice(start, start + blocks.step)
-            scaled_tv = logits_tv[block, : shard.columns].to(dtype, copy=True).div_(temperature)
-            partial_4t[:, block] = sweep(scaled_tv, column_t[block], held_t[block])
-        log_z_t, logprob_t, entropy_t = merge(partial_4t, shard.group)
+        partial_4t = kernels.sweep(logits_tv[:, : shard.columns], column_t, held_t, inverse_temperature)
+        log_z_t, logprob_t, entropy_t = statistics_of(over_ranks(partial_4t, shard))
         ctx.save_for_backward(logits_tv, targets_t, log_z_t, entropy_t)
-        ctx.shard, ctx.temperature = shard, temperature
+        ctx.shard, ctx.inverse_temperature, ctx.kernels = shard, inverse_temperature, kernels
         ctx.set_materialize_grads(False)
         return logprob_t, entropy_t
 
@@ -92,24 +96,19 @@ class _TokenStatistics(torch.autograd.Function):
         ctx: Any, logprob_gradient_t: Tensor | None, entropy_gradient_t: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         if logprob_gradient_t is None and entropy_gradient_t is None:
-            return None, None, None, None
+            return None, None, None, None, None
         logits_tv, targets_t, log_z_t, entropy_t = ctx.saved_tensors
         shard: VocabularyShard = ctx.shard
-        if logprob_gradient_t is None:
-            logprob_gradient_t = torch.zeros_like(log_z_t)
-        column_t, held_t = shard.locate(targets_t)
-        gradient_tv = torch.zeros_like(logits_tv)
-        blocks = _blocks(logits_tv)
-        for start in blocks:
-            block = slice(start, start + blocks.step)
-            scaled_tv = logits_tv[block, : shard.columns].to(log_z_t.dtype, copy=True).div_(ctx.temperature)
-            gradient_tv[block, : shard.columns] = logits_gradient(
-                scaled_tv,
-                column_t[block],
-                held_t[block],
-                log_z_t[block],
-                entropy_t[block],
-                logprob_gradient_t[block],
-                None if entropy_gradient_t is None else entropy_gradient_t[block],
-            ).div_(ctx.temperature)
-        return gradient_tv, None, None, None
+        gradient_tv = torch.empty_like(logits_tv, memory_format=torch.contiguous_format)
+        gradient_tv[:, shard.columns :] = 0.0
+        ctx.kernels.logits_gradient(
+            logits_tv[:, : shard.columns],
+            *shard.locate(targets_t),
+            log_z_t,
+            entropy_t,
+            torch.zeros_like(log_z_t) if logprob_gradient_t is None else logprob_gradient_t,
+            entropy_gradient_t,
+            ctx.inverse_temperature,
+            gradient_tv[:, : shard.columns],
+        )
+        return gradient_tv, None, None, None, None

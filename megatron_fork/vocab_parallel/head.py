@@ -1,0 +1,145 @@
+"""The LM head a tile at a time: `[tokens, columns]` of logits, and what their gradient gives to hidden states and weight.
+
+Design note. A product of 512 tokens with 2,048 rows of the weight is large enough for a CPU's matrix library to run at full
+speed and small enough that the tile is still in cache when it is swept; on a GPU the tile is 16,384 columns wide. Column tiles
+are the outer loop: the weight is read once, and a tile's part of d_weight is complete when the loop leaves it. Products run in
+the model's dtype and sum in float32 (`out_dtype` on a GPU); a CPU without bfloat16 instructions widens the operands of one
+tile instead, which is faster there and more exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_fork.vocab_parallel.shard import VocabularyShard, combine
+from megatron_fork.vocab_parallel.tile import TileKernels, accumulation_dtype
+
+_CPU_TOKENS = 512
+_CPU_COLUMNS = 2048
+_GPU_COLUMNS = 16384
+
+
+def _widened_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which products of `tensor` run."""
+    if tensor.device.type != "cpu" or tensor.dtype in (torch.float32, torch.float64):
+        return tensor.dtype
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return tensor.dtype if tensor.dtype == torch.bfloat16 and native else torch.float32
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right`, summed and returned in float32 (float64 for float64)."""
+    if left.dtype in (torch.float32, torch.float64):
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).to(torch.float32)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(_product(left, right))
+
+
+@dataclass(frozen=True)
+class Head:
+    """This rank's columns of the LM head, with the padding left out."""
+
+    weight_vd: Tensor
+    shard: VocabularyShard
+    inverse_temperature: float
+    kernels: TileKernels
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        return _widened_dtype(self.weight_vd)
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        return accumulation_dtype(self.weight_vd.dtype)
+
+    def column_tiles(self) -> Iterator[slice]:
+        columns = _GPU_COLUMNS if self.weight_vd.is_cuda else _CPU_COLUMNS
+        return (
+            slice(start, min(start + columns, self.shard.columns)) for start in range(0, self.shard.columns, columns)
+        )
+
+    def tile_tokens(self, chunk_bytes: int) -> int:
+        """Tokens of a tile, where tiles follow one another and none is kept."""
+        if self.weight_vd.is_cuda:
+            return max(1, chunk_bytes // (4 * _GPU_COLUMNS))
+        return _CPU_TOKENS
+
+    def row_tokens(self, chunk_bytes: int) -> int:
+        """Tokens whose logits over all columns of the shard fit `chunk_bytes`."""
+        return max(16, chunk_bytes // (4 * max(1, self.shard.columns)))
+
+    def operand(self, tensor: Tensor) -> Tensor:
+        """`tensor` in the dtype of the products; not a copy where it has that already."""
+        return tensor.to(self.product_dtype)
+
+    def logits(self, hidden_cd: Tensor, weight_kd: Tensor) -> Tensor:
+        """`[tokens, columns]` in the dtype of the sums, from two operands."""
+        return _product(hidden_cd, weight_kd.T)
+
+    def no_columns(self, tokens: int) -> Tensor:
+        """The four numbers of no column at all, `[4, tokens]`: where `extended` begins."""
+        partial_4t = self.weight_vd.new_zeros(4, tokens, dtype=self.sum_dtype)
+        partial_4t[0] = torch.finfo(self.sum_dtype).min
+        return partial_4t
+
+    def extended(self, partial_4c: Tensor, logits_ck: Tensor, targets_c: Tensor, columns: slice) -> Tensor:
+        """The four numbers of the columns seen so far and those of this tile."""
+        column_c, held_c = self.shard.locate(targets_c, columns.start, columns.stop - columns.start)
+        swept_4c = self.kernels.sweep(logits_ck, column_c, held_c, self.inverse_temperature)
+        return combine(torch.stack([partial_4c, swept_4c]))
+
+    def add_gradients(
+        self,
+        logits_ck: Tensor,
+        targets_c: Tensor,
+        columns: slice,
+        statistics_3c: tuple[Tensor, Tensor, Tensor | None],
+        log_z_c: Tensor,
+        hidden_cd: Tensor,
+        weight_kd: Tensor,
+        d_hidden_cd: Tensor,
+        d_weight_kd: Tensor | None,
+    ) -> None:
+        """Turn the tile's logits into their gradient, and add its products to `d_hidden_cd` and `d_weight_kd`.
+
+        Args:
+            logits_ck: overwritten.
+            targets_c: global ids.
+            columns: the tile's place in the shard.
+            statistics_3c: entropy, and the upstream gradients of log-prob and of entropy (None: it has none).
+            log_z_c: of the whole vocabulary.
+            hidden_cd: operand, as `weight_kd`.
+            weight_kd: the tile's rows of the weight.
+            d_hidden_cd: in the dtype of the sums, as `d_weight_kd`.
+            d_weight_kd: None where the weight needs no gradient.
+
+        """
+        column_c, held_c = self.shard.locate(targets_c, columns.start, columns.stop - columns.start)
+        entropy_c, of_logprob_c, of_entropy_c = statistics_3c
+        same = logits_ck.dtype == self.product_dtype
+        gradient_ck = self.kernels.logits_gradient(
+            logits_ck,
+            column_c,
+            held_c,
+            log_z_c,
+            entropy_c,
+            of_logprob_c,
+            of_entropy_c,
+            self.inverse_temperature,
+            logits_ck if same else torch.empty_like(logits_ck, dtype=self.product_dtype),
+        )
+        _add_product(d_hidden_cd, gradient_ck, weight_kd)
+        if d_weight_kd is not None:
+            _add_product(d_weight_kd, gradient_ck.T, hidden_cd)

@@ -1,0 +1,162 @@
+"""Statistics and gradient of one tile of logits in torch: the reference, and what a CPU runs.
+
+Design note. A tile `[tokens, columns]` is taken in blocks of rows whose scratch stays in a core's second-level cache, so that
+main memory sees each logit once: one read in `sweep`; one read and one write in `logits_gradient`. Operations a logit, all in
+cache: `sweep` maximum, shift (with the temperature, one fused multiply-add), exponential, two sums and a product;
+`logits_gradient` shift, exponential, product, and two more where the entropy has a gradient. Half-precision logits are widened
+a block at a time. The scratch is kept from call to call: fresh pages cost as much as the arithmetic. The exponentials
+dominate what is left; fusing further needs a compiled kernel (see `triton_tile`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# Of one scratch tensor for a block of rows; on a GPU a block is as much as fills it.
+_BLOCK_BYTES = {"cpu": 1 << 19}
+_BLOCK_BYTES_ELSEWHERE = 256 << 20
+# e^-1e4 is 0 in every float type, and 0 * -1e4 is 0 where 0 * -inf would be NaN: exact for columns at -inf.
+LOWEST_EXPONENT = -1e4
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float64 stays (gradient checks); everything else is computed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class TileKernels(Protocol):
+    """The two functions over a tile of logits."""
+
+    def sweep(self, logits_tv: Tensor, column_t: Tensor, held_t: Tensor, inverse_temperature: float) -> Tensor:
+        """What `shard.combine` needs of this tile's columns, in one read.
+
+        Args:
+            logits_tv: `[tokens, columns]`, any float dtype; not modified.
+            column_t: int64 `[tokens]`, the target's column within the tile; anything in range where it is not held.
+            held_t: bool `[tokens]`, whether the tile holds the target.
+            inverse_temperature: the logits are multiplied by it.
+
+        Returns:
+            `[4, tokens]` of m, s, u and the target's logit (see `shard`), float32, or float64 for float64 logits. A NaN or
+            +inf among a token's logits makes its m or s NaN; columns at -inf count as absent.
+
+        """
+        ...
+
+    def logits_gradient(
+        self,
+        logits_tv: Tensor,
+        column_t: Tensor,
+        held_t: Tensor,
+        log_z_t: Tensor,
+        entropy_t: Tensor,
+        logprob_gradient_t: Tensor,
+        entropy_gradient_t: Tensor | None,
+        inverse_temperature: float,
+        out_tv: Tensor,
+    ) -> Tensor:
+        """Gradient of the tile's logits, in one read and one write; nothing is computed for an entropy without gradient.
+
+        d logprob / d x_j = [j = target] - p_j and d entropy / d x_j = -p_j (ln p_j + H), so both upstream gradients enter
+        as a multiple of p_j: -(g_logprob + g_entropy (ln p_j + H)) p_j.
+
+        Args:
+            logits_tv: as in `sweep`.
+            column_t: as in `sweep`.
+            held_t: as in `sweep`.
+            log_z_t: `[tokens]`, of the whole vocabulary.
+            entropy_t: `[tokens]`.
+            logprob_gradient_t: `[tokens]`, upstream.
+            entropy_gradient_t: `[tokens]`, upstream; None where there is none.
+            inverse_temperature: as in `sweep`.
+            out_tv: where to write it: another tile of any float dtype, or `logits_tv` itself.
+
+        """
+        ...
+
+
+class TorchKernels:
+    """See `TileKernels` for the contracts. Holds scratch: one instance serves one call at a time."""
+
+    def __init__(self) -> None:
+        self._scratch: list[Tensor | None] = [None, None]
+
+    def _buffer(self, index: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        held = self._scratch[index]
+        if held is None or held.numel() < shape.numel() or held.dtype != dtype:
+            held = self._scratch[index] = torch.empty(shape.numel(), dtype=dtype, device=device)
+        return held[: shape.numel()].view(shape)
+
+    def sweep(self, logits_tv: Tensor, column_t: Tensor, held_t: Tensor, inverse_temperature: float) -> Tensor:
+        tokens, columns = logits_tv.shape
+        dtype = accumulation_dtype(logits_tv.dtype)
+        partial_4t = torch.zeros(4, tokens, dtype=dtype, device=logits_tv.device)
+        maximum_t, sum_t, weighted_t, target_t = partial_4t
+        if columns == 0:
+            maximum_t.fill_(torch.finfo(dtype).min)
+            return partial_4t
+        chosen_t = logits_tv.gather(1, column_t[:, None])[:, 0]
+        target_t.copy_(torch.where(held_t, chosen_t.to(dtype) * inverse_temperature, 0.0))
+        for block in _blocks(logits_tv):
+            block_tv = logits_tv[block]
+            exponent_tv = self._buffer(0, block_tv.shape, dtype, block_tv.device)
+            weight_tv = self._buffer(1, block_tv.shape, dtype, block_tv.device)
+            if block_tv.dtype != dtype:
+                block_tv = exponent_tv.copy_(block_tv)
+            # Finite, so that a row of -inf has exponents of -inf and not NaN.
+            highest_t = block_tv.amax(1).mul_(inverse_temperature).clamp_(min=torch.finfo(dtype).min)
+            torch.add(highest_t.neg()[:, None], block_tv, alpha=inverse_temperature, out=exponent_tv)
+            torch.exp(exponent_tv, out=weight_tv)
+            maximum_t[block] = highest_t
+            sum_t[block] = weight_tv.sum(1)
+            product_tv = weight_tv.mul_(exponent_tv)
+            in_block_t = product_tv.sum(1)
+            if in_block_t.isnan().any():
+                in_block_t = product_tv.nansum(1)  # 0 * -inf; a NaN among the logits shows in the other sum
+            weighted_t[block] = in_block_t
+        return partial_4t
+
+    def logits_gradient(
+        self,
+        logits_tv: Tensor,
+        column_t: Tensor,
+        held_t: Tensor,
+        log_z_t: Tensor,
+        entropy_t: Tensor,
+        logprob_gradient_t: Tensor,
+        entropy_gradient_t: Tensor | None,
+        inverse_temperature: float,
+        out_tv: Tensor,
+    ) -> Tensor:
+        dtype = log_z_t.dtype
+        negated_t = logprob_gradient_t.to(dtype) * -inverse_temperature
+        for block in _blocks(logits_tv):
+            block_tv, shape = logits_tv[block], logits_tv[block].shape
+            log_p_tv = out_tv[block] if out_tv.dtype == dtype else self._buffer(0, shape, dtype, block_tv.device)
+            if block_tv.dtype != dtype:
+                block_tv = log_p_tv.copy_(block_tv)
+            torch.add(log_z_t[block].neg()[:, None], block_tv, alpha=inverse_temperature, out=log_p_tv)
+            if entropy_gradient_t is None:
+                gradient_tv = log_p_tv.exp_().mul_(negated_t[block, None])
+            else:
+                p_tv = torch.exp(log_p_tv.clamp_(min=LOWEST_EXPONENT), out=self._buffer(1, shape, dtype, out_tv.device))
+                slope_t = entropy_gradient_t[block].to(dtype) * -inverse_temperature
+                # slope (ln p + H) - g = slope ln p + (slope H - g)
+                log_p_tv.mul_(slope_t[:, None]).add_((slope_t * entropy_t[block] + negated_t[block])[:, None])
+                gradient_tv = log_p_tv.mul_(p_tv)
+            if shape[1]:
+                own_t = negated_t[block].masked_fill(~held_t[block], 0.0).neg_()
+                gradient_tv.scatter_add_(1, column_t[block, None], own_t[:, None])
+            if out_tv.dtype != dtype:
+                out_tv[block] = gradient_tv
+        return out_tv
+
+
+def _blocks(logits_tv: Tensor) -> Iterator[slice]:
+    size = _BLOCK_BYTES.get(logits_tv.device.type, _BLOCK_BYTES_ELSEWHERE)
+    rows = max(1, size // (4 * max(1, logits_tv.shape[1])))
+    return (slice(start, start + rows) for start in range(0, logits_tv.shape[0], rows))
