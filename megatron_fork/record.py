@@ -41,8 +41,7 @@ def keep_state(work: Workplace, policy: Policy, progress: Progress, *, stop: boo
         checkpoint.save_training_state(
             work.checkpoints,
             progress.step,
-            policy.model,
-            policy.optimizer,
+            {"policy": policy},
             asdict(progress),
             keep=config.keep_checkpoints,
         )

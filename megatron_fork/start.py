@@ -32,7 +32,7 @@ def start(work: Workplace) -> tuple[Progress, Policy]:
         progress = Progress(**saved.progress)
         work.folder.forget_after(progress.step)
         policy = build_policy(work, work.config.optimizer)
-        checkpoint.load_training_state(saved, policy.model, policy.optimizer)
+        checkpoint.load_training_state(saved, {"policy": policy})
         work.display.say(f"resuming {saved.folder} after step {progress.step} of {work.config.train.steps}")
         return progress, policy
     began = time.monotonic()
@@ -56,7 +56,7 @@ def warm_start(work: Workplace) -> Policy:
         checkpoint.load_initial(policy.model, work.config.model, seed=work.config.seed)
         policy.weights_changed()
     else:
-        checkpoint.load_training_state(saved, policy.model, policy.optimizer)
+        checkpoint.load_training_state(saved, {"policy": policy})
     done = fine_tune(
         policy,
         work.source,
@@ -68,7 +68,7 @@ def warm_start(work: Workplace) -> Policy:
         should_stop=work.asked_to_stop,
     )
     if done < work.config.sft.steps:
-        checkpoint.save_training_state(state, done, policy.model, policy.optimizer, {"step": done}, keep=1)
+        checkpoint.save_training_state(state, done, {"policy": policy}, {"step": done}, keep=1)
         raise Interrupted(
             f"stopped after step {done} of {work.config.sft.steps} of the warm start; the state is saved",
             hint=f"resume with `megatron-fork train {work.folder.path / 'resolved.yaml'}`",

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from megatron_fork.checkpoint.layouts import GatedProjection, QueryKeyValue, Rule, Split, Vocabulary
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import CheckpointError
-from megatron_fork.models import StatisticsModel
+from megatron_fork.models import PackedModel, StatisticsModel, ValueModel
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,18 @@ def entries(config: PretrainedConfig) -> list[Entry]:
     return [_EMBEDDING, *layers, *(_FINAL[:1] if config.tie_word_embeddings else _FINAL)]
 
 
-def unwrap(model: nn.Module) -> StatisticsModel:
+def unwrap(model: nn.Module) -> PackedModel:
     """The model inside Megatron's data-parallel and half-precision wrappers."""
     while isinstance(model, DistributedDataParallel | Float16Module):
         model = model.module
-    if not isinstance(model, StatisticsModel):
+    if not isinstance(model, StatisticsModel | ValueModel):
         raise CheckpointError(
             f"{type(model).__name__} is not a model of this project", hint="build it with build_model"
         )
     return model
 
 
-def local_parameters(model: StatisticsModel) -> dict[str, nn.Parameter]:
+def local_parameters(model: PackedModel) -> dict[str, nn.Parameter]:
     """This rank's parameters under names of the whole model: layers count from the first pipeline stage."""
     offset = get_transformer_layer_offset(model.config)
     parameters = {}
@@ -107,6 +107,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     # A tied model split over pipeline stages keeps a second copy of the embedding on the last stage.
     table.setdefault("output_layer.weight", Entry("output_layer.weight", _EMBEDDING.hugging_face, Vocabulary()))
     for name, parameter in parameters.items():
+        if isinstance(inner, ValueModel) and name == "output_layer.weight":
+            continue  # the critic's own, which no language model has
         entry = table[name]
         missing = [source for source in entry.hugging_face if source not in weights]
         if missing:

@@ -19,7 +19,7 @@ def resolve_config(source: models.Config) -> PretrainedConfig:
     return config
 
 
-def load_initial(model: models.StatisticsModel, source: models.Config, *, seed: int) -> None:
+def load_initial(model: models.PackedModel, source: models.Config, *, seed: int) -> None:
     """Load the folder of `source`, or draw Hugging Face's own initial weights from `seed` on every rank alike."""
     if source.path:
         load_hf(model, source.path)

@@ -10,29 +10,38 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_fork.errors import CheckpointError
-from megatron_fork.models import StatisticsModel
 
 _MANIFEST = "manifest.json"
-_STATE = "state"
 _OPTIMIZER_METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,
     "chained_optim_avoid_prefix": True,
 }
+
+
+class Trained(Protocol):
+    """A model and its optimizer, such as the policy and the critic."""
+
+    @property
+    def model(self) -> MegatronModule: ...
+
+    @property
+    def optimizer(self) -> MegatronOptimizer: ...
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,12 @@ class Saved:
 def save_training_state(
     folder: Path,
     step: int,
-    model: StatisticsModel,
-    optimizer: MegatronOptimizer,
+    networks: Mapping[str, Trained],
     progress: dict[str, Any],
     *,
     keep: int,
 ) -> Path:
-    """Write `folder/step-NNNNNN`; every rank calls it. The newest `keep` checkpoints stay.
+    """Write `folder/step-NNNNNN`, each network in a folder of its name; every rank calls it. The newest `keep` stay.
 
     Raises `CheckpointError` when the disk refuses; the previous checkpoint is then still whole.
     """
@@ -62,10 +70,12 @@ def save_training_state(
     try:
         if writes:
             shutil.rmtree(aside, ignore_errors=True)
-            (aside / _STATE).mkdir(parents=True)
+            for name in networks:
+                (aside / name).mkdir(parents=True)
         dist.barrier()
-        with _one_thread():
-            dist_checkpointing.save(_sharded(model, optimizer, loading=False), str(aside / _STATE))
+        for name, network in networks.items():
+            with _one_thread():
+                dist_checkpointing.save(_sharded(network, loading=False), str(aside / name))
         dist.barrier()
         if writes:
             _seal(aside, progress)
@@ -106,17 +116,18 @@ def latest(folder: Path) -> Saved | None:
     return Saved(complete, progress)
 
 
-def load_training_state(saved: Saved, model: StatisticsModel, optimizer: MegatronOptimizer) -> None:
-    """Fill model and optimizer from a checkpoint, under the present layout."""
-    try:
-        state = dist_checkpointing.load(_sharded(model, optimizer, loading=True), str(saved.folder / _STATE))
-    except (CheckpointingException, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"checkpoint {saved.folder} does not fit this model: {str(error).splitlines()[0]}",
-            hint="resume with the model and optimizer settings of the run's resolved.yaml",
-        ) from error
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+def load_training_state(saved: Saved, networks: Mapping[str, Trained]) -> None:
+    """Fill models and optimizers from a checkpoint, under the present layout."""
+    for name, network in networks.items():
+        try:
+            state = dist_checkpointing.load(_sharded(network, loading=True), str(saved.folder / name))
+        except (CheckpointingException, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {saved.folder} does not fit this {name}: {str(error).splitlines()[0]}",
+                hint="resume with the model and optimizer settings of the run's resolved.yaml",
+            ) from error
+        network.model.load_state_dict(state["model"])
+        network.optimizer.load_state_dict(state["optimizer"])
 
 
 @contextmanager
@@ -130,9 +141,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _sharded(model: StatisticsModel, optimizer: MegatronOptimizer, *, loading: bool) -> dict[str, Any]:
-    model_state = model.sharded_state_dict()
-    optimizer_state = optimizer.sharded_state_dict(model_state, is_loading=loading, metadata=_OPTIMIZER_METADATA)
+def _sharded(network: Trained, *, loading: bool) -> dict[str, Any]:
+    model_state = network.model.sharded_state_dict()
+    optimizer_state = network.optimizer.sharded_state_dict(
+        model_state, is_loading=loading, metadata=_OPTIMIZER_METADATA
+    )
     return {"model": model_state, "optimizer": optimizer_state}
 
 

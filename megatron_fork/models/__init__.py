@@ -1,8 +1,22 @@
 """Megatron models from Hugging Face configs."""
 
-from megatron_fork.models.build import build_model
+from megatron_fork.models.build import build_model, build_value_model
 from megatron_fork.models.families import check_divides, family_of
 from megatron_fork.models.source import Config, config_from_recipe
 from megatron_fork.models.statistics_model import StatisticsModel
+from megatron_fork.models.value_model import ValueModel
 
-__all__ = ["Config", "StatisticsModel", "build_model", "check_divides", "config_from_recipe", "family_of"]
+# Any model of this project: its forward takes a packed row and answers at the marked tokens.
+PackedModel = StatisticsModel | ValueModel
+
+__all__ = [
+    "Config",
+    "PackedModel",
+    "StatisticsModel",
+    "ValueModel",
+    "build_model",
+    "build_value_model",
+    "check_divides",
+    "config_from_recipe",
+    "family_of",
+]

@@ -19,6 +19,7 @@ from megatron_fork.models.attention import PackedAttention
 from megatron_fork.models.families import check_divides, family_of, padded_vocab_size, rotary_base
 from megatron_fork.models.norm import RMSNorm
 from megatron_fork.models.statistics_model import StatisticsModel
+from megatron_fork.models.value_model import ValueModel
 
 
 def transformer_config(
@@ -72,25 +73,41 @@ def build_model(
         head: how they are computed.
 
     """
-    compatibility.install()
-    config = transformer_config(hf_config, parallel, dtype=dtype)
-    model_parallel_cuda_manual_seed(0)
-    first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
+    arguments = _arguments(hf_config, parallel, dtype)
     model = StatisticsModel(
-        config,
-        _layers(config),
-        vocab_size=padded_vocab_size(hf_config, parallel),
-        max_sequence_length=hf_config.max_position_embeddings,
-        pre_process=first,
-        post_process=last,
+        **arguments,
         share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
-        position_embedding_type="rope",
-        rotary_base=rotary_base(hf_config),
         hf_config=hf_config,
         temperature=temperature,
         head=head or vocab_parallel.Config(),
     )
     return model.cuda() if torch.cuda.is_available() else model
+
+
+def build_value_model(
+    hf_config: PretrainedConfig, parallel: layout.Config, *, dtype: torch.dtype = torch.float32
+) -> ValueModel:
+    """This rank's part of a critic: the backbone of `hf_config`, one value a token on top, 0 at first."""
+    arguments = _arguments(hf_config, parallel, dtype)
+    model = ValueModel(**arguments, share_embeddings_and_output_weights=False, hf_config=hf_config)
+    return model.cuda() if torch.cuda.is_available() else model
+
+
+def _arguments(hf_config: PretrainedConfig, parallel: layout.Config, dtype: torch.dtype) -> dict[str, Any]:
+    """What Megatron's GPTModel is built from on this rank."""
+    compatibility.install()
+    config = transformer_config(hf_config, parallel, dtype=dtype)
+    model_parallel_cuda_manual_seed(0)
+    return {
+        "config": config,
+        "transformer_layer_spec": _layers(config),
+        "vocab_size": padded_vocab_size(hf_config, parallel),
+        "max_sequence_length": hf_config.max_position_embeddings,
+        "pre_process": parallel_state.is_pipeline_first_stage(),
+        "post_process": parallel_state.is_pipeline_last_stage(),
+        "position_embedding_type": "rope",
+        "rotary_base": rotary_base(hf_config),
+    }
 
 
 def _layers(config: TransformerConfig) -> TransformerBlockSubmodules:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_fork import vocab_parallel
+from megatron_fork.models.hidden_states import gathered_hidden_states
 from megatron_fork.vocab_parallel import RowLoss, TokenStatistics, lm_head_loss, lm_head_statistics
 
 
@@ -54,11 +54,6 @@ class StatisticsModel(GPTModel):
         """Override of Megatron's last step: the LM head runs on the rows marked in `loss_mask` `[1, tokens]` only."""
         if not self.post_process or labels is None:
             return super()._postprocess(hidden_states, *args, labels=labels, loss_mask=loss_mask, **kwargs)
-        if self.config.sequence_parallel:
-            # The head sums d_hidden over the tensor ranks itself, so backward here only takes this rank's tokens.
-            hidden_states = gather_from_sequence_parallel_region(
-                hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
-            )
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         options: dict[str, Any] = {
@@ -69,7 +64,7 @@ class StatisticsModel(GPTModel):
             "config": self.head,
             "weight_gradient": _wider_main_gradient(weight),
         }
-        hidden_td = hidden_states.squeeze(1)
+        hidden_td = gathered_hidden_states(self, hidden_states)
         if self._row_loss is None:
             return lm_head_statistics(hidden_td, weight, labels[0], **options)
         return lm_head_loss(hidden_td, weight, labels[0], self._row_loss, **options)

@@ -15,7 +15,8 @@ from megatron_fork.clock import Clock
 from megatron_fork.distributed import collectives, device
 from megatron_fork.errors import RolloutError
 from megatron_fork.experience import Batch, Trajectory
-from megatron_fork.policy.actor import Policy, Update
+from megatron_fork.policy.actor import Policy
+from megatron_fork.policy.network import Update
 from megatron_fork.vocab_parallel import TokenStatistics
 
 Metrics = dict[str, float]

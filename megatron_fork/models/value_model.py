@@ -1,0 +1,52 @@
+"""Megatron's GPTModel with one number a token in place of the vocabulary: PPO's critic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from megatron_fork.models.hidden_states import gathered_hidden_states
+
+
+class ValueModel(GPTModel):
+    """`forward(tokens, positions, None, labels=targets, loss_mask=rows)` gives float32 values `[rows]`, as a tuple of one."""
+
+    def __init__(self, *args: Any, hf_config: PretrainedConfig, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.hf_config = hf_config
+        if self.post_process:
+            # The name under which Megatron saves what follows the last layer. The same on every tensor rank, from zero:
+            # the first values are 0 whatever the hidden states.
+            self.output_layer = nn.Linear(
+                self.config.hidden_size, 1, bias=False, dtype=self.config.params_dtype, device=_device_of(self)
+            )
+            nn.init.zeros_(self.output_layer.weight)
+
+    def forward(self, *args: Any, row_loss: None = None, **kwargs: Any) -> Any:
+        """Megatron's forward; there is no LM head for a `row_loss`."""
+        assert row_loss is None
+        return super().forward(*args, **kwargs)
+
+    def _postprocess(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor]:
+        """Override of Megatron's last step: a linear map of the rows marked in `loss_mask` `[1, tokens]`, in float32."""
+        if not self.post_process:
+            return super()._postprocess(hidden_states, *args, labels=labels, loss_mask=loss_mask, **kwargs)
+        hidden_td = gathered_hidden_states(self, hidden_states)
+        if loss_mask is not None:
+            hidden_td = hidden_td[loss_mask[0]]
+        return ((hidden_td.float() @ self.output_layer.weight.float().T)[:, 0],)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

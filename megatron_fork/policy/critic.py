@@ -1,0 +1,48 @@
+"""PPO's critic: the expected return from each state, on a backbone and an optimizer of its own (arXiv 1707.06347)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from megatron_fork.distributed import Layout
+from megatron_fork.experience import Batch
+from megatron_fork.models import build_value_model
+from megatron_fork.objective import PolicyLoss
+from megatron_fork.policy.network import Config, Network, Task, Update, finish_loss
+from megatron_fork.policy.optimizer import OptimizerConfig
+
+# From values `[rows]` and their places in the batch's columns to a loss divided by a global count.
+ValueLossFunction = Callable[[Tensor, Tensor], PolicyLoss]
+
+
+class Critic(Network):
+    """The value of the state before each response token: of the prompt and what was written so far."""
+
+    def __init__(self, config: Config, optimizer: OptimizerConfig, hf_config: PretrainedConfig, layout: Layout) -> None:
+        super().__init__(config, optimizer, build_value_model(hf_config, layout.config, dtype=config.dtype), layout)
+
+    def values(self, batch: Batch) -> Tensor:
+        """Float32 `[response tokens]` of this rank's share, in its order, on the CPU."""
+        return self.columns(batch, 1)[0]
+
+    def update(
+        self, batch: Batch, trained_t: Tensor, loss_function: ValueLossFunction, *, learning_rate: float
+    ) -> Update:
+        """One optimizer step on this rank's share, over the tokens marked in `trained_t` (bool `[response tokens]`)."""
+        micro_batches = self.micro_batches(batch)
+        tasks = [
+            Task(partial(_loss, loss_function, micro_batch.place_r[trained_t[micro_batch.place_r]]))
+            for micro_batch in micro_batches
+        ]
+        rows = [micro_batch.rows(trained_t) for micro_batch in micro_batches]
+        return self.step(micro_batches, rows, tasks, learning_rate=learning_rate)
+
+
+def _loss(
+    loss_function: ValueLossFunction, place_r: Tensor, answer: tuple[Tensor]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    return finish_loss(loss_function(answer[0], place_r))
