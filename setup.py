@@ -24,7 +24,7 @@ RUNTIME = [
     "pyyaml",
 ]
 LOGGING = ["wandb"]
-DEVELOPMENT = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"]
+DEVELOPMENT = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "triton>=3.4; platform_system == 'Linux'"]
 
 setup(
     name="megatron-fork",

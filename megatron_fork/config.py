@@ -24,7 +24,7 @@ from megatron_fork.evaluation import Config as EvaluationConfig
 from megatron_fork.models import Config as ModelConfig
 from megatron_fork.objective import Config as ObjectiveConfig
 from megatron_fork.policy import Config as PolicyConfig
-from megatron_fork.policy import OptimizerConfig
+from megatron_fork.policy import CriticConfig, OptimizerConfig
 from megatron_fork.rewards import Config as RewardConfig
 from megatron_fork.rollout import Config as RolloutConfig
 from megatron_fork.selection import PRESETS
@@ -107,6 +107,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     vocab_parallel: VocabParallelConfig = field(default_factory=VocabParallelConfig)
     sft: SupervisedConfig = field(default_factory=SupervisedConfig)

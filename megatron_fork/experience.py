@@ -47,6 +47,7 @@ class Trajectory(Demonstration):
     reward: float = 0.0
     reason: str = ""
     advantage: float = 0.0
+    """Compared with its group; where a critic judges each token, the reward with its overlong punishment."""
 
 
 # Token ids of one batch are `number * _LONGEST + place`: unique, and the same under every layout.
@@ -60,8 +61,12 @@ class Batch:
     sequences: Sequence[Demonstration]
     advantage_t: Tensor | None = None
     rollout_logprob_t: Tensor | None = None
-    old_logprob_t: Tensor | None = None
+    old_logprob_t: Tensor | None = None  # of the policy before this batch's updates
+    logprob_t: Tensor | None = None  # of the policy whose entropy is `entropy_t`
     entropy_t: Tensor | None = None
+    reference_logprob_t: Tensor | None = None
+    value_t: Tensor | None = None
+    return_t: Tensor | None = None
     selected_t: Tensor | None = None
 
     @classmethod

@@ -9,7 +9,7 @@ from megatron_fork import checkpoint
 from megatron_fork.analysis import write_report
 from megatron_fork.errors import Interrupted
 from megatron_fork.evaluation import Evaluation, evaluate
-from megatron_fork.policy import Policy
+from megatron_fork.policy import Networks
 from megatron_fork.rollout import Collector
 from megatron_fork.start import Progress
 from megatron_fork.workplace import Workplace
@@ -33,7 +33,7 @@ def measure(work: Workplace, collector: Collector, step: int) -> dict[str, float
     return metrics
 
 
-def keep_state(work: Workplace, policy: Policy, progress: Progress, *, stop: bool) -> None:
+def keep_state(work: Workplace, networks: Networks, progress: Progress, *, stop: bool) -> None:
     """Save where it is due; where the run was asked to stop, save and raise `Interrupted`."""
     config = work.config.run
     finished = progress.step == work.config.train.steps
@@ -41,7 +41,7 @@ def keep_state(work: Workplace, policy: Policy, progress: Progress, *, stop: boo
         checkpoint.save_training_state(
             work.checkpoints,
             progress.step,
-            {"policy": policy},
+            networks.trained,
             asdict(progress),
             keep=config.keep_checkpoints,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_fork import checkpoint, distributed, models
 from megatron_fork.errors import Interrupted
-from megatron_fork.policy import OptimizerConfig, Policy
+from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
 from megatron_fork.rollout import EmbeddedEngine
 from megatron_fork.supervised import fine_tune
 from megatron_fork.workplace import Workplace
@@ -25,26 +25,41 @@ class Progress:
     after: dict[str, float] | None = None
 
 
-def start(work: Workplace) -> tuple[Progress, Policy]:
-    """The policy of this run as it stands: resumed, warm-started, or as its model folder has it."""
+def start(work: Workplace) -> tuple[Progress, Networks]:
+    """The networks of this run as they stand: resumed, warm-started, or as its model folder has them."""
     saved = checkpoint.latest(work.checkpoints)
     if saved is not None:
         progress = Progress(**saved.progress)
         work.folder.forget_after(progress.step)
-        policy = build_policy(work, work.config.optimizer)
-        checkpoint.load_training_state(saved, {"policy": policy})
+        networks = build_networks(work, first_weights(work))
+        checkpoint.load_training_state(saved, networks.trained)
         work.display.say(f"resuming {saved.folder} after step {progress.step} of {work.config.train.steps}")
-        return progress, policy
+        return progress, networks
     began = time.monotonic()
-    source = work.config.model
-    if work.config.sft.steps:
-        if not (work.warm_start / "config.json").is_file():
-            warm_start(work)
-        source = models.Config(path=str(work.warm_start))
-    policy = build_policy(work, work.config.optimizer)
-    checkpoint.load_initial(policy.model, source, seed=work.config.seed)
-    policy.weights_changed()
-    return Progress(seconds=time.monotonic() - began), policy
+    if work.config.sft.steps and not (work.warm_start / "config.json").is_file():
+        warm_start(work)
+    networks = build_networks(work, first_weights(work))
+    for network in networks.trained.values():
+        checkpoint.load_initial(network.model, first_weights(work), seed=work.config.seed)
+        network.weights_changed()
+    return Progress(seconds=time.monotonic() - began), networks
+
+
+def first_weights(work: Workplace) -> models.Config:
+    """What reinforcement learning sets out from: the warm start's folder, or the recipe's model."""
+    return models.Config(path=str(work.warm_start)) if work.config.sft.steps else work.config.model
+
+
+def build_networks(work: Workplace, reference: models.Config) -> Networks:
+    """What the objective asks for; the reference has its weights, the others' are still to be loaded."""
+    config = work.config
+    critic = frozen = None
+    if config.objective.advantage == "gae":
+        critic = Critic(config.policy, config.critic.optimizer, work.hf_config, work.layout)
+    if config.objective.kl_coef:
+        frozen = build_policy(work, None)
+        checkpoint.load_initial(frozen.model, reference, seed=config.seed)
+    return Networks(build_policy(work, config.optimizer), critic, frozen)
 
 
 def warm_start(work: Workplace) -> Policy:
@@ -77,7 +92,7 @@ def warm_start(work: Workplace) -> Policy:
     return policy
 
 
-def build_policy(work: Workplace, optimizer: OptimizerConfig) -> Policy:
+def build_policy(work: Workplace, optimizer: OptimizerConfig | None) -> Policy:
     """A policy of the run's architecture, its weights still to be loaded."""
     return Policy(
         work.config.policy,

@@ -19,7 +19,7 @@ from megatron_fork.clock import Clock
 from megatron_fork.config import RunConfig
 from megatron_fork.console import Display
 from megatron_fork.experience import Trajectory
-from megatron_fork.policy import Learner, Lesson, Policy, split_into_mini_batches
+from megatron_fork.policy import Learner, Lesson, Policy, Rates, split_into_mini_batches
 from megatron_fork.record import finish, is_due, keep_state, measure
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Collector, EmbeddedEngine, Rollouts
@@ -32,11 +32,18 @@ def train(config: RunConfig, display: Display) -> Path:
     """Run a recipe to its end, from its latest checkpoint where there is one; returns the run folder."""
     with prepare(config, display) as work, RewardPool(config.rewards) as rewards:
         display.say(f"run folder {work.folder.path}  ({work.layout})")
-        progress, policy = start(work)
+        progress, networks = start(work)
+        policy = networks.policy
         started = time.monotonic() - progress.seconds
         engine = build_engine(work)
         collector = Collector(config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed)
-        learner = Learner(policy, config.selection, config.objective, mismatch_limit=config.rollout.mismatch_limit)
+        learner = Learner(
+            networks,
+            config.selection,
+            config.objective,
+            mismatch_limit=config.rollout.mismatch_limit,
+            critic_epochs=config.critic.epochs,
+        )
         engine.update_weights(checkpoint.iter_hf_weights(policy.model), progress.step)
         if progress.before is None:
             progress.before = measure(work, collector, 0)
@@ -45,7 +52,7 @@ def train(config: RunConfig, display: Display) -> Path:
                 metrics = one_step(work, policy, engine, collector, learner, progress)
                 progress.seconds = time.monotonic() - started
                 stage.advance(metrics)
-                keep_state(work, policy, progress, stop=work.asked_to_stop())
+                keep_state(work, networks, progress, stop=work.asked_to_stop())
         write_model(work, policy, work.folder.path / "model")
         finish(work, progress, parameters=engine.parameters, seconds=time.monotonic() - started)
         return work.folder.path
@@ -84,8 +91,7 @@ def one_step(
         group_size=config.rollout.samples,
         seed=random.Random(f"{config.seed}/{step}").getrandbits(62),
     )
-    rate = config.optimizer.rate_at(progress.step, config.train.steps)
-    lesson = learner.learn(batches, step=step, learning_rate=rate, clock=clock) if batches else Lesson({}, [])
+    lesson = learner.learn(batches, step=step, rates=rates(config, step), clock=clock) if batches else Lesson({}, [])
     engine.update_weights(checkpoint.iter_hf_weights(policy.model), step)
     clock.lap("synchronise")
     metrics = {**of_rollouts(rollouts), **lesson.metrics, **clock.laps()}
@@ -107,15 +113,25 @@ def one_step(
     return metrics
 
 
+def rates(config: RunConfig, step: int) -> Rates:
+    """Learning rates of a step; the policy waits until the critic has warmed up."""
+    waits = config.objective.advantage == "gae" and step <= config.critic.warmup_steps
+    return Rates(
+        policy=0.0 if waits else config.optimizer.rate_at(step - 1, config.train.steps),
+        critic=config.critic.optimizer.rate_at(step - 1, config.train.steps),
+    )
+
+
 def with_advantages(trajectories: list[Trajectory], config: RunConfig) -> list[Trajectory]:
-    """Reward plus overlong punishment, compared within the group of each prompt."""
+    """Reward plus overlong punishment, compared within the group of each prompt; a critic compares later, token by token."""
     if not trajectories:
         return []
     lengths = torch.tensor([len(trajectory.response) for trajectory in trajectories])
     rewards = torch.tensor([trajectory.reward for trajectory in trajectories])
     rewards = rewards + objective.overlong_penalty(lengths, config.objective)
     groups = torch.arange(len(trajectories)) // config.rollout.samples
-    advantages = objective.group_advantages(rewards, groups, config.objective)
+    critic = config.objective.advantage == "gae"
+    advantages = rewards if critic else objective.group_advantages(rewards, groups, config.objective)
     return [replace(t, advantage=advantage) for t, advantage in zip(trajectories, advantages.tolist(), strict=True)]
 
 

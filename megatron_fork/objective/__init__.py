@@ -1,15 +1,34 @@
 """From rewards to a loss: advantages, reward shaping, the policy loss, the correction for the engine's log-probs."""
 
 from megatron_fork.objective.advantage import group_advantages, overlong_penalty
-from megatron_fork.objective.config import Config, Overlong
-from megatron_fork.objective.loss import PolicyLoss, policy_loss, supervised_loss
+from megatron_fork.objective.averaging import TokenWeights, token_weights
+from megatron_fork.objective.config import Archer, Config, EntropyShaping, Gae, Overlong
+from megatron_fork.objective.correction import Mismatch, accepted_responses, rollout_mismatch
+from megatron_fork.objective.covariance import covariance_tokens
+from megatron_fork.objective.critic_loss import value_loss
+from megatron_fork.objective.generalized_advantage import generalized_advantages
+from megatron_fork.objective.loss import PolicyLoss, needs_whole_sequences, policy_loss, supervised_loss
+from megatron_fork.objective.whitening import whiten
 
 __all__ = [
+    "Archer",
     "Config",
+    "EntropyShaping",
+    "Gae",
+    "Mismatch",
     "Overlong",
     "PolicyLoss",
+    "TokenWeights",
+    "accepted_responses",
+    "covariance_tokens",
+    "generalized_advantages",
     "group_advantages",
+    "needs_whole_sequences",
     "overlong_penalty",
     "policy_loss",
+    "rollout_mismatch",
     "supervised_loss",
+    "token_weights",
+    "value_loss",
+    "whiten",
 ]

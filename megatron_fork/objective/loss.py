@@ -1,11 +1,12 @@
 """The policy-gradient loss under a token mask (arXiv 2506.01939 Eq. 6; clip-higher of arXiv 2503.14476).
 
-The loss is a sum over marked tokens divided by a global count that the caller passes in. It does not know of micro-batches
-or ranks: sums of the parts are the whole, under every split.
+The loss is a sum over marked tokens divided by a global number that the caller passes in. It does not know of micro-batches
+or ranks: sums of the parts are the whole, under every split that keeps together what `needs_whole_sequences` says.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from megatron_fork.errors import ObjectiveError
 from megatron_fork.objective.config import Config
-
-# e^80 is finite in float32; infinity times the 0 that a clipped token passes back would be NaN.
-_LARGEST_LOG_RATIO = 80.0
+from megatron_fork.objective.correction import correct
+from megatron_fork.objective.marked import Marked
+from megatron_fork.objective.regularizers import regularization, shaped_advantage
+from megatron_fork.objective.surrogate import SURROGATES
 
 
 class PolicyLoss(NamedTuple):
@@ -23,6 +25,11 @@ class PolicyLoss(NamedTuple):
 
     loss: Tensor
     metrics: dict[str, Tensor]
+
+
+def needs_whole_sequences(config: Config) -> bool:
+    """True where one call of `policy_loss` must hold all marked tokens of each of its responses."""
+    return config.loss == "gspo"
 
 
 def policy_loss(
@@ -35,70 +42,71 @@ def policy_loss(
     normalizer: float,
     entropy: Tensor | None = None,
     rollout_logprob: Tensor | None = None,
+    reference_logprob: Tensor | None = None,
+    sequence: Tensor | None = None,
+    weight: Tensor | None = None,
+    forking: Tensor | None = None,
+    covered: Tensor | None = None,
+    accepted: Tensor | None = None,
 ) -> PolicyLoss:
-    """-sum of min(r A, clip(r) A) over marked tokens / normalizer.
+    """-sum over marked tokens of weight x (correction x surrogate + regularization) / normalizer.
 
     Args:
         logprob: `[...]` float32, of the policy being trained; carries the gradient.
         old_logprob: `[...]` float32, of the policy before this batch's updates.
         advantage: `[...]` float32.
         mask: `[...]` bool; unmarked tokens enter nothing.
-        config: clips, dual clip, entropy bonus, correction.
-        normalizer: global count to divide by: selected tokens or all candidates of the mini-batch.
-        entropy: `[...]` float32, with gradient; needed where `entropy_coef` is not 0.
-        rollout_logprob: `[...]` float32, the engine's; needed where `correction` is not none.
+        config: the surrogate with its bounds, penalties, correction.
+        normalizer: global number to divide by; `token_weights` gives it.
+        entropy: `[...]` float32, with gradient; needed where `entropy_coef` or `entropy_shaping.alpha` is not 0.
+        rollout_logprob: `[...]` float32, the engine's; needed where `correction` is tis or icepop.
+        reference_logprob: `[...]` float32, of the reference policy; needed where `kl_coef` is not 0.
+        sequence: `[...]` int64, the response of each token; needed by gspo.
+        weight: `[...]` float32, a factor of the whole token, of `token_weights`; 1 by default.
+        forking: `[...]` bool, the high-entropy class; needed by archer.
+        covered: `[...]` bool, of `covariance_tokens`; needed by clip_cov and kl_cov.
+        accepted: `[...]` bool, of `accepted_responses`; needed where `correction` is sequence.
+
+    Metrics are sums in the dtype of `logprob`: of tokens, token ratios and k3 to the old policy, tokens that each bound
+    took hold of, and, where config asks for them, correction weights, corrected tokens, KL and covered tokens.
 
     """
-    tensors = {"old_logprob": old_logprob, "advantage": advantage, "mask": mask}
-    for name, tensor in tensors.items():
-        if tensor.shape != logprob.shape:
-            raise ObjectiveError(
-                f"{name} has shape {list(tensor.shape)}, logprob {list(logprob.shape)}", hint="one value a token"
-            )
-    old_logprob, advantage = old_logprob[mask], advantage[mask]
-    if not torch.isfinite(advantage).all():
-        raise ObjectiveError("advantage holds a value that is not finite", hint="check the rewards")
-    log_ratio = logprob[mask] - old_logprob
-    ratio = log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp()
-    unclipped = ratio * advantage
-    clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * advantage
-    surrogate = torch.minimum(unclipped, clipped)
-    bounded = config.dual_clip * advantage
-    dual = (
-        (advantage < 0) & (surrogate < bounded) if config.dual_clip else torch.zeros_like(advantage, dtype=torch.bool)
-    )
-    surrogate = torch.where(dual, bounded, surrogate)
-    metrics = {
-        "tokens": torch.tensor(float(ratio.numel()), device=ratio.device),
-        "ratio": ratio.detach().sum(),
-        "k3": (ratio - 1.0 - log_ratio).detach().sum(),
-        "clipped_high": ((ratio > 1.0 + config.clip_high) & (advantage > 0)).sum(),
-        "clipped_low": ((ratio < 1.0 - config.clip_low) & (advantage < 0)).sum(),
-        "dual_clipped": dual.sum(),
+    if not normalizer > 0.0:
+        raise ObjectiveError(f"normalizer={normalizer} is not positive", hint="token_weights gives at least 1")
+    optional = {
+        "entropy": entropy,
+        "rollout_logprob": rollout_logprob,
+        "reference_logprob": reference_logprob,
+        "sequence": sequence,
+        "weight": weight,
+        "forking": forking,
+        "covered": covered,
+        "accepted": accepted,
     }
+    tokens = Marked.of(logprob, old_logprob, advantage, mask, config, optional)
+    tokens = replace(tokens, advantage=shaped_advantage(tokens))
+    surrogate = SURROGATES[config.loss](tokens)
+    columns = {
+        "tokens": torch.ones_like(tokens.ratio),
+        "ratio": tokens.ratio,
+        "k3": tokens.ratio - 1.0 - tokens.log_ratio,
+        "clipped_high": surrogate.clipped_high,
+        "clipped_low": surrogate.clipped_low,
+        "dual_clipped": surrogate.dual_clipped,
+    }
+    objective = surrogate.value
     if config.correction != "none":
-        weight = _correction(old_logprob, _required(rollout_logprob, "rollout_logprob", "correction")[mask], config)
-        surrogate = surrogate * weight
-        metrics["correction_weight"] = weight.sum()
-    objective = surrogate.sum()
-    if config.entropy_coef:
-        objective = objective + config.entropy_coef * _required(entropy, "entropy", "entropy_coef")[mask].sum()
-    return PolicyLoss(-objective / normalizer, metrics)
+        factor = correct(tokens.old_logprob, tokens.given("rollout_logprob"), tokens.given("accepted"), config)
+        objective = objective * factor.weight
+        columns |= {"correction_weight": factor.weight, "correction_clipped": factor.clipped}
+    added, more = regularization(tokens)
+    objective = objective + added
+    if weight is not None:
+        objective = objective * weight[mask]
+    sums = {name: column.detach().sum(dtype=tokens.ratio.dtype) for name, column in (columns | more).items()}
+    return PolicyLoss(-objective.sum() / normalizer, sums)
 
 
 def supervised_loss(logprob: Tensor, *, normalizer: float) -> PolicyLoss:
     """Cross-entropy of demonstrations: -sum of log-probs / normalizer, in nats a token."""
     return PolicyLoss(-logprob.sum() / normalizer, {})
-
-
-def _correction(old_logprob: Tensor, rollout_logprob: Tensor, config: Config) -> Tensor:
-    weight = (old_logprob - rollout_logprob).exp().detach()
-    if config.correction == "tis":
-        return weight.clamp(max=config.tis_cap)
-    return torch.where((weight >= config.icepop_low) & (weight <= config.icepop_high), weight, 0.0)
-
-
-def _required(tensor: Tensor | None, name: str, field: str) -> Tensor:
-    if tensor is None:
-        raise ObjectiveError(f"objective.{field} needs {name}", hint=f"pass {name} to policy_loss")
-    return tensor

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,13 +11,13 @@ from torch import Tensor
 from megatron_fork import objective, selection
 from megatron_fork.clock import Clock
 from megatron_fork.distributed import collectives, device
-from megatron_fork.errors import RolloutError
-from megatron_fork.experience import Batch, Trajectory
-from megatron_fork.policy.actor import Policy
+from megatron_fork.errors import ConfigError, RolloutError
+from megatron_fork.experience import Batch
+from megatron_fork.policy.lesson_metrics import Metrics, mean, of_critic_update, of_mismatch, of_update
 from megatron_fork.policy.network import Update
+from megatron_fork.policy.networks import Networks
+from megatron_fork.policy.preparation import candidates, filled, prepared
 from megatron_fork.vocab_parallel import TokenStatistics
-
-Metrics = dict[str, float]
 
 # Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 these differ in the last bits with
 # the shapes of the batch, and a cut that falls among them would choose by rounding noise, differently on every layout.
@@ -34,92 +32,164 @@ class Lesson:
     shares: list[Batch]
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of a step; the policy rests where its own is 0."""
+
+    policy: float
+    critic: float = 0.0
+
+
 class Learner:
-    """Trains the policy on the tokens that `selection` marks."""
+    """Trains the policy on the tokens that `selection` marks, and the critic, where there is one, on all candidates."""
 
     def __init__(
         self,
-        policy: Policy,
+        networks: Networks,
         selection_config: selection.Config,
         objective_config: objective.Config,
         *,
         mismatch_limit: float,
+        critic_epochs: int = 1,
     ) -> None:
-        self.policy = policy
+        self.networks = networks
+        self.policy = networks.policy
         self.selection = selection_config
         self.objective = objective_config
         self.mismatch_limit = mismatch_limit
+        self.critic_epochs = critic_epochs
+        self._group = networks.policy.layout.data
+        for needed, name, field in (
+            (objective_config.advantage == "gae", networks.critic, "advantage=gae needs a critic"),
+            (objective_config.kl_coef > 0, networks.reference, "kl_coef needs a reference policy"),
+        ):
+            if needed and name is None:
+                raise ConfigError(f"objective.{field}", hint="build the learner with one")
 
-    def learn(self, mini_batches: Sequence[Batch], *, step: int, learning_rate: float, clock: Clock) -> Lesson:
+    def learn(self, mini_batches: Sequence[Batch], *, step: int, rates: Rates, clock: Clock) -> Lesson:
         """One optimizer step a mini-batch; every rank passes the same mini-batches and takes its share."""
-        shares = [self._with_old_statistics(self.policy.share(mini_batch)) for mini_batch in mini_batches]
-        metrics = self._mismatch(shares)
+        shares = prepared([self.policy.share(batch) for batch in mini_batches], self.networks, self.objective)
+        metrics = self._checked_against_engine(shares)
         clock.lap("statistics")
         seen: list[Metrics] = []
         for index, share in enumerate(shares):
-            current = share if index == 0 or self.selection.entropy_policy == "old" else self._current_entropy(share)
+            current = share if index == 0 or self.selection.entropy_policy == "old" else self._current(share)
             number = step * len(shares) + index
             chosen = self.select(current, number)
             clock.lap("statistics")
             shares[index] = current.with_columns(selected_t=chosen.mask)
-            update = self.update(shares[index], chosen, learning_rate=learning_rate)
-            seen.append({**_of_update(update), **self._of_selection(chosen, current, share, number)})
+            seen.append(self._of_selection(chosen, current, share, number))
+            if rates.policy:
+                update = self.update(shares[index], chosen, number, learning_rate=rates.policy)
+                seen[-1] |= of_update(update)
             clock.lap("update")
-        return Lesson({**metrics, **_mean(seen)}, shares)
+        return Lesson({**metrics, **mean(seen), **self._teach_critic(shares, rates.critic, clock)}, shares)
 
     def select(self, share: Batch, number: int) -> selection.Selection:
         """Which of this rank's response tokens carry gradient in update `number`; collective over the data ranks."""
-        assert share.entropy_t is not None
         return selection.select_tokens(
-            share.entropy_t,
-            self._candidates(share),
+            filled(share.entropy_t),
+            candidates(share, self.objective),
             self.selection,
-            group=self.policy.layout.data,
+            group=self._group,
             segments=self._segments(share),
             token_ids=share.token_id_t,
             step=number,
             tie_tolerance=_TIE_TOLERANCE,
         )
 
-    def update(self, share: Batch, chosen: selection.Selection, *, learning_rate: float) -> Update:
-        """One optimizer step on the chosen tokens, normalised by their global count or by that of all candidates."""
-        old_logprob_t, advantage_t, rollout_logprob_t = share.old_logprob_t, share.advantage_t, share.rollout_logprob_t
-        assert old_logprob_t is not None and advantage_t is not None and rollout_logprob_t is not None
-        count = chosen.selected if self.objective.denominator == "selected" else chosen.candidates
+    def update(self, share: Batch, chosen: selection.Selection, number: int, *, learning_rate: float) -> Update:
+        """One optimizer step on the chosen tokens (archer: on all candidates), divided by a global number."""
+        config, candidate_t = self.objective, candidates(share, self.objective)
+        trained_t = candidate_t if config.loss == "archer" else chosen.mask
+        weights = objective.token_weights(trained_t, candidate_t, share.sequence_t, config, group=self._group)
+        columns = self._loss_columns(share, chosen, trained_t, number)
+        if weights.weight is not None:
+            columns["weight"] = weights.weight
 
         def loss_of(statistics: TokenStatistics, places: Tensor) -> objective.PolicyLoss:
             where = statistics.logprob.device
             return objective.policy_loss(
                 statistics.logprob,
-                old_logprob_t[places].to(where),
-                advantage_t[places].to(where),
-                torch.ones_like(statistics.logprob, dtype=torch.bool),
-                self.objective,
-                normalizer=max(1, count),
+                mask=torch.ones_like(statistics.logprob, dtype=torch.bool),
+                config=config,
+                normalizer=weights.normalizer,
                 entropy=statistics.entropy,
-                rollout_logprob=rollout_logprob_t[places].to(where),
+                **{name: column_t[places].to(where) for name, column_t in columns.items()},
             )
 
-        return self.policy.update(share, chosen.mask, loss_of, learning_rate=learning_rate)
+        return self.policy.update(
+            share,
+            trained_t,
+            loss_of,
+            learning_rate=learning_rate,
+            whole_responses=objective.needs_whole_sequences(config),
+        )
 
-    def _with_old_statistics(self, share: Batch) -> Batch:
-        statistics = self.policy.statistics(share)
-        return share.with_columns(old_logprob_t=statistics.logprob, entropy_t=statistics.entropy)
-
-    def _current_entropy(self, share: Batch) -> Batch:
-        return share.with_columns(entropy_t=self.policy.statistics(share).entropy)
-
-    def _candidates(self, share: Batch) -> Tensor:
-        """Response tokens; those of truncated responses are none where overlong filtering is on."""
-        trained = [
-            not (
-                self.objective.overlong.filter
-                and isinstance(sequence, Trajectory)
-                and sequence.finish_reason == "length"
+    def _loss_columns(
+        self, share: Batch, chosen: selection.Selection, trained_t: Tensor, number: int
+    ) -> dict[str, Tensor]:
+        """What `policy_loss` reads of each response token, by the name of its argument."""
+        config = self.objective
+        columns = {
+            "old_logprob": filled(share.old_logprob_t),
+            "advantage": filled(share.advantage_t),
+            "rollout_logprob": filled(share.rollout_logprob_t),
+        }
+        if config.kl_coef:
+            columns["reference_logprob"] = filled(share.reference_logprob_t)
+        if config.loss == "gspo":
+            columns["sequence"] = share.sequence_t
+        if config.loss == "archer":
+            columns["forking"] = chosen.mask
+        if config.correction == "sequence":
+            columns["accepted"] = self._accepted(share)
+        if config.loss in ("clip_cov", "kl_cov"):
+            columns["covered"] = objective.covariance_tokens(
+                filled(share.logprob_t),
+                filled(share.advantage_t),
+                trained_t,
+                config,
+                group=self._group,
+                token_ids=share.token_id_t,
+                step=number,
+                tie_tolerance=_TIE_TOLERANCE,
             )
-            for sequence in share.sequences
-        ]
-        return torch.tensor(trained, dtype=torch.bool)[share.sequence_t]
+        return columns
+
+    def _teach_critic(self, shares: Sequence[Batch], learning_rate: float, clock: Clock) -> Metrics:
+        """After the policy, so that all advantages are of the critic that estimated them."""
+        critic = self.networks.critic
+        if critic is None or not shares:
+            return {}
+        seen: list[Metrics] = []
+        for share in [share for _ in range(self.critic_epochs) for share in shares]:
+            candidate_t = candidates(share, self.objective)
+            weights = objective.token_weights(
+                candidate_t, candidate_t, share.sequence_t, self.objective, group=self._group
+            )
+
+            def loss_of(
+                values: Tensor, places: Tensor, share: Batch = share, weights: objective.TokenWeights = weights
+            ) -> objective.PolicyLoss:
+                where = values.device
+                return objective.value_loss(
+                    values,
+                    filled(share.value_t)[places].to(where),
+                    filled(share.return_t)[places].to(where),
+                    torch.ones_like(values, dtype=torch.bool),
+                    self.objective,
+                    normalizer=weights.normalizer,
+                    weight=None if weights.weight is None else weights.weight[places].to(where),
+                )
+
+            seen.append(of_critic_update(critic.update(share, candidate_t, loss_of, learning_rate=learning_rate)))
+        clock.lap("critic")
+        return mean(seen)
+
+    def _current(self, share: Batch) -> Batch:
+        logprob_t, entropy_t = self.policy.statistics(share)
+        return share.with_columns(logprob_t=logprob_t, entropy_t=entropy_t)
 
     def _segments(self, share: Batch) -> Tensor | None:
         if self.selection.scope == "sequence":
@@ -131,36 +201,37 @@ class Learner:
             segment_t[micro_batch.place_r] = index
         return segment_t
 
-    def _mismatch(self, shares: Sequence[Batch]) -> Metrics:
+    def _accepted(self, share: Batch) -> Tensor:
+        return objective.accepted_responses(
+            filled(share.old_logprob_t), filled(share.rollout_logprob_t), share.sequence_t, self.objective
+        )
+
+    def _checked_against_engine(self, shares: Sequence[Batch]) -> Metrics:
         """How far the engine's log-probs are from the trainer's; stops the run beyond the limit."""
-        difference = torch.cat([_column(share.old_logprob_t) - _column(share.rollout_logprob_t) for share in shares])
-        entropy = torch.cat([_column(share.entropy_t) for share in shares])
-        group = self.policy.layout.data
-        most = difference.abs().max() if difference.numel() else torch.zeros(())
-        largest = float(collectives.all_reduce_max(most.to(device()), group))
-        k3 = torch.expm1(difference) - difference
-        sums = torch.stack([difference.abs().sum(), k3.sum(), entropy.sum(), torch.tensor(float(difference.numel()))])
-        mean, k3_mean, entropy_mean, count = collectives.all_reduce_sum(sums.double().to(device()), group).tolist()
-        if not largest <= self.mismatch_limit:
+        sequence = self.objective.correction == "sequence"
+        mismatch = objective.rollout_mismatch(
+            torch.cat([filled(share.old_logprob_t) for share in shares]),
+            torch.cat([filled(share.rollout_logprob_t) for share in shares]),
+            self.objective,
+            accepted=torch.cat([self._accepted(share) for share in shares]) if sequence else None,
+            group=self._group,
+        )
+        if not mismatch.largest <= self.mismatch_limit:
             raise RolloutError(
-                f"engine and trainer log-probs differ by {largest:.3g} nats, more than "
+                f"engine and trainer log-probs differ by {mismatch.largest:.3g} nats, more than "
                 f"rollout.mismatch_limit={self.mismatch_limit}",
                 hint="the engine holds other weights or another temperature; raise the limit for bf16 engines",
             )
-        count = max(count, 1.0)
-        return {
-            "mismatch/max": largest,
-            "mismatch/mean": mean / count,
-            "mismatch/k3": k3_mean / count,
-            "entropy/mean": entropy_mean / count,
-        }
+        entropy = sum(float(filled(share.entropy_t).double().sum()) for share in shares)
+        total = collectives.all_reduce_sum(torch.tensor(entropy, dtype=torch.float64, device=device()), self._group)
+        return {**of_mismatch(mismatch), "entropy/mean": float(total) / max(1, mismatch.tokens)}
 
     def _of_selection(self, chosen: selection.Selection, current: Batch, old: Batch, number: int) -> Metrics:
         """Counts, the mean entropy of what was chosen, and its overlap with what the old policy would have chosen."""
         by_old = chosen.mask if current is old else self.select(old, number).mask
         both = (chosen.mask & by_old).sum()
-        sums = torch.stack([both.double(), _column(current.entropy_t)[chosen.mask].double().sum()]).to(device())
-        overlap, entropy = collectives.all_reduce_sum(sums, self.policy.layout.data).tolist()
+        sums = torch.stack([both.double(), filled(current.entropy_t)[chosen.mask].double().sum()]).to(device())
+        overlap, entropy = collectives.all_reduce_sum(sums, self._group).tolist()
         selected = max(1, chosen.selected)
         return {
             "selection/threshold": chosen.threshold,
@@ -170,38 +241,3 @@ class Learner:
             "selection/overlap_old": overlap / selected,
             "entropy/selected_mean": entropy / selected,
         }
-
-
-def split_into_mini_batches(
-    trajectories: Sequence[Trajectory], groups_each: int, *, group_size: int, seed: int
-) -> list[Batch]:
-    """Shuffle whole groups into mini-batches of `groups_each`; a short remainder is a mini-batch of its own."""
-    groups = [trajectories[first : first + group_size] for first in range(0, len(trajectories), group_size)]
-    random.Random(seed).shuffle(groups)
-    chunks = [groups[first : first + groups_each] for first in range(0, len(groups), groups_each)]
-    return [Batch.of_trajectories([trajectory for group in chunk for trajectory in group]) for chunk in chunks]
-
-
-def _column(column: Tensor | None) -> Tensor:
-    assert column is not None, "the statistics pass fills every column before it is read"
-    return column
-
-
-def _of_update(update: Update) -> Metrics:
-    tokens = max(1.0, update.sums["tokens"])
-    return {
-        "loss": update.loss,
-        "gradient_norm": update.gradient_norm,
-        "learning_rate": update.learning_rate,
-        "objective/ratio_mean": update.sums["ratio"] / tokens,
-        **{
-            f"objective/{name}": value / tokens
-            for name, value in update.sums.items()
-            if name not in ("ratio", "tokens")
-        },
-    }
-
-
-def _mean(seen: Sequence[Metrics]) -> Metrics:
-    """The mean over updates of each metric; NaN thresholds (nothing cut) stay NaN."""
-    return {name: math.fsum(metrics[name] for metrics in seen) / len(seen) for name in (seen[0] if seen else {})}

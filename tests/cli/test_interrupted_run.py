@@ -12,13 +12,22 @@ from safetensors.torch import load_file
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "train"])
-def test_interrupt_and_resume(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "objective"),
+    [
+        ("sft", []),
+        ("train", []),
+        ("train", ["objective.advantage=gae", "objective.kl_coef=0.01", "objective.correction=tis"]),
+    ],
+    ids=["sft", "train", "train with critic and reference"],
+)
+def test_interrupt_and_resume(tmp_path: Path, stage: str, objective: list[str]) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    code, output = run("train", str(QUICKSTART), *TINY, "sft.steps=20", f"run.folder={whole}")
+    words = [str(QUICKSTART), *TINY, "sft.steps=20", *objective]
+    code, output = run("train", *words, f"run.folder={whole}")
     assert code == 0, output
 
-    process = start("train", str(QUICKSTART), *TINY, "sft.steps=20", f"run.folder={broken}")
+    process = start("train", *words, f"run.folder={broken}")
     wait_for_step(broken, process, stage)
     os.killpg(process.pid, signal.SIGINT)
     code, output = finish(process)

@@ -68,7 +68,7 @@ def two_updates(parallel: dict, tied: bool, distributed_optimizer: bool, denomin
     from megatron_fork.clock import Clock
     from megatron_fork.distributed import Config, collectives, parallel_layout
     from megatron_fork.policy import Config as PolicyConfig
-    from megatron_fork.policy import Learner, OptimizerConfig, Policy, split_into_mini_batches
+    from megatron_fork.policy import Learner, Networks, OptimizerConfig, Policy, Rates, split_into_mini_batches
 
     config = model_config(tied)
     torch.manual_seed(11)
@@ -83,10 +83,12 @@ def two_updates(parallel: dict, tied: bool, distributed_optimizer: bool, denomin
         )
         load_weights(policy.model, weights)
         policy.weights_changed()
-        learner = Learner(policy, selection.Config(), objective.Config(denominator=denominator), mismatch_limit=100.0)
+        learner = Learner(
+            Networks(policy), selection.Config(), objective.Config(denominator=denominator), mismatch_limit=100.0
+        )
         batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
-        first = learner.learn(batches[:1], step=1, learning_rate=1e-3, clock=Clock())
-        second = learner.learn(batches[1:], step=2, learning_rate=1e-3, clock=Clock())
+        first = learner.learn(batches[:1], step=1, rates=Rates(1e-3), clock=Clock())
+        second = learner.learn(batches[1:], step=2, rates=Rates(1e-3), clock=Clock())
         chosen = [share.token_id_t[share.selected_t].tolist() for lesson in (first, second) for share in lesson.shares]
         everyone = collectives.gather_objects(chosen, layout.data)
         return {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_fork.errors import ConfigError, ObjectiveError
-from megatron_fork.objective import Config, Overlong, group_advantages, overlong_penalty
+from megatron_fork.objective import Config, Overlong, group_advantages, overlong_penalty, whiten
 
 
 def expected(rewards: list[float], group_ids: list[int], estimator: str) -> list[float]:
@@ -28,7 +28,13 @@ def expected(rewards: list[float], group_ids: list[int], estimator: str) -> list
     return advantages
 
 
-@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo"])
+def whitened(values: list[float]) -> list[float]:
+    mean = math.fsum(values) / max(1, len(values))
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return [(value - mean) / (math.sqrt(squares / max(1, len(values) - 1)) + 1e-6) for value in values]
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo", "reinforce_pp"])
 @given(
     pairs=st.lists(
         st.tuples(st.integers(-16, 16).map(lambda eighths: eighths / 8), st.sampled_from([-5, 0, 3, 2**40])),
@@ -44,7 +50,9 @@ def test_equals_the_formula(estimator: str, pairs: list[tuple[float, int]]) -> N
         Config(advantage=estimator),
     )
     assert found.dtype == torch.float32
-    assert found.tolist() == pytest.approx(expected(rewards, group_ids, estimator), rel=1e-6, abs=1e-7)
+    plain = expected(rewards, group_ids, "dr_grpo" if estimator == "reinforce_pp" else estimator)
+    plain = whitened(plain) if estimator == "reinforce_pp" else plain
+    assert found.tolist() == pytest.approx(plain, rel=1e-6, abs=1e-7)
 
 
 def test_examples() -> None:
@@ -54,9 +62,14 @@ def test_examples() -> None:
         [1, -1 / 3, -1 / 3, -1 / 3, 0]
     )
     assert group_advantages(rewards, ids, Config()).tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5, 0], rel=1e-5)
+    # The deviation of (0.75, -0.25, -0.25, -0.25, 0) is sqrt(0.75 / 4).
+    spread = math.sqrt(0.1875)
+    assert group_advantages(rewards, ids, Config(advantage="reinforce_pp")).tolist() == pytest.approx(
+        [0.75 / spread, -0.25 / spread, -0.25 / spread, -0.25 / spread, 0], rel=1e-5
+    )
 
 
-@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo"])
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo", "reinforce_pp"])
 @given(reward=st.floats(-2, 2, width=32), size=st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
 def test_equal_rewards_have_exactly_no_advantage(estimator: str, reward: float, size: int) -> None:
@@ -70,6 +83,26 @@ def test_bad_rewards_are_named() -> None:
     for value in (math.nan, math.inf):
         with pytest.raises(ObjectiveError, match=f"reward 1 is {value}"):
             group_advantages(torch.tensor([0.0, value]), torch.zeros(2, dtype=torch.long), Config())
+
+
+@given(values=st.lists(st.floats(-4, 4, width=32), max_size=30), seed=st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_whitening_is_over_the_marked_values_alone(values: list[float], seed: int) -> None:
+    mask = torch.rand(len(values), generator=torch.Generator().manual_seed(seed)) < 0.7
+    column = torch.where(mask, torch.tensor(values), math.nan)
+    found = whiten(column, mask)
+    marked = [value for value, flag in zip(values, mask.tolist(), strict=True) if flag]
+    assert found.dtype == torch.float32
+    assert found[mask].tolist() == pytest.approx(whitened(marked), rel=1e-5, abs=1e-6)
+    assert found[~mask].tolist() == [0.0] * (len(values) - len(marked))
+
+
+def test_whitening_names_bad_columns() -> None:
+    flags = torch.ones(2, dtype=torch.bool)
+    with pytest.raises(ObjectiveError, match=r"mask has shape \[2\], advantage \[3\]"):
+        whiten(torch.zeros(3), flags)
+    with pytest.raises(ObjectiveError, match="not finite"):
+        whiten(torch.tensor([0.0, math.nan]), flags)
 
 
 def test_overlong_penalty_at_the_papers_points() -> None:

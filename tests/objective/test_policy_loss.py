@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective import Config, policy_loss, supervised_loss
+from megatron_fork.objective import Config, EntropyShaping, policy_loss, supervised_loss
 
 SUMS = ("tokens", "ratio", "k3", "clipped_high", "clipped_low", "dual_clipped")
 
@@ -26,13 +26,13 @@ def token_terms(now: float, old: float, rollout: float, advantage: float, config
     dual = bool(config.dual_clip) and advantage < 0 and ratio > config.dual_clip
     if dual:
         value, slope = config.dual_clip * advantage, 0.0
-    weight = 1.0
+    weight, changed = 1.0, False
     if config.correction != "none":
         weight = math.exp(old - rollout)
         if config.correction == "tis":
-            weight = min(weight, config.tis_cap)
+            changed, weight = weight > config.tis_cap, min(weight, config.tis_cap)
         elif not config.icepop_low <= weight <= config.icepop_high:
-            weight = 0.0
+            changed, weight = True, 0.0
     metrics = {
         "tokens": 1,
         "ratio": ratio,
@@ -42,7 +42,7 @@ def token_terms(now: float, old: float, rollout: float, advantage: float, config
         "dual_clipped": dual,
     }
     if config.correction != "none":
-        metrics["correction_weight"] = weight
+        metrics |= {"correction_weight": weight, "correction_clipped": changed}
     return -value * weight, -slope * weight, metrics
 
 
@@ -113,10 +113,11 @@ def test_equals_the_sum_over_tokens(config: Config, seed: int, tokens: int) -> N
         assert entropy.grad.tolist() == pytest.approx(bonus, rel=1e-12)
     else:
         assert entropy.grad is None
-    for name in SUMS if config.correction == "none" else (*SUMS, "correction_weight"):
+    corrected = () if config.correction == "none" else ("correction_weight", "correction_clipped")
+    assert set(metrics) == {*SUMS, *corrected}
+    for name in (*SUMS, *corrected):
         assert metrics[name].item() == pytest.approx(sums.get(name, 0.0), rel=1e-9, abs=1e-9)
         assert not metrics[name].requires_grad
-    assert ("correction_weight" in metrics) == (config.correction != "none")
 
 
 @given(config=configs, seed=st.integers(0, 10_000), parts=st.integers(1, 5))
@@ -188,7 +189,7 @@ def test_nothing_marked_gives_a_loss_of_zero_that_can_be_differentiated() -> Non
     assert all(value.item() == 0.0 for value in metrics.values())
 
 
-@pytest.mark.parametrize("name", ["old_logprob", "advantage", "mask"])
+@pytest.mark.parametrize("name", ["old_logprob", "advantage", "mask", "entropy", "rollout_logprob"])
 def test_wrong_shape_is_named(name: str) -> None:
     made = columns(0, 4)
     made[name] = made[name][:3]
@@ -211,12 +212,33 @@ def test_advantage_that_is_not_finite_is_refused(value: float) -> None:
         (Config(entropy_coef=0.1), "entropy", "entropy_coef"),
         (Config(correction="tis"), "rollout_logprob", "correction"),
         (Config(correction="icepop"), "rollout_logprob", "correction"),
+        (Config(correction="sequence"), "accepted", "correction"),
+        (Config(entropy_shaping=EntropyShaping(alpha=0.4)), "entropy", "entropy_shaping"),
+        (Config(kl_coef=0.1), "reference_logprob", "kl_coef"),
+        (Config(loss="gspo"), "sequence", "loss"),
+        (Config(loss="clip_cov"), "covered", "loss"),
+        (Config(loss="kl_cov"), "covered", "loss"),
+        (Config(loss="archer"), "forking", "loss"),
     ],
 )
 def test_missing_column_is_named(config: Config, missing: str, field: str) -> None:
     made = columns(0, 4)
     with pytest.raises(ObjectiveError, match=f"objective.{field} needs {missing}"):
         policy_loss(made["logprob"], made["old_logprob"], made["advantage"], made["mask"], config, normalizer=1.0)
+
+
+@pytest.mark.parametrize("name", ["mask", "forking", "covered", "accepted"])
+def test_numbers_for_flags_are_refused(name: str) -> None:
+    numbers = torch.ones(4, dtype=torch.long)
+    flags = {"mask": torch.ones(4, dtype=torch.bool), name: numbers}
+    with pytest.raises(ObjectiveError, match=f"{name} is torch.int64, not bool"):
+        policy_loss(torch.zeros(4), torch.zeros(4), torch.zeros(4), config=Config(), normalizer=1.0, **flags)
+
+
+@pytest.mark.parametrize("normalizer", [0.0, -1.0, math.nan])
+def test_normalizer_that_cannot_divide_is_refused(normalizer: float) -> None:
+    with pytest.raises(ObjectiveError, match=f"normalizer={normalizer}"):
+        call(columns(0, 4), Config(), normalizer=normalizer)
 
 
 def test_a_clipped_token_has_no_gradient_however_far_its_ratio() -> None:

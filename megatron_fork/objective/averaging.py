@@ -1,0 +1,53 @@
+"""What a sum over tokens is divided by: a weight for each token of this rank, and one global number."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_fork.distributed.collectives import Group
+from megatron_fork.objective.checks import refuse_other_shapes, refuse_other_than_flags
+from megatron_fork.objective.config import Config
+from megatron_fork.objective.reduction import global_sums
+
+
+class TokenWeights(NamedTuple):
+    """`weight` float32 `[tokens]`, None where all are 1; `normalizer` is the same on every rank, and at least 1."""
+
+    weight: Tensor | None
+    normalizer: float
+
+
+def token_weights(
+    selected: Tensor, candidate: Tensor, sequence: Tensor, config: Config, *, group: Group = None
+) -> TokenWeights:
+    """The weights and the normalizer of a mini-batch for `config.average`, for `policy_loss`.
+
+    Args:
+        selected: bool `[tokens]`, the tokens that carry gradient.
+        candidate: bool `[tokens]`, those that might: response tokens that were not filtered out.
+        sequence: int64 `[tokens]`, the response of each token. A response lives on one rank; ranks may use the same
+            numbers for different responses.
+        config: `average`, and `denominator`: which tokens of a response count.
+        group: the ranks that share the mini-batch.
+
+    A response counts where it has candidates, even if none of them is selected. No token anywhere is legal.
+
+    """
+    refuse_other_shapes("selected", selected, {"candidate": candidate, "sequence": sequence})
+    refuse_other_than_flags({"selected": selected, "candidate": candidate})
+    counted = selected if config.denominator == "selected" else candidate
+    if config.average == "token":
+        (tokens,) = global_sums(group, counted.sum())
+        return TokenWeights(None, max(1.0, tokens))
+    responses, place = torch.unique(sequence, return_inverse=True)
+    present = torch.zeros(len(responses), dtype=torch.bool, device=sequence.device)
+    present[place[candidate]] = True
+    (number,) = global_sums(group, present.sum())
+    number = max(1.0, number)
+    if config.average == "constant":
+        return TokenWeights(None, number * config.constant_length)
+    length = torch.bincount(place[counted], minlength=len(responses))
+    return TokenWeights((1.0 / length.clamp(min=1).to(torch.float32))[place], number)

@@ -1,0 +1,71 @@
+"""The marked tokens of one call, from which surrogates and regularizers take their columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_fork.errors import ObjectiveError
+from megatron_fork.objective.checks import refuse_other_shapes, refuse_other_than_flags
+from megatron_fork.objective.config import Config
+
+# e^80 is finite in float32; infinity times the 0 that a clipped token passes back would be NaN.
+LARGEST_LOG_RATIO = 80.0
+
+
+@dataclass(frozen=True)
+class Marked:
+    """The columns of the marked tokens, `[marked]`; `log_ratio` and `ratio` are of the policy to the old one."""
+
+    config: Config
+    mask: Tensor
+    optional: dict[str, Tensor | None]
+    """Columns as they were passed, `[...]`, of all tokens."""
+    logprob: Tensor
+    old_logprob: Tensor
+    advantage: Tensor
+    log_ratio: Tensor
+    ratio: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        logprob: Tensor,
+        old_logprob: Tensor,
+        advantage: Tensor,
+        mask: Tensor,
+        config: Config,
+        optional: dict[str, Tensor | None],
+    ) -> Marked:
+        """Refuses columns that do not fit together, and marked advantages that are no numbers."""
+        columns = {"old_logprob": old_logprob, "advantage": advantage, "mask": mask, **optional}
+        refuse_other_shapes("logprob", logprob, columns)
+        refuse_other_than_flags({name: columns[name] for name in ("mask", "forking", "covered", "accepted")})
+        logprob, old_logprob, advantage = logprob[mask], old_logprob[mask], advantage[mask]
+        if not torch.isfinite(advantage).all():
+            raise ObjectiveError("advantage holds a value that is not finite", hint="check the rewards")
+        log_ratio = logprob - old_logprob
+        ratio = exponential(log_ratio)
+        return cls(config, mask, optional, logprob, old_logprob, advantage, log_ratio, ratio)
+
+    def given(self, name: str) -> Tensor | None:
+        """`[marked]`: an optional column, None where it was not passed."""
+        column = self.optional[name]
+        return None if column is None else column[self.mask]
+
+    def needed(self, name: str, field: str) -> Tensor:
+        """`[marked]`: the optional column that `config.<field>` cannot do without."""
+        column = self.given(name)
+        if column is None:
+            raise ObjectiveError(
+                f"objective.{field} needs {name}; {field} is {vars(self.config)[field]}",
+                hint=f"pass {name} to policy_loss",
+            )
+        return column
+
+
+def exponential(log_ratio: Tensor) -> Tensor:
+    """e^log_ratio, finite and without gradient beyond e^80."""
+    return log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
