@@ -85,9 +85,9 @@ class _Work:
     def run(self, hidden_td: Tensor, d_hidden_td: Tensor | None, d_weight_vd: Tensor | None) -> Tensor:
         """The loss; adds this rank's share of the gradients where they are given."""
         total = torch.zeros((), dtype=self.head.sum_dtype, device=hidden_td.device)
-        for chunk in self.chunks:
+        for index, chunk in enumerate(self.chunks):
             targets_c = self.chosen.targets[chunk]
-            hidden_cd = self.head.operand(hidden_td[chunk])
+            hidden_cd = self.head.operand(hidden_td[chunk], "hidden")
             logits, partial_4c = self._logits(hidden_cd, targets_c, keep=d_hidden_td is not None)
             log_z_c, logprob_c, entropy_c = statistics_of(over_ranks(partial_4c, self.head.shard))
             tokens = chunk_tokens(self.chosen.tokens, chunk)
@@ -104,17 +104,25 @@ class _Work:
                     (entropy_c, of_logprob_c, of_entropy_c),
                     log_z_c,
                     hidden_cd,
-                    self.head.operand(self.head.weight_vd[columns]),
+                    self.head.operand(self.head.weight_vd[columns], "weight"),
                     d_hidden_td[chunk],
                     None if d_weight_vd is None else d_weight_vd[columns],
+                    first=index == 0,
                 )
         return total
 
     def _logits(self, hidden_cd: Tensor, targets_c: Tensor, *, keep: bool) -> tuple[list[Tensor], Tensor]:
-        partial_4c = self.head.no_columns(hidden_cd.shape[0])
+        tokens = hidden_cd.shape[0]
+        partial_4c = self.head.no_columns(tokens)
+        size = tokens * self.head.shard.columns if keep else 0
+        whole = self.head.scratch.take("all logits", (size,), self.head.sum_dtype, hidden_cd.device)
         kept = []
         for columns in self.head.column_tiles():
-            logits_ck = self.head.logits(hidden_cd, self.head.operand(self.head.weight_vd[columns]))
+            width = columns.stop - columns.start
+            # One tile after the other, each contiguous.
+            place = whole[tokens * columns.start : tokens * columns.stop].view(tokens, width) if keep else None
+            weight_kd = self.head.operand(self.head.weight_vd[columns], "weight")
+            logits_ck = self.head.logits(hidden_cd, weight_kd, place)
             partial_4c = self.head.extended(partial_4c, logits_ck, targets_c, columns)
             if keep:
                 kept.append(logits_ck)
@@ -147,7 +155,9 @@ class _LmHeadLoss(torch.autograd.Function):
         d_hidden_td = torch.zeros(hidden_td.shape, dtype=head.sum_dtype, device=hidden_td.device)
         d_weight_vd = None
         if ctx.needs_input_grad[1]:
-            d_weight_vd = torch.zeros(weight_vd.shape, dtype=head.sum_dtype, device=weight_vd.device)
+            d_weight_vd = torch.empty(weight_vd.shape, dtype=head.sum_dtype, device=weight_vd.device)
+            # Padding has no gradient; the rest is written by the first chunk, be it without rows.
+            d_weight_vd[head.shard.columns :] = 0.0
         loss = work.run(hidden_td, d_hidden_td, d_weight_vd)
         collectives.all_reduce_sum(d_hidden_td, head.shard.group)
         ctx.gradients = d_hidden_td, d_weight_vd
@@ -158,11 +168,13 @@ class _LmHeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # Given away, not kept: a gradient that nobody else holds becomes `weight.grad` without a copy.
         d_hidden_td, d_weight_vd = ctx.gradients
+        ctx.gradients = None, None
         if d_weight_vd is not None:
-            if ctx.weight_gradient_vd is None:
-                d_weight_vd.mul_(upstream)
-            else:
+            if ctx.weight_gradient_vd is not None:
                 ctx.weight_gradient_vd.addcmul_(d_weight_vd, upstream)
+            elif upstream.is_cuda or upstream != 1.0:
+                d_weight_vd.mul_(upstream)
         given = given_weight_gradient(ctx.weight_vd, d_weight_vd, ctx.weight_gradient_vd)
         return d_hidden_td.mul_(upstream).to(ctx.hidden_dtype), given, None, None

@@ -1,6 +1,6 @@
 """The LM head a tile at a time: `[tokens, columns]` of logits, and what their gradient gives to hidden states and weight.
 
-Design note. A product of 512 tokens with 2,048 rows of the weight is large enough for a CPU's matrix library to run at full
+Design note. A product of 1,024 tokens with 2,048 rows of the weight is large enough for a CPU's matrix library to run at full
 speed and small enough that the tile is still in cache when it is swept; on a GPU the tile is 16,384 columns wide. Column tiles
 are the outer loop: the weight is read once, and a tile's part of d_weight is complete when the loop leaves it. Products run in
 the model's dtype and sum in float32 (`out_dtype` on a GPU); a CPU without bfloat16 instructions widens the operands of one
@@ -10,15 +10,16 @@ tile instead, which is faster there and more exact.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from megatron_fork.vocab_parallel.scratch import Scratch
 from megatron_fork.vocab_parallel.shard import VocabularyShard, combine
 from megatron_fork.vocab_parallel.tile import TileKernels, accumulation_dtype
 
-_CPU_TOKENS = 512
+_CPU_TOKENS = 1024
 _CPU_COLUMNS = 2048
 _GPU_COLUMNS = 16384
 
@@ -40,11 +41,14 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return (left @ right).to(torch.float32)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
+    """Add `left @ right` to `total`, or overwrite it where it is the first: fresh memory is then touched once."""
+    if total.dtype != left.dtype:
+        total.copy_(_product(left, right)) if first else total.add_(_product(left, right))
+    elif first:
+        torch.mm(left, right, out=total)
     else:
-        total.add_(_product(left, right))
+        total.addmm_(left, right)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Head:
     shard: VocabularyShard
     inverse_temperature: float
     kernels: TileKernels
+    scratch: Scratch = field(default_factory=Scratch)
 
     @property
     def product_dtype(self) -> torch.dtype:
@@ -80,16 +85,23 @@ class Head:
         """Tokens whose logits over all columns of the shard fit `chunk_bytes`."""
         return max(16, chunk_bytes // (4 * max(1, self.shard.columns)))
 
-    def operand(self, tensor: Tensor) -> Tensor:
-        """`tensor` in the dtype of the products; not a copy where it has that already."""
-        return tensor.to(self.product_dtype)
+    def operand(self, tensor: Tensor, name: str) -> Tensor:
+        """`tensor` in the dtype of the products; where it must be widened, the last operand of that name is lost."""
+        if tensor.dtype == self.product_dtype:
+            return tensor
+        return self.scratch.take(name, tensor.shape, self.product_dtype, tensor.device).copy_(tensor)
 
-    def logits(self, hidden_cd: Tensor, weight_kd: Tensor) -> Tensor:
-        """`[tokens, columns]` in the dtype of the sums, from two operands."""
-        return _product(hidden_cd, weight_kd.T)
+    def logits(self, hidden_cd: Tensor, weight_kd: Tensor, out_ck: Tensor | None = None) -> Tensor:
+        """`[tokens, columns]` in the dtype of the sums, from two operands; the last result without `out_ck` is lost."""
+        if hidden_cd.dtype != self.sum_dtype:
+            return _product(hidden_cd, weight_kd.T)
+        if out_ck is None:
+            shape = (hidden_cd.shape[0], weight_kd.shape[0])
+            out_ck = self.scratch.take("logits", shape, self.sum_dtype, hidden_cd.device)
+        return torch.mm(hidden_cd, weight_kd.T, out=out_ck)
 
     def no_columns(self, tokens: int) -> Tensor:
-        """The four numbers of no column at all, `[4, tokens]`: where `extended` begins."""
+        """The four numbers of no column at all, `[4, tokens]`."""
         partial_4t = self.weight_vd.new_zeros(4, tokens, dtype=self.sum_dtype)
         partial_4t[0] = torch.finfo(self.sum_dtype).min
         return partial_4t
@@ -97,8 +109,9 @@ class Head:
     def extended(self, partial_4c: Tensor, logits_ck: Tensor, targets_c: Tensor, columns: slice) -> Tensor:
         """The four numbers of the columns seen so far and those of this tile."""
         column_c, held_c = self.shard.locate(targets_c, columns.start, columns.stop - columns.start)
-        swept_4c = self.kernels.sweep(logits_ck, column_c, held_c, self.inverse_temperature)
-        return combine(torch.stack([partial_4c, swept_4c]))
+        seen = partial_4c[0] if columns.start else None
+        swept_4c = self.kernels.sweep(logits_ck, column_c, held_c, self.inverse_temperature, seen)
+        return combine(torch.stack([partial_4c, swept_4c])) if columns.start else swept_4c
 
     def add_gradients(
         self,
@@ -111,6 +124,8 @@ class Head:
         weight_kd: Tensor,
         d_hidden_cd: Tensor,
         d_weight_kd: Tensor | None,
+        *,
+        first: bool,
     ) -> None:
         """Turn the tile's logits into their gradient, and add its products to `d_hidden_cd` and `d_weight_kd`.
 
@@ -124,6 +139,7 @@ class Head:
             weight_kd: the tile's rows of the weight.
             d_hidden_cd: in the dtype of the sums, as `d_weight_kd`.
             d_weight_kd: None where the weight needs no gradient.
+            first: nothing has been added to `d_weight_kd`; what it holds is overwritten.
 
         """
         column_c, held_c = self.shard.locate(targets_c, columns.start, columns.stop - columns.start)
@@ -140,6 +156,6 @@ class Head:
             self.inverse_temperature,
             logits_ck if same else torch.empty_like(logits_ck, dtype=self.product_dtype),
         )
-        _add_product(d_hidden_cd, gradient_ck, weight_kd)
+        _add_product(d_hidden_cd, gradient_ck, weight_kd, first=False)
         if d_weight_kd is not None:
-            _add_product(d_weight_kd, gradient_ck.T, hidden_cd)
+            _add_product(d_weight_kd, gradient_ck.T, hidden_cd, first=first)

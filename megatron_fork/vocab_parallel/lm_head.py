@@ -139,9 +139,9 @@ class _LmHeadStatistics(torch.autograd.Function):
         chunks = chunks_of(hidden_td.shape[0], chunk_tokens)
         partial_4t = head.no_columns(hidden_td.shape[0])
         for columns in head.column_tiles():
-            weight_kd = head.operand(head.weight_vd[columns])
+            weight_kd = head.operand(head.weight_vd[columns], "weight")
             for chunk in chunks:
-                logits_ck = head.logits(head.operand(hidden_td[chunk]), weight_kd)
+                logits_ck = head.logits(head.operand(hidden_td[chunk], "hidden"), weight_kd)
                 partial_4t[:, chunk] = head.extended(partial_4t[:, chunk], logits_ck, targets_t[chunk], columns)
         log_z_t, logprob_t, entropy_t = statistics_of(over_ranks(partial_4t, head.shard))
         ctx.save_for_backward(hidden_td, weight_vd, targets_t, log_z_t, entropy_t)
@@ -157,14 +157,17 @@ class _LmHeadStatistics(torch.autograd.Function):
         if of_logprob_t is None:
             of_logprob_t = torch.zeros_like(log_z_t)
         d_hidden_td = torch.zeros(hidden_td.shape, dtype=head.sum_dtype, device=hidden_td.device)
-        gradient_vd = ctx.weight_gradient_vd
-        if gradient_vd is None and ctx.needs_input_grad[1]:
-            gradient_vd = torch.zeros_like(weight_vd, memory_format=torch.contiguous_format)
+        buffer_vd: Tensor | None = ctx.weight_gradient_vd
+        gradient_vd = buffer_vd
+        if buffer_vd is None and ctx.needs_input_grad[1]:
+            gradient_vd = torch.empty_like(weight_vd, memory_format=torch.contiguous_format)
+            # Padding has no gradient, and without any row nothing has.
+            gradient_vd[head.shard.columns if ctx.chunks else 0 :] = 0.0
         for columns in head.column_tiles():
-            weight_kd = head.operand(head.weight_vd[columns])
-            d_weight_kd = None if gradient_vd is None else gradient_vd[columns].to(head.sum_dtype)
-            for chunk in ctx.chunks:
-                hidden_cd = head.operand(hidden_td[chunk])
+            weight_kd = head.operand(head.weight_vd[columns], "weight")
+            d_weight_kd = None if gradient_vd is None else _sum_of(gradient_vd[columns], head)
+            for index, chunk in enumerate(ctx.chunks):
+                hidden_cd = head.operand(hidden_td[chunk], "hidden")
                 head.add_gradients(
                     head.logits(hidden_cd, weight_kd),
                     targets_t[chunk],
@@ -175,9 +178,22 @@ class _LmHeadStatistics(torch.autograd.Function):
                     weight_kd,
                     d_hidden_td[chunk],
                     d_weight_kd,
+                    first=index == 0 and buffer_vd is None,
                 )
-            if gradient_vd is not None and d_weight_kd is not None and gradient_vd.dtype != d_weight_kd.dtype:
+            if (
+                ctx.chunks
+                and d_weight_kd is not None
+                and gradient_vd is not None
+                and gradient_vd.dtype != head.sum_dtype
+            ):
                 gradient_vd[columns] = d_weight_kd  # summed in float32 over all tokens, rounded once
         collectives.all_reduce_sum(d_hidden_td, head.shard.group)
-        given = given_weight_gradient(weight_vd, gradient_vd, ctx.weight_gradient_vd)
+        given = given_weight_gradient(weight_vd, gradient_vd, buffer_vd)
         return d_hidden_td.to(hidden_td.dtype), given, None, None, None, None
+
+
+def _sum_of(gradient_kd: Tensor, head: Head) -> Tensor:
+    """Where a tile's part of d_weight is summed: in place, or beside it where it is of half precision."""
+    if gradient_kd.dtype == head.sum_dtype:
+        return gradient_kd
+    return head.scratch.take("d_weight", gradient_kd.shape, head.sum_dtype, gradient_kd.device)

@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from megatron_fork.vocab_parallel.scratch import Scratch
+
 # Of one scratch tensor for a block of rows; on a GPU a block is as much as fills it.
 _BLOCK_BYTES = {"cpu": 1 << 19}
 _BLOCK_BYTES_ELSEWHERE = 256 << 20
@@ -31,7 +33,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 class TileKernels(Protocol):
     """The two functions over a tile of logits."""
 
-    def sweep(self, logits_tv: Tensor, column_t: Tensor, held_t: Tensor, inverse_temperature: float) -> Tensor:
+    def sweep(
+        self,
+        logits_tv: Tensor,
+        column_t: Tensor,
+        held_t: Tensor,
+        inverse_temperature: float,
+        reference_t: Tensor | None = None,
+    ) -> Tensor:
         """What `shard.combine` needs of this tile's columns, in one read.
 
         Args:
@@ -39,6 +48,8 @@ class TileKernels(Protocol):
             column_t: int64 `[tokens]`, the target's column within the tile; anything in range where it is not held.
             held_t: bool `[tokens]`, whether the tile holds the target.
             inverse_temperature: the logits are multiplied by it.
+            reference_t: the maximum of other columns of the same tokens. It may take the place of m, which any number can
+                that no exponent overflows against: finding the tile's own maximum then needs no pass.
 
         Returns:
             `[4, tokens]` of m, s, u and the target's logit (see `shard`), float32, or float64 for float64 logits. A NaN or
@@ -83,42 +94,64 @@ class TorchKernels:
     """See `TileKernels` for the contracts. Holds scratch: one instance serves one call at a time."""
 
     def __init__(self) -> None:
-        self._scratch: list[Tensor | None] = [None, None]
+        self._scratch = Scratch()
 
-    def _buffer(self, index: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        held = self._scratch[index]
-        if held is None or held.numel() < shape.numel() or held.dtype != dtype:
-            held = self._scratch[index] = torch.empty(shape.numel(), dtype=dtype, device=device)
-        return held[: shape.numel()].view(shape)
-
-    def sweep(self, logits_tv: Tensor, column_t: Tensor, held_t: Tensor, inverse_temperature: float) -> Tensor:
+    def sweep(
+        self,
+        logits_tv: Tensor,
+        column_t: Tensor,
+        held_t: Tensor,
+        inverse_temperature: float,
+        reference_t: Tensor | None = None,
+    ) -> Tensor:
         tokens, columns = logits_tv.shape
         dtype = accumulation_dtype(logits_tv.dtype)
         partial_4t = torch.zeros(4, tokens, dtype=dtype, device=logits_tv.device)
         maximum_t, sum_t, weighted_t, target_t = partial_4t
+        lowest = torch.finfo(dtype).min
         if columns == 0:
-            maximum_t.fill_(torch.finfo(dtype).min)
+            maximum_t.fill_(lowest)
             return partial_4t
         chosen_t = logits_tv.gather(1, column_t[:, None])[:, 0]
         target_t.copy_(torch.where(held_t, chosen_t.to(dtype) * inverse_temperature, 0.0))
-        for block in _blocks(logits_tv):
-            block_tv = logits_tv[block]
-            exponent_tv = self._buffer(0, block_tv.shape, dtype, block_tv.device)
-            weight_tv = self._buffer(1, block_tv.shape, dtype, block_tv.device)
-            if block_tv.dtype != dtype:
-                block_tv = exponent_tv.copy_(block_tv)
-            # Finite, so that a row of -inf has exponents of -inf and not NaN.
-            highest_t = block_tv.amax(1).mul_(inverse_temperature).clamp_(min=torch.finfo(dtype).min)
-            torch.add(highest_t.neg()[:, None], block_tv, alpha=inverse_temperature, out=exponent_tv)
-            torch.exp(exponent_tv, out=weight_tv)
-            maximum_t[block] = highest_t
-            sum_t[block] = weight_tv.sum(1)
-            product_tv = weight_tv.mul_(exponent_tv)
-            in_block_t = product_tv.sum(1)
-            if in_block_t.isnan().any():
-                in_block_t = product_tv.nansum(1)  # 0 * -inf; a NaN among the logits shows in the other sum
-            weighted_t[block] = in_block_t
+        if reference_t is not None:
+            maximum_t.copy_(reference_t)
+            self._add_up(logits_tv, inverse_temperature, maximum_t, sum_t, weighted_t)
+            if weighted_t.isfinite().all():
+                return partial_4t
+        # Finite, so that a row of -inf has exponents of -inf and not NaN.
+        maximum_t.copy_(logits_tv.amax(1).to(dtype).mul_(inverse_temperature).clamp_(min=lowest))
+        self._add_up(logits_tv, inverse_temperature, maximum_t, sum_t, weighted_t)
+        if weighted_t.isnan().any():
+            self._add_up(logits_tv, inverse_temperature, maximum_t, sum_t, weighted_t, present_only=True)
         return partial_4t
+
+    def _add_up(
+        self,
+        logits_tv: Tensor,
+        inverse_temperature: float,
+        maximum_t: Tensor,
+        sum_t: Tensor,
+        weighted_t: Tensor,
+        *,
+        present_only: bool = False,
+    ) -> None:
+        """Both sums of all tokens; `present_only` leaves 0 * -inf out of the second, a NaN logit still shows in the first."""
+        shift_t1 = maximum_t.neg()[:, None]
+        for block in _blocks(logits_tv):
+            exponent_tv, weight_tv = self._exponentials(logits_tv[block], shift_t1[block], inverse_temperature)
+            torch.sum(weight_tv, 1, out=sum_t[block])
+            product_tv = weight_tv.mul_(exponent_tv)
+            (torch.nansum if present_only else torch.sum)(product_tv, 1, out=weighted_t[block])
+
+    def _exponentials(self, block_tv: Tensor, shift_t1: Tensor, inverse_temperature: float) -> tuple[Tensor, Tensor]:
+        """The exponents x - m of a block and their exponentials, in scratch."""
+        exponent_tv = self._scratch.take("exponent", block_tv.shape, shift_t1.dtype, block_tv.device)
+        weight_tv = self._scratch.take("weight", block_tv.shape, shift_t1.dtype, block_tv.device)
+        if block_tv.dtype != shift_t1.dtype:
+            block_tv = exponent_tv.copy_(block_tv)
+        torch.add(shift_t1, block_tv, alpha=inverse_temperature, out=exponent_tv)
+        return exponent_tv, torch.exp(exponent_tv, out=weight_tv)
 
     def logits_gradient(
         self,
@@ -136,14 +169,16 @@ class TorchKernels:
         negated_t = logprob_gradient_t.to(dtype) * -inverse_temperature
         for block in _blocks(logits_tv):
             block_tv, shape = logits_tv[block], logits_tv[block].shape
-            log_p_tv = out_tv[block] if out_tv.dtype == dtype else self._buffer(0, shape, dtype, block_tv.device)
+            same = out_tv.dtype == dtype
+            log_p_tv = out_tv[block] if same else self._scratch.take("exponent", shape, dtype, block_tv.device)
             if block_tv.dtype != dtype:
                 block_tv = log_p_tv.copy_(block_tv)
             torch.add(log_z_t[block].neg()[:, None], block_tv, alpha=inverse_temperature, out=log_p_tv)
             if entropy_gradient_t is None:
                 gradient_tv = log_p_tv.exp_().mul_(negated_t[block, None])
             else:
-                p_tv = torch.exp(log_p_tv.clamp_(min=LOWEST_EXPONENT), out=self._buffer(1, shape, dtype, out_tv.device))
+                p_tv = self._scratch.take("weight", shape, dtype, out_tv.device)
+                torch.exp(log_p_tv.clamp_(min=LOWEST_EXPONENT), out=p_tv)
                 slope_t = entropy_gradient_t[block].to(dtype) * -inverse_temperature
                 # slope (ln p + H) - g = slope ln p + (slope H - g)
                 log_p_tv.mul_(slope_t[:, None]).add_((slope_t * entropy_t[block] + negated_t[block])[:, None])
@@ -151,7 +186,7 @@ class TorchKernels:
             if shape[1]:
                 own_t = negated_t[block].masked_fill(~held_t[block], 0.0).neg_()
                 gradient_tv.scatter_add_(1, column_t[block, None], own_t[:, None])
-            if out_tv.dtype != dtype:
+            if not same:
                 out_tv[block] = gradient_tv
         return out_tv
 

@@ -133,7 +133,13 @@ def _sweep_kernel(
         tl.store(partial_ptr + 3 * row, own * inverse_temperature)
 
 
-def sweep(logits_tv: Tensor, column_t: Tensor, held_t: Tensor, inverse_temperature: float) -> Tensor:
+def sweep(
+    logits_tv: Tensor,
+    column_t: Tensor,
+    held_t: Tensor,
+    inverse_temperature: float,
+    reference_t: Tensor | None = None,
+) -> Tensor:
     """`[4, tokens]` of m, s, u and the target's logit, float32, from unscaled logits, which are only read.
 
     Args:
@@ -141,6 +147,7 @@ def sweep(logits_tv: Tensor, column_t: Tensor, held_t: Tensor, inverse_temperatu
         column_t: the target's column; any column where this rank does not hold the target.
         held_t: whether this rank holds the target.
         inverse_temperature: above 0.
+        reference_t: not needed here, where the maximum costs no read of its own.
 
     """
     tokens, columns = logits_tv.shape

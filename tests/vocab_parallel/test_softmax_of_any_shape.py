@@ -95,18 +95,19 @@ def _of(size: int, vocab_size: int | None, group: Any, *, shift: int = 0, paddin
     return shard.VocabularyShard(size, offset, min(max(end - place * size, 0), size), end, group)
 
 
-def _twice(self: Any, logits: Tensor, column: Tensor, held: Tensor, inverse: float) -> Tensor:
-    return SWEEP(self, logits, column, held, inverse * inverse)
+def _twice(self: Any, logits: Tensor, column: Tensor, held: Tensor, inverse: float, seen: Any = None) -> Tensor:
+    return SWEEP(self, logits, column, held, inverse * inverse, seen)
 
 
-def _in_place(self: Any, logits: Tensor, column: Tensor, held: Tensor, inverse: float) -> Tensor:
-    result = SWEEP(self, logits, column, held, inverse)
+def _in_place(self: Any, logits: Tensor, column: Tensor, held: Tensor, inverse: float, seen: Any = None) -> Tensor:
+    result = SWEEP(self, logits, column, held, inverse, seen)
     logits.data.mul_(0.5)
     return result
 
 
-def _in_bfloat16(total: Tensor, left: Tensor, right: Tensor) -> None:
-    total.copy_((total.bfloat16() + (left @ right).bfloat16()).to(total.dtype))
+def _in_bfloat16(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
+    before = torch.zeros_like(total) if first else total
+    total.copy_((before.bfloat16() + (left @ right).bfloat16()).to(total.dtype))
 
 
 SWEEP = tile.TorchKernels.sweep
