@@ -24,7 +24,15 @@ RUNTIME = [
     "pyyaml",
 ]
 LOGGING = ["wandb"]
-DEVELOPMENT = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "triton>=3.4; platform_system == 'Linux'"]
+DEVELOPMENT = [
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "ruff",
+    "mypy",
+    "types-PyYAML",
+    "triton>=3.4; platform_system == 'Linux'",
+]
 
 setup(
     name="megatron-fork",

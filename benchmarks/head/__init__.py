@@ -1,0 +1,1 @@
+"""What `benchmarks/lm_head.py` runs: the work, its contenders, and how they are measured."""
