@@ -18,9 +18,9 @@ from torch import Tensor
 
 from megatron_fork.vocab_parallel.scratch import Scratch
 
-# Of one scratch tensor for a block of rows; on a GPU a block is as much as fills it.
-_BLOCK_BYTES = {"cpu": 1 << 19}
-_BLOCK_BYTES_ELSEWHERE = 256 << 20
+# Of one scratch tensor for a block of rows: half a core's cache for each thread; on a GPU as much as fills it.
+_BLOCK_BYTES_A_THREAD = 1 << 19
+_BLOCK_BYTES_ON_GPU = 256 << 20
 # e^-1e4 is 0 in every float type, and 0 * -1e4 is 0 where 0 * -inf would be NaN: exact for columns at -inf.
 LOWEST_EXPONENT = -1e4
 
@@ -192,6 +192,6 @@ class TorchKernels:
 
 
 def _blocks(logits_tv: Tensor) -> Iterator[slice]:
-    size = _BLOCK_BYTES.get(logits_tv.device.type, _BLOCK_BYTES_ELSEWHERE)
+    size = _BLOCK_BYTES_ON_GPU if logits_tv.is_cuda else _BLOCK_BYTES_A_THREAD * torch.get_num_threads()
     rows = max(1, size // (4 * max(1, logits_tv.shape[1])))
     return (slice(start, start + rows) for start in range(0, logits_tv.shape[0], rows))
