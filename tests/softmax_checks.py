@@ -65,6 +65,9 @@ def make(seed: int, ranks: int, dtype: torch.dtype, *, tokens: int | None = None
     elif kind == 2:
         logits += 1e3 if dtype != torch.float64 else 1e4  # far from 0, within float16
     rows = torch.randint(0, tokens, (integer(0, tokens),), generator=generator)
+    if dtype in HALF:
+        # Rows that occur twice are added up by autograd, in the dtype of the hidden states: nothing that the head decides.
+        rows = torch.randperm(tokens, generator=generator)[: rows.numel()]
     return Problem(
         vocab_size,
         columns,
@@ -117,6 +120,8 @@ def check_statistics(problem: Problem, group: dist.ProcessGroup | None) -> None:
     tolerance = VALUES[dtype] * (20 if problem.logits.double().abs().nan_to_num(posinf=0).max() > 500 else 1)
     close(found.logprob, expected.logprob, tolerance, tolerance)
     close(found.entropy, expected.entropy, tolerance, tolerance)
+    # Backward has log Z itself: at 1,430 (1e3 over the lowest temperature) known to 2^-13, times ln p + H of up to ten.
+    of_gradient = tolerance * (5 if tolerance > VALUES[dtype] else 1)
     mixes = [(1.0, 0.0), (0.0, 1.0), (1.0, -0.5)]
     for of_logprob, of_entropy in mixes:
         (of_all,) = torch.autograd.grad(
@@ -126,7 +131,7 @@ def check_statistics(problem: Problem, group: dist.ProcessGroup | None) -> None:
             _mixed(found, problem.upstream, of_logprob, of_entropy), logits, retain_graph=True
         )
         assert of_shard.dtype == dtype
-        close(of_shard, of_all[:, problem.shard(rank)], max(ROUNDING[dtype], tolerance), tolerance + 2.0**-23)
+        close(of_shard, of_all[:, problem.shard(rank)], max(ROUNDING[dtype], of_gradient), of_gradient + 2.0**-23)
     assert torch.equal(logits, before), "the input was modified"
 
 

@@ -2,7 +2,7 @@
 
 Where a token's loss depends on nothing but that token's statistics, its coefficients are known as soon as the statistics are:
 the gradient tile is formed in place of the logits in the forward, and three matrix products do the work of four. Design: a
-chunk of rows keeps its logits over all the shard's columns (about 100 MiB on a CPU), one collective of four floats a token
+chunk of rows keeps its logits over all the shard's columns (128 MiB on a CPU), one collective of four floats a token
 completes its statistics, the loss is evaluated on them, and the chunk's gradients are added up in float32. Kept for backward:
 d_hidden of the selected rows and d_weight, which are only multiplied by the upstream scalar.
 """
