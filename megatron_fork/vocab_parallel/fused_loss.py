@@ -2,7 +2,7 @@
 
 Where a token's loss depends on nothing but that token's statistics, its coefficients are known as soon as the statistics are:
 the gradient tile is formed in place of the logits in the forward, and three matrix products do the work of four. Design: a
-chunk of rows keeps its logits over all the shard's columns (128 MiB on a CPU), one collective of four floats a token
+chunk of rows keeps its logits over all the shard's columns (160 MiB on a CPU), one collective of four floats a token
 completes its statistics, the loss is evaluated on them, and the chunk's gradients are added up in float32. Kept for backward:
 d_hidden of the selected rows and d_weight, which are only multiplied by the upstream scalar.
 """
@@ -96,7 +96,7 @@ class _Work:
             total += part
             if d_hidden_td is None:
                 continue
-            for columns, logits_ck in zip(self.head.column_tiles(), logits, strict=True):
+            for columns, logits_ck in zip(self.head.column_tiles(hidden_cd.shape[0]), logits, strict=True):
                 self.head.add_gradients(
                     logits_ck,
                     targets_c,
@@ -117,7 +117,7 @@ class _Work:
         size = tokens * self.head.shard.columns if keep else 0
         whole = self.head.scratch.take("all logits", (size,), self.head.sum_dtype, hidden_cd.device)
         kept = []
-        for columns in self.head.column_tiles():
+        for columns in self.head.column_tiles(tokens):
             width = columns.stop - columns.start
             # One tile after the other, each contiguous.
             place = whole[tokens * columns.start : tokens * columns.stop].view(tokens, width) if keep else None

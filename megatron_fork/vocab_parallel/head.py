@@ -69,8 +69,11 @@ class Head:
     def sum_dtype(self) -> torch.dtype:
         return accumulation_dtype(self.weight_vd.dtype)
 
-    def column_tiles(self) -> Iterator[slice]:
+    def column_tiles(self, tokens: int = _CPU_TOKENS) -> Iterator[slice]:
+        """Places of the tiles for chunks of at most `tokens`: fewer tokens leave a CPU's tile room for more columns."""
         columns = _GPU_COLUMNS if self.weight_vd.is_cuda else _CPU_COLUMNS
+        if not self.weight_vd.is_cuda and self.weight_vd.dtype == self.product_dtype:
+            columns *= max(1, min(4, _CPU_TOKENS // max(1, tokens)))
         return (
             slice(start, min(start + columns, self.shard.columns)) for start in range(0, self.shard.columns, columns)
         )
