@@ -1,11 +1,13 @@
 """Sequences into micro-batches: one packed row each, under a token budget, with no padding beyond alignment.
 
-The mini-batch is first dealt over the data-parallel ranks, then each rank cuts its share into micro-batches. Which sequence
-lands where changes no result: the loss is divided by global counts, and every per-token value carries its place with it.
+The mini-batch is first dealt over the data-parallel ranks, then each rank cuts its share into micro-batches, both times so
+that the work balances. Which sequence lands where changes no result: the loss is divided by global counts, and every
+per-token value carries its place with it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -13,19 +15,40 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from megatron_fork.data.balance import bins_needed, spread
+from megatron_fork.data.context_shard import zig_zag
+from megatron_fork.errors import DataError
 from megatron_fork.experience import Batch, Demonstration
 
 
 @dataclass(frozen=True)
+class RowShape:
+    """What the layout asks of a packed row."""
+
+    alignment: int = 1
+    """Each context rank's part of a row is a multiple of this: sequence parallelism splits it over tensor ranks."""
+    context: int = 1
+    """Context-parallel ranks that share a row. Each holds two chunks of every sequence."""
+
+    @property
+    def sequence_multiple(self) -> int:
+        return 2 * self.context if self.context > 1 else 1
+
+    @property
+    def row_multiple(self) -> int:
+        return math.lcm(self.sequence_multiple, self.context * self.alignment)
+
+
+@dataclass(frozen=True)
 class MicroBatch:
-    """One pipeline item: sequences end to end in a row of `tokens` tokens."""
+    """One pipeline item: sequences end to end in a row of `tokens` tokens, or one context rank's part of such a row."""
 
     token_1t: Tensor  # [1, tokens] int64
     position_1t: Tensor  # [1, tokens] int64, from 0 in every sequence
     target_1t: Tensor  # [1, tokens] int64, the next token of the sequence
     response_1t: Tensor  # [1, tokens] bool, whether the target is a response token
-    cumulative_lengths: Tensor  # [sequences + 1] int32
-    longest: int
+    cumulative_lengths: Tensor  # [sequences + 1] int32, of the whole row
+    longest: int  # sequence of the whole row
     place_r: Tensor  # [response tokens] int64, where each response target stands in the batch's columns
 
     @property
@@ -37,6 +60,26 @@ class MicroBatch:
         rows_1t = torch.zeros_like(self.response_1t)
         rows_1t[self.response_1t] = selected_t[self.place_r]
         return rows_1t
+
+    def on_context_rank(self, rank: int, ranks: int) -> MicroBatch:
+        """The part of this whole row that context rank `rank` of `ranks` computes; see `zig_zag` for its order.
+
+        The cumulative lengths stay those of the whole row: Megatron's rotary embedding and the attention divide them.
+        """
+        if ranks == 1:
+            return self
+        mine_t = zig_zag(self.cumulative_lengths, rank, ranks)
+        place_1t = torch.zeros_like(self.token_1t)
+        place_1t[self.response_1t] = self.place_r
+        response_1t = self.response_1t[:, mine_t]
+        return replace(
+            self,
+            token_1t=self.token_1t[:, mine_t],
+            position_1t=self.position_1t[:, mine_t],
+            target_1t=self.target_1t[:, mine_t],
+            response_1t=response_1t,
+            place_r=place_1t[:, mine_t][response_1t],
+        )
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
@@ -51,38 +94,57 @@ class MicroBatch:
         )
 
 
-def deal(batch: Batch, rank: int, ranks: int) -> Batch:
-    """This data-parallel rank's share: longest sequences first, dealt back and forth so that token counts balance."""
-    order = _longest_first(batch.sequences)
-    period = 2 * ranks
-    mine = [index for place, index in enumerate(order) if min(place % period, period - 1 - place % period) == rank]
-    return batch.take(mine)
+def deal(batch: Batch, rank: int, ranks: int, *, quadratic_at: float = math.inf) -> Batch:
+    """This data-parallel rank's share. Ranks get even work: attention costs as much as the rest at `quadratic_at` tokens."""
+    shares = spread([sequence.length for sequence in batch.sequences], ranks, quadratic_at=quadratic_at)
+    assert shares is not None, "without a limit on room everything fits"
+    return batch.take(shares[rank])
 
 
-def pack(batch: Batch, *, token_budget: int, alignment: int = 1) -> list[MicroBatch]:
-    """Micro-batches of at most `token_budget` tokens; a longer sequence gets one of its own.
+def micro_batches_needed(batch: Batch, *, token_budget: int) -> int:
+    """How many micro-batches `pack` makes when it is not told; 1 for no sequences at all."""
+    return bins_needed([sequence.length for sequence in batch.sequences], token_budget)
 
-    There is always one, if need be with no sequence at all, so that every rank takes part in every collective.
+
+def pack(
+    batch: Batch,
+    *,
+    token_budget: int,
+    count: int | None = None,
+    shape: RowShape = RowShape(),
+    quadratic_at: float = math.inf,
+) -> list[MicroBatch]:
+    """Micro-batches of at most `token_budget` true tokens and of even work; a longer sequence gets one of its own.
+
+    Ranks that must take part in each other's collectives agree on a `count`, of which some micro-batches may then hold
+    padding alone. Raises `DataError` where it is less than `micro_batches_needed`.
+
+    Args:
+        batch: the sequences, and the columns that `place_r` points into.
+        token_budget: tokens that a micro-batch may hold before padding.
+        count: exactly how many micro-batches; None for as few as needed.
+        shape: multiples to which sequences and rows are padded.
+        quadratic_at: tokens at which attention costs as much as the rest of the model.
+
     """
-    order = _longest_first(batch.sequences)
+    lengths = [sequence.length for sequence in batch.sequences]
+    needed = bins_needed(lengths, token_budget)
+    count = needed if count is None else count
+    if count < needed:
+        raise DataError(
+            f"count={count} micro-batches of token_budget={token_budget} do not hold {sum(lengths)} tokens",
+            hint=f"at least {needed} are needed",
+        )
+    # Even work can leave no bin with room for the last sequences; even token counts always fit.
+    bins = spread(lengths, count, room=token_budget, quadratic_at=quadratic_at) or spread(
+        lengths, count, room=token_budget
+    )
+    assert bins is not None, "`count` is at least the number needed"
     starts = [0, *accumulate(batch.response_lengths)]
-    bins: list[list[int]] = [[]]
-    filled = 0
-    for index in order:
-        length = batch.sequences[index].length
-        if bins[-1] and filled + length > token_budget:
-            bins.append([])
-            filled = 0
-        bins[-1].append(index)
-        filled += length
-    return [_row(batch.sequences, indices, starts, alignment) for indices in bins]
+    return [_row(batch.sequences, indices, starts, shape) for indices in bins]
 
 
-def _longest_first(sequences: Sequence[Demonstration]) -> list[int]:
-    return sorted(range(len(sequences)), key=lambda index: -sequences[index].length)
-
-
-def _row(sequences: Sequence[Demonstration], indices: list[int], starts: list[int], alignment: int) -> MicroBatch:
+def _row(sequences: Sequence[Demonstration], indices: list[int], starts: list[int], shape: RowShape) -> MicroBatch:
     tokens: list[int] = []
     targets: list[int] = []
     response: list[bool] = []
@@ -91,14 +153,15 @@ def _row(sequences: Sequence[Demonstration], indices: list[int], starts: list[in
     for index in indices:
         sequence = sequences[index]
         whole = [*sequence.prompt.tokens, *sequence.response]
-        tokens += whole[:-1]
-        targets += whole[1:]
         prompt_targets = len(sequence.prompt.tokens) - 1
-        response += [False] * prompt_targets + [True] * len(sequence.response)
-        lengths.append(sequence.length)
+        padding = -sequence.length % shape.sequence_multiple
+        tokens += whole[:-1] + [0] * padding
+        targets += whole[1:] + [0] * padding
+        response += [False] * prompt_targets + [True] * len(sequence.response) + [False] * padding
+        lengths.append(sequence.length + padding)
         places.append(torch.arange(starts[index], starts[index + 1]))
-    # Alignment is one more sequence, of token 0, that nothing attends to and whose targets are no response.
-    padding = -len(tokens) % alignment if tokens else alignment
+    # The rest of the row is one more sequence, of token 0, that nothing attends to and whose targets are no response.
+    padding = -len(tokens) % shape.row_multiple if tokens else shape.row_multiple
     if padding:
         tokens += [0] * padding
         targets += [0] * padding

@@ -1,0 +1,58 @@
+"""Sequences over bins (data-parallel ranks, micro-batches) so that each has the same work.
+
+Longest processing time first (Graham, 1969): the longest sequence left goes into the bin with the least work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from heapq import heappop, heappush
+
+
+def work(length: int, quadratic_at: float) -> float:
+    """Cost of a sequence of `length` tokens, in tokens of no attention.
+
+    At `quadratic_at` tokens attention costs as much as all the rest; at infinity only the count of tokens matters.
+    """
+    return length * (1.0 + length / quadratic_at)
+
+
+def spread(
+    lengths: Sequence[int], bins: int, *, room: float = math.inf, quadratic_at: float = math.inf
+) -> list[list[int]] | None:
+    """The places in `lengths` that each bin holds, longest first; None where `bins` are too few.
+
+    A bin holds at most `room` tokens; a longer sequence has one of its own. The same lengths always spread the same way.
+    """
+    held: list[list[int]] = [[] for _ in range(bins)]
+    filled = [0] * bins
+    cheapest = [(0.0, number) for number in range(bins)]
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        length = lengths[place]
+        full = []
+        while cheapest and held[number := cheapest[0][1]] and filled[number] + length > room:
+            full.append(heappop(cheapest))
+        if not cheapest:
+            return None
+        cost, number = heappop(cheapest)
+        held[number].append(place)
+        filled[number] += length
+        for entry in [*full, (cost + work(length, quadratic_at), number)]:
+            heappush(cheapest, entry)
+    return held
+
+
+def bins_needed(lengths: Sequence[int], room: int) -> int:
+    """The fewest bins of `room` tokens over which token counts spread evenly; at least one.
+
+    One bin more never lifts the least filled one, so what fits in some number of bins also fits in every larger one.
+    """
+    fewest, enough = max(1, math.ceil(sum(min(length, room) for length in lengths) / room)), max(1, len(lengths))
+    while fewest < enough:
+        middle = (fewest + enough) // 2
+        if spread(lengths, middle, room=room) is None:
+            fewest = middle + 1
+        else:
+            enough = middle
+    return enough
