@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,3 +68,35 @@ def gather_objects(value: Any, group: Group) -> list[Any]:
 def broadcast_object(value: Any, group: Group) -> Any:
     """The first rank's picklable `value`, on every rank."""
     return gather_objects(value, group)[0]
+
+
+@dataclass(frozen=True)
+class RingExchange:
+    """A tensor on its way to the next rank of a group, and the previous rank's on its way here."""
+
+    sent: Tensor  # kept, unchanged, until it has left
+    arriving: Tensor
+    works: Sequence[dist.Work]
+
+    def wait(self) -> Tensor:
+        """What the previous rank sent, once it is here."""
+        for work in self.works:
+            work.wait()
+        return self.arriving
+
+
+def ring_exchange(tensor: Tensor, group: Group) -> RingExchange:
+    """Start to send `tensor` to the next rank of `group` and to receive a same-shaped one from the previous rank.
+
+    The last rank's next is the first. Exchanges between the same ranks complete in the order in which they start.
+    """
+    if size(group) == 1:
+        return RingExchange(tensor, tensor, ())
+    tensor = tensor.contiguous()
+    arriving = torch.empty_like(tensor)
+    after, before = (rank(group) + 1) % size(group), (rank(group) - 1) % size(group)
+    operations = [
+        dist.P2POp(dist.isend, tensor, group=group, group_peer=after),
+        dist.P2POp(dist.irecv, arriving, group=group, group_peer=before),
+    ]
+    return RingExchange(tensor, arriving, dist.batch_isend_irecv(operations))

@@ -3,7 +3,9 @@
 Megatron's local attention refuses packed sequences. Here the sequences of a micro-batch are taken in groups of similar
 length: a group becomes one padded batch and one kernel call. Causality makes right padding exact (a padded key lies after
 every true query), and the padding of a group is bounded, so that a 29,696-token sequence next to a 10-token one costs no
-more than the two apart.
+more than the two apart. Torch's kernel never holds more than a tile of scores, so memory is linear in the length.
+
+Over context-parallel ranks the same attention goes around their ring: see `context_attention`.
 """
 
 from __future__ import annotations
@@ -14,9 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
+
+from megatron_fork.distributed import collectives
+from megatron_fork.models.context_attention import context_attention
 
 # A group may hold this many times its true tokens in padding and tokens together.
 _PADDING_LIMIT = 1.3
@@ -49,7 +55,10 @@ def group_by_length(lengths: list[int]) -> list[SequenceGroup]:
 
 
 class PackedAttention(MegatronModule):
-    """Drop-in `core_attention`: query `[tokens, heads, d]` packed, or `[sequence, batch, heads, d]`."""
+    """Drop-in `core_attention`: query `[tokens, heads, d]` packed, or `[sequence, batch, heads, d]`.
+
+    With context parallelism these are the rank's chunks of each sequence, and the cumulative lengths those of the whole row.
+    """
 
     def __init__(
         self,
@@ -58,9 +67,11 @@ class PackedAttention(MegatronModule):
         attn_mask_type: Any,
         attention_type: str,
         softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
+        self.context = pg_collection.cp if pg_collection is not None else None
         self.softmax_scale = softmax_scale
 
     def forward(
@@ -74,6 +85,8 @@ class PackedAttention(MegatronModule):
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         """Attended values: `[tokens, heads x d]` packed, else `[sequence, batch, heads x d]`."""
+        if collectives.size(self.context) > 1:
+            return self._attend_on_the_ring(query, key, value, packed_seq_params)
         if packed_seq_params is None:
             batched = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
             return self._attend(*batched).permute(2, 0, 1, 3).flatten(2)
@@ -83,6 +96,19 @@ class PackedAttention(MegatronModule):
             tokens = slice(group.start, group.start + group.tokens)
             parts.append(self._attend_group(query[tokens], key[tokens], value[tokens], group.lengths))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
+
+    def _attend_on_the_ring(
+        self, query: Tensor, key: Tensor, value: Tensor, packed_seq_params: PackedSeqParams | None
+    ) -> Tensor:
+        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
+        if packed_seq_params is not None:
+            lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
+            return context_attention(query, key, value, lengths, group=self.context, scale=scale).flatten(1)
+        sequence, batch = query.shape[:2]
+        lengths = [sequence * collectives.size(self.context)] * batch
+        rows = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))
+        attended = context_attention(*rows, lengths, group=self.context, scale=scale)
+        return attended.unflatten(0, (batch, sequence)).transpose(0, 1).flatten(2)
 
     def _attend_group(self, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
         longest = max(lengths)
