@@ -3,7 +3,7 @@
 Megatron names the CUDA device all over (`device="cuda"`, `torch.cuda.current_device()`, `tensor.cuda()`). On a CPU those
 names must mean the CPU. Inside `megatron.*` modules, and there alone, the global name `torch` is bound to a thin view of
 torch (`_CpuTorch`) that does just that; torch itself, as seen by everybody else, keeps its meaning. Where CUDA is
-available `install` returns at once and nothing here is active.
+available only the last difference, which is about Transformer Engine, is active.
 
 Each patch and its reason (megatron-core 0.16.1):
 
@@ -15,6 +15,11 @@ Each patch and its reason (megatron-core 0.16.1):
 4. The model-parallel random state tracker forks and restores the CPU generator, as there is no CUDA generator.
 5. The distributed optimizer on torch's AdamW loads one *shared* `step` tensor for all parameters; AdamW increments it
    in place once a parameter. It gets a tensor of its own per parameter, and `step` is kept when states are set.
+6. The expert dispatcher turns split sizes into numbers only when they lie on a GPU, and passes on tensors otherwise; the
+   collective takes a sequence of numbers.
+7. gloo gathers and scatters parts of one size only: experts that are cut over tensor ranks exchange parts of several.
+   Gathers are padded, and reduce-scatters are an all-reduce of which each rank keeps its part.
+8. The router asks whether `te_general_gemm` is None, a name that does not exist without Transformer Engine (GPU or not).
 """
 
 from __future__ import annotations
@@ -188,7 +193,8 @@ def _rebind(module: types.ModuleType, view: _CpuTorch) -> None:
 
 @functools.cache
 def install() -> None:
-    """Make megatron-core run on this machine; does nothing where CUDA is available. Safe to call many times."""
+    """Make megatron-core run on this machine. Safe to call many times."""
+    _patch_router_without_transformer_engine()
     if torch.cuda.is_available():
         return
     view = _CpuTorch()
@@ -199,6 +205,15 @@ def install() -> None:
     _patch_tensor_methods()
     _patch_random_state_tracker()
     _patch_distributed_optimizer()
+    _patch_expert_dispatcher()
+    _patch_uneven_collectives()
+
+
+def _patch_router_without_transformer_engine() -> None:
+    from megatron.core.transformer.moe import moe_utils
+
+    if not moe_utils.HAVE_TE:
+        moe_utils.te_general_gemm = None
 
 
 def _patch_tensor_methods() -> None:
@@ -255,3 +270,37 @@ def _patch_distributed_optimizer() -> None:
 
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states_and_keep_step
     DistributedOptimizer.load_state_dict = load_with_a_step_each
+
+
+def _patch_expert_dispatcher() -> None:
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+
+    def leave_tensor_form(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    moe_utils.maybe_move_tensor_to_cpu = token_dispatcher.maybe_move_tensor_to_cpu = leave_tensor_form
+
+
+def _patch_uneven_collectives() -> None:
+    from megatron.core.tensor_parallel import mappings
+
+    gather_even, reduce_scatter_even = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+
+    def gather(tensor: torch.Tensor, group: Any, sizes: list[int] | None = None, *rest: Any) -> torch.Tensor:
+        if sizes is None or len(set(sizes)) == 1:
+            return gather_even(tensor, group, sizes, *rest)
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in sizes]
+        torch.distributed.all_gather(parts, padded, group=group)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def reduce_scatter(tensor: torch.Tensor, group: Any, sizes: list[int] | None = None, *rest: Any) -> torch.Tensor:
+        if sizes is None or len(set(sizes)) == 1:
+            return reduce_scatter_even(tensor, group, sizes, *rest)
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total, group=group)
+        return total.split(sizes)[group.rank()].clone()
+
+    mappings._gather_along_first_dim = gather
+    mappings._reduce_scatter_along_first_dim = reduce_scatter
