@@ -39,7 +39,8 @@ def config_from_recipe(fields: dict[str, Any]) -> PretrainedConfig:
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, model_type)
     check_architecture(architecture)
     config_class = CONFIG_MAPPING[model_type]
-    unknown = sorted(set(fields) - set(vars(config_class())) - {"rope_theta"})
+    # A config keeps some fields under another name than config.json does, e.g. num_experts.
+    unknown = sorted(set(fields) - set(vars(config_class())) - set(config_class.attribute_map) - {"rope_theta"})
     if unknown:
         raise ConfigError(
             f"model.hf_config.{unknown[0]} is not a field of {config_class.__name__}",

@@ -1,25 +1,53 @@
-"""Logits and statistics of Megatron's model equal those of Hugging Face's Qwen3 with the same weights."""
+"""Logits, statistics and gradients of Megatron's model equal those of Hugging Face with the same weights, in every family."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from tiny_qwen3 import hugging_face_model, megatron_model, tiny_config
+from tiny_qwen3 import family_config, hugging_face_model, megatron_model
+
+from megatron_fork.checkpoint import PublishedWeights
+from megatron_fork.checkpoint.bridge import entries
+from megatron_fork.checkpoint.parameters import local_parameters
 
 LENGTHS = [10, 10, 12, 40, 3, 1]
-VARIANTS = {
-    "tied": {"tie_word_embeddings": True},
-    "untied": {"tie_word_embeddings": False},
-    "rotary base": {"tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
-    "norm epsilon": {"tie_word_embeddings": True, "rms_norm_eps": 1e-2},
-    "one key head": {"tie_word_embeddings": False, "num_key_value_heads": 1},
+TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tied": ("qwen3", TIED),
+    "untied": ("qwen3", UNTIED),
+    "rotary base": ("qwen3", {**UNTIED, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "norm epsilon": ("qwen3", {**TIED, "rms_norm_eps": 1e-2}),
+    "one key head": ("qwen3", {**UNTIED, "num_key_value_heads": 1}),
+    "yarn": ("qwen3", {**TIED, "rope_parameters": YARN}),
+    "experts": ("qwen3_moe", UNTIED),
+    "experts, tied": ("qwen3_moe", {**TIED, "num_experts": 8, "num_experts_per_tok": 3}),
+    "experts, weights not normalised": ("qwen3_moe", {**UNTIED, "norm_topk_prob": False}),
+    "one expert a token": ("qwen3_moe", {**UNTIED, "norm_topk_prob": False, "num_experts_per_tok": 1}),
+    "experts as wide as the dense layer": ("qwen3_moe", {**UNTIED, "moe_intermediate_size": 48}),
+    "biases": ("qwen2", UNTIED),
+    "biases, tied": ("qwen2", {**TIED, "num_key_value_heads": 4}),
+    "yarn with its attention factor": ("qwen2", {**UNTIED, "rope_parameters": {**YARN, "attention_factor": 1.3}}),
+    "llama": ("llama", {**UNTIED, "head_dim": 16}),
+    "llama, tied": ("llama", TIED),
+    "llama 3": ("llama", {**UNTIED, "max_position_embeddings": 16384, "rope_parameters": LLAMA3}),
 }
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def pair(request: pytest.FixtureRequest):
-    config = tiny_config(**VARIANTS[request.param])
+    family, fields = VARIANTS[request.param]
+    config = family_config(family, **fields)
     theirs = hugging_face_model(config)
     with megatron_model(config, theirs.state_dict(), temperature=0.7) as ours:
         yield ours, theirs
@@ -88,14 +116,17 @@ def test_statistics_and_their_gradients_at_the_marked_rows(pair, row: dict) -> N
     theirs.zero_grad()
     (found.logprob.sum() + 0.3 * found.entropy.sum()).backward()
     (logprob.sum() + 0.3 * entropy.sum()).backward()
-    pairs = [
-        (ours.embedding.word_embeddings.weight, theirs.model.embed_tokens.weight),
-        (ours.decoder.layers[0].input_layernorm.weight, theirs.model.layers[0].input_layernorm.weight),
-        (ours.decoder.layers[1].mlp.linear_fc2.weight, theirs.model.layers[1].mlp.down_proj.weight),
-        (ours.decoder.layers[0].self_attention.q_layernorm.weight, theirs.model.layers[0].self_attn.q_norm.weight),
-    ]
-    for mine, reference in pairs:
-        torch.testing.assert_close(mine.grad, reference.grad, rtol=0.0, atol=2e-5 * reference.grad.abs().max().item())
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    expected = PublishedWeights(gradients)
+    parameters = local_parameters([ours])
+    compared = set()
+    for entry in entries(ours):
+        mine = entry.rule.join([parameters[entry.megatron].grad], ours.hf_config)
+        for name, gradient in zip(entry.hugging_face, mine, strict=True):
+            scale = max(expected[name].abs().max().item(), 1e-3)  # an expert may have no token, and no gradient
+            torch.testing.assert_close(gradient, expected[name], rtol=0.0, atol=2e-5 * scale, msg=name)
+            compared.add(name)
+    assert compared == set(expected)
 
 
 @torch.no_grad()
