@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
-from megatron_fork.checkpoint.bridge import iter_hf_weights, load_weights, unwrap
+from megatron_fork.checkpoint.bridge import iter_hf_weights, load_weights
+from megatron_fork.checkpoint.parameters import unwrap_chunks
 from megatron_fork.errors import CheckpointError, ModelError
 
 
@@ -23,7 +24,11 @@ class HasModel(Protocol):
     """Anything that holds a model of this project, such as the policy."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module | Sequence[nn.Module]: ...
+
+
+# A model, its virtual pipeline stages, or their holder.
+Source = nn.Module | Sequence[nn.Module] | HasModel
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -91,9 +96,9 @@ class WeightFolder(Mapping[str, Tensor]):
         self._stack.close()
 
 
-def load_hf(policy_or_model: nn.Module | HasModel, hf_dir: Path | str) -> None:
+def load_hf(policy_or_model: Source, hf_dir: Path | str) -> None:
     """Load a Hugging Face folder into this rank's part of the model."""
-    model = policy_or_model if isinstance(policy_or_model, nn.Module) else policy_or_model.model
+    model = _model_of(policy_or_model)
     weights = WeightFolder(Path(hf_dir))
     try:
         load_weights(model, weights)
@@ -101,9 +106,9 @@ def load_hf(policy_or_model: nn.Module | HasModel, hf_dir: Path | str) -> None:
         weights.close()
 
 
-def export_hf(policy_or_model: nn.Module | HasModel, out_dir: Path | str) -> None:
+def export_hf(policy_or_model: Source, out_dir: Path | str) -> None:
     """Write `config.json` and `model.safetensors`; every rank calls it, rank 0 writes, the folder appears complete."""
-    model = policy_or_model if isinstance(policy_or_model, nn.Module) else policy_or_model.model
+    model = _model_of(policy_or_model)
     out_dir = Path(out_dir)
     writes = dist.get_rank() == 0
     weights = {}
@@ -111,8 +116,12 @@ def export_hf(policy_or_model: nn.Module | HasModel, out_dir: Path | str) -> Non
         if writes:
             weights[name] = tensor.cpu().clone()
     if writes:
-        _write_folder(out_dir, unwrap(model).hf_config, weights)
+        _write_folder(out_dir, unwrap_chunks(model)[0].hf_config, weights)
     dist.barrier()
+
+
+def _model_of(source: Source) -> nn.Module | Sequence[nn.Module]:
+    return source if isinstance(source, nn.Module | Sequence) else source.model
 
 
 def _write_folder(out_dir: Path, config: PretrainedConfig, weights: dict[str, Tensor]) -> None:

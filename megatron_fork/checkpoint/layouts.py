@@ -63,7 +63,10 @@ class GatedProjection(Rule):
 
 
 class QueryKeyValue(Rule):
-    """Query, key and value heads, interleaved by query group: each group's queries, then its key, then its value."""
+    """Query, key and value heads, interleaved by query group: each group's queries, then its key, then its value.
+
+    Weights `[heads x d, hidden]` and biases `[heads x d]` alike.
+    """
 
     def shards(self, tensors: Sequence[Tensor], ranks: int, config: PretrainedConfig) -> list[Tensor]:
         groups = config.num_key_value_heads
@@ -71,8 +74,9 @@ class QueryKeyValue(Rule):
         return list(torch.cat(by_group, dim=1).flatten(0, 1).chunk(ranks))
 
     def join(self, shards: Sequence[Tensor], config: PretrainedConfig) -> list[Tensor]:
-        groups, head = config.num_key_value_heads, config.head_dim
-        queries = config.num_attention_heads // groups * head
+        groups = config.num_key_value_heads
+        queries = config.num_attention_heads // groups
         by_group = torch.cat(list(shards)).unflatten(0, (groups, -1))
-        parts = by_group.split([queries, head, head], dim=1)
+        head = by_group.shape[1] // (queries + 2)
+        parts = by_group.split([queries * head, head, head], dim=1)
         return [part.flatten(0, 1) for part in parts]

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_qwen3 import hugging_face_model, megatron_model, tiny_config
+from tiny_qwen3 import FAMILIES, family_config, hugging_face_model, megatron_model, tiny_config
 from transformers import AutoModelForCausalLM
 
-from megatron_fork.checkpoint import export_hf, iter_hf_weights, load_hf, load_weights
+from megatron_fork import distributed
+from megatron_fork.checkpoint import PublishedWeights, export_hf, iter_hf_weights, load_hf, load_initial, load_weights
+from megatron_fork.checkpoint.parameters import whole_model_name
 from megatron_fork.errors import CheckpointError, ModelError
+from megatron_fork.models import Config as Source
+from megatron_fork.models import build_value_model
 
 
 def weights_of(tied: bool) -> dict[str, torch.Tensor]:
@@ -38,6 +42,98 @@ def test_round_trip_is_exact(tied: bool, fields: dict) -> None:
         found = list(iter_hf_weights(model))
     assert len(found) == len(weights)
     assert_same(dict(found), weights)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_read_and_written_under_its_published_names(family: str, tied: bool, tmp_path: Path) -> None:
+    config = family_config(family, tie_word_embeddings=tied)
+    theirs = hugging_face_model(config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    published = load_file(tmp_path / "theirs" / "model.safetensors")
+    with megatron_model(config, None) as model:
+        load_hf(model, tmp_path / "theirs")
+        from_folder = list(iter_hf_weights(model))
+        assert len(from_folder) == len(published)
+        assert_same(dict(from_folder), published)
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        load_weights(model, theirs.state_dict())  # experts in memory are fused
+        assert_same(dict(iter_hf_weights(model)), published)
+        export_hf(model, tmp_path / "ours")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    assert_same(dict(again.state_dict()), dict(theirs.state_dict()))
+
+
+def test_experts_have_names_of_their_own() -> None:
+    fused = dict(hugging_face_model(family_config("qwen3_moe")).state_dict())
+    prefix = "model.layers.1.mlp.experts"
+    published = PublishedWeights(fused)
+    assert len(published) == len(fused) + 2 * (4 * 3 - 2)
+    assert torch.equal(published[f"{prefix}.3.gate_proj.weight"], fused[f"{prefix}.gate_up_proj"][3, :24])
+    assert torch.equal(published[f"{prefix}.3.up_proj.weight"], fused[f"{prefix}.gate_up_proj"][3, 24:])
+    assert torch.equal(published[f"{prefix}.0.down_proj.weight"], fused[f"{prefix}.down_proj"][0])
+    published[f"{prefix}.2.up_proj.weight"].fill_(7.0)
+    assert (fused[f"{prefix}.gate_up_proj"][2, 24:] == 7.0).all()
+    for absent in (f"{prefix}.4.up_proj.weight", f"{prefix}.0.up_proj.bias", "lm_head.bias"):
+        assert absent not in published
+
+
+def test_missing_and_surplus_experts_are_named() -> None:
+    config = family_config("qwen3_moe", tie_word_embeddings=False)
+    with megatron_model(config, None) as model:
+        for experts, error in (
+            (2, r"model\.layers\.0\.mlp\.gate\.weight has the shape \[2, 32\], the model's \[4, 32\]"),
+            (8, r"model\.layers\.0\.mlp\.gate\.weight has the shape \[8, 32\], the model's \[4, 32\]"),
+        ):
+            other = hugging_face_model(family_config("qwen3_moe", tie_word_embeddings=False, num_experts=experts))
+            with pytest.raises(CheckpointError, match=error):
+                load_weights(model, other.state_dict())
+        weights = dict(PublishedWeights(hugging_face_model(config).state_dict()))
+        del weights["model.layers.1.mlp.experts.3.up_proj.weight"]
+        with pytest.raises(CheckpointError, match=r"no tensor model\.layers\.1\.mlp\.experts\.3\.up_proj\.weight"):
+            load_weights(model, weights)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_initial_weights_are_those_of_hugging_face(family: str) -> None:
+    config = family_config(family)
+    with megatron_model(config, None) as model:
+        load_initial(model, Source(hf_config={"model_type": family}), seed=3)
+        found = dict(iter_hf_weights(model))
+    torch.manual_seed(3)
+    drawn = dict(PublishedWeights(AutoModelForCausalLM.from_config(config).state_dict()))
+    drawn.pop("lm_head.weight", None) if config.tie_word_embeddings else None
+    assert_same(found, drawn)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_critic_is_loaded_without_a_head(family: str) -> None:
+    config = family_config(family, tie_word_embeddings=False)
+    weights = dict(PublishedWeights(hugging_face_model(config).state_dict()))
+    distributed.initialize()
+    with distributed.parallel_layout(distributed.Config()) as layout:
+        critic = build_value_model(config, layout.config)
+        load_weights(critic, weights)
+        assert not critic.output_layer.weight.any()
+        del weights["lm_head.weight"]
+        assert_same(dict(iter_hf_weights(critic)), weights)
+
+
+def test_names_of_transformer_engine_and_of_later_stages() -> None:
+    for name, wanted in {
+        "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight": "decoder.layers.5.input_layernorm.weight",
+        "decoder.layers.0.mlp.linear_fc1.layer_norm_weight": "decoder.layers.4.pre_mlp_layernorm.weight",
+        "decoder.layers.0.mlp.experts.linear_fc2.weight1": (
+            "decoder.layers.4.mlp.experts.local_experts.17.linear_fc2.weight"
+        ),
+        "decoder.layers.11.mlp.experts.local_experts.0.linear_fc1.weight": (
+            "decoder.layers.15.mlp.experts.local_experts.16.linear_fc1.weight"
+        ),
+        "decoder.layers.2.self_attention.linear_qkv.weight": "decoder.layers.6.self_attention.linear_qkv.weight",
+        "embedding.word_embeddings.weight": "embedding.word_embeddings.weight",
+    }.items():
+        assert whole_model_name(name, first_layer=4, first_expert=16) == wanted
 
 
 def test_bfloat16_round_trip_is_exact() -> None:
