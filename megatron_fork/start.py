@@ -55,7 +55,7 @@ def build_networks(work: Workplace, reference: models.Config) -> Networks:
     config = work.config
     critic = frozen = None
     if config.objective.advantage == "gae":
-        critic = Critic(config.policy, config.critic.optimizer, work.hf_config, work.layout)
+        critic = Critic(config.policy, config.critic.optimizer, work.hf_config, work.layout, compute=config.compute)
     if config.objective.kl_coef:
         frozen = build_policy(work, None)
         checkpoint.load_initial(frozen.model, reference, seed=config.seed)
@@ -101,6 +101,7 @@ def build_policy(work: Workplace, optimizer: OptimizerConfig | None) -> Policy:
         work.layout,
         temperature=work.config.rollout.temperature,
         head=work.config.vocab_parallel,
+        compute=work.config.compute,
     )
 
 

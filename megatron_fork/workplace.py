@@ -57,6 +57,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
     hf_config = checkpoint.resolve_config(config.model)
     models.check_divides(hf_config, config.parallel)
+    models.choose_backend(config.compute)
     source = load_prompts(config.data, _tokenizer(config.model))
     if len(source.tokenizer) > hf_config.vocab_size:
         raise ModelError(

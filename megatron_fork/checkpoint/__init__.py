@@ -3,9 +3,11 @@
 from megatron_fork.checkpoint.bridge import iter_hf_weights, load_weights
 from megatron_fork.checkpoint.hugging_face import export_hf, load_hf, read_config
 from megatron_fork.checkpoint.initial import load_initial, resolve_config
+from megatron_fork.checkpoint.published import PublishedWeights
 from megatron_fork.checkpoint.training import Saved, latest, load_training_state, save_training_state
 
 __all__ = [
+    "PublishedWeights",
     "Saved",
     "export_hf",
     "iter_hf_weights",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,12 +20,12 @@ def resolve_config(source: models.Config) -> PretrainedConfig:
     return config
 
 
-def load_initial(model: models.PackedModel, source: models.Config, *, seed: int) -> None:
+def load_initial(model: Sequence[models.PackedModel], source: models.Config, *, seed: int) -> None:
     """Load the folder of `source`, or draw Hugging Face's own initial weights from `seed` on every rank alike."""
     if source.path:
         load_hf(model, source.path)
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        drawn = AutoModelForCausalLM.from_config(model.hf_config)
+        drawn = AutoModelForCausalLM.from_config(model[0].hf_config)
     load_weights(model, drawn.state_dict())

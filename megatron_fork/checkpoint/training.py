@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class Trained(Protocol):
     """A model and its optimizer, such as the policy and the critic."""
 
     @property
-    def model(self) -> MegatronModule: ...
+    def model(self) -> Sequence[MegatronModule]: ...
 
     @property
     def optimizer(self) -> MegatronOptimizer: ...
@@ -126,7 +126,8 @@ def load_training_state(saved: Saved, networks: Mapping[str, Trained]) -> None:
                 f"checkpoint {saved.folder} does not fit this {name}: {str(error).splitlines()[0]}",
                 hint="resume with the model and optimizer settings of the run's resolved.yaml",
             ) from error
-        network.model.load_state_dict(state["model"])
+        for name_of_chunk, chunk in _chunks(network).items():
+            chunk.load_state_dict(state[name_of_chunk])
         network.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -142,11 +143,18 @@ def _one_thread() -> Iterator[None]:
 
 
 def _sharded(network: Trained, *, loading: bool) -> dict[str, Any]:
-    model_state = network.model.sharded_state_dict()
+    states = {name: chunk.sharded_state_dict() for name, chunk in _chunks(network).items()}
     optimizer_state = network.optimizer.sharded_state_dict(
-        model_state, is_loading=loading, metadata=_OPTIMIZER_METADATA
+        states if len(states) > 1 else states["model"], is_loading=loading, metadata=_OPTIMIZER_METADATA
     )
-    return {"model": model_state, "optimizer": optimizer_state}
+    return {**states, "optimizer": optimizer_state}
+
+
+def _chunks(network: Trained) -> dict[str, MegatronModule]:
+    """A model, or its virtual pipeline stages, under the names that Megatron's optimizer looks for."""
+    if len(network.model) == 1:
+        return {"model": network.model[0]}
+    return {f"model{index}": chunk for index, chunk in enumerate(network.model)}
 
 
 def _seal(aside: Path, progress: dict[str, Any]) -> None:

@@ -22,26 +22,29 @@ class Config:
     tensor: int = 1
     pipeline: int = 1
     virtual_pipeline: int = 1
+    """Model chunks on each pipeline stage, interleaved."""
     context: int = 1
+    """Ranks that share each sequence: each holds two chunks of it, one from either end."""
     expert: int = 1
+    """Ranks that share the experts of a layer; they are taken from the tensor, context and data ranks."""
+    expert_tensor: int = 1
+    """Ranks over which each expert is cut, whatever `tensor` is."""
     sequence: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert"):
+        for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor"):
             size = vars(self)[name]
             if size < 1:
                 raise LayoutError(f"parallel.{name}={size} is not a size", hint="use 1 to switch it off")
-        for name in ("virtual_pipeline", "context", "expert"):
-            size = vars(self)[name]
-            if size > 1:
-                raise LayoutError(
-                    f"parallel.{name}={size} is not supported in this version",
-                    hint=f"set parallel.{name}=1; tensor, pipeline, data and sequence parallelism are",
-                )
         if self.sequence and self.tensor == 1:
             raise LayoutError(
                 "parallel.sequence=true with parallel.tensor=1",
                 hint="sequence parallelism splits over the tensor ranks",
+            )
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise LayoutError(
+                f"parallel.virtual_pipeline={self.virtual_pipeline} with parallel.pipeline=1",
+                hint="interleaving needs pipeline stages: raise parallel.pipeline",
             )
 
     def data(self, world_size: int) -> int:
@@ -53,11 +56,18 @@ class Config:
                 f"{self.tensor} x {self.pipeline} x {self.context} = {model_ranks}",
                 hint=f"start a multiple of {model_ranks} ranks (torchrun --nproc-per-node) or change the sizes",
             )
+        expert_ranks = self.expert_tensor * self.expert * self.pipeline
+        if world_size % expert_ranks:
+            raise LayoutError(
+                f"world size {world_size} is not a multiple of parallel.expert_tensor x expert x pipeline = "
+                f"{self.expert_tensor} x {self.expert} x {self.pipeline} = {expert_ranks}",
+                hint=f"start a multiple of {expert_ranks} ranks or lower parallel.expert",
+            )
         return world_size // model_ranks
 
     @property
     def alignment(self) -> int:
-        """Packed micro-batches are padded to a multiple of this many tokens, so that they split over the tensor ranks."""
+        """A context rank's row is padded to a multiple of this many tokens, so that it splits over the tensor ranks."""
         return self.tensor if self.sequence else 1
 
 
@@ -69,7 +79,9 @@ class Layout:
     world: dist.ProcessGroup
     tensor: dist.ProcessGroup
     pipeline: dist.ProcessGroup
-    data: dist.ProcessGroup
+    context: dist.ProcessGroup
+    data: dist.ProcessGroup  # ranks with different sequences
+    data_and_context: dist.ProcessGroup  # ranks with different tokens
 
     @property
     def is_first_stage(self) -> bool:
@@ -85,8 +97,15 @@ class Layout:
         return dist.get_global_rank(self.pipeline, self.pipeline.size() - 1)
 
     def __str__(self) -> str:
-        sizes = {"tensor": self.tensor, "pipeline": self.pipeline, "data": self.data}
-        words = [f"{name} {group.size()}" for name, group in sizes.items() if group.size() > 1]
+        sizes = {
+            "tensor": self.tensor.size(),
+            "pipeline": self.pipeline.size(),
+            "virtual pipeline": self.config.virtual_pipeline,
+            "context": self.context.size(),
+            "expert": self.config.expert,
+            "data": self.data.size(),
+        }
+        words = [f"{name} {size}" for name, size in sizes.items() if size > 1]
         if self.config.sequence:
             words.append("sequence parallel")
         return " x ".join(words) or "one rank"
@@ -102,8 +121,10 @@ def parallel_layout(config: Config) -> Iterator[Layout]:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor,
         pipeline_model_parallel_size=config.pipeline,
+        virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
         context_parallel_size=config.context,
         expert_model_parallel_size=config.expert,
+        expert_tensor_parallel_size=config.expert_tensor,
     )
     try:
         yield Layout(
@@ -111,7 +132,9 @@ def parallel_layout(config: Config) -> Iterator[Layout]:
             world=world,
             tensor=parallel_state.get_tensor_model_parallel_group(),
             pipeline=parallel_state.get_pipeline_model_parallel_group(),
-            data=parallel_state.get_data_parallel_group(with_context_parallel=True),
+            context=parallel_state.get_context_parallel_group(),
+            data=parallel_state.get_data_parallel_group(),
+            data_and_context=parallel_state.get_data_parallel_group(with_context_parallel=True),
         )
     finally:
         parallel_state.destroy_model_parallel()

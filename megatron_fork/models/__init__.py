@@ -1,7 +1,8 @@
 """Megatron models from Hugging Face configs."""
 
-from megatron_fork.models.build import build_model, build_value_model
-from megatron_fork.models.families import check_divides, family_of
+from megatron_fork.models.build import build_chunks, build_model, build_value_chunks
+from megatron_fork.models.compute import ComputeConfig, choose_backend
+from megatron_fork.models.families import check_divides, family_of, tokens_where_attention_is_half
 from megatron_fork.models.source import Config, config_from_recipe
 from megatron_fork.models.statistics_model import StatisticsModel
 from megatron_fork.models.value_model import ValueModel
@@ -10,13 +11,17 @@ from megatron_fork.models.value_model import ValueModel
 PackedModel = StatisticsModel | ValueModel
 
 __all__ = [
+    "ComputeConfig",
     "Config",
     "PackedModel",
     "StatisticsModel",
     "ValueModel",
+    "build_chunks",
     "build_model",
-    "build_value_model",
+    "build_value_chunks",
     "check_divides",
+    "choose_backend",
     "config_from_recipe",
     "family_of",
+    "tokens_where_attention_is_half",
 ]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.extensions.transformer_engine import TENorm
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -15,28 +20,42 @@ from transformers import PretrainedConfig
 
 from megatron_fork import vocab_parallel
 from megatron_fork.distributed import compatibility, layout
+from megatron_fork.errors import LayoutError
 from megatron_fork.models.attention import PackedAttention
-from megatron_fork.models.families import check_divides, family_of, padded_vocab_size, rotary_base
+from megatron_fork.models.compute import ComputeConfig, choose_backend, compute_fields
+from megatron_fork.models.families import architecture_settings, check_divides, padded_vocab_size
 from megatron_fork.models.norm import RMSNorm
+from megatron_fork.models.rotary import rotary_positions
 from megatron_fork.models.statistics_model import StatisticsModel
 from megatron_fork.models.value_model import ValueModel
 
+Model = TypeVar("Model", bound=torch.nn.Module)
+
 
 def transformer_config(
-    hf_config: PretrainedConfig, parallel: layout.Config, *, dtype: torch.dtype = torch.float32
+    hf_config: PretrainedConfig,
+    parallel: layout.Config,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compute: ComputeConfig | None = None,
 ) -> TransformerConfig:
     """Megatron's config for `hf_config` under `parallel`; raises `ModelError` or `LayoutError` before any allocation."""
-    family = family_of(hf_config)
+    compute = compute or ComputeConfig()
     check_divides(hf_config, parallel)
-    carried = {ours: getattr(hf_config, theirs) for theirs, ours in family.carried.items()}
-    return TransformerConfig(
-        **carried,
-        **family.fixed,
+    interleaved = parallel.virtual_pipeline > 1
+    config = TransformerConfig(
+        **architecture_settings(hf_config),
+        **compute_fields(compute, choose_backend(compute)),
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if interleaved else None,
         context_parallel_size=parallel.context,
         expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
         sequence_parallel=parallel.sequence,
+        # Batched sends of the interleaved schedule mix up its messages between two stages, without an error.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -44,15 +63,34 @@ def transformer_config(
         moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, also in dense models
         # The loss is divided by a global count of tokens before it reaches Megatron: it must only be summed there.
         calculate_per_token_loss=True,
-        use_cpu_initialization=not torch.cuda.is_available(),
-        # Fused kernels of Transformer Engine and apex; the local spec runs without them.
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
-        masked_softmax_fusion=False,
-        apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
-        persist_layer_norm=False,
     )
+    for name, value in rotary_positions(hf_config).attributes.items():
+        setattr(config, name, value)  # GPTModel reads these, but the class has no fields for them
+    return config
+
+
+def build_chunks(
+    hf_config: PretrainedConfig,
+    parallel: layout.Config,
+    *,
+    dtype: torch.dtype = torch.float32,
+    temperature: float = 1.0,
+    head: vocab_parallel.Config | None = None,
+    compute: ComputeConfig | None = None,
+) -> list[StatisticsModel]:
+    """This rank's part of the model, one chunk a virtual pipeline stage; arguments as of `build_model`."""
+    return [
+        _on_device(
+            StatisticsModel(
+                **arguments,
+                share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
+                hf_config=hf_config,
+                temperature=temperature,
+                head=head or vocab_parallel.Config(),
+            )
+        )
+        for arguments in _arguments(hf_config, parallel, dtype, compute)
+    ]
 
 
 def build_model(
@@ -62,60 +100,95 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     temperature: float = 1.0,
     head: vocab_parallel.Config | None = None,
+    compute: ComputeConfig | None = None,
 ) -> StatisticsModel:
     """This rank's part of the model, with Megatron's own initial weights until a checkpoint is loaded.
 
     Args:
         hf_config: the Hugging Face config, e.g. of Qwen3.
-        parallel: the layout, for which Megatron's groups must exist (`distributed.parallel_layout`).
+        parallel: the layout, for which Megatron's groups must exist (`distributed.parallel_layout`); without virtual stages.
         dtype: parameters and activations; statistics and loss are float32 whatever it is.
         temperature: of the softmax whose log-probs and entropies the model reports.
         head: how they are computed.
+        compute: kernels and recomputation.
 
     """
-    arguments = _arguments(hf_config, parallel, dtype)
-    model = StatisticsModel(
-        **arguments,
-        share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
-        hf_config=hf_config,
-        temperature=temperature,
-        head=head or vocab_parallel.Config(),
-    )
-    return model.cuda() if torch.cuda.is_available() else model
+    if parallel.virtual_pipeline > 1:
+        raise LayoutError(
+            f"parallel.virtual_pipeline={parallel.virtual_pipeline} makes more than one model a rank",
+            hint="call build_chunks",
+        )
+    return build_chunks(hf_config, parallel, dtype=dtype, temperature=temperature, head=head, compute=compute)[0]
 
 
-def build_value_model(
-    hf_config: PretrainedConfig, parallel: layout.Config, *, dtype: torch.dtype = torch.float32
-) -> ValueModel:
+def build_value_chunks(
+    hf_config: PretrainedConfig,
+    parallel: layout.Config,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compute: ComputeConfig | None = None,
+) -> list[ValueModel]:
     """This rank's part of a critic: the backbone of `hf_config`, one value a token on top, 0 at first."""
-    arguments = _arguments(hf_config, parallel, dtype)
-    model = ValueModel(**arguments, share_embeddings_and_output_weights=False, hf_config=hf_config)
+    return [
+        _on_device(ValueModel(**arguments, share_embeddings_and_output_weights=False, hf_config=hf_config))
+        for arguments in _arguments(hf_config, parallel, dtype, compute)
+    ]
+
+
+def _on_device(model: Model) -> Model:
     return model.cuda() if torch.cuda.is_available() else model
 
 
-def _arguments(hf_config: PretrainedConfig, parallel: layout.Config, dtype: torch.dtype) -> dict[str, Any]:
-    """What Megatron's GPTModel is built from on this rank."""
+def _arguments(
+    hf_config: PretrainedConfig, parallel: layout.Config, dtype: torch.dtype, compute: ComputeConfig | None
+) -> Iterator[dict[str, Any]]:
+    """What Megatron's GPTModel is built from on this rank, chunk by chunk."""
     compatibility.install()
-    config = transformer_config(hf_config, parallel, dtype=dtype)
+    compute = compute or ComputeConfig()
+    config = transformer_config(hf_config, parallel, dtype=dtype, compute=compute)
+    fused = choose_backend(compute).backend == "transformer_engine"
     model_parallel_cuda_manual_seed(0)
-    return {
-        "config": config,
-        "transformer_layer_spec": _layers(config),
-        "vocab_size": padded_vocab_size(hf_config, parallel),
-        "max_sequence_length": hf_config.max_position_embeddings,
-        "pre_process": parallel_state.is_pipeline_first_stage(),
-        "post_process": parallel_state.is_pipeline_last_stage(),
-        "position_embedding_type": "rope",
-        "rotary_base": rotary_base(hf_config),
-    }
+    for chunk in range(parallel.virtual_pipeline):
+        stage = chunk if parallel.virtual_pipeline > 1 else None
+        yield {
+            "config": config,
+            "transformer_layer_spec": _layers(config, stage, fused=fused),
+            "vocab_size": padded_vocab_size(hf_config, parallel),
+            "max_sequence_length": hf_config.max_position_embeddings,
+            "pre_process": parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
+            "post_process": parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
+            **rotary_positions(hf_config).arguments,
+            "vp_stage": stage,
+        }
 
 
-def _layers(config: TransformerConfig) -> TransformerBlockSubmodules:
-    layer: ModuleSpec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
+def _layers(config: TransformerConfig, stage: int | None, *, fused: bool) -> TransformerBlockSubmodules:
+    layer, norm = (_fused_layer(config), TENorm) if fused else (_local_layer(config), RMSNorm)
+    count = get_num_layers_to_build(config, vp_stage=stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
+
+
+def _local_layer(config: TransformerConfig) -> ModuleSpec:
+    layer: ModuleSpec = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
+        normalization=config.normalization,
+    )
     parts: Any = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     attention: Any = parts.self_attention.submodules
     attention.core_attention = PackedAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    return layer
+
+
+def _fused_layer(config: TransformerConfig) -> ModuleSpec:
+    """Transformer Engine's layer: norms fused into the projections, flash attention over packed and context-parallel rows."""
+    layer: ModuleSpec = get_gpt_layer_with_transformer_engine_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
+    )
+    return layer

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_fork import vocab_parallel
 from megatron_fork.models.hidden_states import gathered_hidden_states
 from megatron_fork.vocab_parallel import RowLoss, TokenStatistics, lm_head_loss, lm_head_statistics
+
+
+class LmHead(ColumnParallelLinear):
+    """The output layer as a place to run a head in.
+
+    Megatron gathers sharded parameters when the module that holds them is called. A head that took the weight and left the
+    module alone would compute with what the last update made of this rank's shard.
+    """
+
+    def forward(self, *args: Any, head: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs) if head is None else head()
 
 
 class StatisticsModel(GPTModel):
@@ -34,6 +47,23 @@ class StatisticsModel(GPTModel):
         self.temperature = temperature
         self.head = head
         self._row_loss: RowLoss | None = None
+        if self.post_process:
+            self.output_layer = self._head_around(self.output_layer.weight)
+
+    def _head_around(self, weight: Tensor | None) -> LmHead:
+        """Megatron's output layer with its weight, None where the tied embedding lies on this rank."""
+        head = LmHead(
+            self.config.hidden_size,
+            self.vocab_size,
+            config=self.config,
+            init_method=self.config.init_method,
+            bias=False,
+            gather_output=False,
+            skip_weight_param_allocation=True,
+            tp_group=self.pg_collection.tp,
+        )
+        head.weight = weight
+        return head
 
     def forward(self, *args: Any, row_loss: RowLoss | None = None, **kwargs: Any) -> Any:
         """Megatron's forward; `row_loss` waits here for `_postprocess`, which Megatron calls without it."""
@@ -54,20 +84,26 @@ class StatisticsModel(GPTModel):
         """Override of Megatron's last step: the LM head runs on the rows marked in `loss_mask` `[1, tokens]` only."""
         if not self.post_process or labels is None:
             return super()._postprocess(hidden_states, *args, labels=labels, loss_mask=loss_mask, **kwargs)
+        hidden_td = gathered_hidden_states(self, hidden_states)
+        rows_t = None if loss_mask is None else loss_mask[0]
+        return self.output_layer(head=lambda: self._answer(hidden_td, labels[0], rows_t))
+
+    def _answer(
+        self, hidden_td: Tensor, targets_t: Tensor, rows_t: Tensor | None
+    ) -> TokenStatistics | tuple[Tensor, dict[str, Tensor]]:
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         options: dict[str, Any] = {
-            "rows": None if loss_mask is None else loss_mask[0],
+            "rows": rows_t,
             "group": self.pg_collection.tp,
             "temperature": self.temperature,
             "vocab_size": self.hf_config.vocab_size,
             "config": self.head,
             "weight_gradient": _wider_main_gradient(weight),
         }
-        hidden_td = gathered_hidden_states(self, hidden_states)
         if self._row_loss is None:
-            return lm_head_statistics(hidden_td, weight, labels[0], **options)
-        return lm_head_loss(hidden_td, weight, labels[0], self._row_loss, **options)
+            return lm_head_statistics(hidden_td, weight, targets_t, **options)
+        return lm_head_loss(hidden_td, weight, targets_t, self._row_loss, **options)
 
 
 def _wider_main_gradient(weight: Tensor) -> Tensor | None:

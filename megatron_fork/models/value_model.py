@@ -12,6 +12,13 @@ from transformers import PretrainedConfig
 from megatron_fork.models.hidden_states import gathered_hidden_states
 
 
+class ValueHead(nn.Linear):
+    """One number a token, in float32 whatever the model's dtype."""
+
+    def forward(self, hidden_td: Tensor) -> Tensor:
+        return (hidden_td.float() @ self.weight.float().T)[:, 0]
+
+
 class ValueModel(GPTModel):
     """`forward(tokens, positions, None, labels=targets, loss_mask=rows)` gives float32 values `[rows]`, as a tuple of one."""
 
@@ -21,7 +28,7 @@ class ValueModel(GPTModel):
         if self.post_process:
             # The name under which Megatron saves what follows the last layer. The same on every tensor rank, from zero:
             # the first values are 0 whatever the hidden states.
-            self.output_layer = nn.Linear(
+            self.output_layer = ValueHead(
                 self.config.hidden_size, 1, bias=False, dtype=self.config.params_dtype, device=_device_of(self)
             )
             nn.init.zeros_(self.output_layer.weight)
@@ -45,7 +52,7 @@ class ValueModel(GPTModel):
         hidden_td = gathered_hidden_states(self, hidden_states)
         if loss_mask is not None:
             hidden_td = hidden_td[loss_mask[0]]
-        return ((hidden_td.float() @ self.output_layer.weight.float().T)[:, 0],)
+        return (self.output_layer(hidden_td),)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_fork import vocab_parallel
-from megatron_fork.distributed import Layout
+from megatron_fork.data import MicroBatch
+from megatron_fork.distributed import Layout, collectives
 from megatron_fork.experience import Batch
-from megatron_fork.models import build_model
+from megatron_fork.models import ComputeConfig, build_chunks
 from megatron_fork.objective import PolicyLoss
-from megatron_fork.policy.network import Config, Network, Task, Update, finish_loss
+from megatron_fork.policy.network import Config, Network, Task, Update, finish_loss, no_tokens
 from megatron_fork.policy.optimizer import OptimizerConfig
 from megatron_fork.vocab_parallel import TokenStatistics
 
@@ -34,9 +36,12 @@ class Policy(Network):
         *,
         temperature: float = 1.0,
         head: vocab_parallel.Config | None = None,
+        compute: ComputeConfig | None = None,
     ) -> None:
-        model = build_model(hf_config, layout.config, dtype=config.dtype, temperature=temperature, head=head)
-        super().__init__(config, optimizer, model, layout)
+        chunks = build_chunks(
+            hf_config, layout.config, dtype=config.dtype, temperature=temperature, head=head, compute=compute
+        )
+        super().__init__(config, optimizer, chunks, layout)
 
     def statistics(self, batch: Batch) -> TokenStatistics:
         """Log-prob and entropy of every response token of this rank's share, `[response tokens]` in its order, on the CPU."""
@@ -62,22 +67,52 @@ class Policy(Network):
                 at a time while their logits live, which saves a matrix product.
 
         """
-        micro_batches = self.micro_batches(batch)
+        whole = self.micro_batches(batch)
+        micro_batches = self.local(whole)
         rows = [micro_batch.rows(selected_t) for micro_batch in micro_batches]
-        places = [micro_batch.place_r[selected_t[micro_batch.place_r]] for micro_batch in micro_batches]
+        places = [_marked(micro_batch, selected_t) for micro_batch in micro_batches]
         tasks = [
-            Task(partial(_loss_of_all_rows, loss_function, place_r))
+            Task(
+                partial(_loss_of_whole_responses, loss_function, place_r, _marked(row, selected_t), self.layout.context)
+            )
             if whole_responses
             else Task(finish_loss, row_loss=partial(_loss_of_some_rows, loss_function, place_r))
-            for place_r in places
+            for place_r, row in zip(places, whole, strict=True)
         ]
         return self.step(micro_batches, rows, tasks, learning_rate=learning_rate)
 
 
-def _loss_of_all_rows(
-    loss_function: LossFunction, place_r: Tensor, statistics: tuple[Tensor, Tensor]
+def _marked(micro_batch: MicroBatch, selected_t: Tensor) -> Tensor:
+    """Where the marked response tokens of a micro-batch stand in the batch's columns."""
+    return micro_batch.place_r[selected_t[micro_batch.place_r]]
+
+
+def _loss_of_whole_responses(
+    loss_function: LossFunction,
+    place_r: Tensor,
+    whole_place_r: Tensor,
+    context: collectives.Group,
+    statistics: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    return finish_loss(loss_function(TokenStatistics(*statistics), place_r))
+    """Each context rank evaluates the loss of whole responses, through which gradients reach its own tokens only."""
+    ranks = collectives.size(context)
+    if ranks == 1:
+        return finish_loss(loss_function(TokenStatistics(*statistics), place_r))
+    order_r = whole_place_r.argsort()
+    own_r = order_r[torch.searchsorted(whole_place_r[order_r], place_r)].to(statistics[0].device)
+    loss, metrics = loss_function(
+        TokenStatistics(*(_of_all_ranks(own, own_r, len(whole_place_r), context) for own in statistics)), whole_place_r
+    )
+    # Every rank of the group holds the same value: each answers for its part of it, while gradients pass unscaled.
+    shared = {name: value / ranks for name, value in {"loss": loss.detach(), **metrics}.items()}
+    return loss, no_tokens(), shared
+
+
+def _of_all_ranks(own_r: Tensor, place_r: Tensor, count: int, group: collectives.Group) -> Tensor:
+    """`[count]` values of all ranks, each rank's at its own places; only this rank's have a gradient."""
+    known = own_r.new_zeros(count).index_copy(0, place_r, own_r.detach())
+    known = collectives.all_reduce_sum(known, group)
+    return known.index_copy(0, place_r, own_r)
 
 
 def _loss_of_some_rows(

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from megatron_fork.distributed import Layout
 from megatron_fork.experience import Batch
-from megatron_fork.models import build_value_model
+from megatron_fork.models import ComputeConfig, build_value_chunks
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.network import Config, Network, Task, Update, finish_loss
 from megatron_fork.policy.optimizer import OptimizerConfig
@@ -22,8 +22,17 @@ ValueLossFunction = Callable[[Tensor, Tensor], PolicyLoss]
 class Critic(Network):
     """The value of the state before each response token: of the prompt and what was written so far."""
 
-    def __init__(self, config: Config, optimizer: OptimizerConfig, hf_config: PretrainedConfig, layout: Layout) -> None:
-        super().__init__(config, optimizer, build_value_model(hf_config, layout.config, dtype=config.dtype), layout)
+    def __init__(
+        self,
+        config: Config,
+        optimizer: OptimizerConfig,
+        hf_config: PretrainedConfig,
+        layout: Layout,
+        *,
+        compute: ComputeConfig | None = None,
+    ) -> None:
+        chunks = build_value_chunks(hf_config, layout.config, dtype=config.dtype, compute=compute)
+        super().__init__(config, optimizer, chunks, layout)
 
     def values(self, batch: Batch) -> Tensor:
         """Float32 `[response tokens]` of this rank's share, in its order, on the CPU."""
@@ -33,7 +42,7 @@ class Critic(Network):
         self, batch: Batch, trained_t: Tensor, loss_function: ValueLossFunction, *, learning_rate: float
     ) -> Update:
         """One optimizer step on this rank's share, over the tokens marked in `trained_t` (bool `[response tokens]`)."""
-        micro_batches = self.micro_batches(batch)
+        micro_batches = self.local(self.micro_batches(batch))
         tasks = [
             Task(partial(_loss, loss_function, micro_batch.place_r[trained_t[micro_batch.place_r]]))
             for micro_batch in micro_batches

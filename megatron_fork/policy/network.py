@@ -6,25 +6,27 @@ data-parallel reduction and gradient finalisation are Megatron's own. Losses arr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
-from megatron_fork.data import MicroBatch, deal, pack
+from megatron_fork.data import MicroBatch, RowShape, deal, micro_batches_needed, pack
 from megatron_fork.distributed import Layout, collectives, device
 from megatron_fork.errors import ConfigError
 from megatron_fork.experience import Batch
-from megatron_fork.models import PackedModel
+from megatron_fork.models import PackedModel, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.optimizer import OptimizerConfig, build_optimizer
+from megatron_fork.policy.wrapping import connect_schedule, data_parallel
 from megatron_fork.vocab_parallel import RowLoss
 
 
@@ -69,24 +71,37 @@ class Task:
 class Network:
     """One model, its wrappers, and its optimizer where it is trained."""
 
-    def __init__(self, config: Config, optimizer: OptimizerConfig | None, model: PackedModel, layout: Layout) -> None:
+    def __init__(
+        self, config: Config, optimizer: OptimizerConfig | None, chunks: Sequence[PackedModel], layout: Layout
+    ) -> None:
         self.config = config
         self.layout = layout
-        self.model = model
-        model.config.finalize_model_grads_func = _finalize_gradients
-        self._chunk: nn.Module = Float16Module(model.config, model) if config.precision == "bf16" else model
+        self._chunks = list(chunks)
+        self._gathering = False
+        self._quadratic_at = tokens_where_attention_is_half(self.hf_config)
+        self._wrapped: list[nn.Module] = [
+            Float16Module(chunk.config, chunk) if config.precision == "bf16" else chunk for chunk in self._chunks
+        ]
         self._optimizer: MegatronOptimizer | None = None
         if optimizer is not None:
-            self._chunk = DistributedDataParallel(
-                model.config,
-                DistributedDataParallelConfig(
-                    grad_reduce_in_fp32=True,
-                    use_distributed_optimizer=optimizer.distributed,
-                    check_for_nan_in_grad=True,
-                ),
-                self._chunk,
-            )
-            self._optimizer = build_optimizer(optimizer, self._chunk, config.dtype)
+            self._wrapped = list(data_parallel(optimizer, self._wrapped))
+            self._optimizer = build_optimizer(optimizer, self._wrapped, config.dtype)
+            connect_schedule(optimizer, self._wrapped, self._optimizer)
+        self._overlaps = optimizer is not None and optimizer.overlap_parameters
+
+    @property
+    def model(self) -> list[PackedModel]:
+        """This rank's part of the model, one chunk a virtual pipeline stage, with all parameters of the last step in place."""
+        if self._gathering:
+            for wrapped in self._wrapped:
+                assert isinstance(wrapped, DistributedDataParallel)
+                wrapped.start_param_sync(force_sync=True)
+            self._gathering = False
+        return self._chunks
+
+    @property
+    def hf_config(self) -> PretrainedConfig:
+        return self._chunks[0].hf_config
 
     @property
     def optimizer(self) -> MegatronOptimizer:
@@ -99,38 +114,57 @@ class Network:
 
     def share(self, batch: Batch) -> Batch:
         """This data-parallel rank's part of a mini-batch."""
-        return deal(batch, self.layout.data.rank(), self.layout.data.size())
+        return deal(batch, self.layout.data.rank(), self.layout.data.size(), quadratic_at=self._quadratic_at)
 
     def micro_batches(self, batch: Batch) -> list[MicroBatch]:
-        """How an update cuts this rank's share."""
-        return pack(batch, token_budget=self.config.tokens_per_micro_batch, alignment=self.layout.config.alignment)
+        """How an update cuts this rank's share: whole rows, of which each context rank takes its part."""
+        return self._packed(batch, self.config.tokens_per_micro_batch)
+
+    def local(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """This context rank's part of whole rows."""
+        context = self.layout.context
+        return [micro_batch.on_context_rank(context.rank(), context.size()) for micro_batch in micro_batches]
 
     @torch.no_grad()
     def columns(self, batch: Batch, count: int) -> Tensor:
         """`[count, response tokens]` of this rank's share, on the CPU: what the model answers, in the batch's order."""
-        micro_batches = pack(
-            batch, token_budget=self.config.tokens_per_statistics_batch, alignment=self.layout.config.alignment
-        )
-        self.model.eval()
+        micro_batches = self.local(self._packed(batch, self.config.tokens_per_statistics_batch))
+        for chunk in self._chunks:
+            chunk.eval()
         rows = [micro_batch.response_1t for micro_batch in micro_batches]
         answers = self._run(micro_batches, rows, [Task(_collect)] * len(rows), forward_only=True)
         columns_kt = torch.zeros(count, batch.response_tokens)
         for micro_batch, answer in zip(micro_batches, answers, strict=False):
             columns_kt[:, micro_batch.place_r] = torch.stack(tuple(answer)).cpu()
-        return collectives.broadcast(columns_kt.to(device()), self.layout.last_stage_rank, self.layout.pipeline).cpu()
+        columns_kt = collectives.all_reduce_sum(columns_kt.to(device()), self.layout.context)
+        return collectives.broadcast(columns_kt, self.layout.last_stage_rank, self.layout.pipeline).cpu()
+
+    def _packed(self, batch: Batch, token_budget: int) -> list[MicroBatch]:
+        parallel = self.layout.config
+        count = micro_batches_needed(batch, token_budget=token_budget)
+        if parallel.expert > 1:
+            # Ranks that exchange tokens between their experts take part in each other's micro-batches.
+            everywhere = collectives.all_reduce_max(torch.tensor(count, device=device()), self.layout.data)
+            count = int(everywhere)
+        if parallel.virtual_pipeline > 1:
+            count += -count % parallel.pipeline  # of the interleaved schedule, which works in groups of that many
+        shape = RowShape(alignment=parallel.alignment, context=parallel.context)
+        return pack(batch, token_budget=token_budget, count=count, shape=shape, quadratic_at=self._quadratic_at)
 
     def step(
         self, micro_batches: list[MicroBatch], rows: list[Tensor], tasks: list[Task], *, learning_rate: float
     ) -> Update:
         """Forward, backward and one optimizer step."""
-        self.model.train()
-        assert isinstance(self._chunk, DistributedDataParallel)
-        self._chunk.zero_grad_buffer()
+        for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
+            chunk.train()
+            assert isinstance(wrapped, DistributedDataParallel)
+            wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
         results = self._run(micro_batches, rows, tasks, forward_only=False)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         _, gradient_norm, _ = self.optimizer.step()
+        self._gathering = self._overlaps
         sums = self._global_sums(results)
         return Update(sums.pop("loss", 0.0), float(gradient_norm), learning_rate, sums)
 
@@ -139,18 +173,19 @@ class Network:
     ) -> list[Any]:
         """Through Megatron's schedule; what the last stage collected of each micro-batch, nothing on the others."""
         where = device()
-        items = iter(
-            [
-                (micro_batch.to(where), row_1t.to(where), task)
-                for micro_batch, row_1t, task in zip(micro_batches, rows, tasks, strict=True)
-            ]
-        )
+        items = [
+            (micro_batch.to(where), row_1t.to(where), task)
+            for micro_batch, row_1t, task in zip(micro_batches, rows, tasks, strict=True)
+        ]
+        # Every chunk of an interleaved pipeline reads the same micro-batches, at its own time.
+        iterators = [iter(items) for _ in self._wrapped]
+        interleaved = len(self._wrapped) > 1
         return get_forward_backward_func()(
             forward_step_func=_forward_step,
-            data_iterator=items,
-            model=self._chunk,
+            data_iterator=iterators if interleaved else iterators[0],
+            model=self._wrapped if interleaved else self._wrapped[0],
             num_microbatches=len(micro_batches),
-            seq_length=max(micro_batch.tokens for micro_batch in micro_batches),
+            seq_length=max(micro_batch.tokens for micro_batch in micro_batches) * self.layout.context.size(),
             micro_batch_size=1,
             forward_only=forward_only,
         )
@@ -160,13 +195,13 @@ class Network:
         totals = torch.zeros(len(names), dtype=torch.float64)
         for result in results:
             totals += torch.stack([result[name].double().cpu() for name in names])
-        totals = collectives.all_reduce_sum(totals.to(device()), self.layout.data).cpu()
+        totals = collectives.all_reduce_sum(totals.to(device()), self.layout.data_and_context).cpu()
         stages = collectives.gather_objects(dict(zip(names, totals.tolist(), strict=True)), self.layout.pipeline)
         return stages[-1]
 
 
 def no_tokens() -> Tensor:
-    """Megatron's own count, by which nothing is divided: see `_finalize_gradients`."""
+    """Megatron's own count, by which nothing is divided: see `wrapping.finalize_gradients`."""
     return torch.zeros((), dtype=torch.int, device=device())
 
 
@@ -200,8 +235,3 @@ def _forward_step(
 
 def _collect(answer: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     return answer[0].sum(), no_tokens(), answer
-
-
-def _finalize_gradients(chunks: list[nn.Module], _: Tensor | None, **groups: Any) -> None:
-    """Megatron's reductions without its division by a token count: the loss has been divided already."""
-    finalize_model_grads(chunks, None, **groups)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from torch import nn
 
 from megatron_fork.errors import ConfigError
 
@@ -27,6 +28,12 @@ class OptimizerConfig:
     """Bound of the global gradient norm; 0 switches clipping off."""
     distributed: bool = False
     """Shard optimizer state over the data-parallel ranks."""
+    overlap_gradients: bool = False
+    """Reduce a bucket of gradients while backward goes on."""
+    overlap_parameters: bool = False
+    """Gather sharded parameters while the next forward has begun; needs `distributed` and `overlap_gradients`."""
+    offload: float = 0.0
+    """Share of the optimizer's state that stays in host memory and is stepped there; needs a GPU."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0.0:
@@ -37,6 +44,13 @@ class OptimizerConfig:
                 f"clip_gradient={self.clip_gradient}: one is negative",
                 hint="0 switches each off",
             )
+        if not 0.0 <= self.offload <= 1.0:
+            raise ConfigError(f"offload={self.offload} is not a share", hint="0 keeps all state on the GPU, 1 none")
+        if self.overlap_parameters and not (self.distributed and self.overlap_gradients):
+            raise ConfigError(
+                "overlap_parameters=true without distributed=true and overlap_gradients=true",
+                hint="only sharded parameters are gathered; set all three",
+            )
 
     def rate_at(self, update: int, updates: int) -> float:
         """Learning rate of update `update`, counted from 0, of `updates`; linear decay ends at 5 % of the peak."""
@@ -45,8 +59,10 @@ class OptimizerConfig:
         return self.learning_rate * warm * decayed
 
 
-def build_optimizer(config: OptimizerConfig, model: DistributedDataParallel, dtype: torch.dtype) -> MegatronOptimizer:
-    """Megatron's optimizer over the wrapped model; main parameters are float32 whatever the model's dtype."""
+def build_optimizer(config: OptimizerConfig, chunks: Sequence[nn.Module], dtype: torch.dtype) -> MegatronOptimizer:
+    """Megatron's optimizer over the wrapped chunks; main parameters are float32 whatever the model's dtype."""
+    if config.offload and not torch.cuda.is_available():
+        raise ConfigError(f"offload={config.offload} without a GPU", hint="there is no device memory to spare: set 0")
     return get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -58,6 +74,9 @@ def build_optimizer(config: OptimizerConfig, model: DistributedDataParallel, dty
             bf16=dtype == torch.bfloat16,
             params_dtype=dtype,
             use_distributed_optimizer=config.distributed,
+            overlap_param_gather=config.overlap_parameters,
+            optimizer_cpu_offload=config.offload > 0,
+            optimizer_offload_fraction=config.offload,
         ),
-        [model],
+        list(chunks),
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 
+from megatron_fork.checkpoint import PublishedWeights
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.engine import Completion, Request
 from megatron_fork.vocab_parallel import token_statistics
@@ -51,7 +52,7 @@ class EmbeddedEngine:
     @torch.no_grad()
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy every weight in; raises `RolloutError` unless all of the model's tensors were given."""
-        parameters = dict(self.model.named_parameters())
+        parameters = PublishedWeights(dict(self.model.named_parameters()))
         missing = set(parameters)
         for name, tensor in weights:
             if name not in parameters:

@@ -1,0 +1,112 @@
+"""How a model computes on the hardware at hand; none of it changes a result beyond rounding."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from megatron_fork.errors import ConfigError
+
+Backend = Literal["auto", "local", "transformer_engine"]
+
+
+@dataclass
+class ComputeConfig:
+    """Kernels, recomputed activations and their offload, for every network of a run."""
+
+    backend: Backend = "auto"
+    """Layers of Transformer Engine or of torch; auto: Transformer Engine on a GPU where it is installed."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in backward: none, those of attention, or all but each layer's input."""
+    recompute_layers: int = 1
+    """Layers that share one kept input where `recompute=full`."""
+    offload_layers: int = 0
+    """Layers of a rank whose activations wait in host memory; needs Transformer Engine and no pipeline."""
+    fp8: Literal["none", "hybrid", "e4m3"] = "none"
+    """Matrix products in 8 bits; needs Transformer Engine and bf16."""
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
+
+    def __post_init__(self) -> None:
+        if self.recompute_layers < 1 or self.offload_layers < 0:
+            raise ConfigError(
+                f"compute.recompute_layers={self.recompute_layers}, compute.offload_layers={self.offload_layers}: "
+                "not counts",
+                hint="recompute_layers is 1 or more, offload_layers=0 keeps all activations on the GPU",
+            )
+        if self.offload_layers and self.recompute != "none":
+            raise ConfigError(
+                f"compute.offload_layers={self.offload_layers} with compute.recompute={self.recompute}",
+                hint="Megatron offloads activations or recomputes them: choose one",
+            )
+        if self.backend == "local" and (self.offload_layers or self.fp8 != "none"):
+            raise ConfigError(
+                "compute.backend=local has neither offload_layers nor fp8", hint="both are of Transformer Engine"
+            )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The layers taken, and why."""
+
+    backend: Literal["local", "transformer_engine"]
+    reason: str
+
+
+def choose_backend(config: ComputeConfig) -> Chosen:
+    """What `config.backend` means here; raises `ConfigError` where it asks for what this machine lacks."""
+    lacking = _lacking()
+    wants = config.backend == "transformer_engine" or config.offload_layers > 0 or config.fp8 != "none"
+    if config.backend == "local":
+        return Chosen("local", "compute.backend=local")
+    if lacking and wants:
+        asked = "backend=transformer_engine" if config.backend == "transformer_engine" else "offload_layers or fp8"
+        raise ConfigError(
+            f"compute.{asked} needs Transformer Engine: {lacking}",
+            hint="install transformer-engine[pytorch] on a GPU machine, or set compute.backend=local",
+        )
+    if lacking:
+        return Chosen("local", lacking)
+    return Chosen("transformer_engine", "a GPU and Transformer Engine are here")
+
+
+def _lacking() -> str:
+    if not torch.cuda.is_available():
+        return "no GPU is visible"
+    if not is_installed("transformer_engine"):
+        return "the package transformer_engine is not installed"
+    return ""
+
+
+def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def compute_fields(config: ComputeConfig, chosen: Chosen) -> dict[str, Any]:
+    """The fields of Megatron's TransformerConfig that `config` decides."""
+    fused = chosen.backend == "transformer_engine"
+    fields: dict[str, Any] = {
+        "use_cpu_initialization": not torch.cuda.is_available(),
+        "bias_activation_fusion": fused,
+        "bias_dropout_fusion": fused,
+        "apply_rope_fusion": fused,
+        "masked_softmax_fusion": False,  # belongs to the unfused attention of neither backend
+        # Its kernel is apex's, which writes weight gradients straight into Megatron's buffer.
+        "gradient_accumulation_fusion": fused and is_installed("fused_weight_gradient_mlp_cuda"),
+        "persist_layer_norm": fused,
+    }
+    if config.recompute == "full":
+        fields |= {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": config.recompute_layers,
+        }
+    elif config.recompute == "selective":
+        fields |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    if config.offload_layers:
+        fields |= {"cpu_offloading": True, "cpu_offloading_num_layers": config.offload_layers}
+    if config.fp8 != "none":
+        fields |= {"fp8": config.fp8, "fp8_recipe": config.fp8_recipe}
+    return fields

@@ -1,0 +1,46 @@
+"""Megatron's data-parallel wrapper around each chunk, and what its schedule calls at the right moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor, nn
+
+from megatron_fork.policy.optimizer import OptimizerConfig
+
+
+def data_parallel(config: OptimizerConfig, chunks: Sequence[nn.Module]) -> Iterator[DistributedDataParallel]:
+    """Each chunk with its gradient buffers: float32, reduced over the data and context ranks."""
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=config.distributed,
+        overlap_grad_reduce=config.overlap_gradients,
+        overlap_param_gather=config.overlap_parameters,
+        check_for_nan_in_grad=True,
+    )
+    for index, chunk in enumerate(chunks):
+        # Chunks after the first have their turn while others compute: buckets would only cost messages.
+        yield DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=index > 0)  # type: ignore[arg-type]
+
+
+def connect_schedule(config: OptimizerConfig, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer) -> None:
+    """Tell Megatron's schedule when gradients are reduced, parameters gathered, and how losses are scaled."""
+    wrapped = [chunk for chunk in chunks if isinstance(chunk, DistributedDataParallel)]
+    shared: Any = wrapped[0].config
+    shared.finalize_model_grads_func = finalize_gradients
+    shared.grad_scale_func = optimizer.scale_loss
+    several = len(wrapped) > 1
+    if config.overlap_gradients:
+        shared.no_sync_func = [chunk.no_sync for chunk in wrapped] if several else wrapped[0].no_sync
+        if several:
+            shared.grad_sync_func = [chunk.start_grad_sync for chunk in wrapped]
+    if config.overlap_parameters and several:
+        shared.param_sync_func = [chunk.start_param_sync for chunk in wrapped]
+
+
+def finalize_gradients(chunks: list[nn.Module], _: Tensor | None, **groups: Any) -> None:
+    """Megatron's reductions without its division by a token count: the loss has been divided already."""
+    finalize_model_grads(chunks, None, **groups)
