@@ -5,8 +5,8 @@ Three updates a rollout batch, so that ratios leave 1 and clips, penalties and c
 
 import pytest
 import torch
+from layouts import model_config, trajectories
 from ranks import run_on_ranks
-from test_layout_equality import model_config, trajectories
 from transformers import AutoModelForCausalLM
 
 OBJECTIVES: dict[str, dict] = {
@@ -43,7 +43,7 @@ def lessons(parallel: dict, names: list[str]) -> dict:
         split_into_mini_batches,
     )
 
-    hf_config = model_config(tied=False)
+    hf_config = model_config(tied=False, experts=False)
     torch.manual_seed(11)
     weights = AutoModelForCausalLM.from_config(hf_config).state_dict()
     found = {}

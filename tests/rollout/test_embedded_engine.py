@@ -4,8 +4,10 @@ import random
 
 import pytest
 import torch
+from tiny_qwen3 import family_config, hugging_face_model
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from megatron_fork.checkpoint import PublishedWeights
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout import EmbeddedEngine, Request
 
@@ -124,3 +126,20 @@ def test_abort_ends_generation(model) -> None:
     next(running)
     made.abort()
     assert len(list(running)) < 39
+
+
+def test_experts_are_updated_under_their_published_names() -> None:
+    config = family_config("qwen3_moe")
+    theirs = hugging_face_model(config)
+    made = EmbeddedEngine(
+        config, stop_token=1, pad_token=0, batch_size=4, device=torch.device("cpu"), dtype=torch.float32
+    )
+    weights = dict(PublishedWeights(dict(theirs.named_parameters())))
+    made.update_weights(weights.items(), 1)
+    for name, parameter in theirs.named_parameters():
+        assert torch.equal(made.model.get_parameter(name), parameter), name
+    del weights["model.layers.1.mlp.experts.2.up_proj.weight"]
+    with pytest.raises(
+        RolloutError, match=r"lacks 1 tensors, first model\.layers\.1\.mlp\.experts\.2\.up_proj\.weight"
+    ):
+        made.update_weights(weights.items(), 2)
