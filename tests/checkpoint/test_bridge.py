@@ -14,7 +14,7 @@ from megatron_fork.checkpoint import PublishedWeights, export_hf, iter_hf_weight
 from megatron_fork.checkpoint.parameters import whole_model_name
 from megatron_fork.errors import CheckpointError, ModelError
 from megatron_fork.models import Config as Source
-from megatron_fork.models import build_value_model
+from megatron_fork.models import build_value_chunks
 
 
 def weights_of(tied: bool) -> dict[str, torch.Tensor]:
@@ -113,7 +113,7 @@ def test_a_critic_is_loaded_without_a_head(family: str) -> None:
     weights = dict(PublishedWeights(hugging_face_model(config).state_dict()))
     distributed.initialize()
     with distributed.parallel_layout(distributed.Config()) as layout:
-        critic = build_value_model(config, layout.config)
+        critic = build_value_chunks(config, layout.config)
         load_weights(critic, weights)
         assert not critic.output_layer.weight.any()
         del weights["lm_head.weight"]

@@ -24,6 +24,7 @@ LAYOUTS = {
     "tensor x data": (4, {"tensor": 2}),
     "tensor, sequence x pipeline": (4, {"tensor": 2, "sequence": True, "pipeline": 2}),
     "data on three ranks": (3, {}),
+    "context": (2, {"context": 2}),
 }
 
 

@@ -12,6 +12,7 @@ LAYOUTS = {
     "tensor": ["parallel.tensor=2"],
     "pipeline": ["parallel.pipeline=2"],
     "data": [],
+    "context": ["parallel.context=2"],
     "tensor with sequence": ["parallel.tensor=2", "parallel.sequence=true"],
 }
 COMPARED = (
