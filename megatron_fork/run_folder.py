@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,12 @@ class RunFolder:
             finite = {f"{stage}/{name}": value for name, value in values.items() if math.isfinite(value)}
             self._wandb.log({**finite, f"{stage}/step": step})
 
+    def updates(self, step: int, values: Sequence[Mapping[str, float]]) -> None:
+        """Append a line to updates.jsonl for each optimizer step of a training step."""
+        if self.writes:
+            for number, update in enumerate(values):
+                self._append(self.path / "updates.jsonl", {"step": step, "update": number, **update})
+
     def traces(self, step: int, records: list[dict[str, Any]]) -> None:
         """Write the traced trajectories of a step."""
         if self.writes and records:
@@ -86,19 +92,12 @@ class RunFolder:
             write_atomically(self.path / "summary.json", json.dumps(_finite(values), indent=2) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop training and evaluation lines past `step`: a resumed run writes them again."""
-        file = self.path / "metrics.jsonl"
-        if not self.writes or not file.is_file():
-            return
-        kept = []
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if record["stage"] == "sft" or record["step"] <= step:
-                kept.append(line + "\n")
-        write_atomically(file, "".join(kept))
+        """Drop lines of training and evaluation past `step`: a resumed run writes them again."""
+        for name in ("metrics.jsonl", "updates.jsonl"):
+            file = self.path / name
+            if self.writes and file.is_file():
+                kept = [line + "\n" for line in file.read_text(encoding="utf-8").splitlines() if _stands(line, step)]
+                write_atomically(file, "".join(kept))
 
     def close(self) -> None:
         if self._wandb is not None:
@@ -107,6 +106,15 @@ class RunFolder:
     def _append(self, file: Path, record: dict[str, Any]) -> None:
         with writing_to(file), file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(_finite(record)) + "\n")
+
+
+def _stands(line: str, step: int) -> bool:
+    """Whether a line, whole or cut off by a crash, was written by step `step` or before reinforcement learning began."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return record.get("stage") == "sft" or bool(record["step"] <= step)
 
 
 def _start_wandb(project: str, path: Path, resolved: str) -> Any:

@@ -91,12 +91,13 @@ def one_step(
         group_size=config.rollout.samples,
         seed=random.Random(f"{config.seed}/{step}").getrandbits(62),
     )
-    lesson = learner.learn(batches, step=step, rates=rates(config, step), clock=clock) if batches else Lesson({}, [])
+    lesson = learner.learn(batches, step=step, rates=rates(config, step), clock=clock) if batches else Lesson({}, [], [])
     engine.update_weights(checkpoint.iter_hf_weights(policy.model), step)
     clock.lap("synchronise")
     metrics = {**of_rollouts(rollouts), **lesson.metrics, **clock.laps()}
     metrics["tokens_per_second"] = sum(len(t.response) for t in rollouts.trajectories) / metrics["time/step"]
     work.folder.metrics("train", step, metrics)
+    work.folder.updates(step, lesson.updates)
     progress.step, progress.prompts_drawn = step, progress.prompts_drawn + rollouts.prompts_drawn
     if step == 1 or is_due(step, config.run.trace_every, config.train.steps):
         records = trace_records(

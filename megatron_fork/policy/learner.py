@@ -26,10 +26,11 @@ _TIE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a step taught: metrics over all ranks, and this rank's shares with their columns, for traces."""
+    """What a step taught: metrics over all ranks, of the step and of each update; this rank's shares with their columns."""
 
     metrics: Metrics
     shares: list[Batch]
+    updates: list[Metrics]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Learner:
                 update = self.update(shares[index], chosen, number, learning_rate=rates.policy)
                 seen[-1] |= of_update(update)
             clock.lap("update")
-        return Lesson({**metrics, **mean(seen), **self._teach_critic(shares, rates.critic, clock)}, shares)
+        metrics |= mean(seen) | self._teach_critic(shares, rates.critic, clock)
+        return Lesson(metrics, shares, seen)
 
     def select(self, share: Batch, number: int) -> selection.Selection:
         """Which of this rank's response tokens carry gradient in update `number`; collective over the data ranks."""

@@ -39,6 +39,7 @@ def test_interrupt_and_resume(tmp_path: Path, stage: str, objective: list[str]) 
     assert code == 0, output
     for each in ("sft", "train", "evaluation"):
         assert without_times(metrics_of(broken, each)) == without_times(metrics_of(whole, each))
+    assert (broken / "updates.jsonl").read_text() == (whole / "updates.jsonl").read_text()
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (broken, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

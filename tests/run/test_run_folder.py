@@ -33,9 +33,22 @@ def test_resuming_forgets_what_comes_after(tmp_path: Path) -> None:
     assert [(record["stage"], record["step"]) for record in records] == [("sft", 9), ("train", 1), ("train", 2)]
 
 
+def test_every_update_is_a_line_and_resuming_forgets_those_that_come_after(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, writes=True)
+    for step in (1, 2):
+        folder.updates(step, [{"selection/threshold": 0.5 * step}, {"selection/threshold": math.nan}])
+    folder.forget_after(1)
+    records = [json.loads(line) for line in (tmp_path / "updates.jsonl").read_text().splitlines()]
+    assert records == [
+        {"step": 1, "update": 0, "selection/threshold": 0.5},
+        {"step": 1, "update": 1, "selection/threshold": None},
+    ]
+
+
 def test_only_the_writing_rank_touches_the_disk(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", writes=False, wandb_project="unused")
     folder.metrics("train", 1, {"loss": 0.5})
+    folder.updates(1, [{"loss": 0.5}])
     folder.summary({"seed": 1})
     folder.close()
     assert not (tmp_path / "run").exists()
