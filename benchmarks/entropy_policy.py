@@ -2,8 +2,8 @@
 
     python benchmarks/entropy_policy.py --out benchmarks/results/entropy_policy.json
 
-The quickstart task from one warm start, 16 mini-batches a rollout batch. Each choice is a run of the command line; overlap is the
-share of the selected tokens that the policy before the rollout batch's updates would have selected too, by mini-batch.
+The quickstart task from one warm start, 16 mini-batches a rollout batch. Each choice is a run of the command line; overlap is
+the share of the selected tokens that the policy before the rollout batch's updates would have selected too, by mini-batch.
 """
 
 from __future__ import annotations

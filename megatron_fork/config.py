@@ -21,7 +21,7 @@ from megatron_fork.data import Config as DataConfig
 from megatron_fork.distributed import Config as ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.evaluation import Config as EvaluationConfig
-from megatron_fork.models import ComputeConfig
+from megatron_fork.models import ComputeConfig, ExpertsConfig
 from megatron_fork.models import Config as ModelConfig
 from megatron_fork.objective import Config as ObjectiveConfig
 from megatron_fork.policy import Config as PolicyConfig
@@ -111,6 +111,7 @@ class RunConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     vocab_parallel: VocabParallelConfig = field(default_factory=VocabParallelConfig)
     sft: SupervisedConfig = field(default_factory=SupervisedConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -43,6 +43,8 @@ class Trajectory(Demonstration):
     rollout_logprob: tuple[float, ...]
     finish_reason: FinishReason
     weight_version: int
+    experts: Tensor | None = None
+    """`[length, layers, k]` int16, the experts that the engine sent each token to; None where it does not say."""
     text: str = ""
     reward: float = 0.0
     reason: str = ""

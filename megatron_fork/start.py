@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_fork import checkpoint, distributed, models
@@ -55,7 +55,14 @@ def build_networks(work: Workplace, reference: models.Config) -> Networks:
     config = work.config
     critic = frozen = None
     if config.objective.advantage == "gae":
-        critic = Critic(config.policy, config.critic.optimizer, work.hf_config, work.layout, compute=config.compute)
+        critic = Critic(
+            config.policy,
+            config.critic.optimizer,
+            work.hf_config,
+            work.layout,
+            compute=config.compute,
+            experts=replace(config.experts, replay=False),
+        )
     if config.objective.kl_coef:
         frozen = build_policy(work, None)
         checkpoint.load_initial(frozen.model, reference, seed=config.seed)
@@ -102,6 +109,8 @@ def build_policy(work: Workplace, optimizer: OptimizerConfig | None) -> Policy:
         temperature=work.config.rollout.temperature,
         head=work.config.vocab_parallel,
         compute=work.config.compute,
+        # The frozen reference routes by itself: its weights are others, and so would be its best experts.
+        experts=work.config.experts if optimizer else None,
     )
 
 
@@ -116,6 +125,7 @@ def build_engine(work: Workplace) -> EmbeddedEngine:
         batch_size=work.config.rollout.batch_size,
         device=distributed.device(),
         dtype=work.config.policy.dtype,
+        records_experts=work.config.experts.replay,
     )
 
 

@@ -91,7 +91,9 @@ def one_step(
         group_size=config.rollout.samples,
         seed=random.Random(f"{config.seed}/{step}").getrandbits(62),
     )
-    lesson = learner.learn(batches, step=step, rates=rates(config, step), clock=clock) if batches else Lesson({}, [], [])
+    lesson = (
+        learner.learn(batches, step=step, rates=rates(config, step), clock=clock) if batches else Lesson({}, [], [])
+    )
     engine.update_weights(checkpoint.iter_hf_weights(policy.model), step)
     clock.lap("synchronise")
     metrics = {**of_rollouts(rollouts), **lesson.metrics, **clock.laps()}

@@ -58,6 +58,8 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     hf_config = checkpoint.resolve_config(config.model)
     models.check_divides(hf_config, config.parallel)
     models.choose_backend(config.compute)
+    if config.experts.replay and not models.family_of(hf_config).has_experts:
+        raise ModelError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
     source = load_prompts(config.data, _tokenizer(config.model))
     if len(source.tokenizer) > hf_config.vocab_size:
         raise ModelError(

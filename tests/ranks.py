@@ -32,22 +32,6 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *args: Any, time_limi
         return [torch.load(_result(folder, rank), weights_only=False) for rank in range(ranks)]
 
 
-def renew_world() -> None:
-    """Leave all process groups and meet again: each group of a layout keeps threads until the world is left."""
-    store, rank, ranks = _World.store, dist.get_rank(), dist.get_world_size()
-    dist.barrier()
-    dist.destroy_process_group()
-    _World.meetings += 1
-    dist.init_process_group("gloo", init_method=f"{store}-{_World.meetings}", rank=rank, world_size=ranks)
-
-
-class _World:
-    """Where the ranks of this process meet, and how often they have."""
-
-    store = ""
-    meetings = 0
-
-
 def _result(folder: str, rank: int) -> Path:
     return Path(folder, f"result-{rank}.pt")
 
@@ -56,8 +40,7 @@ def _rank(rank: int, function: Callable[..., Any], ranks: int, args: tuple[Any, 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     torch.set_num_threads(1)
-    _World.store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=_World.store, rank=rank, world_size=ranks)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     torch.save(function(*args), _result(folder, rank))
     if dist.is_initialized():
         dist.barrier()

@@ -50,6 +50,7 @@ class MicroBatch:
     cumulative_lengths: Tensor  # [sequences + 1] int32, of the whole row
     longest: int  # sequence of the whole row
     place_r: Tensor  # [response tokens] int64, where each response target stands in the batch's columns
+    number_1t: Tensor  # [1, tokens] int64, each token's number when the batch's sequences lie end to end; padding: -1
 
     @property
     def tokens(self) -> int:
@@ -79,6 +80,7 @@ class MicroBatch:
             target_1t=self.target_1t[:, mine_t],
             response_1t=response_1t,
             place_r=place_1t[:, mine_t][response_1t],
+            number_1t=self.number_1t[:, mine_t],
         )
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -91,6 +93,7 @@ class MicroBatch:
             target_1t=self.target_1t.to(device),
             response_1t=self.response_1t.to(device),
             cumulative_lengths=self.cumulative_lengths.to(device),
+            number_1t=self.number_1t.to(device),
         )
 
 
@@ -141,15 +144,19 @@ def pack(
     )
     assert bins is not None, "`count` is at least the number needed"
     starts = [0, *accumulate(batch.response_lengths)]
-    return [_row(batch.sequences, indices, starts, shape) for indices in bins]
+    numbers = [0, *accumulate(lengths)]
+    return [_row(batch.sequences, indices, starts, numbers, shape) for indices in bins]
 
 
-def _row(sequences: Sequence[Demonstration], indices: list[int], starts: list[int], shape: RowShape) -> MicroBatch:
+def _row(
+    sequences: Sequence[Demonstration], indices: list[int], starts: list[int], numbers: list[int], shape: RowShape
+) -> MicroBatch:
     tokens: list[int] = []
     targets: list[int] = []
     response: list[bool] = []
     lengths: list[int] = []
     places: list[Tensor] = []
+    number: list[int] = []
     for index in indices:
         sequence = sequences[index]
         whole = [*sequence.prompt.tokens, *sequence.response]
@@ -158,6 +165,7 @@ def _row(sequences: Sequence[Demonstration], indices: list[int], starts: list[in
         tokens += whole[:-1] + [0] * padding
         targets += whole[1:] + [0] * padding
         response += [False] * prompt_targets + [True] * len(sequence.response) + [False] * padding
+        number += [*range(numbers[index], numbers[index + 1]), *[-1] * padding]
         lengths.append(sequence.length + padding)
         places.append(torch.arange(starts[index], starts[index + 1]))
     # The rest of the row is one more sequence, of token 0, that nothing attends to and whose targets are no response.
@@ -166,6 +174,7 @@ def _row(sequences: Sequence[Demonstration], indices: list[int], starts: list[in
         tokens += [0] * padding
         targets += [0] * padding
         response += [False] * padding
+        number += [-1] * padding
         lengths.append(padding)
     return MicroBatch(
         token_1t=torch.tensor([tokens]),
@@ -175,4 +184,5 @@ def _row(sequences: Sequence[Demonstration], indices: list[int], starts: list[in
         cumulative_lengths=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         longest=max(lengths),
         place_r=torch.cat(places) if places else torch.zeros(0, dtype=torch.long),
+        number_1t=torch.tensor([number]),
     )

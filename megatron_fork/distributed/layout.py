@@ -5,6 +5,7 @@ Megatron keeps its process groups in module state; this file alone reads them. E
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,4 +138,14 @@ def parallel_layout(config: Config) -> Iterator[Layout]:
             data_and_context=parallel_state.get_data_parallel_group(with_context_parallel=True),
         )
     finally:
-        parallel_state.destroy_model_parallel()
+        _leave_groups()
+
+
+def _leave_groups() -> None:
+    """Take Megatron's groups down: it only forgets them, and each would keep its threads and buffers."""
+    kept = [value if isinstance(value, list) else [value] for value in vars(parallel_state).values()]
+    groups = {group for values in kept for group in values if isinstance(group, dist.ProcessGroup)}
+    parallel_state.destroy_model_parallel()
+    for group in groups - {dist.group.WORLD}:
+        with contextlib.suppress(ValueError):  # Megatron's list of groups also holds those of earlier layouts
+            dist.destroy_process_group(group)

@@ -106,8 +106,8 @@ class PackedAttention(MegatronModule):
             return context_attention(query, key, value, lengths, group=self.context, scale=scale).flatten(1)
         sequence, batch = query.shape[:2]
         lengths = [sequence * collectives.size(self.context)] * batch
-        rows = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))
-        attended = context_attention(*rows, lengths, group=self.context, scale=scale)
+        query, key, value = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))
+        attended = context_attention(query, key, value, lengths, group=self.context, scale=scale)
         return attended.unflatten(0, (batch, sequence)).transpose(0, 1).flatten(2)
 
     def _attend_group(self, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:

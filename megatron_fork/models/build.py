@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from megatron_fork.models.compute import ComputeConfig, choose_backend, compute_
 from megatron_fork.models.families import architecture_settings, check_divides, padded_vocab_size
 from megatron_fork.models.norm import RMSNorm
 from megatron_fork.models.rotary import rotary_positions
+from megatron_fork.models.routing import ExpertsConfig, PackedExperts, PackedRouter, Routing
 from megatron_fork.models.statistics_model import StatisticsModel
 from megatron_fork.models.value_model import ValueModel
 
@@ -77,8 +79,10 @@ def build_chunks(
     temperature: float = 1.0,
     head: vocab_parallel.Config | None = None,
     compute: ComputeConfig | None = None,
+    experts: ExpertsConfig | None = None,
 ) -> list[StatisticsModel]:
     """This rank's part of the model, one chunk a virtual pipeline stage; arguments as of `build_model`."""
+    routing = Routing(experts or ExpertsConfig())
     return [
         _on_device(
             StatisticsModel(
@@ -87,9 +91,10 @@ def build_chunks(
                 hf_config=hf_config,
                 temperature=temperature,
                 head=head or vocab_parallel.Config(),
+                routing=routing,
             )
         )
-        for arguments in _arguments(hf_config, parallel, dtype, compute)
+        for arguments in _arguments(hf_config, parallel, dtype, compute, routing)
     ]
 
 
@@ -101,6 +106,7 @@ def build_model(
     temperature: float = 1.0,
     head: vocab_parallel.Config | None = None,
     compute: ComputeConfig | None = None,
+    experts: ExpertsConfig | None = None,
 ) -> StatisticsModel:
     """This rank's part of the model, with Megatron's own initial weights until a checkpoint is loaded.
 
@@ -111,6 +117,7 @@ def build_model(
         temperature: of the softmax whose log-probs and entropies the model reports.
         head: how they are computed.
         compute: kernels and recomputation.
+        experts: balance loss and replay of a mixture of experts.
 
     """
     if parallel.virtual_pipeline > 1:
@@ -118,7 +125,10 @@ def build_model(
             f"parallel.virtual_pipeline={parallel.virtual_pipeline} makes more than one model a rank",
             hint="call build_chunks",
         )
-    return build_chunks(hf_config, parallel, dtype=dtype, temperature=temperature, head=head, compute=compute)[0]
+    chunks = build_chunks(
+        hf_config, parallel, dtype=dtype, temperature=temperature, head=head, compute=compute, experts=experts
+    )
+    return chunks[0]
 
 
 def build_value_chunks(
@@ -127,11 +137,15 @@ def build_value_chunks(
     *,
     dtype: torch.dtype = torch.float32,
     compute: ComputeConfig | None = None,
+    experts: ExpertsConfig | None = None,
 ) -> list[ValueModel]:
     """This rank's part of a critic: the backbone of `hf_config`, one value a token on top, 0 at first."""
+    routing = Routing(experts or ExpertsConfig())
     return [
-        _on_device(ValueModel(**arguments, share_embeddings_and_output_weights=False, hf_config=hf_config))
-        for arguments in _arguments(hf_config, parallel, dtype, compute)
+        _on_device(
+            ValueModel(**arguments, share_embeddings_and_output_weights=False, hf_config=hf_config, routing=routing)
+        )
+        for arguments in _arguments(hf_config, parallel, dtype, compute, routing)
     ]
 
 
@@ -140,7 +154,11 @@ def _on_device(model: Model) -> Model:
 
 
 def _arguments(
-    hf_config: PretrainedConfig, parallel: layout.Config, dtype: torch.dtype, compute: ComputeConfig | None
+    hf_config: PretrainedConfig,
+    parallel: layout.Config,
+    dtype: torch.dtype,
+    compute: ComputeConfig | None,
+    routing: Routing,
 ) -> Iterator[dict[str, Any]]:
     """What Megatron's GPTModel is built from on this rank, chunk by chunk."""
     compatibility.install()
@@ -152,7 +170,7 @@ def _arguments(
         stage = chunk if parallel.virtual_pipeline > 1 else None
         yield {
             "config": config,
-            "transformer_layer_spec": _layers(config, stage, fused=fused),
+            "transformer_layer_spec": _layers(config, stage, routing, fused=fused),
             "vocab_size": padded_vocab_size(hf_config, parallel),
             "max_sequence_length": hf_config.max_position_embeddings,
             "pre_process": parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
@@ -162,8 +180,14 @@ def _arguments(
         }
 
 
-def _layers(config: TransformerConfig, stage: int | None, *, fused: bool) -> TransformerBlockSubmodules:
+def _layers(
+    config: TransformerConfig, stage: int | None, routing: Routing, *, fused: bool
+) -> TransformerBlockSubmodules:
     layer, norm = (_fused_layer(config), TENorm) if fused else (_local_layer(config), RMSNorm)
+    if config.num_moe_experts:
+        experts: Any = layer.submodules
+        experts.mlp.module = PackedExperts
+        experts.mlp.submodules.router = partial(PackedRouter, routing=routing)
     count = get_num_layers_to_build(config, vp_stage=stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
 

@@ -11,6 +11,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from megatron_fork.errors import ConfigError
 from megatron_fork.models.families import check_architecture
 
+# Fields that every model reads, though not every config class declares them.
+_UNDECLARED = {"head_dim", "rope_theta"}
+
 
 @dataclass
 class Config:
@@ -40,7 +43,7 @@ def config_from_recipe(fields: dict[str, Any]) -> PretrainedConfig:
     check_architecture(architecture)
     config_class = CONFIG_MAPPING[model_type]
     # A config keeps some fields under another name than config.json does, e.g. num_experts.
-    unknown = sorted(set(fields) - set(vars(config_class())) - set(config_class.attribute_map) - {"rope_theta"})
+    unknown = sorted(set(fields) - set(vars(config_class())) - set(config_class.attribute_map) - _UNDECLARED)
     if unknown:
         raise ConfigError(
             f"model.hf_config.{unknown[0]} is not a field of {config_class.__name__}",

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from megatron_fork import vocab_parallel
 from megatron_fork.models.hidden_states import gathered_hidden_states
+from megatron_fork.models.routing import Routing
 from megatron_fork.vocab_parallel import RowLoss, TokenStatistics, lm_head_loss, lm_head_statistics
 
 
@@ -40,15 +41,18 @@ class StatisticsModel(GPTModel):
         hf_config: PretrainedConfig,
         temperature: float,
         head: vocab_parallel.Config,
+        routing: Routing,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.hf_config = hf_config
+        self.routing = routing
         self.temperature = temperature
         self.head = head
         self._row_loss: RowLoss | None = None
         if self.post_process:
-            self.output_layer = self._head_around(self.output_layer.weight)
+            weight: Tensor | None = self.get_submodule("output_layer").weight
+            self.output_layer = self._head_around(weight)
 
     def _head_around(self, weight: Tensor | None) -> LmHead:
         """Megatron's output layer with its weight, None where the tied embedding lies on this rank."""

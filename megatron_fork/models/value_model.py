@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from megatron_fork.models.hidden_states import gathered_hidden_states
+from megatron_fork.models.routing import Routing
 
 
 class ValueHead(nn.Linear):
@@ -22,9 +23,10 @@ class ValueHead(nn.Linear):
 class ValueModel(GPTModel):
     """`forward(tokens, positions, None, labels=targets, loss_mask=rows)` gives float32 values `[rows]`, as a tuple of one."""
 
-    def __init__(self, *args: Any, hf_config: PretrainedConfig, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, hf_config: PretrainedConfig, routing: Routing, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.hf_config = hf_config
+        self.routing = routing
         if self.post_process:
             # The name under which Megatron saves what follows the last layer. The same on every tensor rank, from zero:
             # the first values are 0 whatever the hidden states.

@@ -13,7 +13,7 @@ from megatron_fork import vocab_parallel
 from megatron_fork.data import MicroBatch
 from megatron_fork.distributed import Layout, collectives
 from megatron_fork.experience import Batch
-from megatron_fork.models import ComputeConfig, build_chunks
+from megatron_fork.models import ComputeConfig, ExpertsConfig, build_chunks
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.network import Config, Network, Task, Update, finish_loss, no_tokens
 from megatron_fork.policy.optimizer import OptimizerConfig
@@ -37,9 +37,16 @@ class Policy(Network):
         temperature: float = 1.0,
         head: vocab_parallel.Config | None = None,
         compute: ComputeConfig | None = None,
+        experts: ExpertsConfig | None = None,
     ) -> None:
         chunks = build_chunks(
-            hf_config, layout.config, dtype=config.dtype, temperature=temperature, head=head, compute=compute
+            hf_config,
+            layout.config,
+            dtype=config.dtype,
+            temperature=temperature,
+            head=head,
+            compute=compute,
+            experts=experts,
         )
         super().__init__(config, optimizer, chunks, layout)
 
@@ -79,7 +86,7 @@ class Policy(Network):
             else Task(finish_loss, row_loss=partial(_loss_of_some_rows, loss_function, place_r))
             for place_r, row in zip(places, whole, strict=True)
         ]
-        return self.step(micro_batches, rows, tasks, learning_rate=learning_rate)
+        return self.step(batch, micro_batches, rows, tasks, learning_rate=learning_rate)
 
 
 def _marked(micro_batch: MicroBatch, selected_t: Tensor) -> Tensor:

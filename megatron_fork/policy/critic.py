@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from megatron_fork.distributed import Layout
 from megatron_fork.experience import Batch
-from megatron_fork.models import ComputeConfig, build_value_chunks
+from megatron_fork.models import ComputeConfig, ExpertsConfig, build_value_chunks
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.network import Config, Network, Task, Update, finish_loss
 from megatron_fork.policy.optimizer import OptimizerConfig
@@ -30,8 +30,9 @@ class Critic(Network):
         layout: Layout,
         *,
         compute: ComputeConfig | None = None,
+        experts: ExpertsConfig | None = None,
     ) -> None:
-        chunks = build_value_chunks(hf_config, layout.config, dtype=config.dtype, compute=compute)
+        chunks = build_value_chunks(hf_config, layout.config, dtype=config.dtype, compute=compute, experts=experts)
         super().__init__(config, optimizer, chunks, layout)
 
     def values(self, batch: Batch) -> Tensor:
@@ -48,7 +49,7 @@ class Critic(Network):
             for micro_batch in micro_batches
         ]
         rows = [micro_batch.rows(trained_t) for micro_batch in micro_batches]
-        return self.step(micro_batches, rows, tasks, learning_rate=learning_rate)
+        return self.step(batch, micro_batches, rows, tasks, learning_rate=learning_rate)
 
 
 def _loss(

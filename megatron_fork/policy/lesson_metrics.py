@@ -18,6 +18,7 @@ def of_update(update: Update) -> Metrics:
         "loss": update.loss,
         "gradient_norm": update.gradient_norm,
         "learning_rate": update.learning_rate,
+        **({"experts/balance": update.balance} if update.balance else {}),
         "objective/ratio_mean": update.sums["ratio"] / tokens,
         **{
             f"objective/{name}": value / tokens

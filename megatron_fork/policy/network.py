@@ -26,6 +26,7 @@ from megatron_fork.experience import Batch
 from megatron_fork.models import PackedModel, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.optimizer import OptimizerConfig, build_optimizer
+from megatron_fork.policy.routing import describe
 from megatron_fork.policy.wrapping import connect_schedule, data_parallel
 from megatron_fork.vocab_parallel import RowLoss
 
@@ -58,6 +59,8 @@ class Update:
     gradient_norm: float
     learning_rate: float
     sums: dict[str, float]
+    balance: float = 0.0
+    """Balance loss of a mixture of experts, with its coefficient; part of the gradient, not of `loss`."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Network:
     @torch.no_grad()
     def columns(self, batch: Batch, count: int) -> Tensor:
         """`[count, response tokens]` of this rank's share, on the CPU: what the model answers, in the batch's order."""
+        self._describe(batch)
         micro_batches = self.local(self._packed(batch, self.config.tokens_per_statistics_batch))
         for chunk in self._chunks:
             chunk.eval()
@@ -152,9 +156,16 @@ class Network:
         return pack(batch, token_budget=token_budget, count=count, shape=shape, quadratic_at=self._quadratic_at)
 
     def step(
-        self, micro_batches: list[MicroBatch], rows: list[Tensor], tasks: list[Task], *, learning_rate: float
+        self,
+        batch: Batch,
+        micro_batches: list[MicroBatch],
+        rows: list[Tensor],
+        tasks: list[Task],
+        *,
+        learning_rate: float,
     ) -> Update:
-        """Forward, backward and one optimizer step."""
+        """Forward, backward and one optimizer step on this rank's share, given with its micro-batches."""
+        self._describe(batch)
         for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
             chunk.train()
             assert isinstance(wrapped, DistributedDataParallel)
@@ -166,7 +177,23 @@ class Network:
         _, gradient_norm, _ = self.optimizer.step()
         self._gathering = self._overlaps
         sums = self._global_sums(results)
-        return Update(sums.pop("loss", 0.0), float(gradient_norm), learning_rate, sums)
+        return Update(sums.pop("loss", 0.0), float(gradient_norm), learning_rate, sums, self._balance())
+
+    def _describe(self, batch: Batch) -> None:
+        """Tell the routers of a mixture of experts about the tokens of this rank's share."""
+        if self.has_experts:
+            describe(self._chunks[0].routing, batch, self.layout.data)
+
+    def _balance(self) -> float:
+        """The balance loss of an update: tensor, context, data and pipeline ranks hold a part of it each."""
+        if not self.has_experts:
+            return 0.0
+        part = torch.tensor(self._chunks[0].routing.balance, dtype=torch.float64, device=device())
+        return float(collectives.all_reduce_sum(part, self.layout.world))
+
+    @property
+    def has_experts(self) -> bool:
+        return self._chunks[0].config.num_moe_experts is not None
 
     def _run(
         self, micro_batches: list[MicroBatch], rows: list[Tensor], tasks: list[Task], *, forward_only: bool
@@ -222,6 +249,7 @@ def _forward_step(
         labels=micro_batch.target_1t,
         loss_mask=row_1t,
         row_loss=task.row_loss,
+        padding_mask=micro_batch.number_1t,
         packed_seq_params=PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=micro_batch.cumulative_lengths,

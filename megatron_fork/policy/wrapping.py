@@ -23,7 +23,7 @@ def data_parallel(config: OptimizerConfig, chunks: Sequence[nn.Module]) -> Itera
     )
     for index, chunk in enumerate(chunks):
         # Chunks after the first have their turn while others compute: buckets would only cost messages.
-        yield DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=index > 0)  # type: ignore[arg-type]
+        yield DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=index > 0)
 
 
 def connect_schedule(config: OptimizerConfig, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer) -> None:

@@ -101,6 +101,7 @@ class Collector:
                 rollout_logprob=completion.logprob,
                 finish_reason=completion.finish_reason,
                 weight_version=completion.weight_version,
+                experts=completion.experts,
                 text=text,
                 reward=score.value,
                 reason=score.reason,

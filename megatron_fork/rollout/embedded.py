@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 from megatron_fork.checkpoint import PublishedWeights
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.engine import Completion, Request
+from megatron_fork.rollout.recorded_experts import RecordedExperts
 from megatron_fork.vocab_parallel import token_statistics
 
 # Finished sequences leave the batch when this share of it is idle: moving the cache costs about as much as a few steps.
@@ -33,6 +34,7 @@ class EmbeddedEngine:
         batch_size: int,
         device: torch.device,
         dtype: torch.dtype,
+        records_experts: bool = False,
     ) -> None:
         self.model = (
             AutoModelForCausalLM.from_config(hf_config, dtype=dtype, attn_implementation="sdpa").to(device).eval()
@@ -41,6 +43,7 @@ class EmbeddedEngine:
         self.pad_token = pad_token
         self.batch_size = batch_size
         self.device = device
+        self.records_experts = records_experts
         self.version = -1
         self._aborted = False
 
@@ -85,17 +88,13 @@ class EmbeddedEngine:
         alive = torch.ones(len(requests), dtype=torch.bool, device=self.device)
         cache = DynamicCache(config=self.model.config)
         step_input = prompts
+        experts = self._expert_record(requests) if self.records_experts else None
         for step in range(tokens.shape[1]):
             if self._aborted:
                 return
-            logits = self.model(
-                input_ids=step_input,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -step_input.shape[1] :],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            logits, scores = self._forward(step_input, mask, cache)
+            if experts is not None:
+                experts.add(step, active, scores)
             chosen, logprob = _sample(logits, temperatures[active], uniform[active, step])
             tokens[active[alive], step], logprobs[active[alive], step] = chosen[alive], logprob[alive]
             stopped = chosen == self.stop_token
@@ -108,6 +107,7 @@ class EmbeddedEngine:
                     logprob=tuple(logprobs[row, : step + 1].tolist()),
                     finish_reason="stop" if stopped[place] else "length",
                     weight_version=self.version,
+                    experts=None if experts is None else experts.of(row, step + 1),
                 )
             alive &= ~ended
             if not alive.any():
@@ -118,6 +118,28 @@ class EmbeddedEngine:
                 kept = alive.nonzero()[:, 0]
                 cache.batch_select_indices(kept)
                 active, mask, step_input, alive = active[kept], mask[kept], step_input[kept], alive[kept]
+
+    def _forward(self, tokens: Tensor, mask: Tensor, cache: DynamicCache) -> tuple[Tensor, Sequence[Tensor]]:
+        """Logits after the last token, `[rows, vocab]`, and where they are recorded the routers' scores of each layer."""
+        backbone = self.model.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+            **({"output_router_logits": True} if self.records_experts else {}),
+        )
+        logits = self.model.lm_head(backbone.last_hidden_state[:, -1])
+        return logits, backbone.router_logits if self.records_experts else ()
+
+    def _expert_record(self, requests: Sequence[Request]) -> RecordedExperts:
+        config = self.model.config
+        return RecordedExperts(
+            [len(request.tokens) for request in requests],
+            max(request.max_tokens for request in requests),
+            layers=config.num_hidden_layers,
+            topk=config.num_experts_per_tok,
+        )
 
     def _inputs(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor, Tensor]:
         """Left-padded prompts `[requests, longest]`, their mask, and one uniform number a token to come."""

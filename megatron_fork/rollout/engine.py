@@ -67,6 +67,8 @@ class Completion:
     logprob: tuple[float, ...]
     finish_reason: FinishReason
     weight_version: int
+    experts: Tensor | None = None
+    """`[prompt and response tokens but the last, layers, k]` int16; None where the engine does not report its routing."""
 
 
 class Engine(Protocol):

@@ -102,13 +102,14 @@ def two_updates(
     recompute: str = "none",
     loss: str = "ppo",
     denominator: str = "selected",
+    balance: float = 0.0,
 ) -> dict[str, Any]:
     """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank."""
     from megatron_fork import objective, selection
     from megatron_fork.checkpoint import iter_hf_weights, load_weights
     from megatron_fork.clock import Clock
     from megatron_fork.distributed import Config, collectives, parallel_layout
-    from megatron_fork.models import ComputeConfig
+    from megatron_fork.models import ComputeConfig, ExpertsConfig
     from megatron_fork.policy import Config as PolicyConfig
     from megatron_fork.policy import Learner, Networks, OptimizerConfig, Policy, Rates, split_into_mini_batches
 
@@ -128,6 +129,7 @@ def two_updates(
             layout,
             temperature=0.8,
             compute=ComputeConfig(recompute=recompute),  # type: ignore[arg-type]
+            experts=ExpertsConfig(balance=balance),
         )
         load_weights(policy.model, weights)
         policy.weights_changed()
@@ -142,7 +144,8 @@ def two_updates(
         columns = [(s.token_id_t, s.old_logprob_t, s.entropy_t, s.selected_t) for s in shares]
         everyone = collectives.gather_objects(columns, layout.data)
         trained = {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
-        names = ("loss", "gradient_norm", "selection/threshold", "selection/selected", "entropy/mean")
+        names = ["loss", "gradient_norm", "selection/threshold", "selection/selected", "entropy/mean"]
+        names += ["experts/balance"] if balance else []
         return {
             "metrics": [{name: lesson.metrics[name] for name in names} for lesson in lessons],
             "tokens": [_by_token(parts) for parts in zip(*everyone, strict=True)],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from layouts import differences, legal, name_of, two_updates
-from ranks import renew_world, run_on_ranks
+from ranks import run_on_ranks
 
 TOLERANCE = 1e-5
 DRAWN = 9
@@ -22,6 +22,7 @@ def options_of(parallel: dict[str, Any], *, experts: bool) -> dict[str, Any]:
     distributed = draw.random() < 0.4
     return {
         "tied": draw.random() < 0.5,
+        "balance": draw.choice((0.0, 0.01)) if experts else 0.0,
         "experts": experts,
         "packed": draw.random() < 0.8,
         "distributed_optimizer": distributed,
@@ -33,16 +34,12 @@ def options_of(parallel: dict[str, Any], *, experts: bool) -> dict[str, Any]:
 
 
 def run_all(cases: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
-    results = []
-    for parallel, options in cases:
-        results.append(two_updates(parallel, **options))
-        renew_world()
-    return results
+    return [two_updates(parallel, **options) for parallel, options in cases]
 
 
 def reference_key(options: dict[str, Any]) -> tuple[Any, ...]:
     """What changes the result; the rest must not."""
-    return tuple(options[name] for name in ("tied", "experts", "loss", "denominator"))
+    return tuple(options[name] for name in ("tied", "experts", "balance", "loss", "denominator"))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from ranks import renew_world, run_on_ranks
+from ranks import run_on_ranks
 
 LENGTHS = [10, 7, 12, 40, 3, 2]  # an even sum: it splits over two tensor ranks
 UNTIED = {"tie_word_embeddings": False}
@@ -36,11 +36,7 @@ LAYOUTS = {
 
 def compare_layouts(names: list[str]) -> dict[str, dict]:
     """`compare` of several layouts in one world: starting ranks takes longer than what they do here."""
-    found = {}
-    for name in names:
-        found[name] = compare(*LAYOUTS[name][1:])
-        renew_world()
-    return found
+    return {name: compare(*LAYOUTS[name][1:]) for name in names}
 
 
 def compare(parallel: dict, variants: dict) -> dict[str, tuple[list[str], list[str], float]]:

@@ -143,3 +143,27 @@ def test_experts_are_updated_under_their_published_names() -> None:
         RolloutError, match=r"lacks 1 tensors, first model\.layers\.1\.mlp\.experts\.2\.up_proj\.weight"
     ):
         made.update_weights(weights.items(), 2)
+
+
+@torch.no_grad()
+def test_recorded_experts_are_those_of_one_pass_over_the_whole_sequence() -> None:
+    config = family_config("qwen3_moe", eos_token_id=1, pad_token_id=0)
+    model = hugging_face_model(config)
+    recording = EmbeddedEngine(
+        config,
+        stop_token=1,
+        pad_token=0,
+        batch_size=5,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        records_experts=True,
+    )
+    recording.update_weights(PublishedWeights(model.state_dict()).items(), 0)
+    asked = requests(12)
+    for completion in recording.generate(asked):
+        tokens = [*asked[completion.number].tokens, *completion.tokens][:-1]
+        scores = model.model(input_ids=torch.tensor([tokens]), output_router_logits=True).router_logits
+        wanted = torch.stack([layer.topk(config.num_experts_per_tok).indices for layer in scores], dim=1)
+        assert completion.experts is not None and completion.experts.shape == wanted.shape
+        # As sets: a token's experts may come in another order where two scores are nearly the same.
+        assert torch.equal(completion.experts.sort(-1).values.long(), wanted.sort(-1).values)
