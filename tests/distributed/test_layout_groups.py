@@ -1,6 +1,6 @@
 """A layout that is left leaves nothing behind: one process can hold many, one after the other."""
 
-import os
+from pathlib import Path
 
 from ranks import run_on_ranks
 
@@ -17,7 +17,7 @@ def threads_inside_and_after() -> list[tuple[int, int]]:
 
 
 def _threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def test_groups_of_a_layout_end_with_it() -> None:
