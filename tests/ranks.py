@@ -12,13 +12,18 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 
-def run_on_ranks(function: Callable[..., Any], ranks: int, *args: Any, time_limit: float = 180.0) -> list[Any]:
+def run_on_ranks(
+    function: Callable[..., Any], ranks: int, *args: Any, time_limit: float = 180.0, have_children: bool = False
+) -> list[Any]:
     """Call the module-level `function(*args)` on `ranks` processes that share a gloo world; each rank's result, in order.
 
-    Fails with the traceback of the first rank that raised, and kills all ranks after `time_limit` seconds.
+    Fails with the traceback of the first rank that raised, and kills all ranks after `time_limit` seconds. Ranks that are to
+    `have_children`, as Megatron's checkpoint writer wants, are not ended with a parent that is killed.
     """
     with tempfile.TemporaryDirectory(prefix="ranks") as folder:
-        context = multiprocessing.spawn(_rank, (function, ranks, args, folder), nprocs=ranks, join=False, daemon=True)
+        context = multiprocessing.spawn(
+            _rank, (function, ranks, args, folder), nprocs=ranks, join=False, daemon=not have_children
+        )
         deadline = time.monotonic() + time_limit
         try:
             while not context.join(timeout=max(0.0, deadline - time.monotonic())):

@@ -99,7 +99,7 @@ def test_missing_and_surplus_experts_are_named() -> None:
 def test_random_initial_weights_are_those_of_hugging_face(family: str) -> None:
     config = family_config(family)
     with megatron_model(config, None) as model:
-        load_initial(model, Source(hf_config={"model_type": family}), seed=3)
+        load_initial([model], Source(hf_config={"model_type": family}), seed=3)
         found = dict(iter_hf_weights(model))
     torch.manual_seed(3)
     drawn = dict(PublishedWeights(AutoModelForCausalLM.from_config(config).state_dict()))
@@ -115,7 +115,7 @@ def test_a_critic_is_loaded_without_a_head(family: str) -> None:
     with distributed.parallel_layout(distributed.Config()) as layout:
         critic = build_value_chunks(config, layout.config)
         load_weights(critic, weights)
-        assert not critic.output_layer.weight.any()
+        assert not critic[0].output_layer.weight.any()
         del weights["lm_head.weight"]
         assert_same(dict(iter_hf_weights(critic)), weights)
 
