@@ -60,12 +60,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     models.choose_backend(config.compute)
     if config.experts.replay and not models.family_of(hf_config).has_experts:
         raise ModelError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
-    source = load_prompts(config.data, _tokenizer(config.model))
-    if len(source.tokenizer) > hf_config.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {len(source.tokenizer)} tokens, the model's vocab_size is {hf_config.vocab_size}",
-            hint=f"set model.hf_config.vocab_size to {len(source.tokenizer)} or more",
-        )
+    source = matching_prompts(config, hf_config)
     distributed.initialize()
     with parallel_layout(config.parallel) as layout, StopRequest() as stop:
         folder = _open_folder(config, layout)
@@ -73,6 +68,25 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
             yield Workplace(config, layout, hf_config, source, folder, display, stop)
         finally:
             folder.close()
+
+
+def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:
+    """The prompts of a recipe; raises where their tokenizer, or the sequences they lead to, do not fit the model."""
+    source = load_prompts(config.data, _tokenizer(config.model))
+    if len(source.tokenizer) > hf_config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(source.tokenizer)} tokens, the model's vocab_size is {hf_config.vocab_size}",
+            hint=f"set model.hf_config.vocab_size to {len(source.tokenizer)} or more",
+        )
+    room = models.longest_sequence(hf_config)
+    if source.longest_prompt + config.rollout.max_response_tokens > room:
+        raise ModelError(
+            f"the longest prompt has {source.longest_prompt} tokens, which with rollout.max_response_tokens="
+            f"{config.rollout.max_response_tokens} is more than the model's max_position_embeddings={room}",
+            hint=f"lower rollout.max_response_tokens to {max(0, room - source.longest_prompt)} or less, or add "
+            "rope_parameters of rope_type yarn to config.json",
+        )
+    return source
 
 
 def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:

@@ -44,6 +44,11 @@ class PromptSource:
     tokenizer: PreTrainedTokenizerBase
     has_demonstrator: bool
 
+    @property
+    def longest_prompt(self) -> int:
+        """In tokens."""
+        return max(len(prompt.tokens) for prompt in [*self.training, *self.held_out])
+
     def draw(self, count: int, *, start: int, seed: int) -> list[Prompt]:
         """Prompts `start` to `start + count` of an endless order: a new shuffle of the set in every epoch."""
         drawn: list[Prompt] = []

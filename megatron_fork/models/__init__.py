@@ -3,6 +3,7 @@
 from megatron_fork.models.build import build_chunks, build_model, build_value_chunks
 from megatron_fork.models.compute import ComputeConfig, choose_backend
 from megatron_fork.models.families import check_divides, family_of, tokens_where_attention_is_half
+from megatron_fork.models.rotary import longest_sequence
 from megatron_fork.models.routing import ExpertsConfig, Routing
 from megatron_fork.models.source import Config, config_from_recipe
 from megatron_fork.models.statistics_model import StatisticsModel
@@ -26,5 +27,6 @@ __all__ = [
     "choose_backend",
     "config_from_recipe",
     "family_of",
+    "longest_sequence",
     "tokens_where_attention_is_half",
 ]

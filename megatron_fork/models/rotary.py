@@ -46,6 +46,15 @@ def rotary_positions(config: PretrainedConfig) -> RotaryPositions:
     return _KINDS[kind](parameters)
 
 
+def longest_sequence(config: PretrainedConfig) -> int:
+    """Positions that the model was made for; YaRN stretches the original number by its factor."""
+    stated: int = config.max_position_embeddings
+    parameters = config.rope_parameters or {}
+    if parameters.get("rope_type") != "yarn":
+        return stated
+    return max(stated, int(parameters["factor"] * parameters["original_max_position_embeddings"]))
+
+
 def _default(parameters: dict[str, Any]) -> RotaryPositions:
     return RotaryPositions({"position_embedding_type": "rope", "rotary_base": float(parameters["rope_theta"])})
 

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,10 @@ CASES = {
     ),
     "unknown model field": ([str(QUICKSTART), "model.hf_config.hiden_size=8"], ["hiden_size"]),
     "small vocabulary": ([str(QUICKSTART), "model.hf_config.vocab_size=100"], ["vocab_size", "135"]),
+    "beyond the model's positions": (
+        [str(QUICKSTART), "rollout.max_response_tokens=124"],
+        ["5 tokens", "max_response_tokens=124", "max_position_embeddings=128", "rope_type yarn", "to 123 or less"],
+    ),
     "world size": ([str(QUICKSTART), "parallel.tensor=2"], ["world size 1", "2"]),
     "heads": ([str(QUICKSTART), "parallel.tensor=3"], ["parallel.tensor=3", "num_attention_heads=4"]),
     "layers": ([str(QUICKSTART), "parallel.pipeline=4"], ["parallel.pipeline=4", "num_hidden_layers=2"]),
@@ -78,6 +83,30 @@ def test_one_clear_line(name: str, stays: None, tmp_path: Path) -> None:
     for part in expected:
         assert part in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("response", "rope", "fits"),
+    [(123, None, True), (124, None, False), (251, 2.0, True), (252, 2.0, False)],
+)
+def test_yarn_makes_room(response: int, rope: float | None, fits: bool) -> None:
+    """The way out that the message names is one: YaRN over 128 positions has room for twice as many."""
+    from megatron_fork.checkpoint import resolve_config
+    from megatron_fork.config import load_config
+    from megatron_fork.errors import ModelError
+    from megatron_fork.workplace import matching_prompts
+
+    config = load_config(QUICKSTART, [f"rollout.max_response_tokens={response}"])
+    if rope:
+        assert config.model.hf_config is not None
+        config.model.hf_config["rope_parameters"] = {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": rope,
+            "original_max_position_embeddings": 128,
+        }
+    with nullcontext() if fits else pytest.raises(ModelError, match="max_position_embeddings"):
+        matching_prompts(config, resolve_config(config.model))
 
 
 def test_unreadable_recipe(stays: None, tmp_path: Path) -> None:
