@@ -52,6 +52,30 @@ def analyze(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="recipe to check", show_default=False)] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """What this machine offers, and whether a recipe would start here; nothing is allocated for it."""
+
+    def work() -> None:
+        from megatron_fork.console import quiet_libraries
+
+        quiet_libraries()
+        from rich.console import Console
+
+        from megatron_fork import distributed
+        from megatron_fork.config import load_config
+        from megatron_fork.doctor import diagnose
+
+        console = Console(highlight=False, quiet=distributed.rank() != 0)
+        diagnose(load_config(recipe, overrides or []) if recipe else None, console)
+
+    _guarded(work, debug=debug)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "megatron_fork"
 HOUSE = (
     "version errors clock distributed vocab_parallel selection objective models checkpoint experience rewards data "
     "policy rollout evaluation analysis config console interruption run_folder traces workplace supervised start record "
-    "train cli __main__"
+    "train doctor cli __main__"
 ).split()
 # `collectives` and `compatibility` are tools for the rooms above, not names of the room itself.
 OPEN_MODULES = {"distributed"}

@@ -3,6 +3,7 @@
 from megatron_fork.models.build import build_chunks, build_model, build_value_chunks
 from megatron_fork.models.compute import ComputeConfig, choose_backend
 from megatron_fork.models.families import check_divides, family_of, tokens_where_attention_is_half
+from megatron_fork.models.footprint import Footprint, count_parameters, fullest_rank
 from megatron_fork.models.rotary import longest_sequence
 from megatron_fork.models.routing import ExpertsConfig, Routing
 from megatron_fork.models.source import Config, config_from_recipe
@@ -16,6 +17,7 @@ __all__ = [
     "ComputeConfig",
     "Config",
     "ExpertsConfig",
+    "Footprint",
     "PackedModel",
     "Routing",
     "StatisticsModel",
@@ -26,7 +28,9 @@ __all__ = [
     "check_divides",
     "choose_backend",
     "config_from_recipe",
+    "count_parameters",
     "family_of",
+    "fullest_rank",
     "longest_sequence",
     "tokens_where_attention_is_half",
 ]

@@ -1,0 +1,63 @@
+"""How many parameters a model has, and how many of them the fullest rank holds; nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from megatron_fork.distributed import layout
+from megatron_fork.models.families import check_divides, padded_vocab_size
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Parameters of one rank. Experts are counted apart: their optimizer state is sharded over other ranks."""
+
+    dense: int
+    experts: int
+
+    @property
+    def total(self) -> int:
+        return self.dense + self.experts
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Of the whole model, tied weights once."""
+    return sum(count for _, count in _parameters(config))
+
+
+def fullest_rank(config: PretrainedConfig, parallel: layout.Config) -> Footprint:
+    """What the rank of the fullest pipeline stage holds; raises `LayoutError` where the model does not split so.
+
+    All stages have as many layers. The first also holds the embedding, the last the output layer and the final norm; tied
+    weights lie on both.
+    """
+    check_divides(config, parallel)
+    layers_dense = layers_experts = final_norm = 0
+    for name, count in _parameters(config):
+        if ".experts." in name:
+            layers_experts += count // (parallel.expert * parallel.expert_tensor)
+        elif ".layers." in name:
+            layers_dense += count if _is_replicated(name) else count // parallel.tensor
+        elif _is_replicated(name):
+            final_norm += count
+    table = padded_vocab_size(config, parallel) // parallel.tensor * config.hidden_size
+    tables = 1 if parallel.pipeline > 1 or config.tie_word_embeddings else 2
+    dense = layers_dense // parallel.pipeline + tables * table + final_norm
+    return Footprint(dense, layers_experts // parallel.pipeline)
+
+
+def _is_replicated(name: str) -> bool:
+    """Norms and routers are whole on every tensor rank."""
+    return "norm" in name or name.endswith("mlp.gate.weight")
+
+
+def _parameters(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
+    """Hugging Face's names and sizes, from a model without storage."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        yield name, parameter.numel()

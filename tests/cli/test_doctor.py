@@ -1,0 +1,112 @@
+"""`doctor` says what is here and why it was taken, and exits with 0 only where a recipe would start."""
+
+import importlib.metadata
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from commands import QUICKSTART, run
+from rich.console import Console
+from typer.testing import CliRunner
+
+from megatron_fork import cli, doctor
+from megatron_fork.errors import ConfigError
+from megatron_fork.models import Footprint
+from megatron_fork.policy import OptimizerConfig
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is taken without a GPU")
+
+
+@pytest.fixture(autouse=True)
+def stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program leaves with os._exit, which would end the tests: here it raises SystemExit instead."""
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(cli, "_leave", leave)
+
+
+def call(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["doctor", *words])
+    return result.exit_code, result.output
+
+
+@NO_GPU
+def test_the_machine_and_what_is_taken_on_it() -> None:
+    code, output = call()
+    assert code == 0
+    for package in ("torch", "megatron-core", "transformers"):
+        assert f"{package}: {importlib.metadata.version(package)}\n" in output
+    assert "layers: local  (no GPU is visible)" in output
+    assert "LM-head kernels: torch  (no GPU is visible; tried)" in output
+    assert "ranks: 1, gloo" in output
+    assert "transformer-engine: " in output and "fused layers" in output
+
+
+def test_a_recipe_that_would_start() -> None:
+    code, output = call(str(QUICKSTART))
+    assert code == 0
+    # Per layer: query and output 2 x 128 x 128, key and value 2 x 128 x 64, MLP 3 x 128 x 512, norms 2 x 128 + 2 x 32.
+    parameters = 2 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 512 + 2 * 128 + 2 * 32) + 135 * 128 + 128
+    assert f"{parameters:,} parameters" in output
+    assert "longest sequence: 5 + 46 = 51 tokens" in output
+    assert "a step: 16 prompts x 16 = 256 responses  (2 updates)" in output
+    assert "an update: 128 responses, 128 a data rank" in output
+
+
+def test_ranks_that_are_still_to_be_started_are_no_error() -> None:
+    code, output = call(str(QUICKSTART), "parallel.tensor=2", "parallel.context=2")
+    assert code == 0 and "layout: 1 data ranks of 4  (a multiple of 4 ranks; counted for 4)" in output
+
+
+@NO_GPU
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("compute.backend=transformer_engine", "needs Transformer Engine: no GPU is visible"),
+        ("vocab_parallel.kernels=triton", "vocab_parallel.kernels=triton"),
+        ("parallel.tensor=3", "num_attention_heads=4"),
+        ("rollout.max_response_tokens=124", "max_position_embeddings=128"),
+        ("data.source=absent.jsonl", "absent.jsonl"),
+        ("selection.ratio=2", "selection.ratio=2"),
+    ],
+)
+def test_what_is_asked_for_in_vain_is_one_line(override: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    code, output = call(str(QUICKSTART), override)
+    assert code not in (0, None)
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and expected in errors[0]
+    if not override.startswith("selection"):
+        assert output.startswith("megatron-fork: "), "what was found before the error is shown"
+
+
+def test_a_package_that_does_not_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_engine.py").write_text("raise OSError('libcudnn.so.9: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"broken_engine is installed and cannot be imported: libcudnn"):
+        doctor._check_import("broken_engine")
+
+
+def test_optimizer_bytes() -> None:
+    """12 bytes a parameter beside half precision, 8 beside float32; each kind is sharded over its own replicas."""
+    footprint = Footprint(dense=1000, experts=600)
+    whole, sharded = OptimizerConfig(), OptimizerConfig(distributed=True)
+    assert doctor.optimizer_bytes(whole, footprint, half=True, replicas=(4, 2)) == 12 * 1600
+    assert doctor.optimizer_bytes(whole, footprint, half=False, replicas=(4, 2)) == 8 * 1600
+    assert doctor.optimizer_bytes(sharded, footprint, half=True, replicas=(4, 2)) == 12 * (250 + 300)
+
+
+def test_a_terminal_gets_tables() -> None:
+    file = io.StringIO()
+    doctor.diagnose(None, Console(file=file, force_terminal=True, width=120))
+    assert "│" in file.getvalue() and "optional packages" in file.getvalue()
+
+
+@pytest.mark.slow
+def test_as_a_program() -> None:
+    assert run("doctor", str(QUICKSTART))[0] == 0
+    code, output = run("doctor", str(QUICKSTART), "parallel.tensor=3")
+    assert code == 2 and "Traceback" not in output
