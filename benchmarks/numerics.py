@@ -7,6 +7,8 @@ bfloat16      the policy in bfloat16 as this package runs it: logits and their s
 rounded       the same, its logits rounded to bfloat16 before float32 statistics: an output layer in the model's dtype
 all_bfloat16  the same, and softmax, log-prob and entropy in bfloat16 too; no gradient
 
+The last two also stand against `bfloat16`, whose hidden states are theirs: that is what float32 in the head alone buys.
+
 The weights are random, the same values (of bfloat16) for all, and so are the tokens. The final norm's weights spread widely, so
 that entropies do: the quantiles stand in the result.
 """
@@ -131,6 +133,7 @@ def compare(options: argparse.Namespace, seed: int, layout: Layout) -> dict[str,
     weights, batch = random_weights(config, seed), random_batch(config, options.sequences, seed)
     found: dict[str, dict[str, float]] = {}
     reference: tuple[TokenStatistics, selection.Selection, float, Tensor] | None = None
+    same_hidden: tuple[TokenStatistics, selection.Selection]
     for kind in ("float32", "bfloat16", "rounded", "all_bfloat16"):
         policy = policy_of(kind, config, weights, layout)
         statistics = policy.statistics(batch)
@@ -144,13 +147,11 @@ def compare(options: argparse.Namespace, seed: int, layout: Layout) -> dict[str,
             found[kind] = {**dict(zip(names, quantiles, strict=True)), "threshold": chosen.threshold, "norm": norm}
             continue
         exact, wanted, exact_norm, exact_row = reference
-        result = {
-            **{f"logprob_{name}": value for name, value in distance(statistics.logprob, exact.logprob).items()},
-            **{f"entropy_{name}": value for name, value in distance(statistics.entropy, exact.entropy).items()},
-            "threshold_relative": abs(chosen.threshold - wanted.threshold) / wanted.threshold,
-            "selected_share": chosen.selected / chosen.candidates,
-            "selected_overlap": float((chosen.mask & wanted.mask).sum() / wanted.mask.sum()),
-        }
+        result = differences(statistics, chosen, exact, wanted)
+        if kind == "bfloat16":
+            same_hidden = statistics, chosen
+        else:
+            found[f"{kind} against bfloat16"] = differences(statistics, chosen, *same_hidden)
         if kind != "all_bfloat16":
             norm, row = gradient(policy, batch, statistics, wanted.mask)
             result["gradient_norm_relative"] = abs(norm - exact_norm) / exact_norm
@@ -159,6 +160,18 @@ def compare(options: argparse.Namespace, seed: int, layout: Layout) -> dict[str,
         del policy
         gc.collect()
     return found
+
+
+def differences(
+    ours: TokenStatistics, chosen: selection.Selection, theirs: TokenStatistics, wanted: selection.Selection
+) -> dict[str, float]:
+    return {
+        **{f"logprob_{name}": value for name, value in distance(ours.logprob, theirs.logprob).items()},
+        **{f"entropy_{name}": value for name, value in distance(ours.entropy, theirs.entropy).items()},
+        "threshold_relative": abs(chosen.threshold - wanted.threshold) / wanted.threshold,
+        "selected_share": chosen.selected / chosen.candidates,
+        "selected_overlap": float((chosen.mask & wanted.mask).sum() / wanted.mask.sum()),
+    }
 
 
 def distance(ours: Tensor, theirs: Tensor) -> dict[str, float]:
