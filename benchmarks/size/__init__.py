@@ -1,0 +1,1 @@
+"""The policy at full size: what is measured, and the search for the longest response."""
