@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -95,7 +94,8 @@ def _machine() -> Iterator[Finding]:
         f"{cores} cores, {torch.get_num_threads()} threads, {present}",
         "multiplies bf16" if fast else "no bf16 instructions: fp32 is faster here",
     )
-    yield Finding("memory", f"{psutil.virtual_memory().total / _GIB:.1f} GiB")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield Finding("memory", f"{memory / _GIB:.1f} GiB")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         capability = f"compute capability {device.major}.{device.minor}"
