@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
 
-from megatron_fork import checkpoint, distributed, models, vocab_parallel
+from megatron_fork import distributed, models, vocab_parallel
 from megatron_fork.config import RunConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.policy import OptimizerConfig
 from megatron_fork.version import __version__
-from megatron_fork.workplace import matching_prompts
+from megatron_fork.workplace import matching_model, matching_prompts
 
 _GIB = 2**30
 # Module, distribution, and what a run gains by it.
@@ -165,8 +165,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _recipe(config: RunConfig) -> Iterator[Finding]:
-    hf_config = checkpoint.resolve_config(config.model)
-    models.check_divides(hf_config, config.parallel)
+    hf_config = matching_model(config)
     parameters = models.count_parameters(hf_config)
     yield Finding("model", (hf_config.architectures or ["none"])[0], f"{parameters:,} parameters")
     parallel = config.parallel

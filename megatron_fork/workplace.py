@@ -55,11 +55,7 @@ class Workplace:
 @contextmanager
 def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
-    hf_config = checkpoint.resolve_config(config.model)
-    models.check_divides(hf_config, config.parallel)
-    models.choose_backend(config.compute)
-    if config.experts.replay and not models.family_of(hf_config).has_experts:
-        raise ModelError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
+    hf_config = matching_model(config)
     source = matching_prompts(config, hf_config)
     distributed.initialize()
     with parallel_layout(config.parallel) as layout, StopRequest() as stop:
@@ -68,6 +64,16 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
             yield Workplace(config, layout, hf_config, source, folder, display, stop)
         finally:
             folder.close()
+
+
+def matching_model(config: RunConfig) -> PretrainedConfig:
+    """The model's config; raises where it cannot be built as the recipe asks."""
+    hf_config = checkpoint.resolve_config(config.model)
+    models.check_divides(hf_config, config.parallel)
+    models.choose_backend(config.compute)
+    if config.experts.replay and not models.family_of(hf_config).has_experts:
+        raise ModelError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
+    return hf_config
 
 
 def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:
