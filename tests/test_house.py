@@ -7,6 +7,8 @@ room (`megatron_fork.selection`) or, in the two rooms that say so, a named modul
 import ast
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parent.parent / "megatron_fork"
 HOUSE = (
     "version errors clock distributed vocab_parallel selection objective models checkpoint experience rewards data "
@@ -70,3 +72,81 @@ def test_one_place_computes_log_probs() -> None:
             if name in words:
                 found.append(f"{path.name}:{node.lineno} {name}")
     assert not found
+
+
+# The one file that may tell one megatron-core from another; everything else is written for all of them.
+VERSION_FILE = "distributed/versions.py"
+
+
+def version_branches(source: str) -> list[str]:
+    """Places in `source` that ask which megatron-core is installed, or try whether it has a name."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Try | ast.With) and misses_are_caught(node) and any(map(names_megatron, node.body)):
+            found.append(f"{node.lineno}: an import of megatron that may fail")
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [f"{'.'.join([*modules, alias.name])}" for alias in node.names]
+            if any(name.startswith(("packaging", "megatron.core.package_info")) for name in modules):
+                found.append(f"{node.lineno}: a comparison of versions")
+            if "megatron.core.__version__" in modules:
+                found.append(f"{node.lineno}: megatron-core's version")
+        if isinstance(node, ast.Attribute) and node.attr in ("__version__", "version_info"):
+            found.append(f"{node.lineno}: .{node.attr}")
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("hasattr", "signature", "inspect.signature"):
+                found.append(f"{node.lineno}: {called}")
+            if any(
+                isinstance(word, ast.Constant) and word.value in ("megatron-core", "megatron_core")
+                for word in node.args
+            ):
+                found.append(f"{node.lineno}: megatron-core's version")
+    return found
+
+
+def misses_are_caught(node: ast.Try | ast.With) -> bool:
+    caught = (
+        [handler.type for handler in node.handlers]
+        if isinstance(node, ast.Try)
+        else [item.context_expr for item in node.items]
+    )
+    text = " ".join("Exception" if each is None else ast.unparse(each) for each in caught)
+    return any(name in text for name in ("ImportError", "ModuleNotFoundError", "AttributeError", "Exception"))
+
+
+def names_megatron(statement: ast.stmt) -> bool:
+    for node in ast.walk(statement):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "megatron":
+            return True
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "megatron" for alias in node.names):
+            return True
+    return False
+
+
+def test_one_place_tells_versions_of_megatron_apart() -> None:
+    """What differs between the supported versions must be found, and one day dropped, in one place."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).as_posix() != VERSION_FILE:
+            found += [f"{path.name}:{place}" for place in version_branches(path.read_text())]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try:\n    from megatron.core.models.gpt import GPTModel\nexcept ImportError:\n    GPTModel = None",
+        "with contextlib.suppress(ImportError):\n    import megatron.core.recompute",
+        "from packaging.version import Version",
+        "from megatron.core import __version__",
+        "from megatron.core.package_info import __version__",
+        "import megatron.core\nnew = megatron.core.__version__ > '0.17'",
+        "new = importlib.metadata.version('megatron-core') > '0.17'",
+        "new = sys.version_info >= (3, 12)",
+        "new = hasattr(moe_utils, 'te_general_gemm')",
+        "new = 'padding_mask' in inspect.signature(GPTModel._postprocess).parameters",
+    ],
+)
+def test_telling_versions_apart_is_noticed(source: str) -> None:
+    assert version_branches(source)

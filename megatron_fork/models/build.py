@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from transformers import PretrainedConfig
 
 from megatron_fork import vocab_parallel
-from megatron_fork.distributed import compatibility, layout
+from megatron_fork.distributed import compatibility, layout, versions
 from megatron_fork.errors import LayoutError
 from megatron_fork.models.attention import PackedAttention
 from megatron_fork.models.compute import ComputeConfig, choose_backend, compute_fields
@@ -185,9 +185,7 @@ def _layers(
 ) -> TransformerBlockSubmodules:
     layer, norm = (_fused_layer(config), TENorm) if fused else (_local_layer(config), RMSNorm)
     if config.num_moe_experts:
-        experts: Any = layer.submodules
-        experts.mlp.module = PackedExperts
-        experts.mlp.submodules.router = partial(PackedRouter, routing=routing)
+        versions.replace_experts(layer, PackedExperts, partial(PackedRouter, routing=routing))
     count = get_num_layers_to_build(config, vp_stage=stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
 

@@ -88,9 +88,14 @@ class PackedRouter(TopKRouter):
     """Megatron's router with replay and a balance loss that no layout changes."""
 
     def __init__(
-        self, config: TransformerConfig, pg_collection: ProcessGroupCollection | None = None, *, routing: Routing
+        self,
+        config: TransformerConfig,
+        pg_collection: ProcessGroupCollection | None = None,
+        *,
+        routing: Routing,
+        **place: Any,
     ) -> None:
-        super().__init__(config, pg_collection)
+        super().__init__(config, pg_collection, **place)
         self.known = routing
         self.token_t: Tensor | None = None
         if routing.config.replay:

@@ -1,0 +1,31 @@
+"""What differs between the versions of megatron-core that this project runs on; no other file tells them apart.
+
+|                              | 0.16, 0.17       | 0.18, 0.19                            |
+|------------------------------|------------------|---------------------------------------|
+| experts in a layer's spec    | a `ModuleSpec`   | a `functools.partial` of their module |
+
+Without a distinction in the code: from 0.17 on Python 3.12 is needed and a router is told whether it belongs to a layer of
+multi-token prediction, which `PackedRouter` passes on; from 0.18 on `GPTModel` has a hook for what follows its last layer,
+but overriding its last step works in all versions; 0.19 announces the end of `GPTModel`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.spec_utils import ModuleSpec
+
+
+def replace_experts(layer: ModuleSpec, module: type[MoELayer], router: Callable[..., Any]) -> None:
+    """Make the spec of a transformer layer with experts build them as `module`, with `router` in it."""
+    parts: Any = layer.submodules
+    experts: Any = parts.mlp
+    if isinstance(experts, functools.partial):
+        parts.mlp = functools.partial(module, **experts.keywords)
+        experts.keywords["submodules"].router = router
+    else:
+        experts.module = module
+        experts.submodules.router = router
