@@ -20,10 +20,12 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_fork.distributed import collectives
 from megatron_fork.errors import CheckpointError
 
 _MANIFEST = "manifest.json"
@@ -74,6 +76,7 @@ def save_training_state(
                 (aside / name).mkdir(parents=True)
         dist.barrier()
         for name, network in networks.items():
+            _refuse_what_would_be_cut_off(network.optimizer)
             with _one_thread():
                 dist_checkpointing.save(_sharded(network, loading=False), str(aside / name))
         dist.barrier()
@@ -148,6 +151,20 @@ def _sharded(network: Trained, *, loading: bool) -> dict[str, Any]:
         states if len(states) > 1 else states["model"], is_loading=loading, metadata=_OPTIMIZER_METADATA
     )
     return {**states, "optimizer": optimizer_state}
+
+
+def _refuse_what_would_be_cut_off(optimizer: MegatronOptimizer) -> None:
+    """Megatron 0.16.1 fills with zeros what lies past a buffer's unpadded size, where parameters of odd sizes are padded to."""
+    parts = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+    buffers = [buffer for part in parts if isinstance(part, DistributedOptimizer) for buffer in part.buffers]
+    cut_off = any(
+        max(end for _, end, _ in buffer.param_index_map.values()) > buffer.numel_unpadded for buffer in buffers
+    )
+    if any(collectives.gather_objects(cut_off, dist.group.WORLD)):
+        raise CheckpointError(
+            "optimizer.distributed=true: Megatron would cut off the state of this model's odd-sized parameters",
+            hint="set optimizer.distributed=false; models whose sizes are multiples of 64 are not concerned",
+        )
 
 
 def _chunks(network: Trained) -> dict[str, MegatronModule]:

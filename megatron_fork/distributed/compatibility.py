@@ -5,7 +5,7 @@ names must mean the CPU. Inside `megatron.*` modules, and there alone, the globa
 torch (`_CpuTorch`) that does just that; torch itself, as seen by everybody else, keeps its meaning. Where CUDA is
 available only the last difference, which is about Transformer Engine, is active.
 
-Each patch and its reason (megatron-core 0.16.1):
+Each patch and its reason, in every version from 0.16.1 to 0.19 unless said otherwise:
 
 1. `torch` in `megatron.*` is the CPU view: factories map `device="cuda"` to the CPU and drop `pin_memory`; streams, events
    and synchronisation do nothing, since gloo and the CPU run in program order.
@@ -14,12 +14,14 @@ Each patch and its reason (megatron-core 0.16.1):
    spelling. Callers outside Megatron get torch's own answer.
 4. The model-parallel random state tracker forks and restores the CPU generator, as there is no CUDA generator.
 5. The distributed optimizer on torch's AdamW loads one *shared* `step` tensor for all parameters; AdamW increments it
-   in place once a parameter. It gets a tensor of its own per parameter, and `step` is kept when states are set.
+   in place once a parameter. It gets a tensor of its own per parameter, and `step` is kept when states are set. Before a
+   checkpoint is loaded the states are made: an optimizer that has never stepped has none to describe.
 6. The expert dispatcher turns split sizes into numbers only when they lie on a GPU, and passes on tensors otherwise; the
    collective takes a sequence of numbers.
 7. gloo gathers and scatters parts of one size only: experts that are cut over tensor ranks exchange parts of several.
    Gathers are padded, and reduce-scatters are an all-reduce of which each rank keeps its part.
-8. The router asks whether `te_general_gemm` is None, a name that does not exist without Transformer Engine (GPU or not).
+8. The router asks whether `te_general_gemm` is None, a name that does not exist without Transformer Engine (GPU or not);
+   until 0.16.
 """
 
 from __future__ import annotations
@@ -255,6 +257,7 @@ def _patch_distributed_optimizer() -> None:
 
     set_states = DistributedOptimizer._set_main_param_and_optimizer_states
     load_state_dict = DistributedOptimizer.load_state_dict
+    sharded_state_dict = DistributedOptimizer.sharded_state_dict
 
     def set_states_and_keep_step(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         group, order = self.model_param_group_index_map[model_param]
@@ -268,6 +271,12 @@ def _patch_distributed_optimizer() -> None:
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
 
+    def sharded_with_states(self: Any, model_state: Any, is_loading: bool = False, **options: Any) -> Any:
+        if is_loading and not self.optimizer.state:
+            self._init_optimizer_states_with_dummy_values()
+        return sharded_state_dict(self, model_state, is_loading, **options)
+
+    DistributedOptimizer.sharded_state_dict = sharded_with_states
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states_and_keep_step
     DistributedOptimizer.load_state_dict = load_with_a_step_each
 

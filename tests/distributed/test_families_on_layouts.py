@@ -20,7 +20,7 @@ EXPERTS = {
 }
 LAYOUTS = {
     "tensor": (2, {"tensor": 2}, DENSE),
-    "tensor and sequence": (2, {"tensor": 2, "sequence": True}, DENSE | EXPERTS),
+    "tensor and sequence": (2, {"tensor": 2, "sequence": True}, DENSE),
     "expert": (2, {"expert": 2}, EXPERTS),
     "expert tensor": (2, {"tensor": 2, "sequence": True, "expert_tensor": 2}, EXPERTS),
     "pipeline": (2, {"pipeline": 2}, DENSE | EXPERTS),
