@@ -24,7 +24,8 @@ def replace_experts(layer: ModuleSpec, module: type[MoELayer], router: Callable[
     parts: Any = layer.submodules
     experts: Any = parts.mlp
     if isinstance(experts, functools.partial):
-        parts.mlp = functools.partial(module, **experts.keywords)
+        build: Callable[..., Any] = module
+        parts.mlp = functools.partial(build, *experts.args, **experts.keywords)
         experts.keywords["submodules"].router = router
     else:
         experts.module = module

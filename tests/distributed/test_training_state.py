@@ -1,4 +1,4 @@
-"""A checkpoint of any layout holds all that training needs: the run that loads it goes on as the one that wrote it, bit for bit."""
+"""A checkpoint of any layout holds all that training needs: who loads it goes on as the one that wrote it, bit for bit."""
 
 from pathlib import Path
 from typing import Any
