@@ -55,7 +55,12 @@ def test_unsupported_fields_of_other_families_are_named(family: str, fields: dic
     [
         ("qwen3_moe", {"expert": 3}, "parallel.expert=3 does not divide the model's num_experts=4"),
         ("qwen3_moe", {"expert_tensor": 5}, "parallel.expert_tensor=5 does not divide .* moe_intermediate_size=24"),
-        ("qwen3_moe", {"tensor": 2}, "parallel.tensor=2 with parallel.sequence=false for a mixture of experts"),
+        ("qwen3_moe", {"tensor": 2}, "parallel.expert_tensor=1 with parallel.expert=1 and tensor=2"),
+        (
+            "qwen3_moe",
+            {"tensor": 2, "expert_tensor": 2},
+            "parallel.tensor=2 with parallel.sequence=false for a mixture of experts",
+        ),
         ("qwen3", {"expert": 2}, "parallel.expert=2 with a model that has no experts"),
         ("llama", {"expert_tensor": 2}, "parallel.expert_tensor=2 with a model that has no experts"),
     ],
@@ -67,7 +72,7 @@ def test_experts_that_do_not_divide_are_named(family: str, parallel: dict, named
 
 
 def test_the_dense_width_of_a_mixture_of_experts_need_not_divide() -> None:
-    check_divides(family_config("qwen3_moe", intermediate_size=47), distributed.Config(tensor=2, sequence=True))
+    check_divides(family_config("qwen3_moe", intermediate_size=47), distributed.Config(tensor=2, expert_tensor=2, sequence=True))
 
 
 @pytest.mark.parametrize(
