@@ -8,7 +8,9 @@ the selection preset, the base recipe, the recipe, overrides on the command line
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -82,7 +84,11 @@ class RunFolderConfig:
     name: str = "run"
     checkpoint_every: int = 25
     """Steps between checkpoints; one is always written at the end and on interruption. 0: only then."""
+    checkpoint_async: bool = True
+    """Write checkpoints while training goes on."""
     keep_checkpoints: int = 2
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay beside the newest ones; 0: none."""
     trace_every: int = 10
     """Steps between traces of single trajectories; 0: none."""
     trace_trajectories: int = 8
@@ -92,6 +98,14 @@ class RunFolderConfig:
     def __post_init__(self) -> None:
         if self.keep_checkpoints < 1:
             raise ConfigError(f"run.keep_checkpoints={self.keep_checkpoints} keeps none", hint="keep at least 1")
+        for name in ("checkpoint_every", "keep_every", "trace_every", "trace_trajectories"):
+            if vars(self)[name] < 0:
+                raise ConfigError(f"run.{name}={vars(self)[name]} is negative", hint="0 switches it off")
+        if self.checkpoint_every and self.keep_every % self.checkpoint_every:
+            raise ConfigError(
+                f"run.keep_every={self.keep_every} is not a multiple of run.checkpoint_every={self.checkpoint_every}",
+                hint="only steps that are saved can be kept",
+            )
 
 
 @dataclass
@@ -146,6 +160,20 @@ def to_yaml(config: RunConfig) -> str:
 def differences(old: str, new: RunConfig) -> list[str]:
     """Dotted names of the fields in which a `resolved.yaml` differs from a config."""
     return sorted(_different(yaml.safe_load(old), yaml.safe_load(to_yaml(new)), ""))
+
+
+def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
+    """A few letters that stand for every field but those whose dotted names begin as in `leave_out`."""
+    flat = {name: value for name, value in _flat(yaml.safe_load(to_yaml(config)), "") if not name.startswith(leave_out)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _flat(entry, f"{path}.{key}".lstrip("."))
+    else:
+        yield path, value
 
 
 def _different(old: Any, new: Any, path: str) -> list[str]:

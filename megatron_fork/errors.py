@@ -63,6 +63,12 @@ class RunFolderError(MegatronForkError):
 
 
 class Interrupted(MegatronForkError):
-    """The user or the scheduler asked the run to stop; its state is saved."""
+    """The run was asked to stop; its state is saved."""
 
     exit_code = 130
+
+
+class Preempted(Interrupted):
+    """The scheduler asked the run to stop: it is to be started again, which the exit code asks for (EX_TEMPFAIL)."""
+
+    exit_code = 75

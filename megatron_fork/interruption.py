@@ -1,4 +1,7 @@
-"""Ctrl-C and the scheduler's signals: the first asks the run to save and stop, the second stops it at once."""
+"""Ctrl-C and the scheduler's signals: the first asks the run to save and stop, the second stops it at once.
+
+Slurm sends SIGTERM before it takes a job's machines away, and what `--signal` names, by habit SIGUSR1, before the time is up.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 
 from megatron_fork.distributed import collectives, device
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # One Ctrl-C reaches a rank twice: from the terminal, and passed on by torchrun.
 _SAME_REQUEST_SECONDS = 1.0
 
@@ -20,6 +23,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.by_user = True
+        """Whether it was Ctrl-C that all ranks agreed on, and not the scheduler."""
         self._first = 0.0
 
     def __enter__(self) -> StopRequest:
@@ -42,5 +47,7 @@ class StopRequest:
 
     def agreed(self, world: collectives.Group) -> bool:
         """Whether any rank was asked to stop; every rank must call it."""
-        flag = torch.tensor(float(self.received is not None), device=device())
-        return bool(collectives.all_reduce_max(flag, world))
+        number = torch.tensor(float(self.received or 0), device=device())
+        agreed = int(collectives.all_reduce_max(number, world))
+        self.by_user = agreed in (0, signal.SIGINT)
+        return agreed != 0

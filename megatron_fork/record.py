@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from megatron_fork import checkpoint
 from megatron_fork.analysis import write_report
-from megatron_fork.errors import Interrupted
 from megatron_fork.evaluation import Evaluation, evaluate
 from megatron_fork.policy import Networks
 from megatron_fork.rollout import Collector
@@ -35,21 +33,15 @@ def measure(work: Workplace, collector: Collector, step: int) -> dict[str, float
 
 def keep_state(work: Workplace, networks: Networks, progress: Progress, *, stop: bool) -> None:
     """Save where it is due; where the run was asked to stop, save and raise `Interrupted`."""
-    config = work.config.run
+    config, checkpoints = work.config.run, work.checkpoints
+    checkpoints.poll()
     finished = progress.step == work.config.train.steps
     if stop or finished or is_due(progress.step, config.checkpoint_every, work.config.train.steps):
-        checkpoint.save_training_state(
-            work.checkpoints,
-            progress.step,
-            networks.trained,
-            asdict(progress),
-            keep=config.keep_checkpoints,
-        )
+        checkpoints.save(progress.step, networks.trained, asdict(progress))
+        if stop or finished or not config.checkpoint_async:
+            checkpoints.wait()
     if stop and not finished:
-        raise Interrupted(
-            f"stopped after step {progress.step} of {work.config.train.steps}; the state is saved",
-            hint=f"resume with `megatron-fork train {work.folder.path / 'resolved.yaml'}`",
-        )
+        raise work.interrupted(f"stopped after step {progress.step} of {work.config.train.steps}")
 
 
 def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: float) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_fork import checkpoint, distributed, models
-from megatron_fork.errors import Interrupted
 from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
 from megatron_fork.rollout import EmbeddedEngine
 from megatron_fork.supervised import fine_tune
@@ -27,8 +26,10 @@ class Progress:
 
 def start(work: Workplace) -> tuple[Progress, Networks]:
     """The networks of this run as they stand: resumed, warm-started, or as its model folder has them."""
-    saved = checkpoint.latest(work.checkpoints)
+    saved = work.checkpoints.latest()
     if saved is not None:
+        for reason in saved.refused:
+            work.display.say(f"not used: {reason}")
         progress = Progress(**saved.progress)
         work.folder.forget_after(progress.step)
         networks = build_networks(work, first_weights(work))
@@ -72,8 +73,8 @@ def build_networks(work: Workplace, reference: models.Config) -> Networks:
 def warm_start(work: Workplace) -> Policy:
     """Supervised fine-tuning on the source's demonstrations, kept as a Hugging Face folder."""
     policy = build_policy(work, work.config.sft.optimizer)
-    state = work.folder.path / "warm_start_state"
-    saved = checkpoint.latest(state)
+    state = checkpoint.Checkpoints(work.folder.path / "warm_start_state", run=work.identity, keep=1)
+    saved = state.latest()
     if saved is None:
         checkpoint.load_initial(policy.model, work.config.model, seed=work.config.seed)
         policy.weights_changed()
@@ -90,11 +91,9 @@ def warm_start(work: Workplace) -> Policy:
         should_stop=work.asked_to_stop,
     )
     if done < work.config.sft.steps:
-        checkpoint.save_training_state(state, done, {"policy": policy}, {"step": done}, keep=1)
-        raise Interrupted(
-            f"stopped after step {done} of {work.config.sft.steps} of the warm start; the state is saved",
-            hint=f"resume with `megatron-fork train {work.folder.path / 'resolved.yaml'}`",
-        )
+        state.save(done, {"policy": policy}, {"step": done})
+        state.wait()
+        raise work.interrupted(f"stopped after step {done} of {work.config.sft.steps} of the warm start")
     write_model(work, policy, work.warm_start)
     return policy
 

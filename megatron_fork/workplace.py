@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from megatron_fork import checkpoint, distributed, models
-from megatron_fork.config import RunConfig, differences, to_yaml
+from megatron_fork.config import RunConfig, differences, fingerprint, to_yaml
 from megatron_fork.console import Display
 from megatron_fork.data import PromptSource, load_prompts
 from megatron_fork.distributed import Layout, collectives, parallel_layout
-from megatron_fork.errors import CheckpointError, ModelError
+from megatron_fork.errors import CheckpointError, Interrupted, ModelError, Preempted
 from megatron_fork.interruption import StopRequest
 from megatron_fork.run_folder import RunFolder
 
@@ -37,14 +38,21 @@ class Workplace:
     folder: RunFolder
     display: Display
     stop: StopRequest
+    identity: str
+    """What the run is determined by, in a few letters; a resumed run may change the rest."""
+    checkpoints: checkpoint.Checkpoints
 
     def asked_to_stop(self) -> bool:
         """Whether any rank was; every rank must ask."""
         return self.stop.agreed(self.layout.world)
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder.path / "checkpoints"
+    def interrupted(self, what: str) -> Interrupted:
+        """The error to end with, once the state is saved: a scheduler's request has an exit code of its own."""
+        kind = Interrupted if self.stop.by_user else Preempted
+        return kind(
+            f"{what}; the state is saved",
+            hint=f"resume with `megatron-fork train {self.folder.path / 'resolved.yaml'}`",
+        )
 
     @property
     def warm_start(self) -> Path:
@@ -61,7 +69,15 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     with parallel_layout(config.parallel) as layout, StopRequest() as stop:
         folder = _open_folder(config, layout)
         try:
-            yield Workplace(config, layout, hf_config, source, folder, display, stop)
+            identity = fingerprint(config, leave_out=_MAY_CHANGE)
+            checkpoints = checkpoint.Checkpoints(
+                folder.path / "checkpoints",
+                run=identity,
+                keep=config.run.keep_checkpoints,
+                keep_every=config.run.keep_every,
+                write_model_files=partial(_write_model_files, hf_config, source),
+            )
+            yield Workplace(config, layout, hf_config, source, folder, display, stop, identity, checkpoints)
         finally:
             folder.close()
 
@@ -93,6 +109,11 @@ def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSo
             "rope_parameters of rope_type yarn to config.json",
         )
     return source
+
+
+def _write_model_files(hf_config: PretrainedConfig, source: PromptSource, folder: Path) -> None:
+    hf_config.save_pretrained(folder)
+    source.tokenizer.save_pretrained(folder)
 
 
 def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Makes the environment once, then style, types and every test.   bash scripts/test.sh [pytest argument ...]
+# Two tests run at a time, each on one thread; more with MEGATRON_FORK_TESTS_AT_ONCE.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec python -m pytest --numprocesses "${MEGATRON_FORK_TESTS_AT_ONCE:-2}" --dist loadfile "$@"

@@ -32,6 +32,8 @@ def report(folder: Path) -> bool:
         print(f"error: {error.message}\n  {error.hint}", file=sys.stderr)
         return False
     print("latest:", f"{saved.folder.name}, every file as in its manifest, {saved.progress}" if saved else "none")
+    for reason in saved.refused if saved else ():
+        print("not used:", reason)
     return True
 
 

@@ -1,12 +1,14 @@
 """Hugging Face <-> Megatron weights, and the checkpoints of a run."""
 
 from megatron_fork.checkpoint.bridge import iter_hf_weights, load_weights
+from megatron_fork.checkpoint.folder import Saved, latest, verified
 from megatron_fork.checkpoint.hugging_face import export_hf, load_hf, read_config
 from megatron_fork.checkpoint.initial import load_initial, resolve_config
 from megatron_fork.checkpoint.published import PublishedWeights
-from megatron_fork.checkpoint.training import Saved, latest, load_training_state, save_training_state
+from megatron_fork.checkpoint.training import Checkpoints, load_training_state
 
 __all__ = [
+    "Checkpoints",
     "PublishedWeights",
     "Saved",
     "export_hf",
@@ -18,5 +20,5 @@ __all__ = [
     "load_weights",
     "read_config",
     "resolve_config",
-    "save_training_state",
+    "verified",
 ]

@@ -1,16 +1,9 @@
-"""The state of a run on disk: complete, or not there at all.
-
-A checkpoint is written aside by Megatron's distributed writer, then described by a manifest (sizes and checksums of all its
-files), then renamed; `LATEST` is replaced last, in one step. Whatever stops the machine in between leaves the previous one.
-"""
+"""The state of a run, written by Megatron's distributed writer while training goes on, and read under any layout."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +13,17 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_fork.distributed import collectives
+from megatron_fork.checkpoint import folder, optimizer_state, random_state
+from megatron_fork.checkpoint.folder import Descriptions, Saved
+from megatron_fork.distributed import collectives, device
 from megatron_fork.errors import CheckpointError
 
-_MANIFEST = "manifest.json"
-_OPTIMIZER_METADATA = {
-    "distrib_optim_sharding_type": "fully_reshardable",
-    "distrib_optim_fully_reshardable_mem_efficient": False,
-    "chained_optim_avoid_prefix": True,
-}
+_REFUSALS = (OSError, RuntimeError, CheckpointingException, CheckpointException)
 
 
 class Trained(Protocol):
@@ -46,92 +36,151 @@ class Trained(Protocol):
     def optimizer(self) -> MegatronOptimizer: ...
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A complete checkpoint and what the run wrote down beside its tensors."""
+@dataclass
+class _Writing:
+    """A checkpoint on its way: Megatron's writers first, then checksums, then its name."""
 
-    folder: Path
+    aside: Path
     progress: dict[str, Any]
+    writers: AsyncCallsQueue
+    described: Future[Descriptions] | None = None
 
 
-def save_training_state(
-    folder: Path,
-    step: int,
-    networks: Mapping[str, Trained],
-    progress: dict[str, Any],
-    *,
-    keep: int,
-) -> Path:
-    """Write `folder/step-NNNNNN`, each network in a folder of its name; every rank calls it. The newest `keep` stay.
+class Checkpoints:
+    """The checkpoints of one run; every rank makes the same calls.
 
-    Raises `CheckpointError` when the disk refuses; the previous checkpoint is then still whole.
+    `save` returns when the state is copied; `poll`, once a step, completes what has been written; `wait` does so at once.
+    Any of them raises `CheckpointError` when the disk refuses; the previous checkpoint is then still whole.
     """
-    complete = folder / f"step-{step:06d}"
-    aside = folder / f"step-{step:06d}.partial"
-    writes = dist.get_rank() == 0
-    try:
-        if writes:
-            shutil.rmtree(aside, ignore_errors=True)
-            for name in networks:
-                (aside / name).mkdir(parents=True)
-        dist.barrier()
-        for name, network in networks.items():
-            _refuse_what_would_be_cut_off(network.optimizer)
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        run: str = "",
+        keep: int = 2,
+        keep_every: int = 0,
+        write_model_files: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Checkpoints in `root`.
+
+        Args:
+            root: their folder; made by the first `save`.
+            run: identity of the run, which no other run's checkpoint has.
+            keep: how many of the newest stay.
+            keep_every: those of every so many steps stay as well; 0: none.
+            write_model_files: puts config.json and tokenizer into a folder, for whoever converts the checkpoint later.
+
+        """
+        self.root = root
+        self.run = run
+        self.keep = keep
+        self.keep_every = keep_every
+        self._write_model_files = write_model_files
+        self._writing: _Writing | None = None
+        self._hashing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checksums")
+
+    def latest(self) -> Saved | None:
+        """The checkpoint to resume from; None when the run has none."""
+        return folder.latest(self.root, run=self.run, group=dist.group.WORLD)
+
+    def save(self, step: int, networks: Mapping[str, Trained], progress: dict[str, Any]) -> None:
+        """Begin to write `step-NNNNNN`, each network in a folder of its name; completes an earlier one first."""
+        self.wait()
+        with self._refusals_of(step):
+            aside = self.root / f"step-{step:06d}.partial"
+            if dist.get_rank() == 0:
+                folder.begin(self.root, step, networks)
+                if self._write_model_files is not None:
+                    self._write_model_files(aside / "hugging_face")
+            dist.barrier()
+            random_state.save(aside)
+            writing = _Writing(aside, progress, AsyncCallsQueue())
             with _one_thread():
-                dist_checkpointing.save(_sharded(network, loading=False), str(aside / name))
+                for name, network in networks.items():
+                    state = _sharded(network, loading=False)
+                    request = dist_checkpointing.save(state, str(aside / name), async_sharded_save=True)
+                    assert request is not None
+                    writing.writers.schedule_async_request(request)
+            self._writing = writing
+
+    def poll(self) -> None:
+        """Complete what can be completed without waiting."""
+        self._advance(blocking=False)
+
+    def wait(self) -> None:
+        """Complete what is being written."""
+        self._advance(blocking=True)
+
+    def _advance(self, *, blocking: bool) -> None:
+        writing = self._writing
+        if writing is None:
+            return
+        with self._refusals_of(writing.progress.get("step", -1)):
+            if writing.described is None:
+                writing.writers.maybe_finalize_async_calls(blocking=blocking)
+                if writing.writers.get_num_unfinalized_calls():
+                    return
+                writing.described = self._hashing.submit(_flush_share, writing.aside)
+            if not blocking and not _everywhere(writing.described.done()):
+                return
+            shares = collectives.gather_objects(_result(writing.described), dist.group.WORLD)
+            self._publish(writing, shares)
+
+    def _publish(self, writing: _Writing, shares: list[Descriptions | OSError]) -> None:
+        self._writing = None
+        for share in shares:
+            if isinstance(share, OSError):
+                raise share
+        if dist.get_rank() == 0:
+            files = {name: entry for share in shares for name, entry in share.items()}  # type: ignore[union-attr]
+            folder.publish(writing.aside, files, run=self.run, progress=writing.progress)
+            folder.keep_only(self.root, newest=self.keep, every=self.keep_every)
         dist.barrier()
-        if writes:
-            _seal(aside, progress)
-            shutil.rmtree(complete, ignore_errors=True)
-            aside.rename(complete)
-            _point_to(folder, complete.name)
-            for old in sorted(folder.glob("step-??????"))[:-keep]:
-                shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError, CheckpointingException, CheckpointException) as error:
-        raise CheckpointError(
-            f"checkpoint {complete} cannot be written: {str(error).splitlines()[-1]}",
-            hint="free some space and start the same command again: it resumes from the previous checkpoint",
-        ) from error
-    dist.barrier()
-    return complete
 
-
-def latest(folder: Path) -> Saved | None:
-    """The checkpoint that `LATEST` names, verified against its manifest; None when the folder has none."""
-    pointer = folder / "LATEST"
-    if not pointer.is_file():
-        return None
-    complete = folder / pointer.read_text().strip()
-    manifest = complete / _MANIFEST
-    hint = f"remove {pointer} to start anew, or write the name of another checkpoint into it"
-    if not manifest.is_file():
-        raise CheckpointError(f"checkpoint {complete} has no {_MANIFEST}", hint=hint)
-    try:
-        record = json.loads(manifest.read_text())
-        files, progress = record["files"], record["progress"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise CheckpointError(f"{manifest} cannot be read: {error!r}", hint=hint) from error
-    for name, expected in files.items():
-        if not (complete / name).is_file() or _describe(complete / name) != expected:
+    @contextmanager
+    def _refusals_of(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except _REFUSALS as error:
+            self._writing = None
             raise CheckpointError(
-                f"checkpoint file {complete / name} is missing or differs from its manifest", hint=hint
-            )
-    return Saved(complete, progress)
+                f"checkpoint {self.root / f'step-{step:06d}'} cannot be written: {_reason(error)}",
+                hint="free some space and start the same command again: it resumes from the previous checkpoint",
+            ) from error
 
 
 def load_training_state(saved: Saved, networks: Mapping[str, Trained]) -> None:
-    """Fill models and optimizers from a checkpoint, under the present layout."""
+    """Fill models, optimizers and generators from a checkpoint, under the present layout."""
     for name, network in networks.items():
+        if not (saved.folder / name).is_dir():
+            raise CheckpointError(
+                f"checkpoint {saved.folder} has no {name}", hint="resume with the settings of the run's resolved.yaml"
+            )
         try:
             state = dist_checkpointing.load(_sharded(network, loading=True), str(saved.folder / name))
-        except (CheckpointingException, KeyError, RuntimeError) as error:
+        except (CheckpointingException, CheckpointException, KeyError, RuntimeError) as error:
             raise CheckpointError(
-                f"checkpoint {saved.folder} does not fit this {name}: {str(error).splitlines()[0]}",
+                f"checkpoint {saved.folder} does not fit this {name}: {_reason(error)}",
                 hint="resume with the model and optimizer settings of the run's resolved.yaml",
             ) from error
         for name_of_chunk, chunk in _chunks(network).items():
             chunk.load_state_dict(state[name_of_chunk])
-        network.optimizer.load_state_dict(state["optimizer"])
+        optimizer_state.load_state(network.optimizer, state["optimizer"], state["updates"])
+    random_state.load(saved.folder)
+
+
+def _sharded(network: Trained, *, loading: bool) -> dict[str, Any]:
+    states = {name: chunk.sharded_state_dict() for name, chunk in _chunks(network).items()}
+    optimizer = optimizer_state.sharded_state(network.optimizer, states, loading=loading)
+    return {**states, "optimizer": optimizer, "updates": optimizer_state.updates_of(network.optimizer)}
+
+
+def _chunks(network: Trained) -> dict[str, MegatronModule]:
+    """A model, or its virtual pipeline stages, under the names that Megatron's optimizer looks for."""
+    if len(network.model) == 1:
+        return {"model": network.model[0]}
+    return {f"model{index}": chunk for index, chunk in enumerate(network.model)}
 
 
 @contextmanager
@@ -145,57 +194,25 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _sharded(network: Trained, *, loading: bool) -> dict[str, Any]:
-    states = {name: chunk.sharded_state_dict() for name, chunk in _chunks(network).items()}
-    optimizer_state = network.optimizer.sharded_state_dict(
-        states if len(states) > 1 else states["model"], is_loading=loading, metadata=_OPTIMIZER_METADATA
-    )
-    return {**states, "optimizer": optimizer_state}
+def _flush_share(aside: Path) -> Descriptions:
+    """This rank's share of a folder's files, brought to the disk and described."""
+    return folder.flush_and_describe(aside, folder.file_names(aside)[dist.get_rank() :: dist.get_world_size()])
 
 
-def _refuse_what_would_be_cut_off(optimizer: MegatronOptimizer) -> None:
-    """Megatron 0.16.1 fills with zeros what lies past a buffer's unpadded size, where parameters of odd sizes are padded to."""
-    parts = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
-    buffers = [buffer for part in parts if isinstance(part, DistributedOptimizer) for buffer in part.buffers]
-    cut_off = any(
-        max(end for _, end, _ in buffer.param_index_map.values()) > buffer.numel_unpadded for buffer in buffers
-    )
-    if any(collectives.gather_objects(cut_off, dist.group.WORLD)):
-        raise CheckpointError(
-            "optimizer.distributed=true: Megatron would cut off the state of this model's odd-sized parameters",
-            hint="set optimizer.distributed=false; models whose sizes are multiples of 64 are not concerned",
-        )
+def _result(described: Future[Descriptions]) -> Descriptions | OSError:
+    """What the thread found, or the disk's refusal, which all ranks must learn of."""
+    try:
+        return described.result()
+    except OSError as error:
+        return error
 
 
-def _chunks(network: Trained) -> dict[str, MegatronModule]:
-    """A model, or its virtual pipeline stages, under the names that Megatron's optimizer looks for."""
-    if len(network.model) == 1:
-        return {"model": network.model[0]}
-    return {f"model{index}": chunk for index, chunk in enumerate(network.model)}
+def _everywhere(done: bool) -> bool:
+    waiting = torch.tensor(float(not done), device=device())
+    return not collectives.all_reduce_max(waiting, dist.group.WORLD)
 
 
-def _seal(aside: Path, progress: dict[str, Any]) -> None:
-    """Flush every file, then write the manifest that makes the checkpoint count as complete."""
-    files = sorted(path for path in aside.rglob("*") if path.is_file())
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    record = {"progress": progress, "files": {str(path.relative_to(aside)): _describe(path) for path in files}}
-    with (aside / _MANIFEST).open("w") as file:
-        json.dump(record, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _point_to(folder: Path, name: str) -> None:
-    aside = folder / "LATEST.partial"
-    with aside.open("w") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(folder / "LATEST")
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def _reason(error: BaseException) -> str:
+    """The line of an error that says what was wrong."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

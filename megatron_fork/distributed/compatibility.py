@@ -15,7 +15,9 @@ Each patch and its reason, in every version from 0.16.1 to 0.19 unless said othe
 4. The model-parallel random state tracker forks and restores the CPU generator, as there is no CUDA generator.
 5. The distributed optimizer on torch's AdamW loads one *shared* `step` tensor for all parameters; AdamW increments it
    in place once a parameter. It gets a tensor of its own per parameter, and `step` is kept when states are set. Before a
-   checkpoint is loaded the states are made: an optimizer that has never stepped has none to describe.
+   checkpoint is loaded the states are made: an optimizer that has never stepped has none to describe. And where its
+   buffers are written, the padding at the end of a bucket counts as content: Megatron lays the buckets end to end without
+   it, but looks the parameters up where they lie with it, so that all behind the first bucket would be misplaced or cut off.
 6. The expert dispatcher turns split sizes into numbers only when they lie on a GPU, and passes on tensors otherwise; the
    collective takes a sequence of numbers.
 7. gloo gathers and scatters parts of one size only: experts that are cut over tensor ranks exchange parts of several.
@@ -197,6 +199,7 @@ def _rebind(module: types.ModuleType, view: _CpuTorch) -> None:
 def install() -> None:
     """Make megatron-core run on this machine. Safe to call many times."""
     _patch_router_without_transformer_engine()
+    _patch_distributed_optimizer()
     if torch.cuda.is_available():
         return
     view = _CpuTorch()
@@ -206,7 +209,6 @@ def install() -> None:
     sys.meta_path.insert(0, _RebindOnImport(view))
     _patch_tensor_methods()
     _patch_random_state_tracker()
-    _patch_distributed_optimizer()
     _patch_expert_dispatcher()
     _patch_uneven_collectives()
 
@@ -274,6 +276,10 @@ def _patch_distributed_optimizer() -> None:
     def sharded_with_states(self: Any, model_state: Any, is_loading: bool = False, **options: Any) -> Any:
         if is_loading and not self.optimizer.state:
             self._init_optimizer_states_with_dummy_values()
+        for buffer in self.buffers:
+            buffer.numel_unpadded = buffer.numel
+            for bucket in buffer.buckets:
+                bucket.numel_unpadded = bucket.grad_data.numel()
         return sharded_state_dict(self, model_state, is_loading, **options)
 
     DistributedOptimizer.sharded_state_dict = sharded_with_states

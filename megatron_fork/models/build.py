@@ -203,6 +203,9 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
     attention.core_attention = PackedAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if config.num_moe_experts:
+        # In checkpoints the names are Transformer Engine's, which fuses this norm into a dense layer's projection only.
+        del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     return layer
 
 

@@ -72,7 +72,9 @@ def test_experts_that_do_not_divide_are_named(family: str, parallel: dict, named
 
 
 def test_the_dense_width_of_a_mixture_of_experts_need_not_divide() -> None:
-    check_divides(family_config("qwen3_moe", intermediate_size=47), distributed.Config(tensor=2, expert_tensor=2, sequence=True))
+    check_divides(
+        family_config("qwen3_moe", intermediate_size=47), distributed.Config(tensor=2, expert_tensor=2, sequence=True)
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""An optimizer's state in a form that any layout can load.
+
+Megatron stores moments and main parameters under the model's own names and shapes, so that they reshard as weights do. Beside
+them it stores how it grouped the parameters, which follows the layout: with expert parallelism there are two optimizers, and
+without there is one. What the groups hold is the recipe's, or set anew with every update; only the number of updates is state.
+So this number alone is stored, and everything else is the present optimizer's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
+
+_FORMAT = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": False,
+    "chained_optim_avoid_prefix": True,
+}
+
+
+def sharded_state(optimizer: MegatronOptimizer, model_states: dict[str, Any], *, loading: bool) -> dict[str, Any]:
+    """Megatron's sharded state of `optimizer`, in which nothing but tensors is stored.
+
+    Args:
+        optimizer: Megatron's, chained or not.
+        model_states: the sharded states of the model's chunks, by the names that Megatron's optimizer looks for.
+        loading: whether the state is to be filled; states that do not exist yet are then made.
+
+    """
+    whole = model_states if len(model_states) > 1 else model_states["model"]
+    state = optimizer.sharded_state_dict(whole, is_loading=loading, metadata=_FORMAT)
+    return {key: _only_tensors(value) for key, value in state.items()}
+
+
+def _only_tensors(value: Any) -> Any:
+    """`value` with all that is not a tensor of the checkpoint marked as this run's own."""
+    if isinstance(value, ShardedBase | LocalNonpersistentObject):
+        return value
+    if isinstance(value, dict):
+        return {key: _only_tensors(entry) for key, entry in value.items()}
+    if isinstance(value, list) and any(isinstance(entry, dict | list | ShardedBase) for entry in value):
+        return [_only_tensors(entry) for entry in value]
+    return LocalNonpersistentObject(value)
+
+
+def updates_of(optimizer: MegatronOptimizer) -> int:
+    """How many updates the optimizer has made: torch counts them for each parameter, fused optimizers for each group."""
+    counts = [0]
+    for part in _parts(optimizer):
+        counts += [int(state["step"]) for state in part.optimizer.state.values() if "step" in state]
+        counts += [int(group["step"]) for group in part.optimizer.param_groups if "step" in group]
+    return max(counts)
+
+
+def load_state(optimizer: MegatronOptimizer, state: dict[Any, Any], updates: int) -> None:
+    """Fill `optimizer` from a loaded sharded state and the number of updates that it stands for."""
+    parts = list(_parts(optimizer))
+    states = [state] if len(parts) == 1 else [state[index] for index in range(len(parts))]
+    for part, loaded in zip(parts, states, strict=True):
+        inner = loaded.get("optimizer", loaded)
+        for group in inner.get("param_groups", ()):
+            if "step" in group:
+                group["step"] = updates
+        if "state" in inner and isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW):
+            inner["state"]["common_step"] = torch.tensor(float(updates))
+    optimizer.load_state_dict(state)
+
+
+def _parts(optimizer: MegatronOptimizer) -> Iterator[Any]:
+    if isinstance(optimizer, ChainedOptimizer):
+        yield from optimizer.chained_optimizers
+    else:
+        yield optimizer

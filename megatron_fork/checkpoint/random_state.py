@@ -1,0 +1,38 @@
+"""Generators of every rank.
+
+Rollouts, mini-batches and selection draw from the recipe's seed and counters and need none of this. It is kept for what draws
+inside a model, such as dropout, and only a run with as many ranks can take it up again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+
+def save(folder: Path) -> None:
+    """Write this rank's generators."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    torch.save(state, folder / _name(dist.get_rank(), dist.get_world_size()))
+
+
+def load(folder: Path) -> None:
+    """Set this rank's generators, where the checkpoint was written by as many ranks."""
+    file = folder / _name(dist.get_rank(), dist.get_world_size())
+    if not file.is_file():
+        return
+    state = torch.load(file, weights_only=True)
+    torch.set_rng_state(state["torch"])
+    get_cuda_rng_tracker().set_states(state["tracker"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _name(rank: int, ranks: int) -> str:
+    return f"generators-{rank:05d}-of-{ranks:05d}.pt"
