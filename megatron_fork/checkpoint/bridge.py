@@ -1,26 +1,17 @@
-"""Hugging Face <-> Megatron weights, both directions, for any layout of the model over the ranks."""
+"""Hugging Face weights into this rank's part of a model, whatever its layout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron_fork.checkpoint.parameters import local_parameters, unwrap_chunks
+from megatron_fork.checkpoint.parameters import local_parameters, tensor_group, unwrap_chunks
 from megatron_fork.checkpoint.published import PublishedWeights
-from megatron_fork.checkpoint.table import EMBEDDING, LM_HEAD, Entry, backbone_entries
-from megatron_fork.distributed import collectives
+from megatron_fork.checkpoint.table import EMBEDDING, LM_HEAD, Entry, entries_of
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import PackedModel, ValueModel
-
-
-def entries(model: PackedModel) -> list[Entry]:
-    """Every parameter of the whole model that a Hugging Face checkpoint has: tied models and critics have no LM head."""
-    has_head = not isinstance(model, ValueModel) and not model.hf_config.tie_word_embeddings
-    return [*backbone_entries(model.hf_config), *([LM_HEAD] if has_head else [])]
 
 
 @torch.no_grad()
@@ -34,7 +25,7 @@ def load_weights(model: nn.Module | Sequence[nn.Module], weights: Mapping[str, T
     """
     chunks = unwrap_chunks(model)
     weights = PublishedWeights(weights)
-    table = {entry.megatron: entry for entry in entries(chunks[0])}
+    table = {entry.megatron: entry for entry in entries_of(chunks[0])}
     # A tied model split over pipeline stages keeps a second copy of the embedding on the last stage.
     table.setdefault(LM_HEAD.megatron, Entry(LM_HEAD.megatron, EMBEDDING.hugging_face, LM_HEAD.rule))
     for name, parameter in local_parameters(chunks).items():
@@ -44,72 +35,28 @@ def load_weights(model: nn.Module | Sequence[nn.Module], weights: Mapping[str, T
 
 
 def _load(entry: Entry, parameter: Tensor, weights: Mapping[str, Tensor], model: PackedModel) -> None:
-    config, group = model.hf_config, _tensor_group(entry, model.pg_collection)
+    config, group = model.hf_config, tensor_group(entry, model.pg_collection)
+    tensors = sources_of(entry, weights)
+    wanted = entry.rule.join([torch.empty_like(parameter, device="meta")] * group.size(), config)
+    for source, tensor, like in zip(entry.hugging_face, tensors, wanted, strict=True):
+        check_shape(source, tuple(tensor.shape), tuple(like.shape))
+    parameter.copy_(entry.rule.shards(tensors, group.size(), config)[group.rank()])
+
+
+def sources_of(entry: Entry, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """The Hugging Face tensors of a parameter; raises `CheckpointError` where one is missing."""
     missing = [source for source in entry.hugging_face if source not in weights]
     if missing:
         raise CheckpointError(
             f"the checkpoint has no tensor {missing[0]}", hint="the folder is incomplete or of another architecture"
         )
-    tensors = [weights[source] for source in entry.hugging_face]
-    wanted = entry.rule.join([torch.empty_like(parameter, device="meta")] * group.size(), config)
-    for source, tensor, like in zip(entry.hugging_face, tensors, wanted, strict=True):
-        if tensor.shape != like.shape:
-            raise CheckpointError(
-                f"the checkpoint's {source} has the shape {list(tensor.shape)}, the model's {list(like.shape)}",
-                hint="config.json and the weights are of different models",
-            )
-    parameter.copy_(entry.rule.shards(tensors, group.size(), config)[group.rank()])
+    return [weights[source] for source in entry.hugging_face]
 
 
-@torch.no_grad()
-def iter_hf_weights(model: nn.Module | Sequence[nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    """Every Hugging Face tensor of the whole model, one parameter at a time, on every rank.
-
-    All ranks must iterate together: each parameter is broadcast from the expert rank and the pipeline stage that hold it,
-    then gathered over the tensor ranks. Names are those of the published checkpoints.
-    """
-    chunks = unwrap_chunks(model)
-    first = chunks[0]
-    groups = first.pg_collection
-    parameters = local_parameters(chunks)
-    device = next(iter(parameters.values())).device
-    homes = _homes(parameters, groups)
-    for entry in entries(first):
-        home = homes[entry.megatron]
-        if entry.megatron in parameters:
-            shard = parameters[entry.megatron].detach().contiguous()
-        else:
-            shard = torch.empty(home.shape, dtype=first.config.params_dtype, device=device)
-        if entry.expert is not None and groups.pp.rank() == home.stage:
-            collectives.broadcast(shard, dist.get_global_rank(groups.ep, home.expert_rank), groups.ep)
-        collectives.broadcast(shard, dist.get_global_rank(groups.pp, home.stage), groups.pp)
-        shards = collectives.all_gather(shard, _tensor_group(entry, groups))
-        yield from zip(entry.hugging_face, entry.rule.join(list(shards), first.hf_config), strict=True)
-
-
-class _Home(NamedTuple):
-    """Where a parameter lies, and the shape of its shard there."""
-
-    stage: int
-    expert_rank: int
-    shape: tuple[int, ...]
-
-
-def _homes(parameters: Mapping[str, Tensor], groups: Any) -> dict[str, _Home]:
-    """The home of every parameter of the whole model; of those on several expert ranks, the first's."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    homes: dict[str, _Home] = {}
-    in_stage: dict[str, tuple[int, tuple[int, ...]]] = {}
-    for rank, found in enumerate(collectives.gather_objects(shapes, groups.ep)):
-        for name, shape in found.items():
-            in_stage.setdefault(name, (rank, shape))
-    for stage, located in enumerate(collectives.gather_objects(in_stage, groups.pp)):
-        for name, (rank, shape) in located.items():
-            homes.setdefault(name, _Home(stage, rank, shape))
-    return homes
-
-
-def _tensor_group(entry: Entry, groups: Any) -> dist.ProcessGroup:
-    """The ranks over which a parameter is cut."""
-    group: dist.ProcessGroup = groups.tp if entry.expert is None else groups.expt_tp
-    return group
+def check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raise `CheckpointError` where a tensor is not as config.json says."""
+    if found != wanted:
+        raise CheckpointError(
+            f"the checkpoint's {name} has the shape {list(found)}, the model's {list(wanted)}",
+            hint="config.json and the weights are of different models",
+        )

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
-from megatron_fork.checkpoint.bridge import iter_hf_weights, load_weights
+from megatron_fork.checkpoint.bridge import load_weights
+from megatron_fork.checkpoint.folder import flush_folder
 from megatron_fork.checkpoint.parameters import unwrap_chunks
+from megatron_fork.checkpoint.stream import hf_specifications, iter_hf_weights
+from megatron_fork.checkpoint.weight_files import INDEX, Specification, WeightFiles
 from megatron_fork.errors import CheckpointError, ModelError
 
 
@@ -26,6 +29,9 @@ class HasModel(Protocol):
     @property
     def model(self) -> nn.Module | Sequence[nn.Module]: ...
 
+
+SHARD_BYTES = 5 * 10**9
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # A model, its virtual pipeline stages, or their holder.
 Source = nn.Module | Sequence[nn.Module] | HasModel
@@ -70,7 +76,7 @@ class WeightFolder(Mapping[str, Tensor]):
         self._check_index(folder)
 
     def _check_index(self, folder: Path) -> None:
-        index = folder / "model.safetensors.index.json"
+        index = folder / INDEX
         if not index.is_file():
             return
         missing = sorted(set(json.loads(index.read_text())["weight_map"]) - set(self._file_of))
@@ -82,6 +88,17 @@ class WeightFolder(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._file_of[name].get_tensor(name)
+
+    def specification(self, name: str) -> Specification:
+        """Dtype and shape of a tensor, without reading it; raises `CheckpointError` where it is not of numbers in use."""
+        part = self._file_of[name].get_slice(name)
+        dtype = part.get_dtype()
+        if dtype not in _DTYPES:
+            raise CheckpointError(
+                f"the checkpoint's {name} is of dtype {dtype}",
+                hint="quantised weights are not supported: take the model's bf16 folder",
+            )
+        return Specification(_DTYPES[dtype], tuple(part.get_shape()))
 
     def __contains__(self, name: object) -> bool:
         return name in self._file_of
@@ -106,32 +123,43 @@ def load_hf(policy_or_model: Source, hf_dir: Path | str) -> None:
         weights.close()
 
 
-def export_hf(policy_or_model: Source, out_dir: Path | str) -> None:
-    """Write `config.json` and `model.safetensors`; every rank calls it, rank 0 writes, the folder appears complete."""
+def export_hf(policy_or_model: Source, out_dir: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write `config.json` and the weights; every rank calls it, rank 0 writes, the folder appears complete.
+
+    Tensors are written as they arrive: no rank holds the model. Raises `CheckpointError` when the disk refuses.
+    """
     model = _model_of(policy_or_model)
-    out_dir = Path(out_dir)
-    writes = dist.get_rank() == 0
-    weights = {}
-    for name, tensor in iter_hf_weights(model):
-        if writes:
-            weights[name] = tensor.cpu().clone()
-    if writes:
-        _write_folder(out_dir, unwrap_chunks(model)[0].hf_config, weights)
+    specifications, weights = hf_specifications(model), iter_hf_weights(model)
+    if dist.get_rank() == 0:
+        with written_aside(Path(out_dir)) as aside:
+            unwrap_chunks(model)[0].hf_config.save_pretrained(aside)
+            with WeightFiles(aside, specifications, shard_bytes=shard_bytes) as files:
+                for name, tensor in weights:
+                    files.write(name, tensor)
+    else:
+        for _ in weights:
+            pass
     dist.barrier()
+
+
+@contextmanager
+def written_aside(out_dir: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `out_dir` at the end, or goes away when something fails."""
+    aside = out_dir.with_name(out_dir.name + ".partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        flush_folder(aside)
+        shutil.rmtree(out_dir, ignore_errors=True)
+        aside.rename(out_dir)
+    except OSError as error:
+        raise CheckpointError(
+            f"{out_dir} cannot be written: {error.strerror or error}", hint="free some space and run again"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _model_of(source: Source) -> nn.Module | Sequence[nn.Module]:
     return source if isinstance(source, nn.Module | Sequence) else source.model
-
-
-def _write_folder(out_dir: Path, config: PretrainedConfig, weights: dict[str, Tensor]) -> None:
-    try:
-        aside = out_dir.with_name(out_dir.name + ".partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        config.save_pretrained(aside)
-        save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
-        shutil.rmtree(out_dir, ignore_errors=True)
-        aside.rename(out_dir)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out_dir} cannot be written: {error}", hint="free some space and run again") from error

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import nn
+from torch.distributed import ProcessGroup
 
+from megatron_fork.checkpoint.table import Entry
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import PackedModel, StatisticsModel, ValueModel
 
@@ -57,3 +60,9 @@ def whole_model_name(name: str, first_layer: int, first_expert: int) -> str:
         name = pattern.sub(replacement, name)
     name = _LAYER.sub(lambda number: str(int(number[0]) + first_layer), name)
     return _EXPERT.sub(lambda number: str(int(number[0]) + first_expert), name)
+
+
+def tensor_group(entry: Entry, groups: Any) -> ProcessGroup:
+    """The ranks over which a parameter is cut, of Megatron's `ProcessGroupCollection`."""
+    group: ProcessGroup = groups.tp if entry.expert is None else groups.expt_tp
+    return group

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from megatron_fork.checkpoint.layouts import GatedProjection, QueryKeyValue, Rule, Split, Vocabulary
+from megatron_fork.models import PackedModel, ValueModel
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,14 @@ def backbone_entries(config: PretrainedConfig) -> Iterator[Entry]:
     for layer in range(config.num_hidden_layers):
         yield from table.at(layer, experts)
     yield _FINAL_NORM
+
+
+def model_entries(config: PretrainedConfig) -> list[Entry]:
+    """Every parameter of a language model that a published checkpoint has: a tied one has no LM head."""
+    return [*backbone_entries(config), *([] if config.tie_word_embeddings else [LM_HEAD])]
+
+
+def entries_of(model: PackedModel) -> list[Entry]:
+    """Every parameter of `model`, over all ranks, that a published checkpoint has: a critic has no LM head either."""
+    config = model.hf_config
+    return list(backbone_entries(config)) if isinstance(model, ValueModel) else model_entries(config)

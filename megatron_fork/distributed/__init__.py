@@ -1,6 +1,16 @@
 """Process groups, layouts, the device backend and the few collectives; the only room that knows Megatron's global state."""
 
-from megatron_fork.distributed.backend import device, finalize, initialize, is_launched, rank
+from megatron_fork.distributed.backend import device, finalize, initialize, is_launched, rank, world_size
 from megatron_fork.distributed.layout import Config, Layout, parallel_layout
 
-__all__ = ["Config", "Layout", "device", "finalize", "initialize", "is_launched", "parallel_layout", "rank"]
+__all__ = [
+    "Config",
+    "Layout",
+    "device",
+    "finalize",
+    "initialize",
+    "is_launched",
+    "parallel_layout",
+    "rank",
+    "world_size",
+]

@@ -33,6 +33,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
+def world_size() -> int:
+    """Ranks that were started, known before `initialize` from the launcher's variables."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def initialize(*, timeout_minutes: float = 30.0) -> None:
     """Join the default process group, unless this process has joined already.
 

@@ -1,6 +1,6 @@
 """Megatron models from Hugging Face configs."""
 
-from megatron_fork.models.build import build_chunks, build_model, build_value_chunks
+from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
 from megatron_fork.models.compute import ComputeConfig, choose_backend
 from megatron_fork.models.families import check_divides, family_of, tokens_where_attention_is_half
 from megatron_fork.models.footprint import Footprint, count_parameters, fullest_rank
@@ -24,6 +24,7 @@ __all__ = [
     "ValueModel",
     "build_chunks",
     "build_model",
+    "build_outline",
     "build_value_chunks",
     "check_divides",
     "choose_backend",

@@ -131,6 +131,27 @@ def build_model(
     return chunks[0]
 
 
+def build_outline(hf_config: PretrainedConfig) -> StatisticsModel:
+    """The whole model on one rank, its parameters without memory: what Megatron knows of their names and shapes.
+
+    Of the local layers, whose names in a checkpoint are those of Transformer Engine's.
+    """
+    routing = Routing(ExpertsConfig())
+    local = ComputeConfig(backend="local")
+    with torch.device("meta"):
+        for arguments in _arguments(hf_config, layout.Config(), torch.float32, local, routing):
+            arguments["config"].use_cpu_initialization = True  # a GPU would not ask for the default device
+            return StatisticsModel(
+                **arguments,
+                share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
+                hf_config=hf_config,
+                temperature=1.0,
+                head=vocab_parallel.Config(),
+                routing=routing,
+            )
+    raise AssertionError("a layout has at least one chunk")
+
+
 def build_value_chunks(
     hf_config: PretrainedConfig,
     parallel: layout.Config,

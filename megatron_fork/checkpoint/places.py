@@ -1,0 +1,80 @@
+"""Where each parameter of a model lies in Megatron's distributed checkpoints, as Megatron itself says.
+
+Megatron stacks the layers of a model, and the experts of a layer, into one tensor of the checkpoint, under a name that no layout
+and no choice of kernels changes. Which, is asked of a model without memory: nothing is written down here a second time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
+from transformers import PretrainedConfig
+
+from megatron_fork import distributed
+from megatron_fork.distributed import Config, parallel_layout
+from megatron_fork.errors import LayoutError
+from megatron_fork.models import build_outline
+
+
+@dataclass(frozen=True)
+class Place:
+    """A part of a tensor in a checkpoint: the whole of one parameter."""
+
+    key: str
+    offset: tuple[int, ...]
+    """Its place in the tensor; the leading axes count layers, then experts."""
+    shape: tuple[int, ...]
+    """Of the parameter, with an axis of one for each leading axis."""
+    whole: tuple[int, ...]
+    """Of the tensor."""
+    leading: int
+    flexible: bool
+    """Rows of the vocabulary, which every layout pads to a length of its own."""
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        return self.shape[self.leading :]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A whole model as a checkpoint has it."""
+
+    places: dict[str, Place]
+    """By the name of the parameter in the whole model."""
+    objects: dict[str, Any]
+    """What Megatron stores beside tensors, by its key."""
+
+
+def outline_of(hf_config: PretrainedConfig) -> Outline:
+    """Ask Megatron for the places of every parameter of `hf_config`'s model; this process must be alone."""
+    if distributed.world_size() > 1:
+        raise LayoutError(
+            f"a conversion was started on WORLD_SIZE={distributed.world_size()} ranks",
+            hint="start it once, without torchrun: it needs no ranks",
+        )
+    distributed.initialize()
+    with parallel_layout(Config()):
+        state = build_outline(hf_config).sharded_state_dict()
+    objects = {value.unique_key: value.data for value in nested_values(state) if isinstance(value, ShardedObject)}
+    apply_factories(state)
+    parts = {
+        name: [part for part in nested_values({name: value}) if isinstance(part, ShardedTensor)]
+        for name, value in state.items()
+    }
+    return Outline({name: _joined(found) for name, found in parts.items() if found}, objects)
+
+
+def _joined(parts: list[ShardedTensor]) -> Place:
+    """One place of what Megatron writes in parts, such as gate and up projection."""
+    first, leading = parts[0], parts[0].prepend_axis_num
+    offset = tuple(min(starts) for starts in zip(*(part.global_offset for part in parts), strict=True))
+    ends = [
+        [start + size for start, size in zip(part.global_offset, (1,) * leading + tuple(part.local_shape), strict=True)]
+        for part in parts
+    ]
+    shape = tuple(max(each) - start for each, start in zip(zip(*ends, strict=True), offset, strict=True))
+    return Place(first.key, offset, shape, tuple(first.global_shape), leading, first.allow_shape_mismatch)
