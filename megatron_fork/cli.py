@@ -12,10 +12,12 @@ from typing import Annotated
 
 import typer
 
+from megatron_fork import convert_commands
 from megatron_fork.errors import MegatronForkError
 from megatron_fork.version import __version__
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(convert_commands.app, name="convert")
 
 Recipe = Annotated[Path, typer.Argument(help="YAML recipe, such as examples/quickstart.yaml", show_default=False)]
 Overrides = Annotated[
@@ -48,7 +50,7 @@ def analyze(
 
         typer.echo(f"report {write_report(run_folder)}")
 
-    _guarded(work, debug=debug)
+    guarded(work, debug=debug)
 
 
 @app.command()
@@ -72,7 +74,7 @@ def doctor(
         console = Console(highlight=False, quiet=distributed.rank() != 0)
         diagnose(load_config(recipe, overrides or []) if recipe else None, console)
 
-    _guarded(work, debug=debug)
+    guarded(work, debug=debug)
 
 
 @app.command()
@@ -101,10 +103,10 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
         (train_recipe if command == "train" else supervise)(config, display)
         distributed.finalize()
 
-    _guarded(work, debug=debug)
+    guarded(work, debug=debug)
 
 
-def _guarded(work: Callable[[], None], *, debug: bool) -> None:
+def guarded(work: Callable[[], None], *, debug: bool) -> None:
     """Run `work`; print the user's errors as two lines on rank 0, and leave with their exit code."""
     try:
         work()

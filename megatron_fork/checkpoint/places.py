@@ -1,7 +1,7 @@
 """Where each parameter of a model lies in Megatron's distributed checkpoints, as Megatron itself says.
 
-Megatron stacks the layers of a model, and the experts of a layer, into one tensor of the checkpoint, under a name that no layout
-and no choice of kernels changes. Which, is asked of a model without memory: nothing is written down here a second time.
+Megatron stacks the layers of a model, and the experts of a layer, into one tensor of the checkpoint, under a name that no
+layout and no choice of kernels changes. Which, is asked of a model without memory: nothing is written down here a second time.
 """
 
 from __future__ import annotations

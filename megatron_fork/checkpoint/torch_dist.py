@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from megatron_fork.checkpoint.places import Place
 from megatron_fork.errors import CheckpointError
@@ -61,8 +62,8 @@ def write(
         workers: files that are written at a time.
 
     """
-    writer = dcp.FileSystemWriter(folder, thread_count=workers, single_file_per_rank=False)
-    dcp.save({}, storage_writer=writer, planner=_Writing(places, read, objects), no_dist=True)
+    writer = FileSystemWriter(folder, thread_count=workers, single_file_per_rank=False)
+    save({}, storage_writer=writer, planner=_Writing(places, read, objects), no_dist=True)
     torch.save(dict(common), folder / _COMMON)
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
@@ -76,7 +77,7 @@ class _Writing(DefaultSavePlanner):
         read: Callable[[str], Tensor],
         objects: Mapping[str, Any],
     ) -> None:
-        super().__init__()
+        super().__init__(flatten_state_dict=False)
         self._read = read
         self._objects = objects
         self._items = [_write_item(place, dtype) for place, dtype in places.values()]
@@ -109,7 +110,7 @@ class Reader:
         """Read what there is; raises `CheckpointError` where `folder` is not what it should be."""
         self.folder = folder
         try:
-            self._metadata: Metadata = dcp.FileSystemReader(folder).read_metadata()
+            self._metadata: Metadata = FileSystemReader(folder).read_metadata()
         except (OSError, EOFError, pickle.UnpicklingError, ValueError) as error:
             raise CheckpointError(
                 f"{folder / '.metadata'} cannot be read: {error!r}", hint="the checkpoint was not completed"
@@ -135,7 +136,7 @@ class Reader:
         part = torch.empty(tuple(shape), dtype=stored.properties.dtype)
         planner = _Reading(key, stored, ChunkStorageMetadata(torch.Size(offset), torch.Size(shape)), part)
         # A reader of its own for each part: it keeps what it is about to read.
-        reader = dcp.FileSystemReader(self.folder)
+        reader = FileSystemReader(self.folder)
         reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         plan = planner.create_local_plan()
         if sum(item.lengths.numel() for item in plan.items) != part.numel():

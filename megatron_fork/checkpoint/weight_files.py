@@ -106,7 +106,7 @@ class WeightFiles:
             )
         home = self._homes[name]
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        _write_all(home.descriptor, memoryview(data), home.start)
+        _write_all(home.descriptor, memoryview(data.data), home.start)
         with self._lock:
             self._missing.discard(name)
 

@@ -1,0 +1,135 @@
+"""`megatron-fork convert ...`: checkpoints between Hugging Face and Megatron, and the proof that both are one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megatron_fork.errors import CheckpointError, ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True, help="Checkpoints between Hugging Face and Megatron, without ranks and without a GPU."
+)
+
+HfDir = Annotated[Path, typer.Argument(help="Hugging Face folder: config.json and *.safetensors", show_default=False)]
+MegatronDir = Annotated[
+    Path, typer.Argument(help="torch_dist folder, Megatron-LM folder, run folder or checkpoint", show_default=False)
+]
+Out = Annotated[Path, typer.Argument(help="folder to write; must not exist", show_default=False)]
+Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default as it is", show_default=False)]
+Workers = Annotated[int, typer.Option(help="parameters at a time; memory grows with it", min=1)]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+
+
+@app.command("to-megatron")
+def to_megatron(hf_dir: HfDir, out: Out, dtype: Dtype = None, workers: Workers = 2, debug: Debug = False) -> None:
+    """Write a torch_dist checkpoint that loads under every layout."""
+
+    def work() -> None:
+        from megatron_fork.checkpoint import to_megatron
+
+        with _progress("to Megatron") as progress:
+            done = to_megatron(hf_dir, out, dtype=_dtype(dtype), workers=workers, progress=progress)
+        typer.echo(f"{done.folder}: {done.tensors:,} tensors, {done.bytes / 2**30:.2f} GiB")
+
+    _run(work, debug)
+
+
+@app.command("to-hf")
+def to_hf(
+    megatron_dir: MegatronDir,
+    out: Out,
+    hf_files: Annotated[
+        Path | None, typer.Option(help="folder with config.json and tokenizer, where the checkpoint brings none")
+    ] = None,
+    dtype: Dtype = None,
+    shard_gb: Annotated[float, typer.Option(help="size of a safetensors file", min=0.001)] = 5.0,
+    workers: Workers = 2,
+    debug: Debug = False,
+) -> None:
+    """Write a Hugging Face folder that transformers, vLLM and SGLang load."""
+
+    def work() -> None:
+        from megatron_fork.checkpoint import to_hf
+
+        with _progress("to Hugging Face") as progress:
+            done = to_hf(
+                megatron_dir,
+                out,
+                model_files=hf_files,
+                dtype=_dtype(dtype),
+                shard_bytes=int(shard_gb * 1e9),
+                workers=workers,
+                progress=progress,
+            )
+        typer.echo(f"{done.folder}: {done.tensors:,} tensors, {done.bytes / 2**30:.2f} GiB")
+
+    _run(work, debug)
+
+
+@app.command("verify")
+def verify(
+    hf_dir: HfDir,
+    megatron_dir: MegatronDir,
+    prompt: Annotated[list[str] | None, typer.Option(help="text to compare logits on; may be repeated")] = None,
+    logits: Annotated[bool, typer.Option(help="run both models, one after the other, in float32")] = True,
+    workers: Workers = 2,
+    debug: Debug = False,
+) -> None:
+    """Compare names, every bit, config and logits; exit code 1 where they are not one model."""
+
+    def work() -> None:
+        from megatron_fork.checkpoint import PROMPTS, verify
+
+        found = verify(hf_dir, megatron_dir, prompts=tuple(prompt or PROMPTS), logits=logits, workers=workers)
+        typer.echo(f"tensors  {found.tensors:,}, same names both ways, compared bit for bit as {found.compared_as}")
+        for name in found.different:
+            typer.echo(f"  differs: {name}")
+        typer.echo("config   no field differs" if not found.config else "config")
+        for difference in found.config:
+            typer.echo(f"  {difference.weight}: {difference}")
+        if found.logits is not None:
+            typer.echo(f"logits   largest difference {found.logits:.1e} of their size")
+        if not found.holds:
+            raise CheckpointError(
+                f"{hf_dir} and {megatron_dir} are not the same model", hint="what differs stands above"
+            )
+        typer.echo("the same model")
+
+    _run(work, debug)
+
+
+def _run(work: Callable[[], None], debug: bool) -> None:
+    from megatron_fork.cli import guarded
+
+    def quietly() -> None:
+        from megatron_fork.console import quiet_libraries
+
+        quiet_libraries()
+        from megatron_fork import distributed
+
+        work()
+        distributed.finalize()
+
+    guarded(quietly, debug=debug)
+
+
+def _dtype(name: str | None) -> Any:
+    if name not in (None, "fp32", "bf16", "fp16"):
+        raise ConfigError(f"--dtype {name} is not known", hint="fp32, bf16 or fp16")
+    return name
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing in a log: a conversion says at its end what it wrote."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
