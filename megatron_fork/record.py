@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NoReturn
 
 from megatron_fork.analysis import write_report
 from megatron_fork.evaluation import Evaluation, evaluate
-from megatron_fork.policy import Networks
+from megatron_fork.policy import Lesson, Networks
 from megatron_fork.rollout import Collector
 from megatron_fork.start import Progress
+from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace
 
 
@@ -42,6 +43,23 @@ def keep_state(work: Workplace, networks: Networks, progress: Progress, *, stop:
             checkpoints.wait()
     if stop and not finished:
         raise work.interrupted(f"stopped after step {progress.step} of {work.config.train.steps}")
+
+
+def stop_within_step(
+    work: Workplace, networks: Networks, progress: Progress, begun: Unfinished, lesson: Lesson | None
+) -> NoReturn:
+    """Save a step that was stopped between two updates, or before the first, and raise `Interrupted`."""
+    made = len(lesson.updates) if lesson else 0
+    work.checkpoints.save(
+        progress.step,
+        networks.trained,
+        asdict(replace(progress, unfinished=begun.record())),
+        write_beside=lambda folder: begun.write(folder, lesson, work.layout),
+    )
+    work.checkpoints.wait()
+    raise work.interrupted(
+        f"stopped within step {progress.step + 1} of {work.config.train.steps}, after {made} updates"
+    )
 
 
 def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: float) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from megatron_fork import checkpoint, distributed, models
+from megatron_fork import checkpoint, distributed, models, unfinished
 from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
 from megatron_fork.rollout import EmbeddedEngine
 from megatron_fork.supervised import fine_tune
+from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace
 
 
@@ -22,10 +24,12 @@ class Progress:
     seconds: float = 0.0
     before: dict[str, float] | None = None
     after: dict[str, float] | None = None
+    unfinished: dict[str, Any] | None = None
+    """Of the step after `step`, where it was begun."""
 
 
-def start(work: Workplace) -> tuple[Progress, Networks]:
-    """The networks of this run as they stand: resumed, warm-started, or as its model folder has them."""
+def start(work: Workplace) -> tuple[Progress, Networks, Unfinished | None]:
+    """Networks as they stand: resumed, warm-started, or as the model folder has them; and a step that was begun."""
     saved = work.checkpoints.latest()
     if saved is not None:
         for reason in saved.refused:
@@ -35,7 +39,10 @@ def start(work: Workplace) -> tuple[Progress, Networks]:
         networks = build_networks(work, first_weights(work))
         checkpoint.load_training_state(saved, networks.trained)
         work.display.say(f"resuming {saved.folder} after step {progress.step} of {work.config.train.steps}")
-        return progress, networks
+        begun = None
+        if progress.unfinished is not None:
+            begun = unfinished.read(saved.folder / checkpoint.BESIDE, progress.unfinished)
+        return replace(progress, unfinished=None), networks, begun
     began = time.monotonic()
     if work.config.sft.steps and not (work.warm_start / "config.json").is_file():
         warm_start(work)
@@ -43,7 +50,7 @@ def start(work: Workplace) -> tuple[Progress, Networks]:
     for network in networks.trained.values():
         checkpoint.load_initial(network.model, first_weights(work), seed=work.config.seed)
         network.weights_changed()
-    return Progress(seconds=time.monotonic() - began), networks
+    return Progress(seconds=time.monotonic() - began), networks, None
 
 
 def first_weights(work: Workplace) -> models.Config:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from megatron_fork.clock import Clock
 from megatron_fork.config import RunConfig
 from megatron_fork.console import Display
 from megatron_fork.experience import Trajectory
-from megatron_fork.policy import Learner, Lesson, Policy, Rates, split_into_mini_batches
-from megatron_fork.record import finish, is_due, keep_state, measure
+from megatron_fork.policy import Learner, Lesson, Networks, Rates, Taught, split_into_mini_batches
+from megatron_fork.record import finish, is_due, keep_state, measure, stop_within_step
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Collector, EmbeddedEngine, Rollouts
 from megatron_fork.start import Progress, build_engine, start, warm_start, write_model
 from megatron_fork.traces import trace_records
+from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace, prepare
 
 
@@ -32,7 +34,7 @@ def train(config: RunConfig, display: Display) -> Path:
     """Run a recipe to its end, from its latest checkpoint where there is one; returns the run folder."""
     with prepare(config, display) as work, RewardPool(config.rewards) as rewards:
         display.say(f"run folder {work.folder.path}  ({work.layout})")
-        progress, networks = start(work)
+        progress, networks, begun = start(work)
         policy = networks.policy
         started = time.monotonic() - progress.seconds
         engine = build_engine(work)
@@ -49,7 +51,8 @@ def train(config: RunConfig, display: Display) -> Path:
             progress.before = measure(work, collector, 0)
         with display.stage("train", config.train.steps, done=progress.step) as stage:
             while progress.step < config.train.steps:
-                metrics = one_step(work, policy, engine, collector, learner, progress)
+                metrics = one_step(work, networks, engine, collector, learner, progress, begun)
+                begun = None
                 progress.seconds = time.monotonic() - started
                 stage.advance(metrics)
                 keep_state(work, networks, progress, stop=work.asked_to_stop())
@@ -74,33 +77,35 @@ def supervise(config: RunConfig, display: Display) -> Path:
 
 def one_step(
     work: Workplace,
-    policy: Policy,
+    networks: Networks,
     engine: EmbeddedEngine,
     collector: Collector,
     learner: Learner,
     progress: Progress,
+    begun: Unfinished | None,
 ) -> dict[str, float]:
-    """Rollouts, advantages, updates, new weights for the engine; then evaluation and traces where they are due."""
+    """Rollouts, advantages, updates, new weights for the engine; then evaluation and traces where they are due.
+
+    A step that an earlier run has begun goes on from there. Where the run is asked to stop, what there is of the step is saved.
+    """
     config, step = work.config, progress.step + 1
     clock = Clock()
-    rollouts = collector.collect(config.train.prompts_per_step, start=progress.prompts_drawn)
+    drawn = begun or draw(collector, config, progress)
     clock.lap("rollout")
-    batches = split_into_mini_batches(
-        with_advantages(rollouts.trajectories, config),
-        config.train.prompts_per_mini_batch,
-        group_size=config.rollout.samples,
-        seed=random.Random(f"{config.seed}/{step}").getrandbits(62),
-    )
-    lesson = (
-        learner.learn(batches, step=step, rates=rates(config, step), clock=clock) if batches else Lesson({}, [], [])
-    )
-    engine.update_weights(checkpoint.iter_hf_weights(policy.model), step)
+    if drawn.taught is None and work.asked_to_stop():
+        stop_within_step(work, networks, progress, drawn, None)
+    lesson = teach(learner, drawn, config, step, clock, work.asked_to_stop)
+    if not lesson.finished:
+        stop_within_step(
+            work, networks, progress, replace(drawn, taught=Taught(lesson.metrics, lesson.updates, {})), lesson
+        )
+    engine.update_weights(checkpoint.iter_hf_weights(networks.policy.model), step)
     clock.lap("synchronise")
-    metrics = {**of_rollouts(rollouts), **lesson.metrics, **clock.laps()}
-    metrics["tokens_per_second"] = sum(len(t.response) for t in rollouts.trajectories) / metrics["time/step"]
+    metrics = {**drawn.rollout_metrics, **lesson.metrics, **clock.laps()}
+    metrics["tokens_per_second"] = sum(len(t.response) for t in drawn.trajectories) / metrics["time/step"]
     work.folder.metrics("train", step, metrics)
     work.folder.updates(step, lesson.updates)
-    progress.step, progress.prompts_drawn = step, progress.prompts_drawn + rollouts.prompts_drawn
+    progress.step, progress.prompts_drawn = step, progress.prompts_drawn + drawn.prompts_drawn
     if step == 1 or is_due(step, config.run.trace_every, config.train.steps):
         records = trace_records(
             lesson.shares,
@@ -114,6 +119,29 @@ def one_step(
         progress.after = measure(work, collector, step)
         metrics.update(progress.after)
     return metrics
+
+
+def draw(collector: Collector, config: RunConfig, progress: Progress) -> Unfinished:
+    """The rollouts of the next step, with their advantages."""
+    rollouts = collector.collect(config.train.prompts_per_step, start=progress.prompts_drawn)
+    return Unfinished(with_advantages(rollouts.trajectories, config), of_rollouts(rollouts), rollouts.prompts_drawn)
+
+
+def teach(
+    learner: Learner, drawn: Unfinished, config: RunConfig, step: int, clock: Clock, should_stop: Callable[[], bool]
+) -> Lesson:
+    """The updates of a step, or those of them that are still to be made."""
+    batches = split_into_mini_batches(
+        drawn.trajectories,
+        config.train.prompts_per_mini_batch,
+        group_size=config.rollout.samples,
+        seed=random.Random(f"{config.seed}/{step}").getrandbits(62),
+    )
+    if not batches:
+        return Lesson({}, [], [])
+    return learner.learn(
+        batches, step=step, rates=rates(config, step), clock=clock, taught=drawn.taught, should_stop=should_stop
+    )
 
 
 def rates(config: RunConfig, step: int) -> Rates:

@@ -7,10 +7,11 @@ from megatron_fork.checkpoint.hugging_face import export_hf, load_hf, read_confi
 from megatron_fork.checkpoint.initial import load_initial, resolve_config
 from megatron_fork.checkpoint.published import PublishedWeights
 from megatron_fork.checkpoint.stream import iter_hf_weights
-from megatron_fork.checkpoint.training import Checkpoints, load_training_state
+from megatron_fork.checkpoint.training import BESIDE, Checkpoints, load_training_state
 from megatron_fork.checkpoint.verification import PROMPTS, Verification, load_megatron, verify
 
 __all__ = [
+    "BESIDE",
     "Checkpoints",
     "Converted",
     "PROMPTS",

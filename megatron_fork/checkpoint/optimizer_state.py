@@ -20,6 +20,7 @@ _FORMAT = {
     "distrib_optim_fully_reshardable_mem_efficient": False,
     "chained_optim_avoid_prefix": True,
 }
+_TORCH_ADAM = (torch.optim.Adam, torch.optim.AdamW)
 
 
 def sharded_state(optimizer: MegatronOptimizer, model_states: dict[str, Any], *, loading: bool) -> dict[str, Any]:
@@ -32,8 +33,26 @@ def sharded_state(optimizer: MegatronOptimizer, model_states: dict[str, Any], *,
 
     """
     whole = model_states if len(model_states) > 1 else model_states["model"]
+    _make_states(optimizer)
     state = optimizer.sharded_state_dict(whole, is_loading=loading, metadata=_FORMAT)
     return {key: _only_tensors(value) for key, value in state.items()}
+
+
+def _make_states(optimizer: MegatronOptimizer) -> None:
+    """Give an optimizer that has never stepped, such as the policy's during a critic's warm-up, a state to describe."""
+    for part in _parts(optimizer):
+        if part.optimizer is None or part.optimizer.state:
+            continue
+        if not isinstance(part.optimizer, _TORCH_ADAM):
+            part.init_state_fn(part.optimizer, part.config)
+            continue
+        # Megatron would make moments without a count, which torch's Adam misses when it steps.
+        for parameter in (each for group in part.optimizer.param_groups for each in group["params"]):
+            part.optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def _only_tensors(value: Any) -> Any:
@@ -65,7 +84,7 @@ def load_state(optimizer: MegatronOptimizer, state: dict[Any, Any], updates: int
         for group in inner.get("param_groups", ()):
             if "step" in group:
                 group["step"] = updates
-        if "state" in inner and isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW):
+        if "state" in inner and isinstance(part.optimizer, _TORCH_ADAM):
             inner["state"]["common_step"] = torch.tensor(float(updates))
     optimizer.load_state_dict(state)
 

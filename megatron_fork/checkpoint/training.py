@@ -23,6 +23,7 @@ from megatron_fork.checkpoint.folder import Descriptions, Saved
 from megatron_fork.distributed import collectives, device
 from megatron_fork.errors import CheckpointError
 
+BESIDE = "step"
 _REFUSALS = (OSError, RuntimeError, CheckpointingException, CheckpointException)
 
 
@@ -84,17 +85,34 @@ class Checkpoints:
         """The checkpoint to resume from; None when the run has none."""
         return folder.latest(self.root, run=self.run, group=dist.group.WORLD)
 
-    def save(self, step: int, networks: Mapping[str, Trained], progress: dict[str, Any]) -> None:
-        """Begin to write `step-NNNNNN`, each network in a folder of its name; completes an earlier one first."""
+    def save(
+        self,
+        step: int,
+        networks: Mapping[str, Trained],
+        progress: dict[str, Any],
+        *,
+        write_beside: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Begin to write `step-NNNNNN`, each network in a folder of its name; completes an earlier one first.
+
+        Args:
+            step: training steps that are finished.
+            networks: by name.
+            progress: what JSON can hold, `step` among it.
+            write_beside: called on every rank, to put files of its own into the folder `BESIDE` of the checkpoint.
+
+        """
         self.wait()
         with self._refusals_of(step):
             aside = self.root / f"step-{step:06d}.partial"
             if dist.get_rank() == 0:
-                folder.begin(self.root, step, networks)
+                folder.begin(self.root, step, [*networks, *([BESIDE] if write_beside else [])])
                 if self._write_model_files is not None:
                     self._write_model_files(aside / "hugging_face")
             dist.barrier()
             random_state.save(aside)
+            if write_beside is not None:
+                write_beside(aside / BESIDE)
             writing = _Writing(aside, progress, AsyncCallsQueue())
             with _one_thread():
                 for name, network in networks.items():

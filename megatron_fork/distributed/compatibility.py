@@ -14,8 +14,7 @@ Each patch and its reason, in every version from 0.16.1 to 0.19 unless said othe
    spelling. Callers outside Megatron get torch's own answer.
 4. The model-parallel random state tracker forks and restores the CPU generator, as there is no CUDA generator.
 5. The distributed optimizer on torch's AdamW loads one *shared* `step` tensor for all parameters; AdamW increments it
-   in place once a parameter. It gets a tensor of its own per parameter, and `step` is kept when states are set. Before a
-   checkpoint is loaded the states are made: an optimizer that has never stepped has none to describe. And where its
+   in place once a parameter. It gets a tensor of its own per parameter, and `step` is kept when states are set. And where its
    buffers are written, the padding at the end of a bucket counts as content: Megatron lays the buckets end to end without
    it, but looks the parameters up where they lie with it, so that all behind the first bucket would be misplaced or cut off.
 6. The expert dispatcher turns split sizes into numbers only when they lie on a GPU, and passes on tensors otherwise; the
@@ -273,16 +272,14 @@ def _patch_distributed_optimizer() -> None:
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
 
-    def sharded_with_states(self: Any, model_state: Any, is_loading: bool = False, **options: Any) -> Any:
-        if is_loading and not self.optimizer.state:
-            self._init_optimizer_states_with_dummy_values()
+    def sharded_with_padding(self: Any, model_state: Any, is_loading: bool = False, **options: Any) -> Any:
         for buffer in self.buffers:
             buffer.numel_unpadded = buffer.numel
             for bucket in buffer.buckets:
                 bucket.numel_unpadded = bucket.grad_data.numel()
         return sharded_state_dict(self, model_state, is_loading, **options)
 
-    DistributedOptimizer.sharded_state_dict = sharded_with_states
+    DistributedOptimizer.sharded_state_dict = sharded_with_padding
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states_and_keep_step
     DistributedOptimizer.load_state_dict = load_with_a_step_each
 

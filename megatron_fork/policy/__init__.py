@@ -2,7 +2,7 @@
 
 from megatron_fork.policy.actor import LossFunction, Policy
 from megatron_fork.policy.critic import Critic
-from megatron_fork.policy.learner import Learner, Lesson, Rates
+from megatron_fork.policy.learner import Learner, Lesson, Rates, Taught
 from megatron_fork.policy.mini_batches import split_into_mini_batches
 from megatron_fork.policy.network import Config, Network, Update
 from megatron_fork.policy.networks import CriticConfig, Networks
@@ -20,6 +20,7 @@ __all__ = [
     "OptimizerConfig",
     "Policy",
     "Rates",
+    "Taught",
     "Update",
     "split_into_mini_batches",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,28 @@ class Lesson:
     metrics: Metrics
     shares: list[Batch]
     updates: list[Metrics]
+    finished: bool = True
+    """False where it was stopped between two updates: the rest is for a later run."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The part of a lesson that was given before it was stopped."""
+
+    metrics: Metrics
+    updates: list[Metrics]
+    columns: Mapping[int, Mapping[str, Tensor]]
+    """Of every sequence, by its number."""
+
+    def restored(self, share: Batch) -> Batch:
+        """A share, of whatever layout, with the columns that it had."""
+        if not share.sequences:
+            some = next(iter(self.columns.values()), {})
+            return share.with_columns(**{name: column_t[:0] for name, column_t in some.items()})
+        names = self.columns[share.sequences[0].number]
+        return share.with_columns(
+            **{name: torch.cat([self.columns[each.number][name] for each in share.sequences]) for name in names}
+        )
 
 
 @dataclass(frozen=True)
@@ -67,13 +89,39 @@ class Learner:
             if needed and name is None:
                 raise ConfigError(f"objective.{field}", hint="build the learner with one")
 
-    def learn(self, mini_batches: Sequence[Batch], *, step: int, rates: Rates, clock: Clock) -> Lesson:
-        """One optimizer step a mini-batch; every rank passes the same mini-batches and takes its share."""
-        shares = prepared([self.policy.share(batch) for batch in mini_batches], self.networks, self.objective)
-        metrics = self._checked_against_engine(shares)
+    def learn(
+        self,
+        mini_batches: Sequence[Batch],
+        *,
+        step: int,
+        rates: Rates,
+        clock: Clock,
+        taught: Taught | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Lesson:
+        """One optimizer step a mini-batch; every rank passes the same mini-batches and takes its share.
+
+        Args:
+            mini_batches: the same on every rank.
+            step: number of the training step.
+            rates: learning rates of the step.
+            clock: is told what took how long.
+            taught: what an earlier run has done of this lesson.
+            should_stop: asked before each update by every rank, with one answer for all.
+
+        """
+        shares = [self.policy.share(batch) for batch in mini_batches]
+        if taught is None:
+            shares = prepared(shares, self.networks, self.objective)
+            metrics, seen = self._checked_against_engine(shares), []
+        else:
+            shares = [taught.restored(share) for share in shares]
+            metrics, seen = dict(taught.metrics), list(taught.updates)
         clock.lap("statistics")
-        seen: list[Metrics] = []
-        for index, share in enumerate(shares):
+        for index in range(len(seen), len(shares)):
+            if should_stop():
+                return Lesson(metrics, shares, seen, finished=False)
+            share = shares[index]
             current = share if index == 0 or self.selection.entropy_policy == "old" else self._current(share)
             number = step * len(shares) + index
             chosen = self.select(current, number)

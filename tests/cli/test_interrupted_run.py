@@ -1,6 +1,7 @@
 """A run that is interrupted and started again is the uninterrupted run, bit for bit on a CPU."""
 
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -13,15 +14,22 @@ from safetensors.torch import load_file
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "objective"),
+    ("stage", "objective", "sent", "exit_code"),
     [
-        ("sft", []),
-        ("train", []),
-        ("train", ["objective.advantage=gae", "objective.kl_coef=0.01", "objective.correction=tis"]),
+        ("sft", [], signal.SIGUSR1, 75),
+        ("train", ["train.prompts_per_mini_batch=1"], signal.SIGTERM, 75),
+        (
+            "train",
+            ["objective.advantage=gae", "objective.kl_coef=0.01", "objective.correction=tis"],
+            signal.SIGINT,
+            130,
+        ),
     ],
-    ids=["sft", "train", "train with critic and reference"],
+    ids=["sft, time is nearly up", "train, taken away", "train with critic and reference, Ctrl-C"],
 )
-def test_interrupt_and_resume(tmp_path: Path, stage: str, objective: list[str]) -> None:
+def test_interrupt_and_resume(
+    tmp_path: Path, stage: str, objective: list[str], sent: signal.Signals, exit_code: int
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = [str(QUICKSTART), *TINY, "sft.steps=20", *objective]
     code, output = run("train", *words, f"run.folder={whole}")
@@ -29,9 +37,10 @@ def test_interrupt_and_resume(tmp_path: Path, stage: str, objective: list[str]) 
 
     process = start("train", *words, f"run.folder={broken}")
     wait_for_step(broken, process, stage)
-    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(random.random() * 0.5)  # anywhere in a step
+    os.killpg(process.pid, sent)
     code, output = finish(process)
-    assert code == 130, output
+    assert code == exit_code, output
     assert "the state is saved" in output and "resume with" in output
     assert "Traceback" not in output
 

@@ -115,3 +115,49 @@ def test_training_goes_on_under_any_layout(tmp_path: Path) -> None:
         converted = load_file(tmp_path / f"{number}-converted" / "model.safetensors")
         assert converted.keys() == result["first"].keys(), named
         assert all(torch.equal(converted[name], tensor) for name, tensor in result["first"].items()), named
+
+
+def never_stepped(folder: str) -> list[float]:
+    """How far two updates after a checkpoint of an optimizer without any are from two updates without a checkpoint."""
+    from megatron_fork import objective, selection
+    from megatron_fork.checkpoint import Checkpoints, iter_hf_weights, load_initial, load_training_state
+    from megatron_fork.clock import Clock
+    from megatron_fork.distributed import Config, Layout, parallel_layout
+    from megatron_fork.models import Config as Source
+    from megatron_fork.policy import Config as PolicyConfig
+    from megatron_fork.policy import Learner, Networks, OptimizerConfig, Policy, Rates, split_into_mini_batches
+
+    hf_config = model_config(tied=True, experts=False)
+    batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
+
+    def made(layout: Layout, distributed: bool) -> Policy:
+        adam = OptimizerConfig(learning_rate=1e-3, distributed=distributed)
+        policy = Policy(PolicyConfig(), adam, hf_config, layout)
+        load_initial(policy.model, Source(hf_config={"model_type": "qwen3"}), seed=1)
+        policy.weights_changed()
+        return policy
+
+    def learn(policy: Policy) -> dict[str, torch.Tensor]:
+        learner = Learner(Networks(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
+        learner.learn(batches, step=0, rates=Rates(1e-3), clock=Clock())
+        return {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
+
+    found = []
+    for distributed in (False, True):
+        checkpoints = Checkpoints(Path(folder, str(distributed)))
+        with parallel_layout(Config()) as layout:
+            expected = learn(made(layout, distributed))
+            first = made(layout, distributed)
+            checkpoints.save(0, {"policy": first}, {"step": 0})
+            checkpoints.wait()
+            saved = checkpoints.latest()
+            assert saved is not None
+            second = made(layout, distributed)
+            load_training_state(saved, {"policy": second})
+            found += [_largest(learn(first), expected), _largest(learn(second), expected)]
+    return found
+
+
+@pytest.mark.slow
+def test_an_optimizer_that_never_stepped_is_saved_and_resumed(tmp_path: Path) -> None:
+    assert run_on_ranks(never_stepped, 2, str(tmp_path), have_children=True) == [[0.0] * 4] * 2

@@ -1,0 +1,83 @@
+"""A training step that was stopped between two of its updates, and how a later run takes it up.
+
+Rollouts are what a step costs most, and updates that were made cannot be unmade: both are kept. Each rank writes the sequences
+that it taught with their columns, and whoever resumes, under any layout, picks from all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_fork.distributed import Layout
+from megatron_fork.experience import Batch, Prompt, Trajectory
+from megatron_fork.policy import Lesson, Taught
+
+_Columns = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The rollouts of a step, and what was taught of them so far."""
+
+    trajectories: list[Trajectory]
+    """With their advantages, in the order of their numbers."""
+    rollout_metrics: dict[str, float]
+    prompts_drawn: int
+    taught: Taught | None = None
+    """None: nothing yet, not even the statistics pass."""
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest keeps of it."""
+        return {
+            "rollout_metrics": self.rollout_metrics,
+            "prompts_drawn": self.prompts_drawn,
+            "metrics": self.taught.metrics if self.taught else None,
+            "updates": self.taught.updates if self.taught else [],
+        }
+
+    def write(self, folder: Path, lesson: Lesson | None, layout: Layout) -> None:
+        """This rank's part: its share of every mini-batch, or, where nothing was taught, all from the first rank."""
+        if lesson is None:
+            mine = [_plain(each, {}) for each in self.trajectories] if layout.world.rank() == 0 else []
+        elif layout.tensor.rank() == layout.context.rank() == layout.pipeline.rank() == 0:
+            mine = [part for share in lesson.shares for part in _parts(share)]
+        else:
+            mine = []
+        if mine:
+            torch.save(mine, folder / f"part-{layout.world.rank():05d}.pt")
+
+
+def read(folder: Path, record: dict[str, Any]) -> Unfinished:
+    """What `write` and `record` kept."""
+    parts = [part for file in sorted(folder.glob("part-*.pt")) for part in torch.load(file, weights_only=True)]
+    parts.sort(key=lambda part: part["trajectory"]["number"])
+    columns = {part["trajectory"]["number"]: part["columns"] for part in parts}
+    taught = Taught(record["metrics"], record["updates"], columns) if record["metrics"] is not None else None
+    trajectories = [_trajectory(part["trajectory"]) for part in parts]
+    return Unfinished(trajectories, record["rollout_metrics"], record["prompts_drawn"], taught)
+
+
+def _parts(share: Batch) -> list[dict[str, Any]]:
+    names = [column.name for column in fields(share) if column.name != "sequences"]
+    present = {name: vars(share)[name] for name in names if vars(share)[name] is not None}
+    lengths = share.response_lengths
+    pieces = {name: column_t.split(lengths) for name, column_t in present.items()}
+    return [
+        _plain(sequence, {name: pieces[name][index].clone() for name in pieces})
+        for index, sequence in enumerate(share.sequences)
+        if isinstance(sequence, Trajectory)
+    ]
+
+
+def _plain(trajectory: Trajectory, columns: _Columns) -> dict[str, Any]:
+    """Without classes of this project, so that a file is data and nothing else."""
+    return {"trajectory": asdict(trajectory), "columns": columns}
+
+
+def _trajectory(plain: dict[str, Any]) -> Trajectory:
+    return Trajectory(**{**plain, "prompt": Prompt(**plain["prompt"])})

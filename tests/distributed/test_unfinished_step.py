@@ -1,0 +1,128 @@
+"""A step that was stopped between two updates ends, under any layout, as the step that was not stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layouts import model_config, name_of, trajectories
+from ranks import run_on_ranks
+
+PAIRS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {}),
+    ({"tensor": 2}, {"tensor": 2}),
+    ({}, {"pipeline": 2}),
+    ({"context": 2}, {}),
+]
+UPDATES_BEFORE_THE_STOP = 2
+
+
+def finished_later(folder: str, entropy_policy: str) -> list[tuple[float, Any, Any]]:
+    """For each pair how far the weights are from those of the whole step, and the metrics of both."""
+    return [
+        _finished_later(Path(folder, str(number)), *pair, entropy_policy=entropy_policy)
+        for number, pair in enumerate(PAIRS)
+    ]
+
+
+def _finished_later(
+    folder: Path, written: dict[str, Any], read_by: dict[str, Any], *, entropy_policy: str
+) -> tuple[float, Any, Any]:
+    from megatron_fork import objective, selection, unfinished
+    from megatron_fork.checkpoint import BESIDE, Checkpoints, iter_hf_weights, load_initial, load_training_state
+    from megatron_fork.clock import Clock
+    from megatron_fork.distributed import Config, Layout, parallel_layout
+    from megatron_fork.models import Config as Source
+    from megatron_fork.policy import Config as PolicyConfig
+    from megatron_fork.policy import (
+        Learner,
+        Lesson,
+        Networks,
+        OptimizerConfig,
+        Policy,
+        Rates,
+        Taught,
+        split_into_mini_batches,
+    )
+
+    def made(layout: Layout) -> Policy:
+        adam = OptimizerConfig(learning_rate=1e-3)
+        return Policy(PolicyConfig(tokens_per_micro_batch=70), adam, model_config(tied=True, experts=False), layout)
+
+    def learn(policy: Policy, drawn: unfinished.Unfinished, updates: int) -> Lesson:
+        asked = iter(range(updates))
+        goal = objective.Config()
+        config = selection.Config(entropy_policy=entropy_policy)  # type: ignore[arg-type]
+        return Learner(Networks(policy), config, goal, mismatch_limit=100.0).learn(
+            split_into_mini_batches(drawn.trajectories, 1, group_size=4, seed=5),
+            step=3,
+            rates=Rates(1e-3),
+            clock=Clock(),
+            taught=drawn.taught,
+            should_stop=lambda: next(asked, None) is None,
+        )
+
+    drawn = unfinished.Unfinished(trajectories(), {"rollout/pass_rate": 0.5}, 6)
+    checkpoints = Checkpoints(folder)
+    with parallel_layout(Config(**written)) as layout:
+        policy = made(layout)
+        load_initial(policy.model, Source(hf_config={"model_type": "qwen3"}), seed=11)
+        policy.weights_changed()
+        part = learn(policy, drawn, UPDATES_BEFORE_THE_STOP)
+        assert not part.finished and len(part.updates) == UPDATES_BEFORE_THE_STOP
+        begun = unfinished.Unfinished(
+            drawn.trajectories, drawn.rollout_metrics, 6, Taught(part.metrics, part.updates, {})
+        )
+        record = begun.record()
+        checkpoints.save(
+            1,
+            {"policy": policy},
+            {"step": 1, "unfinished": record},
+            write_beside=lambda beside: begun.write(beside, part, layout),
+        )
+        checkpoints.wait()
+        whole_policy = made(layout)
+        load_initial(whole_policy.model, Source(hf_config={"model_type": "qwen3"}), seed=11)
+        whole_policy.weights_changed()
+        whole = learn(whole_policy, drawn, 100)
+        expected = {name: tensor.clone() for name, tensor in iter_hf_weights(whole_policy.model)}
+    saved = checkpoints.latest()
+    assert saved is not None
+    with parallel_layout(Config(**read_by)) as layout:
+        policy = made(layout)
+        load_training_state(saved, {"policy": policy})
+        again = unfinished.read(saved.folder / BESIDE, saved.progress["unfinished"])
+        assert again.trajectories == drawn.trajectories and again.rollout_metrics == drawn.rollout_metrics
+        rest = learn(policy, again, 100)
+        found = dict(iter_hf_weights(policy.model))
+        assert rest.finished
+        difference = max(float((found[name] - each).norm() / each.norm()) for name, each in expected.items())
+    return difference, (rest.metrics, rest.updates), (whole.metrics, whole.updates)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entropy_policy", ["current", "old"])
+def test_a_stopped_step_ends_as_the_whole(tmp_path: Path, entropy_policy: str) -> None:
+    results = run_on_ranks(finished_later, 2, str(tmp_path), entropy_policy, time_limit=400.0, have_children=True)
+    for pair, (difference, rest, whole) in zip(PAIRS, results[0], strict=True):
+        named = " -> ".join(name_of(each, {}) for each in pair)
+        assert len(whole[1]) == 6, named
+        if pair[0] == pair[1]:
+            assert difference == 0.0 and rest == whole, named
+        else:
+            assert difference <= 1e-5, named
+            for ours, theirs in zip(rest[1], whole[1], strict=True):
+                assert torch.allclose(
+                    torch.tensor(list(ours.values())), torch.tensor(list(theirs.values())), rtol=1e-4, atol=1e-6
+                )
+
+
+@pytest.mark.slow
+def test_rollouts_of_which_nothing_was_taught_are_kept(tmp_path: Path) -> None:
+    from megatron_fork import distributed, unfinished
+
+    distributed.initialize()
+    drawn = unfinished.Unfinished(trajectories(), {"rollout/pass_rate": 0.5}, 6)
+    with distributed.parallel_layout(distributed.Config()) as layout:
+        drawn.write(tmp_path, None, layout)
+    assert unfinished.read(tmp_path, drawn.record()) == drawn
