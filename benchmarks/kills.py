@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py --kills 30 --out benchmarks/results/kills.json
 
-Each process resumes from the newest complete checkpoint, then saves step after step and says when a save is complete. It is killed
-with all its writers at a random moment, anywhere between the first copy of the state and the removal of old checkpoints. A loss is
-a resume from an older step than the last whose save had returned, or a checkpoint that is refused.
+Each process resumes from the newest complete checkpoint, then saves step after step and says when a save is complete. After a
+random number of saves it is killed with all its writers at a random moment of the next. A loss is a resume from an older step
+than the last whose save had returned.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megatron_fork.checkpoint import latest
 
 PROJECT = Path(__file__).parents[1]
 SAVER = PROJECT / "tests" / "checkpoint" / "saver.py"
-LONGEST_LIFE = 2.5  # seconds from the first save on: some ten saves on an idle machine
+SAVES_BEFORE = 4  # at most
 
 
 def one_life(folder: Path, generator: random.Random) -> tuple[int, int]:
@@ -51,11 +51,15 @@ def one_life(folder: Path, generator: random.Random) -> tuple[int, int]:
     )
     assert process.stdout is not None
     resumed = int(process.stdout.readline().split()[1])
-    time.sleep(generator.uniform(0.0, LONGEST_LIFE))
+    last, began = resumed, time.monotonic()
+    for _ in range(generator.randrange(SAVES_BEFORE)):
+        last = int(process.stdout.readline().split()[1])
+    of_one = (time.monotonic() - began) / max(1, last - resumed)
+    time.sleep(generator.uniform(0.0, max(0.5, 1.2 * of_one)))
     os.killpg(process.pid, signal.SIGKILL)
     output, _ = process.communicate()
     reported = [int(line.split()[1]) for line in output.splitlines() if line.startswith("saved")]
-    return resumed, max([resumed, *reported])
+    return resumed, max([last, *reported])
 
 
 def measure(kills: int, seed: int) -> dict[str, Any]:
