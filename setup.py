@@ -31,6 +31,8 @@ DEVELOPMENT = [
     "ruff",
     "mypy",
     "types-PyYAML",
+    "mbridge",
+    "einops",
     "triton>=3.4; platform_system == 'Linux'",
 ]
 
