@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -55,7 +57,10 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 class WeightFolder(Mapping[str, Tensor]):
-    """The tensors of a folder of safetensors files, each read when it is asked for."""
+    """The tensors of a folder of safetensors files, each read into memory of its own when it is asked for.
+
+    The library would map the files, and what was once read of them would count as this process's memory.
+    """
 
     def __init__(self, folder: Path) -> None:
         files = sorted(folder.glob("*.safetensors"))
@@ -64,22 +69,22 @@ class WeightFolder(Mapping[str, Tensor]):
                 f"model.path={folder} has no *.safetensors", hint="convert the weights to safetensors first"
             )
         self._stack = ExitStack()
-        self._file_of = {}
+        self._stored: dict[str, _Stored] = {}
         for file in files:
             try:
-                handle = self._stack.enter_context(safe_open(file, framework="pt"))
-            except SafetensorError as error:
+                with safe_open(file, framework="pt"):  # checks the header against the file
+                    self._stored.update(_header(self._stack.enter_context(file.open("rb")).fileno()))
+            except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"{file} cannot be read: {error}", hint="the file is truncated; fetch it again"
                 ) from error
-            self._file_of.update(dict.fromkeys(handle.keys(), handle))
         self._check_index(folder)
 
     def _check_index(self, folder: Path) -> None:
         index = folder / INDEX
         if not index.is_file():
             return
-        missing = sorted(set(json.loads(index.read_text())["weight_map"]) - set(self._file_of))
+        missing = sorted(set(json.loads(index.read_text())["weight_map"]) - set(self._stored))
         if missing:
             raise CheckpointError(
                 f"{folder} lacks {len(missing)} tensors that its index names, first {missing[0]}",
@@ -87,30 +92,59 @@ class WeightFolder(Mapping[str, Tensor]):
             )
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._file_of[name].get_tensor(name)
+        stored, wanted = self._stored[name], self.specification(name)
+        data = bytearray(wanted.bytes)
+        done = 0
+        while done < len(data):
+            read = os.preadv(stored.descriptor, [memoryview(data)[done:]], stored.start + done)
+            if not read:
+                raise CheckpointError(f"{name} ends before its last byte", hint="the file is truncated; fetch it again")
+            done += read
+        flat = torch.frombuffer(data, dtype=wanted.dtype) if data else torch.empty(0, dtype=wanted.dtype)
+        return flat.view(wanted.shape)
 
     def specification(self, name: str) -> Specification:
         """Dtype and shape of a tensor, without reading it; raises `CheckpointError` where it is not of numbers in use."""
-        part = self._file_of[name].get_slice(name)
-        dtype = part.get_dtype()
-        if dtype not in _DTYPES:
+        stored = self._stored[name]
+        if stored.dtype not in _DTYPES:
             raise CheckpointError(
-                f"the checkpoint's {name} is of dtype {dtype}",
+                f"the checkpoint's {name} is of dtype {stored.dtype}",
                 hint="quantised weights are not supported: take the model's bf16 folder",
             )
-        return Specification(_DTYPES[dtype], tuple(part.get_shape()))
+        return Specification(_DTYPES[stored.dtype], stored.shape)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._file_of
+        return name in self._stored
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._file_of)
+        return len(self._stored)
 
     def close(self) -> None:
         self._stack.close()
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies in an open file."""
+
+    descriptor: int
+    start: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _header(descriptor: int) -> dict[str, _Stored]:
+    """What a safetensors file says of its tensors: eight bytes of length, JSON, then the tensors."""
+    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    entries = json.loads(os.pread(descriptor, length, 8))
+    return {
+        name: _Stored(descriptor, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }
 
 
 def load_hf(policy_or_model: Source, hf_dir: Path | str) -> None:

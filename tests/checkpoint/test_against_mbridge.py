@@ -19,7 +19,7 @@ BRIDGES = {
 
 
 def name_of_transformer_engine(name: str, *, experts: bool) -> str:
-    """mbridge knows the names of Transformer Engine's layers only."""
+    """The names of Transformer Engine's layers, the only ones that mbridge knows."""
     name = name.replace("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight")
     if not experts:
         return name.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
