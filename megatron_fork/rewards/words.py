@@ -13,8 +13,8 @@ UNIT = re.compile(
 )
 SPELLED_OUT = (
     "mm cm dm km m in ft yd mi inch inches foot feet yard yards mile miles meter meters metre metres g kg mg lb lbs pound "
-    "pounds s sec second seconds min minute minutes h hr hour hours day days week weeks month months year years dollar dollars cent "
-    "cents euro euros degree degrees unit units mph liter liters litre litres ml L people apples square"
+    "pounds s sec second seconds min minute minutes h hr hour hours day days week weeks month months year years dollar dollars "
+    "cent cents euro euros degree degrees unit units mph liter liters litre litres ml L people apples square"
 )
 PLAIN_UNIT = re.compile(rf"(?P<value>.*[0-9])\s+(?P<unit>(?:{'|'.join(SPELLED_OUT.split())}))" + POWER, re.DOTALL)
 LONGEST_UNIT = 5
