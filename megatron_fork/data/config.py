@@ -35,7 +35,7 @@ class Config:
     """The prompt set of a run."""
 
     source: str = "reach"
-    """`reach`, `arithmetic`, `reasoning_gym`, or a file (JSON lines, Parquet, CSV, Arrow) or folder of a Hugging Face dataset."""
+    """`reach`, `arithmetic`, `reasoning_gym`, or a file (JSON lines, Parquet, CSV, Arrow) or dataset folder."""
     preset: str | None = None
     """Fills in the fields below for a published file: `dapo_math_17k`, `math`, `gsm8k`, `aime_2024`, ... (docs/data.md)."""
     split: str | None = None

@@ -1,7 +1,7 @@
 r"""Prompt templates: from a question to the text that a model continues.
 
-The paper's template is that of arXiv 2506.01939; the Qwen3 ones give what Qwen3's own chat template gives for one message of the
-user, with and without thinking. Anything else is a Jinja template with `question` and the row's columns.
+The paper's template is that of arXiv 2506.01939; the Qwen3 ones give what Qwen3's own chat template gives for one message of
+the user, with and without thinking. Anything else is a Jinja template with `question` and the row's columns.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ class Dispatcher:
         self._closing = False
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
-        self._woken.setblocking(False)
+        for end in (self._wake, self._woken):
+            end.setblocking(False)  # whoever wakes holds the lock that the thread may be waiting for
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._thread: threading.Thread | None = None
 

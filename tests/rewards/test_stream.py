@@ -41,6 +41,12 @@ def test_a_full_backlog_makes_the_caller_wait() -> None:
         assert [result.value for result in stream.results()] == [1.0] * 12
 
 
+def test_thousands_of_jobs_at_once() -> None:
+    """More than the thread can be woken for: waking must not wait for it."""
+    with RewardPool(Config(kind="reach", backlog=10_000)) as pool:
+        assert pool.score_many(JOBS * 40) == EXPECTED * 40
+
+
 def test_dying_workers_lose_only_their_job() -> None:
     generator = random.Random(0)
     jobs = [("die", "x") if generator.random() < 0.1 else (str(place), str(place)) for place in range(60)]
