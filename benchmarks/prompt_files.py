@@ -90,8 +90,8 @@ def load_whole(path: Path) -> dict[str, Any]:
 
 
 def in_process(function: str, path: Path) -> dict[str, Any]:
-    code = f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import prompt_files; from pathlib import Path; "
-    code += f"print(json.dumps(prompt_files.{function}(Path({str(path)!r}))))"
+    code = f"import sys, json, pathlib; sys.path.insert(0, {str(Path(__file__).parent)!r}); import prompt_files; "
+    code += f"print(json.dumps(prompt_files.{function}(pathlib.Path({str(path)!r}))))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -99,6 +99,7 @@ def in_process(function: str, path: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     record: dict[str, Any] = {
@@ -108,7 +109,7 @@ def main() -> None:
         "rows": arguments.rows,
     }
     with tempfile.TemporaryDirectory() as folder:
-        for suffix in FORMATS:
+        for suffix in arguments.formats:
             path = Path(folder) / f"rows.{suffix}"
             write(path, arguments.rows)
             record[suffix] = {"file_mib": path.stat().st_size / 2**20, **in_process("load", path)}

@@ -38,15 +38,15 @@ def limit(memory_bytes: int) -> None:
 def confine(*, processes: bool) -> list[str]:
     """Give up network, files and other processes, as far as this kernel allows; the names of what holds.
 
-    `processes` leaves fork and exec to a worker that runs programs. The process must have one thread.
+    `processes` leaves other processes to a worker that runs programs. The process must have one thread.
     """
     holds = ["no file may grow"]
     if _unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC):
         holds.append("no network (namespace)")
     if forbid_side_effects(processes=processes):
-        holds.append("no network, no change to files, no signals (seccomp)")
+        holds.append("no network, no change to files (seccomp)")
         if not processes:
-            holds.append("no new processes (seccomp)")
+            holds.append("no new processes, no signals (seccomp)")
     return holds
 
 

@@ -21,7 +21,7 @@ from megatron_fork.errors import ConfigError
 from megatron_fork.rewards.dispatcher import Dispatcher, Job, Outcome, PoolCounts
 from megatron_fork.rewards.process import WorkerProcess
 from megatron_fork.rewards.score import RewardError, Score
-from megatron_fork.rewards.verifiers import KNOWN_KINDS, find_verifier, is_kind, score
+from megatron_fork.rewards.verifiers import KNOWN_KINDS, RUNS_PROGRAMS, find_verifier, is_kind, score
 
 
 @dataclass
@@ -34,17 +34,25 @@ class Config:
     """Processes. 0 scores in the calling process, without time or memory limit, which suits only verifiers that are bounded
     by construction ("reach")."""
     timeout_seconds: float = 5.0
-    """Per response, of CPU time; on the clock three times as much at most."""
+    """Per response, of CPU time. On the clock three times as much where the verifier sleeps, 20 where the machine is busy."""
     memory_gib: float = 2.0
     """Address space of each worker, in GiB."""
     backlog: int = 4096
     """Responses that may wait for a worker before `submit` makes the caller wait."""
+    allow_code: bool = False
+    """`kind: code` runs programs that the model wrote, in confined workers; it must be allowed by this."""
     confined: bool = True
     """Workers have no network, change no file and start no process; false only for a `module:function` that must."""
 
     def __post_init__(self) -> None:
         if not is_kind(self.kind):
             raise ConfigError(f"rewards.kind is {self.kind!r}, which is no verifier", hint=KNOWN_KINDS)
+        if self.kind in RUNS_PROGRAMS and not (self.allow_code and self.confined and self.workers):
+            raise ConfigError(
+                f"rewards.kind={self.kind} runs what the model wrote, with rewards.allow_code={self.allow_code}, "
+                f"confined={self.confined}, workers={self.workers}",
+                hint="set rewards.allow_code=true, in confined workers; read docs/rewards.md first",
+            )
         if self.workers < 0:
             raise ConfigError(f"rewards.workers is {self.workers}", hint="use 1 or more, or 0 to score in process")
         if self.backlog < 1:

@@ -17,8 +17,11 @@ from megatron_fork.rewards.frames import encode, pop_frame
 
 CHUNK_BYTES = 1 << 16
 REPLY_LIMIT_BYTES = 1 << 16
-# A job may take its time-out in CPU time; on a machine that is busy with others, at most so many times that on the clock.
+# A job may take its time-out in CPU time; on the clock it may take so many times that while it sleeps.
 PATIENCE = 3.0
+# A job that could run and gets no processor, or waits for a disk, is not to blame for that.
+PATIENCE_WITH_MACHINE = 20.0
+ASLEEP = ("S", "T", "t", "Z", "X")
 
 # Nothing else of the parent's environment reaches the worker: no tokens, no launcher's variables.
 INHERITED = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "TMPDIR", "TZ", "VIRTUAL_ENV")
@@ -73,7 +76,8 @@ class WorkerProcess:
     def granted_more_time(self) -> bool:
         """At its deadline: whether the job has not had its CPU time yet. If so, the deadline moves."""
         left = self.timeout_seconds - (self._cpu_seconds() - self._cpu_at_begin)
-        last = self._began + PATIENCE * self.timeout_seconds
+        patience = PATIENCE if self._status()[0] in ASLEEP else PATIENCE_WITH_MACHINE
+        last = self._began + patience * self.timeout_seconds
         if self.job is None or left <= 0 or time.monotonic() >= last:
             return False
         self.deadline = min(last, time.monotonic() + max(left, 0.01))
@@ -104,11 +108,14 @@ class WorkerProcess:
 
     def _cpu_seconds(self) -> float:
         """User and system time of the worker and of its ended children."""
+        return sum(int(ticks) for ticks in self._status()[11:15]) / CLOCK_TICKS
+
+    def _status(self) -> list[str]:
+        """The kernel's line on the worker, from its state on; a dead one's where there is none."""
         try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
-            return 0.0
-        return sum(int(ticks) for ticks in fields[11:15]) / CLOCK_TICKS
+            return ["X"]
 
 
 def worker_environment() -> dict[str, str]:

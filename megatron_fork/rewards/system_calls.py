@@ -1,4 +1,4 @@
-"""A filter of system calls (seccomp, Linux): no network, no change to any file, no signal to others, no new process.
+"""A filter of system calls (seccomp, Linux): no network, no change to any file, no new process, no signal.
 
 A process puts it on itself without any privilege and can never take it off; programs that it executes inherit it. The numbers
 are those of the kernel's tables; only x86-64 has been run, AArch64 stands as its table says.
@@ -21,12 +21,6 @@ FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "listen": (50, 201),
     "socketpair": (53, 199),
     "io_uring_setup": (425, 425),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_send_signal": (424, 424),
     "ptrace": (101, 117),
     "process_vm_writev": (311, 271),
     "pidfd_getfd": (438, 438),
@@ -77,7 +71,19 @@ FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "mq_open": (240, 180),
 }
 OPENAT2, CLONE3 = 437, 435
-FORKS: dict[str, tuple[int | None, int | None]] = {"fork": (57, None), "vfork": (58, None)}
+# What only a process that minds others needs: to start them, to leave their group, to signal them.
+OTHERS: dict[str, tuple[int | None, int | None]] = {
+    "fork": (57, None),
+    "vfork": (58, None),
+    "setpgid": (109, 154),
+    "setsid": (112, 157),
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+}
 
 
 class Machine(NamedTuple):
@@ -106,7 +112,7 @@ PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, FILTER = 22, 38, 2
 
 
 def forbid_side_effects(*, processes: bool) -> bool:
-    """Filter this thread's calls from now on; `processes` leaves it fork and exec. False where that cannot be had."""
+    """Filter this thread's calls from now on; `processes` leaves it fork and signals. False where that cannot be had."""
     machine = MACHINES.get(platform.machine())
     if machine is None or sys.maxsize < 2**32:
         return False
@@ -125,7 +131,7 @@ def _program(machine: Machine, *, processes: bool) -> list[bytes]:
     ]
     if machine.column == 0:
         steps += [_step(JUMP_AT_LEAST, X32_CALLS, 0, 1), _step(RETURN, denied)]
-    table = FORBIDDEN if processes else FORBIDDEN | FORKS
+    table = FORBIDDEN if processes else FORBIDDEN | OTHERS
     for numbers in table.values():
         number = numbers[machine.column]
         if number is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from megatron_fork.rewards import arithmetic, mathematics, procedural, reach
+from megatron_fork.rewards import arithmetic, code, mathematics, procedural, reach
 from megatron_fork.rewards.custom import is_custom, load_custom
 from megatron_fork.rewards.score import RewardError, Score
 
@@ -40,10 +40,11 @@ def is_kind(kind: str) -> bool:
 
 VERIFIERS: dict[str, Callable[[str, str], Score]] = {
     "arithmetic": arithmetic.verify,
+    "code": code.verify,
     "math": mathematics.verify,
     "reach": reach.verify,
     "reasoning_gym": procedural.verify,
 }
 # Kinds whose workers start programs of their own.
-RUNS_PROGRAMS: frozenset[str] = frozenset()
+RUNS_PROGRAMS: frozenset[str] = frozenset({"code"})
 KNOWN_KINDS = f"known kinds: {', '.join(sorted(VERIFIERS))}, or module:function"

@@ -13,13 +13,22 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_fork.rewards.code import permit_programs
 from megatron_fork.rewards.confinement import confine, limit
 from megatron_fork.rewards.custom import is_custom
 from megatron_fork.rewards.frames import encode, pop_frame
-from megatron_fork.rewards.process import PATIENCE
+from megatron_fork.rewards.process import PATIENCE_WITH_MACHINE
 from megatron_fork.rewards.verifiers import RUNS_PROGRAMS, find_verifier, score
 
 CHUNK_BYTES = 1 << 16
+# Each sort of expression has the parser and sympy load modules and fill caches, which takes a second altogether.
+WARM_UP = (
+    (r"\boxed{x}", "y"),
+    (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{\sqrt{2}}{2}"),
+    (r"\boxed{1 + 2x + x^2}", "(x+1)^2"),
+    (r"\boxed{2\sin x\cos x}", r"\sin 2x"),
+    (r"\boxed{y = 2x + 1}", "y - 2x = 1"),
+)
 
 
 def serve(channel: socket.socket, kind: str, timeout_seconds: float, holds: list[str]) -> None:
@@ -27,12 +36,16 @@ def serve(channel: socket.socket, kind: str, timeout_seconds: float, holds: list
     # What goes wrong here ends the process: a verifier that cannot even start would score 0 for ever.
     verifier = find_verifier(kind)
     if not is_custom(kind):
-        verifier(r"\boxed{x}", "y")
+        for response, answer in WARM_UP:
+            verifier(response, answer)
     channel.sendall(encode(["ready", holds]))
     for index, response, answer in received(channel):
-        # The pool kills a late worker. If the pool is gone, nobody does: this alarm's default action ends the process.
-        signal.setitimer(signal.ITIMER_REAL, (PATIENCE + 1) * timeout_seconds)
+        # The pool kills a late worker. If the pool is gone, nobody does: the default action of these alarms, one of CPU time
+        # and one of the clock, ends the process.
+        signal.setitimer(signal.ITIMER_PROF, 2 * timeout_seconds)
+        signal.setitimer(signal.ITIMER_REAL, (PATIENCE_WITH_MACHINE + 1) * timeout_seconds)
         result = score(response, answer, kind=kind)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         channel.sendall(encode([index, result.value, result.reason]))
 
@@ -49,6 +62,8 @@ def received(channel: socket.socket) -> Iterator[Any]:
 def main(kind: str, timeout_seconds: str, memory_bytes: str, confined: str) -> None:
     limit(int(memory_bytes))
     holds = confine(processes=kind in RUNS_PROGRAMS) if confined == "confined" else []
+    if kind in RUNS_PROGRAMS:
+        permit_programs(holds)
     try:
         serve(socket.socket(fileno=0), kind, float(timeout_seconds), holds)
     except ConnectionError:

@@ -246,7 +246,7 @@ def test_worker_ends_with_its_parent(job: tuple[str, str], tmp_path: Path) -> No
     time.sleep(0.3)
     parent.kill()
     parent.communicate()
-    assert eventually(lambda: gone(pid), 10)
+    assert eventually(lambda: gone(pid), 60)
 
 
 def test_worker_is_light_confined_and_knows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
