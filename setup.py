@@ -21,6 +21,8 @@ RUNTIME = [
     "matplotlib",
     "jinja2",
     "math-verify",
+    "reasoning-gym",
+    "pyarrow",
     "pyyaml",
 ]
 LOGGING = ["wandb"]

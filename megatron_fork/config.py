@@ -1,8 +1,8 @@
 """The recipe: a typed tree of every room's own Config, read from YAML with dotted overrides.
 
 A recipe may extend another (`base: other.yaml`, relative to itself). Precedence, lowest first: defaults of the dataclasses,
-the selection preset, the base recipe, the recipe, overrides on the command line. Every value that a run used stands in its
-`resolved.yaml`, which is itself a complete recipe.
+the presets of selection and data, the base recipe, the recipe, overrides on the command line. Every value that a run used
+stands in its `resolved.yaml`, which is itself a complete recipe.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from megatron_fork.data import PRESETS as DATA_PRESETS
 from megatron_fork.data import Config as DataConfig
 from megatron_fork.distributed import Config as ParallelConfig
 from megatron_fork.errors import ConfigError
@@ -139,6 +140,7 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     _check_keys(tree, RunConfig, "")
     preset = (tree.get("selection") or {}).get("preset", "paper")
     tree = _merge(PRESETS.get(preset, {}), tree)
+    tree = _merge(DATA_PRESETS.get((tree.get("data") or {}).get("preset", ""), {}), tree)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(tree))
         config = OmegaConf.to_object(merged)

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from megatron_fork import checkpoint, distributed, models
 from megatron_fork.config import RunConfig, differences, fingerprint, to_yaml
 from megatron_fork.console import Display
-from megatron_fork.data import PromptSource, load_prompts
+from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.distributed import Layout, collectives, parallel_layout
-from megatron_fork.errors import CheckpointError, Interrupted, ModelError, Preempted
+from megatron_fork.errors import CheckpointError, ConfigError, Interrupted, ModelError, Preempted
 from megatron_fork.interruption import StopRequest
 from megatron_fork.run_folder import RunFolder
 
@@ -65,6 +65,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
     hf_config = matching_model(config)
     source = matching_prompts(config, hf_config)
+    display.say(f"data {config.data.source}: {source.counts}, {len(source.held_out):,} held out")
     distributed.initialize()
     with parallel_layout(config.parallel) as layout, StopRequest() as stop:
         folder = _open_folder(config, layout)
@@ -94,6 +95,7 @@ def matching_model(config: RunConfig) -> PretrainedConfig:
 
 def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:
     """The prompts of a recipe; raises where their tokenizer, or the sequences they lead to, do not fit the model."""
+    _check_verifier(config)
     source = load_prompts(config.data, _tokenizer(config.model))
     if len(source.tokenizer) > hf_config.vocab_size:
         raise ModelError(
@@ -114,6 +116,19 @@ def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSo
 def _write_model_files(hf_config: PretrainedConfig, source: PromptSource, folder: Path) -> None:
     hf_config.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
+
+
+def _check_verifier(config: RunConfig) -> None:
+    """A generated task has the verifier of its name, or one of the user's own."""
+    task, kind = config.data.source, config.rewards.kind
+    fits = kind == task if task in GENERATED else kind not in GENERATED
+    if not fits and ":" not in kind:
+        hint = f"set rewards.kind={task}" if task in GENERATED else "set rewards.kind=math, or module:function"
+        raise ConfigError(f"rewards.kind={kind} with data.source={task}", hint=hint)
+    if kind == "reasoning_gym" and config.rewards.workers == 0:
+        raise ConfigError(
+            "rewards.kind=reasoning_gym with rewards.workers=0", hint="its tasks are made in workers only"
+        )
 
 
 def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:

@@ -1,15 +1,27 @@
 """Prompt sets, tokenizers, and packing into micro-batches."""
 
+from megatron_fork.data.columns import Columns
+from megatron_fork.data.config import GENERATED, Config
+from megatron_fork.data.overlap import decontaminate, deduplicate, named_file, summary
 from megatron_fork.data.packing import MicroBatch, RowShape, deal, micro_batches_needed, pack
-from megatron_fork.data.source import Config, PromptSource, load_prompts
+from megatron_fork.data.presets import PRESETS
+from megatron_fork.data.source import PromptCounts, PromptSource, load_prompts
 
 __all__ = [
+    "GENERATED",
+    "PRESETS",
+    "Columns",
     "Config",
     "MicroBatch",
+    "PromptCounts",
     "PromptSource",
     "RowShape",
     "deal",
+    "decontaminate",
+    "deduplicate",
     "load_prompts",
     "micro_batches_needed",
+    "named_file",
     "pack",
+    "summary",
 ]

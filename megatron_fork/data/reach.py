@@ -19,7 +19,6 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from megatron_fork.experience import Demonstration, Prompt
 from megatron_fork.rewards import MAX_OPERATIONS, OPERATIONS
 
 LARGEST = 39
@@ -67,20 +66,15 @@ def _fewest_operations() -> dict[int, int]:
 _FEWEST = _fewest_operations()
 
 
-def all_prompts(tokenizer: PreTrainedTokenizerFast) -> list[Prompt]:
-    """Every pair that can be reached with an operation to spare, in a fixed order."""
+def all_tasks() -> list[tuple[str, str]]:
+    """(question, answer) of every pair that can be reached with an operation to spare, in a fixed order."""
     numbers = range(_MARGIN, LARGEST - _MARGIN + 1)
-    pairs = [
-        (start, target)
+    return [
+        (f"from {start} to {target} :", f"{start} {target}")
         for start in numbers
         for target in numbers
         if start != target and _FEWEST[target - start] < MAX_OPERATIONS
     ]
-    prompts = []
-    for index, (start, target) in enumerate(pairs):
-        text = f"from {start} to {target} :"
-        prompts.append(Prompt(index, text, tuple(tokenizer(text)["input_ids"]), f"{start} {target}"))
-    return prompts
 
 
 def walk(start: int, target: int, generator: random.Random) -> str:
@@ -100,10 +94,7 @@ def walk(start: int, target: int, generator: random.Random) -> str:
     raise AssertionError("the walk ends at the last operation at the latest")
 
 
-def demonstrate(
-    prompt: Prompt, number: int, tokenizer: PreTrainedTokenizerFast, generator: random.Random
-) -> Demonstration:
-    """A demonstration for `prompt`, end token included."""
-    start, target = (int(word) for word in prompt.answer.split())
-    response = tokenizer(walk(start, target, generator))["input_ids"]
-    return Demonstration(number, prompt, (*response, tokenizer.eos_token_id))
+def demonstrate(answer: str, generator: random.Random) -> str:
+    """A walk for the prompt with this answer."""
+    start, target = (int(word) for word in answer.split())
+    return walk(start, target, generator)

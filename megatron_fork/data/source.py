@@ -1,38 +1,52 @@
-"""Where prompts come from: the "reach" task, or JSON lines on disk; split into training and held-out prompts."""
+"""Where prompts come from: a generated task, or a file on disk; split into training and held-out prompts."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import random
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from megatron_fork.data import reach
+from megatron_fork.data import arithmetic, reach
+from megatron_fork.data.columns import answer_of, pick, question_of, without
+from megatron_fork.data.config import GENERATED, Config
+from megatron_fork.data.prompt_rows import PromptRows, PromptStore
+from megatron_fork.data.rows import data_files, read_rows
+from megatron_fork.data.templates import brings_special_tokens, find_template
 from megatron_fork.errors import ConfigError, DataError
 from megatron_fork.experience import Demonstration, Prompt
+from megatron_fork.rewards import generate_tasks
+
+BATCH_PROMPTS = 1024
+
+Demonstrator = Callable[[Prompt, random.Random], str]
+"""(prompt, random numbers) to a response as text, without the end token."""
+PlacedPrompt = tuple[str, str, str]
+"""(place, text, answer)"""
 
 
 @dataclass
-class Config:
-    """The prompt set of a run."""
+class PromptCounts:
+    """What became of the rows of a source."""
 
-    source: str = "reach"
-    """`reach`, or a JSON-lines file with the fields `prompt` and `answer`."""
-    held_out: int = 256
-    """Prompts kept from reinforcement learning, for evaluation. Demonstrations cover all: the warm start stands for a base
-    model, which has seen the arithmetic."""
-    seed: int = 0
-    """Of the split; not of the order, which the run's seed gives."""
-    max_prompt_tokens: int = 2048
+    rows: int = 0
+    kept: int = 0
+    duplicates: int = 0
+    over_long: int = 0
 
-    def __post_init__(self) -> None:
-        if self.held_out < 1:
-            raise ConfigError(
-                f"data.held_out={self.held_out} leaves nothing to evaluate on", hint="keep at least 1 prompt, say 256"
-            )
+    def __str__(self) -> str:
+        dropped = [
+            f"{count:,} {name} dropped"
+            for name, count in (("duplicates", self.duplicates), ("over-long", self.over_long))
+            if count
+        ]
+        return ", ".join([f"{self.kept:,} prompts of {self.rows:,} rows", *dropped])
 
 
 @dataclass(frozen=True)
@@ -42,82 +56,177 @@ class PromptSource:
     training: Sequence[Prompt]
     held_out: Sequence[Prompt]
     tokenizer: PreTrainedTokenizerBase
-    has_demonstrator: bool
-
-    @property
-    def longest_prompt(self) -> int:
-        """In tokens."""
-        return max(len(prompt.tokens) for prompt in [*self.training, *self.held_out])
+    longest_prompt: int
+    """In tokens."""
+    counts: PromptCounts
+    demonstrator: Demonstrator | None = None
 
     def draw(self, count: int, *, start: int, seed: int) -> list[Prompt]:
         """Prompts `start` to `start + count` of an endless order: a new shuffle of the set in every epoch."""
         drawn: list[Prompt] = []
         while len(drawn) < count:
             epoch, index = divmod(start + len(drawn), len(self.training))
-            order = list(range(len(self.training)))
-            random.Random(f"{seed}/{epoch}").shuffle(order)
+            order = _order(len(self.training), seed, epoch)
             drawn += [self.training[place] for place in order[index : index + count - len(drawn)]]
         return drawn
 
     def demonstrations(self, count: int, *, step: int, seed: int) -> list[Demonstration]:
         """`count` demonstrations for warm-start step `step`; raises `ConfigError` where the source has none."""
-        if not self.has_demonstrator or not isinstance(self.tokenizer, PreTrainedTokenizerFast):
+        if self.demonstrator is None:
             raise ConfigError("sft.steps > 0, but data.source has no demonstrations", hint="set sft.steps=0")
         generator = random.Random(f"{seed}/demonstrations/{step}")
-        prompts = generator.choices([*self.training, *self.held_out], k=count)
-        return [reach.demonstrate(prompt, number, self.tokenizer, generator) for number, prompt in enumerate(prompts)]
+        training, held_out = len(self.training), len(self.held_out)
+        demonstrations = []
+        for number, place in enumerate(generator.choices(range(training + held_out), k=count)):
+            prompt = self.training[place] if place < training else self.held_out[place - training]
+            response = self.tokenizer(self.demonstrator(prompt, generator))["input_ids"]
+            demonstrations.append(Demonstration(number, prompt, (*response, self.tokenizer.eos_token_id)))
+        return demonstrations
 
 
 def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> PromptSource:
     """The prompt set that `config` names; raises `DataError` when it is missing, unreadable or too small.
 
-    `tokenizer` is the model's; the "reach" task brings its own and needs none.
+    `tokenizer` is the model's; "reach" and "arithmetic" bring their own and need none.
     """
-    is_reach = config.source == "reach"
-    if is_reach:
-        tokenizer = tokenizer or reach.build_tokenizer()
-        prompts = reach.all_prompts(tokenizer)
-    else:
-        if tokenizer is None:
-            raise DataError(
-                f"data.source={config.source} needs a tokenizer", hint="set model.path to a folder with a tokenizer"
-            )
-        prompts = _read_json_lines(Path(config.source), tokenizer)
-    for prompt in prompts:
-        if len(prompt.tokens) > config.max_prompt_tokens:
-            raise DataError(
-                f"prompt {prompt.index} of {config.source} has {len(prompt.tokens)} tokens, more than "
-                f"data.max_prompt_tokens={config.max_prompt_tokens}",
-                hint="raise the limit or remove the prompt",
-            )
-    if len(prompts) <= config.held_out:
+    tokenizer = tokenizer or _tokenizer_of_task(config.source)
+    if config.source not in GENERATED:
+        _check_file(config)
+    demonstrator = DEMONSTRATORS.get(config.source)
+    store = PromptStore(tokenizer, add_special_tokens=not brings_special_tokens(config.template))
+    counts = PromptCounts()
+    longest = _fill(store, _prompts(config, tokenizer, counts), config, counts)
+    counts.kept = len(store)
+    if config.rows is not None and counts.rows != config.rows:
         raise DataError(
-            f"data.source={config.source} has {len(prompts)} prompts, data.held_out={config.held_out} leaves none to train on",
+            f"data.source={config.source} has {counts.rows} rows, not data.rows={config.rows}",
+            hint="download it again; data.rows=null takes any number",
+        )
+    if len(store) <= config.held_out:
+        raise DataError(
+            f"data.source={config.source} has {len(store)} prompts, data.held_out={config.held_out} leaves none to train on",
             hint="give more prompts or hold out fewer",
         )
-    random.Random(f"{config.seed}/held-out").shuffle(prompts)
-    return PromptSource(prompts[config.held_out :], prompts[: config.held_out], tokenizer, has_demonstrator=is_reach)
+    places = array("L", range(len(store)))
+    random.Random(f"{config.seed}/held-out").shuffle(places)
+    training, held_out = PromptRows(store, places[config.held_out :]), PromptRows(store, places[: config.held_out])
+    return PromptSource(training, held_out, tokenizer, longest, counts, demonstrator)
 
 
-def _read_json_lines(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    if not path.is_file():
-        raise DataError(f"data.source={path} is not a file", hint="give `reach` or a JSON-lines file")
-    prompts: list[Prompt] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
+def _fill(store: PromptStore, prompts: Iterator[PlacedPrompt], config: Config, counts: PromptCounts) -> int:
+    """Append all prompts that are short enough, in batches; the length of the longest in tokens."""
+    longest = 0
+    while batch := list(islice(prompts, BATCH_PROMPTS)):
         try:
-            record = json.loads(line)
-            text, answer = record["prompt"], record["answer"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            tokens = store.tokenize([text for _, text, _ in batch])
+        except Exception as error:  # the tokenizers library raises nothing more special
             raise DataError(
-                f"{path} line {number} has no prompt and answer: {error!r}",
-                hint='each line is an object like {"prompt": "...", "answer": "..."}',
+                f"the tokenizer cannot read a prompt between {batch[0][0]} and {batch[-1][0]}: {error}",
+                hint="set model.path to a model whose tokenizer knows the text",
             ) from error
-        tokens = tuple(tokenizer(text)["input_ids"]) if isinstance(text, str) else ()
-        if not tokens:
-            raise DataError(
-                f"{path} line {number} has the prompt {text!r}", hint="a prompt is text of at least one token"
-            )
-        prompts.append(Prompt(len(prompts), text, tokens, str(answer)))
-    return prompts
+        for (place, text, answer), ids in zip(batch, tokens, strict=True):
+            if not ids:
+                raise DataError(f"{place} has the prompt {text!r}", hint="a prompt is text of at least one token")
+            if len(ids) <= config.max_prompt_tokens:
+                store.append(text, answer)
+                longest = max(longest, len(ids))
+            elif config.over_long == "drop":
+                counts.over_long += 1
+            else:
+                raise DataError(
+                    f"{place} has {len(ids)} tokens, more than data.max_prompt_tokens={config.max_prompt_tokens}",
+                    hint="raise the limit, or leave such prompts out with data.over_long=drop",
+                )
+    store.flush()
+    return longest
+
+
+def _prompts(config: Config, tokenizer: PreTrainedTokenizerBase, counts: PromptCounts) -> Iterator[PlacedPrompt]:
+    """Every prompt of the source as text, duplicates dealt with."""
+    make = GENERATORS.get(config.source, _of_file)
+    template = find_template(config.template, tokenizer)
+    seen: set[bytes] = set()
+    for place, question, answer, row in make(config):
+        counts.rows += 1
+        if config.duplicates != "keep":
+            content = f"{len(question)} {question}{answer}".encode("utf-8", "surrogatepass")
+            digest = hashlib.blake2b(content, digest_size=16).digest()
+            if digest in seen and config.duplicates == "refuse":
+                raise DataError(f"{place} repeats the question and answer of another row", hint="data.duplicates=drop")
+            if digest in seen:
+                counts.duplicates += 1
+                continue
+            seen.add(digest)
+        yield place, template(question, row, place), answer
+
+
+def _of_file(config: Config) -> Iterator[tuple[str, str, str, dict]]:
+    places: dict[str, str] = {}
+    for place, row in read_rows(Path(config.source), config.split):
+        question = without(
+            question_of(row, config.columns.prompt, place), config.prompt_prefix, config.prompt_suffix, place
+        )
+        if config.columns.id is not None:
+            name = str(pick(row, config.columns.id, place))
+            if name in places:
+                raise DataError(
+                    f"{place} has the {config.columns.id} {name!r} of {places[name]}",
+                    hint="make them unique, or set data.columns.id=null",
+                )
+            places[name] = place
+        yield place, question, answer_of(row, config.columns.answer, config.answer_form, place), row
+
+
+def _of_reach(config: Config) -> Iterator[tuple[str, str, str, dict]]:
+    for number, (question, answer) in enumerate(reach.all_tasks()):
+        yield f"reach task {number}", question, answer, {}
+
+
+def _of_arithmetic(config: Config) -> Iterator[tuple[str, str, str, dict]]:
+    generator = config.generator
+    for chain in arithmetic.chains(generator.size, generator.seed, generator.parameters):
+        yield f"chain {chain}", arithmetic.prompt_text(chain), chain, {}
+
+
+def _of_reasoning_gym(config: Config) -> Iterator[tuple[str, str, str, dict]]:
+    generator = config.generator
+    tasks = generate_tasks(generator.task, size=generator.size, seed=generator.seed, parameters=generator.parameters)
+    for number, (question, answer) in enumerate(tasks):
+        yield f"{generator.task} task {number}", question, answer, {}
+
+
+def _tokenizer_of_task(source: str) -> PreTrainedTokenizerFast:
+    if source not in TOKENIZERS:
+        raise DataError(f"data.source={source} needs a tokenizer", hint="set model.path to a folder with a tokenizer")
+    return TOKENIZERS[source]()
+
+
+def _check_file(config: Config) -> None:
+    files = data_files(Path(config.source), config.split)
+    if config.sha256 is None:
+        return
+    if len(files) != 1:
+        raise DataError(
+            f"data.sha256 is of one file, data.source={config.source} has {len(files)}", hint="name the file"
+        )
+    with files[0].open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != config.sha256:
+        raise DataError(
+            f"{files[0]} has the SHA-256 {found}, not data.sha256={config.sha256}", hint="download it again"
+        )
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> array[int]:
+    order = array("L", range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+GENERATORS = {"reach": _of_reach, "arithmetic": _of_arithmetic, "reasoning_gym": _of_reasoning_gym}
+TOKENIZERS = {"reach": reach.build_tokenizer, "arithmetic": arithmetic.build_tokenizer}
+DEMONSTRATORS: dict[str, Demonstrator] = {
+    "reach": lambda prompt, generator: reach.demonstrate(prompt.answer, generator),
+    "arithmetic": lambda prompt, generator: arithmetic.demonstrate(prompt.answer, generator),
+}

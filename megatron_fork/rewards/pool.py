@@ -3,48 +3,60 @@
 A verifier may need for ever on one hostile answer, and no exception can stop a computation inside an extension module.
 So each job has a deadline that the parent keeps, and SIGKILL is the time-out. One job is in flight per worker, hence
 the job that costs a worker its life is known exactly: it scores 0, and nothing else is touched.
+
+Scoring overlaps whatever the caller does: a thread runs the workers, jobs go in as responses finish (`stream`), and a full
+backlog makes the caller wait.
 """
 
 from __future__ import annotations
 
 import math
-import selectors
-import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.rewards.dispatcher import Dispatcher, Job, Outcome, PoolCounts
 from megatron_fork.rewards.process import WorkerProcess
 from megatron_fork.rewards.score import RewardError, Score
-from megatron_fork.rewards.verifiers import VERIFIERS, score
-
-START_SECONDS = 120.0  # a cold shared file system needs its time to serve sympy
-START_ATTEMPTS = 3
+from megatron_fork.rewards.verifiers import KNOWN_KINDS, RUNS_PROGRAMS, find_verifier, is_kind, score
 
 
 @dataclass
 class Config:
-    """How responses are scored.
-
-    `workers` is the number of processes; 0 scores in the calling process, without time or memory limit, which suits
-    only verifiers that are bounded by construction ("reach"). `timeout_seconds` is per response, `memory_gib` is the
-    address space of each worker in GiB. Raises ConfigError.
-    """
+    """How responses are scored. Raises ConfigError."""
 
     kind: str = "math"
+    """`math`, `reach`, `arithmetic`, `reasoning_gym`, `code`, or a function of yours as `module:function`."""
     workers: int = 1
+    """Processes. 0 scores in the calling process, without time or memory limit, which suits only verifiers that are bounded
+    by construction ("reach")."""
     timeout_seconds: float = 5.0
+    """Per response, of CPU time. On the clock three times as much where the verifier sleeps, 20 where the machine is busy."""
     memory_gib: float = 2.0
+    """Address space of each worker, in GiB."""
+    backlog: int = 4096
+    """Responses that may wait for a worker before `submit` makes the caller wait."""
+    allow_code: bool = False
+    """`kind: code` runs programs that the model wrote, in confined workers; it must be allowed by this."""
+    confined: bool = True
+    """Workers have no network, change no file and start no process; false only for a `module:function` that must."""
 
     def __post_init__(self) -> None:
-        if self.kind not in VERIFIERS:
-            known = ", ".join(sorted(VERIFIERS))
-            raise ConfigError(f"rewards.kind is {self.kind!r}, which is no verifier", hint=f"known kinds: {known}")
+        if not is_kind(self.kind):
+            raise ConfigError(f"rewards.kind is {self.kind!r}, which is no verifier", hint=KNOWN_KINDS)
+        if self.kind in RUNS_PROGRAMS and not (self.allow_code and self.confined and self.workers):
+            raise ConfigError(
+                f"rewards.kind={self.kind} runs what the model wrote, with rewards.allow_code={self.allow_code}, "
+                f"confined={self.confined}, workers={self.workers}",
+                hint="set rewards.allow_code=true, in confined workers; read docs/rewards.md first",
+            )
         if self.workers < 0:
             raise ConfigError(f"rewards.workers is {self.workers}", hint="use 1 or more, or 0 to score in process")
+        if self.backlog < 1:
+            raise ConfigError(f"rewards.backlog is {self.backlog}", hint="use 1 or more, say 4096")
         for field in ("timeout_seconds", "memory_gib"):
             value = getattr(self, field)
             if not (math.isfinite(value) and value > 0):
@@ -52,15 +64,22 @@ class Config:
 
 
 class RewardPool:
-    """Workers that start with the first jobs and stay warm until `close`. Calls from several threads take turns."""
+    """Workers that start with the first jobs and stay warm until `close`; any thread may use it."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._lock = threading.Lock()
-        self._selector = selectors.DefaultSelector()
-        self._workers: list[WorkerProcess] = []
-        self._failed_starts = 0
+        find_verifier(config.kind)  # a custom one that cannot be loaded is better missed here than in every worker
         self._closed = False
+        start = partial(
+            WorkerProcess,
+            config.kind,
+            config.timeout_seconds,
+            int(config.memory_gib * 2**30),
+            confined=config.confined,
+        )
+        self._dispatcher = Dispatcher(
+            lambda deadline: start(deadline=deadline), config.workers, f"rewards.kind {config.kind!r}"
+        )
 
     def __enter__(self) -> RewardPool:
         return self
@@ -68,107 +87,138 @@ class RewardPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def counts(self) -> PoolCounts:
+        return self._dispatcher.counts
+
+    @property
+    def confinement(self) -> list[str]:
+        """What the workers cannot do here, in words; empty before the first is ready."""
+        return self._dispatcher.holds
+
     def score_many(self, jobs: Sequence[tuple[str, str]]) -> list[Score]:
         """The scores of `(response, answer)` pairs, in their order.
 
         Raises RewardError where the pool is closed or no worker can be started; never on account of a job.
         """
-        with self._lock:
-            if self._closed:
-                raise RewardError("the reward pool is closed", hint="score before close(), or make a new pool")
-            if self.config.workers == 0:
-                return [score(response, answer, kind=self.config.kind) for response, answer in jobs]
-            try:
-                return self._dispatch(jobs)
-            finally:
-                # After an interrupt, a late answer to this call must not be taken for one to the next.
-                for worker in [worker for worker in self._workers if worker.job is not None]:
-                    self._discard(worker)
+        with self.stream(warm=0) as stream:
+            for response, answer in jobs:
+                stream.submit(response, answer)
+            return stream.results()
+
+    def stream(self, *, warm: int | None = None) -> ScoreStream:
+        """A sequence of jobs that go in one by one while others are scored; `warm` workers start at once, all by default."""
+        self._check_open()
+        if self.config.workers:
+            with self._dispatcher.changed:
+                self._dispatcher.want(self.config.workers if warm is None else warm)
+        return ScoreStream(self)
+
+    def warm(self, *, seconds: float = 120.0) -> int:
+        """Start all workers and wait until they are ready; how many are."""
+        self._check_open()
+        if self.config.workers:
+            deadline = time.monotonic() + seconds
+            with self._dispatcher.changed:
+                self._dispatcher.want(self.config.workers)
+                while self._dispatcher.ready() < self.config.workers and time.monotonic() < deadline:
+                    self._dispatcher.changed.wait(0.1)
+        return self._dispatcher.ready()
 
     def close(self) -> None:
         """Kill the workers and wait for them; may be called again."""
-        with self._lock:
-            for worker in list(self._workers):
-                self._discard(worker)
-            self._selector.close()
+        if not self._closed:
             self._closed = True
+            self._dispatcher.close()
 
-    def _dispatch(self, jobs: Sequence[tuple[str, str]]) -> list[Score]:
-        scores: dict[int, Score] = {}
-        waiting = deque(range(len(jobs)))
-        while len(scores) < len(jobs):
-            self._hand_out(jobs, waiting)
-            self._start(len(waiting))
-            # What has arrived is read before deadlines are looked at: a parent that slept must not punish its workers.
-            for key, _ in self._selector.select(self._seconds_to_deadline()):
-                self._hear(key.data, scores)
-            now = time.monotonic()
-            for worker in [worker for worker in self._workers if worker.deadline <= now]:
-                self._lose(worker, f"verifier timed out after {self.config.timeout_seconds:g} s", scores)
-        return [scores[index] for index in range(len(jobs))]
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RewardError("the reward pool is closed", hint="score before close(), or make a new pool")
 
-    def _hand_out(self, jobs: Sequence[tuple[str, str]], waiting: deque[int]) -> None:
-        for worker in [worker for worker in self._workers if worker.idle]:
-            if not worker.alive():  # it died between two jobs, which is no job's fault
-                self._discard(worker)
-            elif waiting:
-                index = waiting.popleft()
-                worker.begin(index, *jobs[index], deadline=time.monotonic() + self.config.timeout_seconds)
-                self._selector.modify(worker.socket, worker.events, worker)
 
-    def _start(self, wanted: int) -> None:
-        starting = sum(not worker.ready for worker in self._workers)
-        for _ in range(min(wanted - starting, self.config.workers - len(self._workers))):
-            worker = WorkerProcess(
-                self.config.kind,
-                self.config.timeout_seconds,
-                int(self.config.memory_gib * 2**30),
-                deadline=time.monotonic() + START_SECONDS,
-            )
-            self._workers.append(worker)
-            self._selector.register(worker.socket, worker.events, worker)
+class ScoreStream:
+    """Jobs of one caller, numbered from 0 as they are submitted. Leaving it gives up what is not finished.
 
-    def _seconds_to_deadline(self) -> float | None:
-        nearest = min((worker.deadline for worker in self._workers), default=math.inf)
-        return None if nearest == math.inf else max(0.0, nearest - time.monotonic())
+    Every number is handed out once by `finished` or `drain`; `results` has them all, in order.
+    """
 
-    def _hear(self, worker: WorkerProcess, scores: dict[int, Score]) -> None:
-        try:
-            message = worker.pump()
-            if message is not None:
-                self._accept(worker, message, scores)
-        except (OSError, ValueError):
-            self._lose(worker, "verifier died", scores)
+    def __init__(self, pool: RewardPool) -> None:
+        self._pool = pool
+        self._dispatcher = pool._dispatcher
+        self._jobs: dict[int, Job] = {}
+        self._scores: dict[int, Score] = {}
+        self._fresh: deque[int] = deque()
+        self._error: RewardError | None = None
+        self._submitted = 0
+
+    def __enter__(self) -> ScoreStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._dispatcher.changed:
+            if self._jobs:
+                self._dispatcher.cancel(list(self._jobs.values()))
+                self._jobs.clear()
+
+    def submit(self, response: str, answer: str) -> int:
+        """Hand in one response; its number. Waits while the pool's backlog is full."""
+        self._pool._check_open()
+        number, self._submitted = self._submitted, self._submitted + 1
+        if self._pool.config.workers == 0:
+            self._scores[number] = score(response, answer, kind=self._pool.config.kind)
+            self._fresh.append(number)
+            return number
+        with self._dispatcher.changed:
+            while len(self._dispatcher.waiting) >= self._pool.config.backlog and self._error is None:
+                self._dispatcher.changed.wait()
+            self._raise_error()
+            self._jobs[number] = Job(response, answer, partial(self._finish, number))
+            self._dispatcher.put(self._jobs[number])
+        return number
+
+    def finished(self) -> Iterator[tuple[int, Score]]:
+        """(number, score) of what is finished by now, without waiting."""
+        return self._handed(self._taken())
+
+    def drain(self) -> Iterator[tuple[int, Score]]:
+        """(number, score) of all others, as they finish, until nothing is left."""
+        while True:
+            with self._dispatcher.changed:
+                while not self._fresh and self._jobs and self._error is None:
+                    self._dispatcher.changed.wait()
+                self._raise_error()
+            taken = self._taken()
+            if not taken:
+                return
+            yield from self._handed(taken)
+
+    def results(self) -> list[Score]:
+        """The scores of all jobs in the order of their submission; waits for them."""
+        with self._dispatcher.changed:
+            while self._jobs and self._error is None:
+                self._dispatcher.changed.wait()
+            self._raise_error()
+            self._fresh.clear()
+        return [self._scores[number] for number in range(self._submitted)]
+
+    def _finish(self, number: int, outcome: Outcome) -> None:
+        """Called under the condition, once a job."""
+        del self._jobs[number]
+        if isinstance(outcome, Score):
+            self._scores[number] = outcome
+            self._fresh.append(number)
         else:
-            self._selector.modify(worker.socket, worker.events, worker)
+            self._error = outcome
 
-    def _accept(self, worker: WorkerProcess, message: Any, scores: dict[int, Score]) -> None:
-        """Take "ready" or the reply to the worker's job; raises ValueError on any other message."""
-        match message:
-            case "ready" if not worker.ready:
-                worker.ready = True
-                self._failed_starts = 0
-            case [int(index), float(value), str(reason)] if index == worker.job and math.isfinite(value):
-                scores[index] = Score(value, reason)
-                worker.job = None
-            case _:
-                raise ValueError("not the reply to the job")
-        worker.deadline = math.inf
+    def _taken(self) -> list[int]:
+        with self._dispatcher.changed:
+            taken = list(self._fresh)
+            self._fresh.clear()
+        return taken
 
-    def _lose(self, worker: WorkerProcess, reason: str, scores: dict[int, Score]) -> None:
-        """Give up a worker that is late, dead or mad; the job it had, if any, scores 0."""
-        if worker.job is not None:
-            scores[worker.job] = Score(0.0, reason)
-        self._discard(worker)
-        if not worker.ready:
-            self._failed_starts += 1
-            if self._failed_starts >= START_ATTEMPTS:
-                raise RewardError(
-                    f"no worker for rewards.kind {self.config.kind!r} could be started in {START_ATTEMPTS} attempts",
-                    hint=f"see their error output; is rewards.memory_gib={self.config.memory_gib:g} too low?",
-                )
+    def _handed(self, numbers: Iterable[int]) -> Iterator[tuple[int, Score]]:
+        return iter([(number, self._scores[number]) for number in numbers])
 
-    def _discard(self, worker: WorkerProcess) -> None:
-        self._workers.remove(worker)
-        self._selector.unregister(worker.socket)
-        worker.kill()
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error

@@ -5,35 +5,49 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 from megatron_fork.rewards.frames import encode, pop_frame
 
 CHUNK_BYTES = 1 << 16
 REPLY_LIMIT_BYTES = 1 << 16
+# A job may take its time-out in CPU time; on the clock it may take so many times that while it sleeps.
+PATIENCE = 3.0
+# A job that could run and gets no processor, or waits for a disk, is not to blame for that.
+PATIENCE_WITH_MACHINE = 20.0
+ASLEEP = ("S", "T", "t", "Z", "X")
 
 # Nothing else of the parent's environment reaches the worker: no tokens, no launcher's variables.
 INHERITED = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "TMPDIR", "TZ", "VIRTUAL_ENV")
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class WorkerProcess:
     """A worker with at most one job. `job` is its index, `deadline` (seconds, monotonic clock) bounds start or job."""
 
-    def __init__(self, kind: str, timeout_seconds: float, memory_bytes: int, *, deadline: float) -> None:
+    def __init__(
+        self, kind: str, timeout_seconds: float, memory_bytes: int, *, confined: bool, deadline: float
+    ) -> None:
         self.ready = False
         self.job: int | None = None
         self.deadline = deadline
+        self.timeout_seconds = timeout_seconds
+        self._began = self._cpu_at_begin = 0.0
         self._outgoing = memoryview(b"")
         self._incoming = bytearray()
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         module = [sys.executable, "-P", "-m", "megatron_fork.rewards.worker"]
+        confinement = "confined" if confined else "free"
         with theirs:
             self.process = subprocess.Popen(
-                [*module, kind, str(timeout_seconds), str(memory_bytes)],
+                [*module, kind, str(timeout_seconds), str(memory_bytes), confinement],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=worker_environment(),
@@ -52,10 +66,22 @@ class WorkerProcess:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def begin(self, index: int, response: str, answer: str, *, deadline: float) -> None:
-        """Queue one job; `pump` sends it."""
-        self.job, self.deadline = index, deadline
+    def begin(self, index: int, response: str, answer: str) -> None:
+        """Queue one job and set its deadline; `pump` sends it."""
+        self.job = index
+        self._began, self._cpu_at_begin = time.monotonic(), self._cpu_seconds()
+        self.deadline = self._began + self.timeout_seconds
         self._outgoing = memoryview(encode([index, response, answer]))
+
+    def granted_more_time(self) -> bool:
+        """At its deadline: whether the job has not had its CPU time yet. If so, the deadline moves."""
+        left = self.timeout_seconds - (self._cpu_seconds() - self._cpu_at_begin)
+        patience = PATIENCE if self._status()[0] in ASLEEP else PATIENCE_WITH_MACHINE
+        last = self._began + patience * self.timeout_seconds
+        if self.job is None or left <= 0 or time.monotonic() >= last:
+            return False
+        self.deadline = min(last, time.monotonic() + max(left, 0.01))
+        return True
 
     def pump(self) -> Any | None:
         """Move the bytes that can be moved; one whole message of the worker, or None.
@@ -73,9 +99,23 @@ class WorkerProcess:
         return pop_frame(self._incoming, limit_bytes=REPLY_LIMIT_BYTES)
 
     def kill(self) -> None:
+        """End the worker and whatever it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
         self.socket.close()
+
+    def _cpu_seconds(self) -> float:
+        """User and system time of the worker and of its ended children."""
+        return sum(int(ticks) for ticks in self._status()[11:15]) / CLOCK_TICKS
+
+    def _status(self) -> list[str]:
+        """The kernel's line on the worker, from its state on; a dead one's where there is none."""
+        try:
+            return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return ["X"]
 
 
 def worker_environment() -> dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from megatron_fork.rewards import mathematics, reach
+from megatron_fork.rewards import arithmetic, code, mathematics, procedural, reach
+from megatron_fork.rewards.custom import is_custom, load_custom
 from megatron_fork.rewards.score import RewardError, Score
 
 
@@ -13,11 +14,9 @@ def score(response: str, answer: str, *, kind: str = "math") -> Score:
 
     Raises RewardError where `kind` is unknown or its verifier is not installed, and nothing on any response.
     """
-    if kind not in VERIFIERS:
-        known = ", ".join(sorted(VERIFIERS))
-        raise RewardError(f"unknown kind of verifier {kind!r}", hint=f"known kinds: {known}")
+    verifier = find_verifier(kind)
     try:
-        return VERIFIERS[kind](response, answer)
+        return verifier(response, answer)
     except RewardError:
         raise
     except Exception as error:
@@ -25,7 +24,27 @@ def score(response: str, answer: str, *, kind: str = "math") -> Score:
         return Score(0.0, f"verifier raised {type(error).__name__}")
 
 
+def find_verifier(kind: str) -> Callable[[str, str], Score]:
+    """The verifier of this name, or of this `module:function`; raises RewardError."""
+    if is_custom(kind):
+        return load_custom(kind)
+    if kind not in VERIFIERS:
+        raise RewardError(f"unknown kind of verifier {kind!r}", hint=KNOWN_KINDS)
+    return VERIFIERS[kind]
+
+
+def is_kind(kind: str) -> bool:
+    """Whether `kind` could name a verifier; a custom one is not loaded to find out."""
+    return kind in VERIFIERS or is_custom(kind)
+
+
 VERIFIERS: dict[str, Callable[[str, str], Score]] = {
+    "arithmetic": arithmetic.verify,
+    "code": code.verify,
     "math": mathematics.verify,
     "reach": reach.verify,
+    "reasoning_gym": procedural.verify,
 }
+# Kinds whose workers start programs of their own.
+RUNS_PROGRAMS: frozenset[str] = frozenset({"code"})
+KNOWN_KINDS = f"known kinds: {', '.join(sorted(VERIFIERS))}, or module:function"

@@ -1,35 +1,51 @@
-"""The worker process: `python -m megatron_fork.rewards.worker KIND TIMEOUT_SECONDS MEMORY_BYTES`.
+"""The worker process: `python -m megatron_fork.rewards.worker KIND TIMEOUT_SECONDS MEMORY_BYTES CONFINED`.
 
-Standard input is a socket to the pool. The worker says "ready" once, then answers each `[index, response, answer]` with
-`[index, value, reason]`, and ends when the pool closes its end, which the kernel does too when the pool's process dies.
+Standard input is a socket to the pool. The worker says ["ready", what confines it] once, then answers each
+`[index, response, answer]` with `[index, value, reason]`, and ends when the pool closes its end, which the kernel does too when
+the pool's process dies.
 """
 
 from __future__ import annotations
 
-import logging
-import resource
 import signal
 import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_fork.rewards.code import permit_programs
+from megatron_fork.rewards.confinement import confine, limit
+from megatron_fork.rewards.custom import is_custom
 from megatron_fork.rewards.frames import encode, pop_frame
-from megatron_fork.rewards.verifiers import VERIFIERS, score
+from megatron_fork.rewards.process import PATIENCE_WITH_MACHINE
+from megatron_fork.rewards.verifiers import RUNS_PROGRAMS, find_verifier, score
 
-RECURSION_LIMIT = 3000
 CHUNK_BYTES = 1 << 16
+# Each sort of expression has the parser and sympy load modules and fill caches, which takes a second altogether.
+WARM_UP = (
+    (r"\boxed{x}", "y"),
+    (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{\sqrt{2}}{2}"),
+    (r"\boxed{1 + 2x + x^2}", "(x+1)^2"),
+    (r"\boxed{2\sin x\cos x}", r"\sin 2x"),
+    (r"\boxed{y = 2x + 1}", "y - 2x = 1"),
+)
 
 
-def serve(channel: socket.socket, kind: str, timeout_seconds: float) -> None:
+def serve(channel: socket.socket, kind: str, timeout_seconds: float, holds: list[str]) -> None:
     # Importing a parser and building its tables is the cost of starting, and must not count against the first job.
     # What goes wrong here ends the process: a verifier that cannot even start would score 0 for ever.
-    VERIFIERS[kind](r"\boxed{x}", "y")
-    channel.sendall(encode("ready"))
+    verifier = find_verifier(kind)
+    if not is_custom(kind):
+        for response, answer in WARM_UP:
+            verifier(response, answer)
+    channel.sendall(encode(["ready", holds]))
     for index, response, answer in received(channel):
-        # The pool kills a late worker. If the pool is gone, nobody does: this alarm's default action ends the process.
-        signal.setitimer(signal.ITIMER_REAL, 2 * timeout_seconds)
+        # The pool kills a late worker. If the pool is gone, nobody does: the default action of these alarms, one of CPU time
+        # and one of the clock, ends the process.
+        signal.setitimer(signal.ITIMER_PROF, 2 * timeout_seconds)
+        signal.setitimer(signal.ITIMER_REAL, (PATIENCE_WITH_MACHINE + 1) * timeout_seconds)
         result = score(response, answer, kind=kind)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         channel.sendall(encode([index, result.value, result.reason]))
 
@@ -43,23 +59,13 @@ def received(channel: socket.socket) -> Iterator[Any]:
             yield message
 
 
-def restrict(memory_bytes: int) -> None:
-    """Bound memory and recursion, and leave every signal of the job scheduler or the keyboard to the parent."""
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.setrecursionlimit(RECURSION_LIMIT)
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(ignored, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    logging.disable(logging.CRITICAL)
-
-
-def main(kind: str, timeout_seconds: str, memory_bytes: str) -> None:
-    restrict(int(memory_bytes))
+def main(kind: str, timeout_seconds: str, memory_bytes: str, confined: str) -> None:
+    limit(int(memory_bytes))
+    holds = confine(processes=kind in RUNS_PROGRAMS) if confined == "confined" else []
+    if kind in RUNS_PROGRAMS:
+        permit_programs(holds)
     try:
-        serve(socket.socket(fileno=0), kind, float(timeout_seconds))
+        serve(socket.socket(fileno=0), kind, float(timeout_seconds), holds)
     except ConnectionError:
         return  # The pool closed its end while an answer was on the way.
 

@@ -88,11 +88,13 @@ class Collector:
             for sample in range(samples)
         ]
         rank, ranks = collectives.rank(self.world), collectives.size(self.world)
-        completions = list(self.engine.generate(requests[rank::ranks]))
-        texts = [_text(self.source.tokenizer, completion.tokens) for completion in completions]
-        scores = self.rewards.score_many(
-            [(text, prompts[c.number // samples].answer) for c, text in zip(completions, texts, strict=True)]
-        )
+        completions, texts = [], []
+        with self.rewards.stream() as scoring:  # of what is finished, while the rest is generated
+            for completion in self.engine.generate(requests[rank::ranks]):
+                completions.append(completion)
+                texts.append(_text(self.source.tokenizer, completion.tokens))
+                scoring.submit(texts[-1], prompts[completion.number // samples].answer)
+            scores = scoring.results()
         mine = [
             Trajectory(
                 number=completion.number,

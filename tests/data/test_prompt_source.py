@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_fork.data import Config, PromptSource, load_prompts, reach
+from megatron_fork.data import Config, PromptCounts, PromptSource, load_prompts, reach
 from megatron_fork.errors import ConfigError, DataError
 from megatron_fork.experience import Prompt
 
@@ -16,7 +16,8 @@ SOURCE = PromptSource(
     training=[Prompt(index, str(index), (index,), "") for index in range(13)],
     held_out=[],
     tokenizer=TOKENIZER,
-    has_demonstrator=False,
+    longest_prompt=1,
+    counts=PromptCounts(),
 )
 
 
@@ -57,7 +58,7 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
     prompts = sorted([*source.training, *source.held_out], key=lambda prompt: prompt.index)
     assert [(prompt.text, prompt.answer) for prompt in prompts] == [(text, f"{i}") for i, text in enumerate(texts)]
     assert all(list(prompt.tokens) == TOKENIZER(prompt.text)["input_ids"] for prompt in prompts)
-    assert (len(source.training), len(source.held_out), source.has_demonstrator) == (4, 1, False)
+    assert (len(source.training), len(source.held_out), source.demonstrator) == (4, 1, None)
     with pytest.raises(ConfigError, match=r"data\.source has no demonstrations"):
         source.demonstrations(1, step=0, seed=0)
 
@@ -105,7 +106,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
         load_prompts(write(tmp_path / "a.jsonl", record()), TOKENIZER)
     config = write(tmp_path / "a.jsonl", record(), record("from 3 to 4 : 5"))
     config.max_prompt_tokens = 5
-    with pytest.raises(DataError, match=r"prompt 1 of .* has 6 tokens, more than data.max_prompt_tokens=5"):
+    with pytest.raises(DataError, match=r"a\.jsonl line 2 has 6 tokens, more than data.max_prompt_tokens=5"):
         load_prompts(config, TOKENIZER)
     with pytest.raises(ConfigError, match=r"data\.held_out=0"):
         Config(held_out=0)

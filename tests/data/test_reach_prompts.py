@@ -48,7 +48,7 @@ def test_held_out_prompts_are_others(source: PromptSource) -> None:
     training = {prompt.text for prompt in source.training}
     held_out = {prompt.text for prompt in source.held_out}
     assert len(held_out) == len(source.held_out) == 256
-    assert len(training) == len(source.training) == len(reach.all_prompts(source.tokenizer)) - 256
+    assert len(training) == len(source.training) == len(reach.all_tasks()) - 256
     assert not training & held_out
     assert {prompt.text for prompt in load_prompts(Config(), None).held_out} == held_out
     assert {prompt.text for prompt in load_prompts(Config(seed=1), None).held_out} != held_out

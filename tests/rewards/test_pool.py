@@ -17,8 +17,10 @@ from omegaconf import OmegaConf
 from megatron_fork.errors import ConfigError
 from megatron_fork.rewards import Config, RewardError, RewardPool, Score, score
 from megatron_fork.rewards.frames import encode
+from megatron_fork.rewards.process import WorkerProcess
 
-HANGING = (r"\boxed{10^{10^{10}}}", "x+1")
+# Costs this large are refused unless the reference answer has them too.
+HANGING = (r"\boxed{10^{10^{10}}}", "10^{10^{9}}+1")
 REACH = [("op+1 " * (index % 4) + "done", f"0 {index % 3}") for index in range(200)]
 
 
@@ -28,8 +30,12 @@ def reach() -> Iterator[RewardPool]:
         yield pool
 
 
+def workers_of(pool: RewardPool) -> list[WorkerProcess]:
+    return list(pool._dispatcher._workers)
+
+
 def pids(pool: RewardPool) -> list[int]:
-    return [worker.process.pid for worker in pool._workers]
+    return [worker.process.pid for worker in workers_of(pool)]
 
 
 def children() -> set[int]:
@@ -117,7 +123,7 @@ def test_stopped_worker_with_a_full_pipe_times_out() -> None:
 )
 def test_garbage_from_a_worker_costs_its_job(reach: RewardPool, frame: bytes) -> None:
     reach.score_many(REACH)
-    for worker in reach._workers:
+    for worker in workers_of(reach):
         worker._incoming += frame
     results = reach.score_many(REACH)
     died = [index for index, result in enumerate(results) if result == Score(0.0, "verifier died")]
@@ -209,7 +215,7 @@ def test_close_leaves_no_process_and_may_be_repeated() -> None:
     pool = RewardPool(Config(kind="reach", workers=2))
     assert children() == before
     pool.score_many(REACH)
-    workers = list(pool._workers)  # a forgotten zombie stays visible while its Popen object lives
+    workers = list(workers_of(pool))  # a forgotten zombie stays visible while its Popen object lives
     assert children() - before == {worker.process.pid for worker in workers}
     assert workers
     pool.close()
@@ -226,7 +232,7 @@ def test_worker_ends_with_its_parent(job: tuple[str, str], tmp_path: Path) -> No
         "from megatron_fork.rewards import Config, RewardPool\n"
         f"pool = RewardPool(Config(kind={'math' if job is HANGING else 'reach'!r}, timeout_seconds=2.0))\n"
         "pool.score_many([('done', '0 0')])\n"
-        "print(pool._workers[0].process.pid, flush=True)\n"
+        "print(pool._dispatcher._workers[0].process.pid, flush=True)\n"
         f"pool.score_many([{job!r}])\n"
         "input()\n"
     )
@@ -240,7 +246,7 @@ def test_worker_ends_with_its_parent(job: tuple[str, str], tmp_path: Path) -> No
     time.sleep(0.3)
     parent.kill()
     parent.communicate()
-    assert eventually(lambda: gone(pid), 10)
+    assert eventually(lambda: gone(pid), 60)
 
 
 def test_worker_is_light_confined_and_knows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

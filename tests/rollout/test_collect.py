@@ -29,17 +29,16 @@ def parts():
 def collector(parts, **settings) -> Collector:
     source, engine = parts
     config = rollout.Config(samples=3, max_response_tokens=8, **settings)
-    return Collector(config, engine, source, ParityPool(), world=None, seed=4)
+    return Collector(config, engine, source, parity_pool(), world=None, seed=4)
 
 
-class ParityPool(rewards.RewardPool):
+def parity(response: str, answer: str) -> bool:
     """A verifier that an untrained model passes now and then: an even number of words is right."""
+    return len(response.split()) % 2 == 0
 
-    def __init__(self) -> None:
-        super().__init__(rewards.Config(kind="reach", workers=0))
 
-    def score_many(self, jobs):
-        return [rewards.Score(float(len(response.split()) % 2 == 0), "parity") for response, _ in jobs]
+def parity_pool() -> rewards.RewardPool:
+    return rewards.RewardPool(rewards.Config(kind=f"{__name__}:parity", workers=0))
 
 
 def test_groups_without_signal_are_replaced(parts) -> None:

@@ -1,0 +1,176 @@
+"""Questions that occur twice, or also in an evaluation set. Both commands stream: rows go from file to file one by one.
+
+Questions are compared as words: case, punctuation, spacing and LaTeX's dollars and braces do not count. A row is contaminated
+where it shares `ngram` words in a row with an evaluation question; one of fewer words must be the row's whole question.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_fork.data.columns import Columns, answer_of, question_of
+from megatron_fork.data.presets import PRESETS
+from megatron_fork.data.rows import read_rows
+from megatron_fork.errors import ConfigError, DataError
+
+WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """Rows to read, and what of them is the question and the answer."""
+
+    path: Path
+    split: str | None = None
+    columns: Columns = field(default_factory=Columns)
+
+    def questions(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+        """(place, question, answer, row); the answer as its column has it."""
+        for place, row in read_rows(self.path, self.split):
+            question = question_of(row, self.columns.prompt, place)
+            yield place, question, answer_of(row, self.columns.answer, "whole", place), row
+
+
+@dataclass
+class DuplicateCounts:
+    """`conflicting` rows ask a question that others answer differently."""
+
+    rows: int = 0
+    kept: int = 0
+    duplicates: int = 0
+    conflicting: int = 0
+
+
+@dataclass
+class ContaminationCounts:
+    """`removed_by` counts rows by the evaluation set that they were found in."""
+
+    rows: int = 0
+    kept: int = 0
+    removed: int = 0
+    evaluation_questions: int = 0
+    removed_by: dict[str, int] = field(default_factory=dict)
+
+
+def named_file(text: str, split: str | None, columns: Columns | None) -> RowFile:
+    """`PRESET:PATH` or a path; a preset knows the columns and the split of its file."""
+    name, colon, path = text.partition(":")
+    if colon and name in PRESETS:
+        data = PRESETS[name]["data"]
+        folder = Path(path).is_dir()
+        return RowFile(Path(path), split or (data["split"] if folder else None), columns or Columns(**data["columns"]))
+    if colon and not Path(text).exists():
+        raise ConfigError(f"{name} is not a preset", hint=f"known: {', '.join(PRESETS)}")
+    return RowFile(Path(text), split, columns or Columns())
+
+
+def deduplicate(source: RowFile, out: Path, *, conflicts: Literal["drop", "first"] = "drop") -> DuplicateCounts:
+    """Write the first row of every question to `out`, as JSON lines; reads the source twice."""
+    answers: dict[bytes, bytes] = {}
+    contradicted: set[bytes] = set()
+    for _, question, answer, _ in source.questions():
+        key, value = _digest(words(question)), _digest([" ".join(answer.split())])
+        if answers.setdefault(key, value) != value:
+            contradicted.add(key)
+    counts = DuplicateCounts()
+
+    def kept() -> Iterator[dict[str, Any]]:
+        written: set[bytes] = set()
+        for _, question, _, row in source.questions():
+            counts.rows += 1
+            key = _digest(words(question))
+            if key in contradicted:
+                counts.conflicting += 1
+            if key in written or (key in contradicted and conflicts == "drop"):
+                counts.duplicates += key not in contradicted
+                continue
+            written.add(key)
+            counts.kept += 1
+            yield row
+
+    _write(out, kept())
+    return counts
+
+
+def decontaminate(
+    source: RowFile, out: Path, against: Sequence[RowFile], *, ngram: int = 13, removed: Path | None = None
+) -> ContaminationCounts:
+    """Write the rows that share no `ngram` words with a question of `against` to `out`; the others, and why, to `removed`."""
+    if ngram < 2:
+        raise ConfigError(f"--ngram {ngram} would match single words", hint="13 is usual, 8 is strict")
+    counts = ContaminationCounts()
+    grams: dict[bytes, str] = {}
+    for file in against:
+        for place, question, _, _ in file.questions():
+            counts.evaluation_questions += 1
+            counts.removed_by.setdefault(str(file.path), 0)
+            for gram in _grams(words(question), ngram):
+                grams.setdefault(gram, f"{file.path}\n{place}")
+    caught: list[dict[str, str]] = []
+
+    def kept() -> Iterator[dict[str, Any]]:
+        for place, question, _, row in source.questions():
+            counts.rows += 1
+            found = next((grams[gram] for gram in _grams(words(question), ngram) if gram in grams), None)
+            if found is None:
+                counts.kept += 1
+                yield row
+                continue
+            path, where = found.split("\n")
+            counts.removed += 1
+            counts.removed_by[path] += 1
+            caught.append({"row": place, "found_in": where, "question": question})
+
+    _write(out, kept())
+    if removed is not None:
+        _write(removed, caught)
+    return counts
+
+
+def words(text: str) -> list[str]:
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def summary(counts: DuplicateCounts | ContaminationCounts) -> str:
+    """One line of what was counted."""
+    shown = [f"{name.replace('_', ' ')} {value:,}" for name, value in asdict(counts).items() if isinstance(value, int)]
+    if isinstance(counts, ContaminationCounts):
+        shown += [f"{count:,} by {path}" for path, count in counts.removed_by.items()]
+    return ", ".join(shown)
+
+
+def _grams(text: list[str], size: int) -> Iterator[bytes]:
+    """Digests of all runs of `size` words; of a shorter text, one of all it has, marked as whole."""
+    if len(text) < size:
+        yield _digest(["<whole>", *text])
+    for start in range(len(text) - size + 1):
+        yield _digest(text[start : start + size])
+
+
+def _digest(parts: Iterable[str]) -> bytes:
+    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSON lines, complete or not there at all."""
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"{out} would be written as JSON lines", hint="give it the suffix .jsonl")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        partial.replace(out)
+    except (OSError, UnicodeEncodeError) as error:
+        raise DataError(f"{out} cannot be written: {error}", hint="is the folder there, and is there room?") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -1,0 +1,196 @@
+"""Rows of a prompt file, one by one: JSON lines, Parquet, CSV, Arrow, or a folder of them as Hugging Face datasets come.
+
+Nothing is read whole but a `.json` file that is one array. Every row comes with its place ("a.jsonl line 7"), for messages.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_fork.errors import DataError
+
+Row = dict[str, Any]
+PlacedRow = tuple[str, Row]
+
+BATCH_ROWS = 1024
+SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev)(?=[-_./]|$)", re.IGNORECASE)
+READABLE = "JSON lines (.jsonl, .json), .parquet, .csv, .arrow, or a folder of a Hugging Face dataset"
+
+
+def read_rows(source: Path, split: str | None = None) -> Iterator[PlacedRow]:
+    """Every row of `source`, in the order of its files' names; raises `DataError` by file and line."""
+    found = 0
+    for path in data_files(source, split):
+        for placed in READERS[path.suffix.lower()](path):
+            found += 1
+            yield placed
+    if not found:
+        raise DataError(f"data.source={source} has no rows", hint="is the file complete?")
+
+
+def data_files(source: Path, split: str | None = None) -> list[Path]:
+    """The files that hold the rows of `split`."""
+    if source.is_file():
+        if source.suffix.lower() not in READERS:
+            raise DataError(f"data.source={source} has the suffix {source.suffix!r}", hint=f"readable: {READABLE}")
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"data.source={source} is not a file or folder", hint=f"give reach, arithmetic, or {READABLE}")
+    saved = _saved_by_datasets(source, split)
+    if saved is not None:
+        return saved
+    files = sorted(
+        path
+        for path in source.rglob("*")
+        if path.suffix.lower() in READERS and path.is_file() and not _is_beside(path.relative_to(source))
+    )
+    by_split: dict[str, list[Path]] = {}
+    for path in files:
+        name = SPLIT.search(path.relative_to(source).as_posix())
+        by_split.setdefault(name[1].lower() if name else "", []).append(path)
+    return _of_split(source, by_split, split)
+
+
+def _of_split(source: Path, by_split: dict[str, list[Path]], split: str | None) -> list[Path]:
+    if not by_split:
+        raise DataError(f"data.source={source} has no data files", hint=f"readable: {READABLE}")
+    if split is None and len(by_split) == 1:
+        return next(iter(by_split.values()))
+    if split in by_split:
+        return by_split[split]
+    names = ", ".join(sorted(name or "(none)" for name in by_split))
+    problem = "several splits" if split is None else f"no split {split!r}"
+    raise DataError(f"data.source={source} has {problem}; there are: {names}", hint="set data.split to one of them")
+
+
+def _is_beside(path: Path) -> bool:
+    """Files of a dataset's folder that are not its rows."""
+    return path.name in ("dataset_infos.json", "dataset_info.json", "state.json") or any(
+        part.startswith(".") for part in path.parts
+    )
+
+
+def _saved_by_datasets(source: Path, split: str | None) -> list[Path] | None:
+    """Files of a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote; None where it is no such folder."""
+    splits = source / "dataset_dict.json"
+    if splits.is_file():
+        names = _json_file(splits).get("splits", [])
+        return data_files(source / _of_split(source, {name: [Path(name)] for name in names}, split)[0])
+    state = source / "state.json"
+    if not state.is_file():
+        return None
+    return [source / entry["filename"] for entry in _json_file(state).get("_data_files", [])]
+
+
+def _json_file(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not readable JSON: {error}", hint="save or download the data set again") from error
+
+
+def _json_lines(path: Path) -> Iterator[PlacedRow]:
+    with path.open("rb") as file:
+        if path.suffix == ".json" and file.read(64).lstrip()[:1] == b"[":
+            yield from _json_array(path)
+            return
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path} line {number}"
+            try:
+                yield place, _as_row(json.loads(line.decode("utf-8")), place)
+            except ValueError as error:
+                raise DataError(
+                    f"{place} has no readable JSON: {error}",
+                    hint='each line is an object like {"prompt": "...", "answer": "..."}',
+                ) from error
+
+
+def _json_array(path: Path) -> Iterator[PlacedRow]:
+    for number, row in enumerate(_json_file(path), start=1):
+        place = f"{path} entry {number}"
+        yield place, _as_row(row, place)
+
+
+def _as_row(row: Any, place: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{place} has a {type(row).__name__} and not an object", hint='a row is {"prompt": "...", "answer": "..."}'
+        )
+    return row
+
+
+def _csv(path: Path) -> Iterator[PlacedRow]:
+    csv.field_size_limit(sys.maxsize)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                place = f"{path} line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{place} has more or fewer fields than the header", hint="quote fields with commas"
+                    )
+                yield place, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{path} line {reader.line_num + 1} has no readable CSV: {error}", hint="is it UTF-8?"
+            ) from error
+
+
+def _parquet(path: Path) -> Iterator[PlacedRow]:
+    import pyarrow.parquet
+
+    def batches() -> Iterator[Any]:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=BATCH_ROWS)
+
+    return _arrow_batches(path, batches)
+
+
+def _arrow(path: Path) -> Iterator[PlacedRow]:
+    import pyarrow
+
+    def batches() -> Iterator[Any]:
+        with pyarrow.memory_map(str(path)) as file:
+            try:
+                yield from pyarrow.ipc.open_stream(file)
+            except pyarrow.ArrowInvalid:
+                file.seek(0)
+                reader = pyarrow.ipc.open_file(file)
+                yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+
+    return _arrow_batches(path, batches)
+
+
+def _arrow_batches(path: Path, batches: Callable[[], Iterator[Any]]) -> Iterator[PlacedRow]:
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in batches():
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                for row in batch.slice(start, BATCH_ROWS).to_pylist():
+                    number += 1
+                    yield f"{path} row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read after row {number}: {str(error).splitlines()[0]}", hint="download it again"
+        ) from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_lines,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}

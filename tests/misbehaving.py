@@ -1,0 +1,113 @@
+"""Verifiers that try what a worker must not do; each is right exactly when it was stopped. `rewards.kind: misbehaving:NAME`."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def stopped(action) -> tuple[float, str]:
+    try:
+        action()
+    except OSError as error:
+        return 1.0, type(error).__name__
+    return 0.0, "it was done"
+
+
+def writes(response: str, answer: str):
+    return stopped(lambda: Path(answer).write_text("mine"))
+
+
+def appends(response: str, answer: str):
+    def action():
+        with Path(answer).open("a") as file:
+            file.write("mine")
+
+    return stopped(action)
+
+
+def removes(response: str, answer: str):
+    return stopped(lambda: Path(answer).unlink())
+
+
+def renames(response: str, answer: str):
+    return stopped(lambda: Path(answer).rename(answer + ".moved"))
+
+
+def makes_a_folder(response: str, answer: str):
+    return stopped(lambda: Path(answer + ".folder").mkdir())
+
+
+def changes_mode(response: str, answer: str):
+    return stopped(lambda: Path(answer).chmod(0o777))
+
+
+def connects(response: str, answer: str):
+    return stopped(lambda: socket.create_connection(("127.0.0.1", int(response)), timeout=5))
+
+
+def listens(response: str, answer: str):
+    return stopped(lambda: socket.create_server(("127.0.0.1", 0)))
+
+
+def starts_a_program(response: str, answer: str):
+    return stopped(lambda: subprocess.run([sys.executable, "-c", ""], check=True))
+
+
+def forks(response: str, answer: str):
+    def action():
+        if os.fork() == 0:
+            os._exit(0)
+
+    return stopped(action)
+
+
+def kills_its_parent(response: str, answer: str):
+    return stopped(lambda: os.kill(os.getppid(), signal.SIGTERM))
+
+
+def reads(response: str, answer: str):
+    """Allowed: right exactly when it worked."""
+    return Path(answer).read_text() == response
+
+
+def raises(response: str, answer: str):
+    raise LookupError("on every response")
+
+
+def eats_memory(response: str, answer: str):
+    return len(bytearray(64 << 30)) > 0
+
+
+def recurses(response: str, answer: str):
+    return recurses(response, answer)
+
+
+def counts_digits(response: str, answer: str):
+    return int("9" * 100_000) > 0
+
+
+def dies(response: str, answer: str):
+    if response == "die":
+        os._exit(3)
+    return response == answer
+
+
+def sleeps(response: str, answer: str):
+    time.sleep(float(response))
+    return response == answer
+
+
+def returns_text(response: str, answer: str):
+    return "very good"
+
+
+def returns_nan(response: str, answer: str):
+    return float("nan")
+
+
+def half(response: str, answer: str):
+    return 0.5, "half\nright"

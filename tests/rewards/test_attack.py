@@ -1,0 +1,20 @@
+"""Hostile responses among good ones: none is rewarded, every good one is right. A small `rewards_attack.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
+from rewards_attack import attack
+
+
+@pytest.mark.slow
+def test_hostile_responses_cost_only_themselves() -> None:
+    found = attack(120, 12, workers=2, timeout_seconds=3.0)
+    assert found["hostile_rewarded"] == 0.0
+    assert found["good_right"] == found["good_right_alone"] == 120
+    assert found["counts"]["scored"] == 132
+    assert found["workers_killed"] >= 2  # else nothing of it was hostile
