@@ -252,20 +252,22 @@ def main() -> None:
         "ranks": [],
         "segments": [],
     }
+
+    def keep(section: str, title: str, result: dict[str, Any]) -> None:
+        record[section].append(result)
+        show(title, result)
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
+
     for count in options.values:
         for distribution in DISTRIBUTIONS:
-            record["one_rank"].append(one_rank(count, distribution, options.rounds))
-            show(f"{count:,} {distribution}", record["one_rank"][-1])
+            keep("one_rank", f"{count:,} {distribution}", one_rank(count, distribution, options.rounds))
     for ranks in options.ranks:
         for count in options.values:
-            record["ranks"].append(on_ranks(count, ranks, options.rounds))
-            show(f"{count:,} over {ranks} ranks", record["ranks"][-1])
+            keep("ranks", f"{count:,} over {ranks} ranks", on_ranks(count, ranks, options.rounds))
     for responses in options.responses:
-        record["segments"].append(segments(responses, 2000, options.rounds))
-        show(f"{responses:,} responses", record["segments"][-1])
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        keep("segments", f"{responses:,} responses", segments(responses, 2000, options.rounds))
 
 
 if __name__ == "__main__":

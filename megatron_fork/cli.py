@@ -110,7 +110,7 @@ def dedupe(
         source = data.named_file(rows, split, _columns(prompt, answer))
         typer.echo(data.summary(data.deduplicate(source, out, conflicts=conflicts)))
 
-    _guarded(work, debug=debug)
+    guarded(work, debug=debug)
 
 
 @data_app.command()
@@ -134,7 +134,7 @@ def decontaminate(
         sets = [data.named_file(each, None, None) for each in against]
         typer.echo(data.summary(data.decontaminate(source, out, sets, ngram=ngram, removed=removed)))
 
-    _guarded(work, debug=debug)
+    guarded(work, debug=debug)
 
 
 @app.command()
