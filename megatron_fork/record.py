@@ -35,21 +35,21 @@ def measure(work: Workplace, collector: Collector, step: int) -> dict[str, float
 
 def keep_state(work: Workplace, networks: Networks, progress: Progress, *, stop: bool) -> None:
     """Save where it is due; where the run was asked to stop, save and raise `Interrupted`."""
-    config = work.config.run
     finished = progress.step == work.config.train.steps
-    if stop or finished or is_due(progress.step, config.checkpoint_every, work.config.train.steps):
-        checkpoint.save_training_state(
-            work.checkpoints,
-            progress.step,
-            networks.trained,
-            asdict(progress),
-            keep=config.keep_checkpoints,
-        )
+    if stop or finished or is_due(progress.step, work.config.run.checkpoint_every, work.config.train.steps):
+        save_state(work, networks, progress)
     if stop and not finished:
         raise Interrupted(
             f"stopped after step {progress.step} of {work.config.train.steps}; the state is saved",
             hint=f"resume with `megatron-fork train {work.folder.path / 'resolved.yaml'}`",
         )
+
+
+def save_state(work: Workplace, networks: Networks, progress: Progress) -> None:
+    """A checkpoint of the last whole step; every rank calls it."""
+    checkpoint.save_training_state(
+        work.checkpoints, progress.step, networks.trained, asdict(progress), keep=work.config.run.keep_checkpoints
+    )
 
 
 def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: float) -> None:

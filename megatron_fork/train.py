@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from megatron_fork import checkpoint, objective
+from megatron_fork import objective
 from megatron_fork.analysis import write_report
 from megatron_fork.clock import Clock
 from megatron_fork.config import RunConfig
 from megatron_fork.console import Display
+from megatron_fork.errors import RolloutError
 from megatron_fork.experience import Trajectory
 from megatron_fork.policy import Learner, Lesson, Policy, Rates, split_into_mini_batches
-from megatron_fork.record import finish, is_due, keep_state, measure
+from megatron_fork.record import finish, is_due, keep_state, measure, save_state
 from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import Collector, EmbeddedEngine, Rollouts
+from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, probe
 from megatron_fork.start import Progress, build_engine, start, warm_start, write_model
 from megatron_fork.traces import trace_records
 from megatron_fork.workplace import Workplace, prepare
@@ -30,12 +32,12 @@ from megatron_fork.workplace import Workplace, prepare
 
 def train(config: RunConfig, display: Display) -> Path:
     """Run a recipe to its end, from its latest checkpoint where there is one; returns the run folder."""
-    with prepare(config, display) as work, RewardPool(config.rewards) as rewards:
+    with prepare(config, display) as work, RewardPool(config.rewards) as rewards, ExitStack() as stack:
         display.say(f"run folder {work.folder.path}  ({work.layout})")
         progress, networks = start(work)
         policy = networks.policy
         started = time.monotonic() - progress.seconds
-        engine = build_engine(work)
+        engine = stack.enter_context(closing(build_engine(work, save=lambda: save_state(work, networks, progress))))
         collector = Collector(config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed)
         learner = Learner(
             networks,
@@ -44,12 +46,16 @@ def train(config: RunConfig, display: Display) -> Path:
             mismatch_limit=config.rollout.mismatch_limit,
             critic_epochs=config.critic.epochs,
         )
-        engine.update_weights(checkpoint.iter_hf_weights(policy.model), progress.step)
+        synchronise(work, policy, engine, progress.step)
         if progress.before is None:
             progress.before = measure(work, collector, 0)
         with display.stage("train", config.train.steps, done=progress.step) as stage:
             while progress.step < config.train.steps:
-                metrics = one_step(work, policy, engine, collector, learner, progress)
+                try:
+                    metrics = one_step(work, policy, engine, collector, learner, progress)
+                except RolloutError:
+                    save_state(work, networks, progress)
+                    raise
                 progress.seconds = time.monotonic() - started
                 stage.advance(metrics)
                 keep_state(work, networks, progress, stop=work.asked_to_stop())
@@ -60,10 +66,10 @@ def train(config: RunConfig, display: Display) -> Path:
 
 def supervise(config: RunConfig, display: Display) -> Path:
     """Only the warm start of a recipe; returns the model folder."""
-    with prepare(config, display) as work, RewardPool(config.rewards) as rewards:
+    with prepare(config, display) as work, RewardPool(config.rewards) as rewards, ExitStack() as stack:
         policy = warm_start(work)
-        engine = build_engine(work)
-        engine.update_weights(checkpoint.iter_hf_weights(policy.model), 0)
+        engine = stack.enter_context(closing(build_engine(work)))
+        synchronise(work, policy, engine, 0)
         collector = Collector(config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed)
         measure(work, collector, 0)
         if work.folder.writes:
@@ -75,7 +81,7 @@ def supervise(config: RunConfig, display: Display) -> Path:
 def one_step(
     work: Workplace,
     policy: Policy,
-    engine: EmbeddedEngine,
+    engine: Engine,
     collector: Collector,
     learner: Learner,
     progress: Progress,
@@ -94,13 +100,16 @@ def one_step(
     lesson = (
         learner.learn(batches, step=step, rates=rates(config, step), clock=clock) if batches else Lesson({}, [], [])
     )
-    engine.update_weights(checkpoint.iter_hf_weights(policy.model), step)
-    clock.lap("synchronise")
-    metrics = {**of_rollouts(rollouts), **lesson.metrics, **clock.laps()}
-    metrics["tokens_per_second"] = sum(len(t.response) for t in rollouts.trajectories) / metrics["time/step"]
-    work.folder.metrics("train", step, metrics)
-    work.folder.updates(step, lesson.updates)
+    # The step is done, whatever becomes of the servers now: a run that ends here must not take it again.
     progress.step, progress.prompts_drawn = step, progress.prompts_drawn + rollouts.prompts_drawn
+    try:
+        synchronise(work, policy, engine, step)
+    finally:
+        clock.lap("synchronise")
+        metrics = {**of_rollouts(rollouts), **lesson.metrics, **clock.laps()}
+        metrics["tokens_per_second"] = sum(len(t.response) for t in rollouts.trajectories) / metrics["time/step"]
+        work.folder.metrics("train", step, metrics)
+        work.folder.updates(step, lesson.updates)
     if step == 1 or is_due(step, config.run.trace_every, config.train.steps):
         records = trace_records(
             lesson.shares,
@@ -114,6 +123,12 @@ def one_step(
         progress.after = measure(work, collector, step)
         metrics.update(progress.after)
     return metrics
+
+
+def synchronise(work: Workplace, policy: Policy, engine: Engine, version: int) -> None:
+    """The policy's weights for the engine, and the proof that it has them."""
+    engine.update_weights(PolicyWeights(policy), version)
+    probe(engine, policy, work.source.held_out, work.config.rollout)
 
 
 def rates(config: RunConfig, step: int) -> Rates:
