@@ -25,7 +25,9 @@ class RemoteConfig:
     control_seconds: float = 600.0
     """Time-out of a step of a weight update."""
     health_seconds: float = 5.0
-    """Between two looks at a server's health, and the time-out of each."""
+    """Between two looks at a server's health."""
+    health_timeout_seconds: float = 10.0
+    """SGLang draws a token before it answers, which takes a second on an idle server."""
     patience_seconds: float = 1800.0
     """Without any server for this long, the run ends; its state was saved when the wait began."""
     attempts: int = 5

@@ -39,8 +39,14 @@ class Delivery(ABC):
         self.bytes_sent = 0
 
     async def start(self, servers: Sequence[Server]) -> None:
+        """Requests in progress are held from here to the end of the update, and go on with the new weights."""
         self.servers = list(servers)
-        await self._each(self._open)
+
+        async def open_one(server: Server) -> None:
+            await server.pause()
+            await self._open(server)
+
+        await self._each(open_one)
 
     @abstractmethod
     async def send(self, bucket: Bucket) -> None:
@@ -52,6 +58,7 @@ class Delivery(ABC):
         async def close(server: Server) -> None:
             await self._close(server, label)
             await server.forget_prefixes()
+            await server.resume()
             found = await server.weight_label()
             if found != label:
                 raise ServerFault(f"after the update it has the weights {found}, not {label}")

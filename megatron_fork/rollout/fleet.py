@@ -78,7 +78,7 @@ class Fleet:
         tasks = [task for server in self.servers for task in server.running.values()]
         if tasks:
             # Servers answer with what there is; one that does not loses the last few tokens only.
-            _, late = await asyncio.wait(tasks, timeout=self.config.health_seconds)
+            _, late = await asyncio.wait(tasks, timeout=self.config.health_timeout_seconds)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -218,6 +218,8 @@ class Fleet:
         if server.state == "down":
             await self._examine(server)
             return
+        if server.state == "stale":  # perhaps in the middle of an update, which has its own time-outs
+            return
         missed[server] = 0 if await server.is_healthy() else missed[server] + 1
         if missed[server] >= _MISSES:
             missed[server] = 0
@@ -229,6 +231,7 @@ class Fleet:
             return
         try:
             label = await server.weight_label()
+            await server.resume()  # a weight update that broke off may have left it paused
         except ServerFault as fault:
             server.reason = str(fault)
             return

@@ -64,7 +64,8 @@ def _differences(policy: Policy, asked: Sequence[Prompt], answers: dict[str, lis
     logprob_t, _ = policy.statistics(share)
     assert share.rollout_logprob_t is not None
     server_t = torch.tensor([sequence.number // len(asked) for sequence in share.sequences], dtype=torch.long)
-    worst = torch.zeros(len(answers))
-    worst.index_reduce_(0, server_t[share.sequence_t], (logprob_t - share.rollout_logprob_t).abs(), "amax")
+    server_t, difference_t = server_t[share.sequence_t], (logprob_t - share.rollout_logprob_t).abs()
+    none = torch.zeros(1)  # where this rank has no token of a server
+    worst = torch.stack([torch.cat([none, difference_t[server_t == place]]).max() for place in range(len(answers))])
     worst = collectives.all_reduce_max(worst.to(device()), policy.layout.world).cpu()
     return dict(zip(answers, worst.tolist(), strict=True))

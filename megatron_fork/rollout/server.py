@@ -129,7 +129,7 @@ class Server(ABC):
 
     @abstractmethod
     async def pause(self) -> None:
-        """Hold the requests in progress where they are, with their cache."""
+        """Hold the requests in progress where they are; their cache is written anew when they go on."""
 
     @abstractmethod
     async def resume(self) -> None:
@@ -139,7 +139,7 @@ class Server(ABC):
 
     async def is_healthy(self) -> bool:
         try:
-            answer = await self.http.get("/health", timeout=self.config.health_seconds)
+            answer = await self.http.get("/health", timeout=self.config.health_timeout_seconds)
         except httpx.HTTPError:
             return False
         return answer.status_code == 200
@@ -178,7 +178,7 @@ class Server(ABC):
                     if not isinstance(event, dict):
                         raise ServerFault(f"{path} sent something that is not an object: {_one_line(line)}")
                     if "error" in event:
-                        raise ServerFault(f"{path} broke off: {_one_line(str(event['error']))}")
+                        raise _broken_off(path, event["error"])
                     yield event
         except httpx.HTTPError as error:
             raise ServerFault(f"{path}: {_in_words(error)}") from error
@@ -209,6 +209,13 @@ def spans_of(raw: Any) -> Sequence[tuple[str, int, int]] | None:
         return [(str(span["version"]), int(span["start"]), int(span["end"])) for span in raw]
     except (TypeError, KeyError, ValueError) as error:
         raise ServerFault("it sent weight versions that are none") from error
+
+
+def _broken_off(path: str, error: object) -> ServerFault:
+    """Of an error that comes as part of a stream."""
+    if isinstance(error, dict) and isinstance(error.get("code"), int):
+        return _refusal(path, error["code"], str(error.get("message")))
+    return ServerFault(f"{path} broke off: {_one_line(str(error))}")
 
 
 def _refusal(path: str, status: int, text: str) -> ServerFault:

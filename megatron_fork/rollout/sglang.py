@@ -114,7 +114,7 @@ class SglangServer(Server):
         return str((await self.call("GET", "/model_info"))["weight_version"])
 
     async def pause(self) -> None:
-        await self.post("/pause_generation", {"mode": "in_place"})
+        await self.post("/pause_generation", {"mode": "retract"})
 
     async def resume(self) -> None:
         await self.post("/continue_generation")

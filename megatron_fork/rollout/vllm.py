@@ -6,11 +6,14 @@ The server needs `--enable-scale-out`, `VLLM_SERVER_DEV_MODE=1`, `--logprobs-mod
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from megatron_fork.rollout.draft import Draft, Piece
 from megatron_fork.rollout.server import Rendezvous, Server, ServerFault, spans_of
+
+_RESETS = 50
 
 
 class VllmServer(Server):
@@ -75,7 +78,12 @@ class VllmServer(Server):
         await self.post("/update_weight_version", {"new_version": label})
 
     async def forget_prefixes(self) -> None:
-        await self.post("/reset_prefix_cache")
+        for _ in range(_RESETS):
+            answer = await self.call("POST", "/reset_prefix_cache", params={"reset_running_requests": "true"})
+            if answer["success"]:
+                return
+            await asyncio.sleep(0.1)  # a request that has just ended still holds its part
+        raise ServerFault("its cache of prefixes, which old weights wrote, cannot be reset")
 
     async def weight_label(self) -> str:
         return str((await self.call("GET", "/weight_info"))["weight_version"])
