@@ -17,7 +17,8 @@ from megatron_fork.distributed import collectives
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout.config import Config
-from megatron_fork.rollout.engine import Engine, Request
+from megatron_fork.rollout.engine import Completion, Engine, Request
+from megatron_fork.rollout.scoring import score_on_arrival
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,23 @@ class Collector:
             for place, prompt in enumerate(prompts)
             for sample in range(samples)
         ]
-        completions = list(self.engine.generate(self._share(requests)))
-        texts = [_text(self.source.tokenizer, completion.tokens) for completion in completions]
+
+        def score(completions: Sequence[Completion]) -> list[Trajectory]:
+            return self._scored([(completion, prompts[completion.number // samples]) for completion in completions])
+
+        mine = score_on_arrival(self.engine.generate(self._share(requests)), score)
+        everyone = [trajectory for share in collectives.gather_objects(mine, self.world) for trajectory in share]
+        return sorted(everyone, key=lambda trajectory: trajectory.number)
+
+    def _scored(self, answers: Sequence[tuple[Completion, Prompt]]) -> list[Trajectory]:
+        texts = [_text(self.source.tokenizer, completion.tokens) for completion, _ in answers]
         scores = self.rewards.score_many(
-            [(text, prompts[c.number // samples].answer) for c, text in zip(completions, texts, strict=True)]
+            [(text, prompt.answer) for text, (_, prompt) in zip(texts, answers, strict=True)]
         )
-        mine = [
+        return [
             Trajectory(
                 number=completion.number,
-                prompt=prompts[completion.number // samples],
+                prompt=prompt,
                 response=completion.tokens,
                 rollout_logprob=completion.logprob,
                 finish_reason=completion.finish_reason,
@@ -101,10 +110,8 @@ class Collector:
                 reward=score.value,
                 reason=score.reason,
             )
-            for completion, text, score in zip(completions, texts, scores, strict=True)
+            for (completion, prompt), text, score in zip(answers, texts, scores, strict=True)
         ]
-        everyone = [trajectory for share in collectives.gather_objects(mine, self.world) for trajectory in share]
-        return sorted(everyone, key=lambda trajectory: trajectory.number)
 
     def request(self, number: int, prompt: Prompt, seed: int, *, greedy: bool = False) -> Request:
         """For one response to a prompt, as the config has it drawn."""

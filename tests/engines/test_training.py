@@ -1,4 +1,4 @@
-"""Whole runs through servers: their log-probs stay the trainer's, on one rank and on two, and a run that loses them is saved."""
+"""Whole runs through servers: their log-probs stay the trainer's, on one rank and on two; one that loses them is saved."""
 
 import threading
 import time
