@@ -36,14 +36,18 @@ class Delivery(ABC):
         self.config = config
         self.lost = lost
         self.servers: list[Server] = []
+        self._held: set[Server] = set()
         self.bytes_sent = 0
 
     async def start(self, servers: Sequence[Server]) -> None:
         """Requests in progress are held from here to the end of the update, and go on with the new weights."""
         self.servers = list(servers)
 
+        self._held = {server for server in servers if server.running}
+
         async def open_one(server: Server) -> None:
-            await server.pause()
+            if server in self._held:
+                await server.pause()
             await self._open(server)
 
         await self._each(open_one)
@@ -58,7 +62,8 @@ class Delivery(ABC):
         async def close(server: Server) -> None:
             await self._close(server, label)
             await server.forget_prefixes()
-            await server.resume()
+            if server in self._held:
+                await server.resume()
             found = await server.weight_label()
             if found != label:
                 raise ServerFault(f"after the update it has the weights {found}, not {label}")

@@ -58,6 +58,7 @@ class RemoteEngine:
         self.update_seconds = 0.0
         self.update_bytes = 0
         self._save = save
+        self._closed = False
         self._orders = Orders(world)
         self._weights: Iterable[tuple[str, Tensor]] = ()
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
@@ -80,7 +81,9 @@ class RemoteEngine:
         """Returns when one server at least has them; the others get them when they are back.
 
         Raises `RolloutError` on all ranks when no server can be had within `remote.patience_seconds`. All ranks iterate over
-        `weights` together; an iterator, which can do so once only, has nothing for a server that comes back later.
+        `weights` together; an iterator, which can do so once only, has nothing for a server that comes back later. With one
+        trainer rank it may be called between two completions of `generate`: the requests in progress go on under the new
+        weights.
         """
         self.version = version
         self._weights = weights
@@ -135,7 +138,8 @@ class RemoteEngine:
         return bool(collectives.broadcast_object(ready, self._orders.world))
 
     def close(self) -> None:
-        if self._orders.leads:
+        if self._orders.leads and not self._closed:
+            self._closed = True
             self._loop.call(self._delivery.close())
             self._loop.call(self.fleet.close())
             self._loop.close()

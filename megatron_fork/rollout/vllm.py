@@ -79,7 +79,8 @@ class VllmServer(Server):
 
     async def forget_prefixes(self) -> None:
         for _ in range(_RESETS):
-            answer = await self.call("POST", "/reset_prefix_cache", params={"reset_running_requests": "true"})
+            held = {"reset_running_requests": "true"} if self.running else {}
+            answer = await self.call("POST", "/reset_prefix_cache", params=held)
             if answer["success"]:
                 return
             await asyncio.sleep(0.1)  # a request that has just ended still holds its part

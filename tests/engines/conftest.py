@@ -70,6 +70,7 @@ def remote(tmp_path: Path) -> Iterator:
             health_seconds=1.0,
             health_timeout_seconds=5.0,
             stream_interval=4,
+            idle_seconds=30.0,
         )
         for name, value in settings.items():
             setattr(quick, name, value)
