@@ -20,6 +20,7 @@ RUNTIME = [
     "rich",
     "matplotlib",
     "jinja2",
+    "httpx",
     "math-verify",
     "reasoning-gym",
     "pyarrow",

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+
+
+class VersionSpan(NamedTuple):
+    """Response tokens `[start, end)` were drawn under the weights of `version`."""
+
+    version: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,10 @@ class Trajectory(Demonstration):
     rollout_logprob: tuple[float, ...]
     finish_reason: FinishReason
     weight_version: int
+    """Of the oldest weights that wrote a token."""
     experts: Tensor | None = None
     """`[length, layers, k]` int16, the experts that the engine sent each token to; None where it does not say."""
+    versions: tuple[VersionSpan, ...] = ()
     text: str = ""
     reward: float = 0.0
     reason: str = ""

@@ -34,13 +34,12 @@ def measure(work: Workplace, collector: Collector, step: int) -> dict[str, float
 
 def keep_state(work: Workplace, networks: Networks, progress: Progress, *, stop: bool) -> None:
     """Save where it is due; where the run was asked to stop, save and raise `Interrupted`."""
-    config, checkpoints = work.config.run, work.checkpoints
-    checkpoints.poll()
+    work.checkpoints.poll()
     finished = progress.step == work.config.train.steps
-    if stop or finished or is_due(progress.step, config.checkpoint_every, work.config.train.steps):
-        checkpoints.save(progress.step, networks.trained, asdict(progress))
-        if stop or finished or not config.checkpoint_async:
-            checkpoints.wait()
+    if stop or finished or is_due(progress.step, work.config.run.checkpoint_every, work.config.train.steps):
+        save_state(work, networks, progress)
+        if stop or finished or not work.config.run.checkpoint_async:
+            work.checkpoints.wait()
     if stop and not finished:
         raise work.interrupted(f"stopped after step {progress.step} of {work.config.train.steps}")
 
@@ -60,6 +59,12 @@ def stop_within_step(
     raise work.interrupted(
         f"stopped within step {progress.step + 1} of {work.config.train.steps}, after {made} updates"
     )
+
+
+def save_state(work: Workplace, networks: Networks, progress: Progress) -> None:
+    """A checkpoint of the last whole step, unless there is one; every rank calls it."""
+    if work.checkpoints.newest != progress.step:
+        work.checkpoints.save(progress.step, networks.trained, asdict(progress))
 
 
 def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: float) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_fork import checkpoint, distributed, models, unfinished
 from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
-from megatron_fork.rollout import EmbeddedEngine
+from megatron_fork.rollout import EmbeddedEngine, Engine, RemoteEngine
 from megatron_fork.supervised import fine_tune
 from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace
@@ -120,10 +121,19 @@ def build_policy(work: Workplace, optimizer: OptimizerConfig | None) -> Policy:
     )
 
 
-def build_engine(work: Workplace) -> EmbeddedEngine:
-    """The engine that draws responses; its weights come with the first update."""
+def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) -> Engine:
+    """The engine that draws responses; its weights come with the first update. `save`: before a wait for servers."""
     tokenizer = work.source.tokenizer
     stop_token = tokenizer.eos_token_id
+    if work.config.rollout.engine != "embedded":
+        return RemoteEngine(
+            work.config.rollout,
+            work.hf_config,
+            stop_token=stop_token,
+            folder=work.folder.path / "engine_weights",
+            world=work.layout.world,
+            save=save,
+        )
     return EmbeddedEngine(
         work.hf_config,
         stop_token=stop_token,

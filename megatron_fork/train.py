@@ -9,21 +9,23 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from megatron_fork import checkpoint, objective
+from megatron_fork import objective
 from megatron_fork.analysis import write_report
 from megatron_fork.clock import Clock
 from megatron_fork.config import RunConfig
 from megatron_fork.console import Display
+from megatron_fork.errors import RolloutError
 from megatron_fork.experience import Trajectory
-from megatron_fork.policy import Learner, Lesson, Networks, Rates, Taught, split_into_mini_batches
-from megatron_fork.record import finish, is_due, keep_state, measure, stop_within_step
+from megatron_fork.policy import Learner, Lesson, Networks, Policy, Rates, Taught, split_into_mini_batches
+from megatron_fork.record import finish, is_due, keep_state, measure, save_state, stop_within_step
 from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import Collector, EmbeddedEngine, Rollouts
+from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, probe
 from megatron_fork.start import Progress, build_engine, start, warm_start, write_model
 from megatron_fork.traces import trace_records
 from megatron_fork.unfinished import Unfinished
@@ -32,12 +34,12 @@ from megatron_fork.workplace import Workplace, prepare
 
 def train(config: RunConfig, display: Display) -> Path:
     """Run a recipe to its end, from its latest checkpoint where there is one; returns the run folder."""
-    with prepare(config, display) as work, RewardPool(config.rewards) as rewards:
+    with prepare(config, display) as work, RewardPool(config.rewards) as rewards, ExitStack() as stack:
         display.say(f"run folder {work.folder.path}  ({work.layout})")
         progress, networks, begun = start(work)
         policy = networks.policy
         started = time.monotonic() - progress.seconds
-        engine = build_engine(work)
+        engine = stack.enter_context(closing(build_engine(work, save=lambda: save_state(work, networks, progress))))
         collector = Collector(config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed)
         learner = Learner(
             networks,
@@ -46,12 +48,17 @@ def train(config: RunConfig, display: Display) -> Path:
             mismatch_limit=config.rollout.mismatch_limit,
             critic_epochs=config.critic.epochs,
         )
-        engine.update_weights(checkpoint.iter_hf_weights(policy.model), progress.step)
+        synchronise(work, policy, engine, progress.step)
         if progress.before is None:
             progress.before = measure(work, collector, 0)
         with display.stage("train", config.train.steps, done=progress.step) as stage:
             while progress.step < config.train.steps:
-                metrics = one_step(work, networks, engine, collector, learner, progress, begun)
+                try:
+                    metrics = one_step(work, networks, engine, collector, learner, progress, begun)
+                except RolloutError:
+                    save_state(work, networks, progress)
+                    work.checkpoints.wait()
+                    raise
                 begun = None
                 progress.seconds = time.monotonic() - started
                 stage.advance(metrics)
@@ -63,10 +70,10 @@ def train(config: RunConfig, display: Display) -> Path:
 
 def supervise(config: RunConfig, display: Display) -> Path:
     """Only the warm start of a recipe; returns the model folder."""
-    with prepare(config, display) as work, RewardPool(config.rewards) as rewards:
+    with prepare(config, display) as work, RewardPool(config.rewards) as rewards, ExitStack() as stack:
         policy = warm_start(work)
-        engine = build_engine(work)
-        engine.update_weights(checkpoint.iter_hf_weights(policy.model), 0)
+        engine = stack.enter_context(closing(build_engine(work)))
+        synchronise(work, policy, engine, 0)
         collector = Collector(config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed)
         measure(work, collector, 0)
         if work.folder.writes:
@@ -78,7 +85,7 @@ def supervise(config: RunConfig, display: Display) -> Path:
 def one_step(
     work: Workplace,
     networks: Networks,
-    engine: EmbeddedEngine,
+    engine: Engine,
     collector: Collector,
     learner: Learner,
     progress: Progress,
@@ -96,16 +103,18 @@ def one_step(
         stop_within_step(work, networks, progress, drawn, None)
     lesson = teach(learner, drawn, config, step, clock, work.asked_to_stop)
     if not lesson.finished:
-        stop_within_step(
-            work, networks, progress, replace(drawn, taught=Taught(lesson.metrics, lesson.updates, {})), lesson
-        )
-    engine.update_weights(checkpoint.iter_hf_weights(networks.policy.model), step)
-    clock.lap("synchronise")
-    metrics = {**drawn.rollout_metrics, **lesson.metrics, **clock.laps()}
-    metrics["tokens_per_second"] = sum(len(t.response) for t in drawn.trajectories) / metrics["time/step"]
-    work.folder.metrics("train", step, metrics)
-    work.folder.updates(step, lesson.updates)
+        drawn = replace(drawn, taught=Taught(lesson.metrics, lesson.updates, {}))
+        stop_within_step(work, networks, progress, drawn, lesson)
+    # The step is done, whatever becomes of the servers now: a run that ends here must not take it again.
     progress.step, progress.prompts_drawn = step, progress.prompts_drawn + drawn.prompts_drawn
+    try:
+        synchronise(work, networks.policy, engine, step)
+    finally:
+        clock.lap("synchronise")
+        metrics = {**drawn.rollout_metrics, **lesson.metrics, **clock.laps()}
+        metrics["tokens_per_second"] = sum(len(t.response) for t in drawn.trajectories) / metrics["time/step"]
+        work.folder.metrics("train", step, metrics)
+        work.folder.updates(step, lesson.updates)
     if step == 1 or is_due(step, config.run.trace_every, config.train.steps):
         records = trace_records(
             lesson.shares,
@@ -142,6 +151,12 @@ def teach(
     return learner.learn(
         batches, step=step, rates=rates(config, step), clock=clock, taught=drawn.taught, should_stop=should_stop
     )
+
+
+def synchronise(work: Workplace, policy: Policy, engine: Engine, version: int) -> None:
+    """The policy's weights for the engine, and the proof that it has them."""
+    engine.update_weights(PolicyWeights(policy), version)
+    probe(engine, policy, work.source.held_out, work.config.rollout)
 
 
 def rates(config: RunConfig, step: int) -> Rates:

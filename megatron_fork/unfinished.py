@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_fork.distributed import Layout
-from megatron_fork.experience import Batch, Prompt, Trajectory
+from megatron_fork.experience import Batch, Prompt, Trajectory, VersionSpan
 from megatron_fork.policy import Lesson, Taught
 
 _Columns = dict[str, Tensor]
@@ -76,8 +76,11 @@ def _parts(share: Batch) -> list[dict[str, Any]]:
 
 def _plain(trajectory: Trajectory, columns: _Columns) -> dict[str, Any]:
     """Without classes of this project, so that a file is data and nothing else."""
-    return {"trajectory": asdict(trajectory), "columns": columns}
+    plain = asdict(trajectory)
+    plain["versions"] = [tuple(span) for span in trajectory.versions]
+    return {"trajectory": plain, "columns": columns}
 
 
 def _trajectory(plain: dict[str, Any]) -> Trajectory:
-    return Trajectory(**{**plain, "prompt": Prompt(**plain["prompt"])})
+    versions = tuple(VersionSpan(*span) for span in plain["versions"])
+    return Trajectory(**{**plain, "prompt": Prompt(**plain["prompt"]), "versions": versions})

@@ -24,7 +24,10 @@ from megatron_fork.interruption import StopRequest
 from megatron_fork.run_folder import RunFolder
 
 # What a resumed run may change without becoming another run.
-_MAY_CHANGE = ("run.", "parallel.", "train.steps", "rollout.batch_size", "rewards.workers", "policy.tokens_per_")
+_MAY_CHANGE = (
+    *("run.", "parallel.", "train.steps", "rewards.workers", "policy.tokens_per_"),
+    *("rollout.batch_size", "rollout.servers", "rollout.sync", "rollout.remote.", "rollout.probe_"),
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "megatron_fork"
 HOUSE = (
-    "version errors clock distributed vocab_parallel selection objective models checkpoint experience rewards data "
+    "version errors clock distributed vocab_parallel serving selection objective models checkpoint experience rewards data "
     "policy rollout evaluation analysis config console interruption run_folder traces workplace supervised start record "
     "train doctor cli __main__"
 ).split()

@@ -78,12 +78,17 @@ class Checkpoints:
         self.keep = keep
         self.keep_every = keep_every
         self._write_model_files = write_model_files
+        self.newest: int | None = None
+        """Step of the checkpoint that was last saved or resumed from, where it is of a whole step."""
         self._writing: _Writing | None = None
         self._hashing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checksums")
 
     def latest(self) -> Saved | None:
         """The checkpoint to resume from; None when the run has none."""
-        return folder.latest(self.root, run=self.run, group=dist.group.WORLD)
+        saved = folder.latest(self.root, run=self.run, group=dist.group.WORLD)
+        if saved is not None and not (saved.folder / BESIDE).is_dir():
+            self.newest = saved.progress.get("step")
+        return saved
 
     def save(
         self,
@@ -121,6 +126,7 @@ class Checkpoints:
                     assert request is not None
                     writing.writers.schedule_async_request(request)
             self._writing = writing
+            self.newest = None if write_beside else step
 
     def poll(self) -> None:
         """Complete what can be completed without waiting."""

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_fork.errors import LayoutError
 
@@ -115,6 +114,9 @@ class Layout:
 @contextmanager
 def parallel_layout(config: Config) -> Iterator[Layout]:
     """Make Megatron's groups for `config` over the default process group, and take them down at the end."""
+    # Here, not at the top: engines share `vocab_parallel`'s entropy, and their processes have no megatron-core.
+    from megatron.core import parallel_state
+
     config.data(dist.get_world_size())
     world = dist.group.WORLD
     assert world is not None
@@ -143,6 +145,8 @@ def parallel_layout(config: Config) -> Iterator[Layout]:
 
 def _leave_groups() -> None:
     """Take Megatron's groups down: it only forgets them, and each would keep its threads and buffers."""
+    from megatron.core import parallel_state
+
     kept = [value if isinstance(value, list) else [value] for value in vars(parallel_state).values()]
     groups = {group for values in kept for group in values if isinstance(group, dist.ProcessGroup)}
     parallel_state.destroy_model_parallel()

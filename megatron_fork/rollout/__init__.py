@@ -1,7 +1,24 @@
 """Engines that draw responses, and the collector that turns them into scored groups."""
 
 from megatron_fork.rollout.collect import Collector, Rollouts
+from megatron_fork.rollout.config import Config, RemoteConfig
 from megatron_fork.rollout.embedded import EmbeddedEngine
-from megatron_fork.rollout.engine import Completion, Config, Engine, Request
+from megatron_fork.rollout.engine import Begun, Completion, Engine, Request
+from megatron_fork.rollout.probe import probe
+from megatron_fork.rollout.remote import RemoteEngine
+from megatron_fork.rollout.weights import PolicyWeights
 
-__all__ = ["Collector", "Completion", "Config", "EmbeddedEngine", "Engine", "Request", "Rollouts"]
+__all__ = [
+    "Begun",
+    "Collector",
+    "Completion",
+    "Config",
+    "EmbeddedEngine",
+    "Engine",
+    "PolicyWeights",
+    "RemoteConfig",
+    "RemoteEngine",
+    "Request",
+    "Rollouts",
+    "probe",
+]

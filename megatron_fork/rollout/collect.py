@@ -16,7 +16,8 @@ from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout.engine import Config, Engine, Request
+from megatron_fork.rollout.config import Config
+from megatron_fork.rollout.engine import Completion, Engine, Request
 
 
 @dataclass(frozen=True)
@@ -77,41 +78,60 @@ class Collector:
     ) -> list[Trajectory]:
         """`samples` scored responses to each prompt, in order; `first_draw` seeds them."""
         requests = [
-            Request(
-                number=place * samples + sample,
-                tokens=prompt.tokens,
-                seed=_seed(self.seed, first_draw + place, sample),
-                temperature=0.0 if greedy else self.config.temperature,
-                max_tokens=self.config.max_response_tokens,
-            )
+            self.request(place * samples + sample, prompt, _seed(self.seed, first_draw + place, sample), greedy=greedy)
             for place, prompt in enumerate(prompts)
             for sample in range(samples)
         ]
-        rank, ranks = collectives.rank(self.world), collectives.size(self.world)
-        completions, texts = [], []
+        answers: list[tuple[Completion, Prompt]] = []
+        texts: list[str] = []
         with self.rewards.stream() as scoring:  # of what is finished, while the rest is generated
-            for completion in self.engine.generate(requests[rank::ranks]):
-                completions.append(completion)
+            for completion in self.engine.generate(self._share(requests)):
+                prompt = prompts[completion.number // samples]
+                answers.append((completion, prompt))
                 texts.append(_text(self.source.tokenizer, completion.tokens))
-                scoring.submit(texts[-1], prompts[completion.number // samples].answer)
+                scoring.submit(texts[-1], prompt.answer)
             scores = scoring.results()
         mine = [
             Trajectory(
                 number=completion.number,
-                prompt=prompts[completion.number // samples],
+                prompt=prompt,
                 response=completion.tokens,
                 rollout_logprob=completion.logprob,
                 finish_reason=completion.finish_reason,
                 weight_version=completion.weight_version,
+                versions=completion.versions,
                 experts=completion.experts,
                 text=text,
                 reward=score.value,
                 reason=score.reason,
             )
-            for completion, text, score in zip(completions, texts, scores, strict=True)
+            for (completion, prompt), text, score in zip(answers, texts, scores, strict=True)
         ]
         everyone = [trajectory for share in collectives.gather_objects(mine, self.world) for trajectory in share]
         return sorted(everyone, key=lambda trajectory: trajectory.number)
+
+    def request(self, number: int, prompt: Prompt, seed: int, *, greedy: bool = False) -> Request:
+        """For one response to a prompt, as the config has it drawn."""
+        config = self.config
+        by_entropy = None if greedy or config.entropy_temperature.is_plain else config.entropy_temperature
+        return Request(
+            number=number,
+            tokens=prompt.tokens,
+            seed=seed,
+            temperature=0.0 if greedy else config.temperature,
+            max_tokens=config.max_response_tokens,
+            top_p=1.0 if greedy else config.top_p,
+            top_k=0 if greedy else config.top_k,
+            stop_tokens=tuple(config.stop_tokens),
+            entropy_temperature=by_entropy,
+        )
+
+    def _share(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """What this rank draws: every rank its share, or the first all."""
+        rank, ranks = collectives.rank(self.world), collectives.size(self.world)
+        if self.engine.is_coordinated:
+            return requests if rank == 0 else []
+        return requests[rank::ranks]
 
 
 def _has_signal(group: Sequence[Trajectory]) -> bool:

@@ -7,6 +7,7 @@ response depends on its seed and the weights, not on what it shares a batch with
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 
 from megatron_fork.checkpoint import PublishedWeights
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout.engine import Completion, Request
+from megatron_fork.experience import VersionSpan
+from megatron_fork.rollout.engine import Begun, Completion, Request
 from megatron_fork.rollout.recorded_experts import RecordedExperts
-from megatron_fork.vocab_parallel import token_statistics
+from megatron_fork.rollout.sampler import Sampler
 
 # Finished sequences leave the batch when this share of it is idle: moving the cache costs about as much as a few steps.
 _IDLE_SHARE = 0.25
@@ -24,6 +26,8 @@ _IDLE_SHARE = 0.25
 
 class EmbeddedEngine:
     """Implements `Engine` for models that fit beside the policy."""
+
+    is_coordinated = False
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class EmbeddedEngine:
         self.records_experts = records_experts
         self.version = -1
         self._aborted = False
+        self._unfinished: list[Request] = []
 
     @property
     def parameters(self) -> int:
@@ -75,13 +80,20 @@ class EmbeddedEngine:
         self._aborted = False
         by_length = sorted(requests, key=lambda request: len(request.tokens))
         for start in range(0, len(by_length), self.batch_size):
-            yield from self._decode(by_length[start : start + self.batch_size])
+            batch = by_length[start : start + self.batch_size]
+            if self._aborted:
+                self._unfinished += batch
+                continue
+            yield from self._decode(batch)
+
+    def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
+        return {"embedded": list(self.generate(requests))}
 
     @torch.no_grad()
     def _decode(self, requests: Sequence[Request]) -> Iterator[Completion]:
         prompts, mask, uniform = self._inputs(requests)
-        limits = torch.tensor([request.max_tokens for request in requests], device=self.device)
-        temperatures = torch.tensor([request.temperature for request in requests], device=self.device)
+        limits = torch.tensor([r.max_tokens - len(r.begun.tokens) for r in requests], device=self.device)
+        sampler = Sampler(requests, self.stop_token, self.device)
         tokens = torch.full((len(requests), int(limits.max())), self.pad_token, device=self.device)
         logprobs = torch.zeros(tokens.shape, device=self.device)
         active = torch.arange(len(requests), device=self.device)
@@ -91,22 +103,26 @@ class EmbeddedEngine:
         experts = self._expert_record(requests) if self.records_experts else None
         for step in range(tokens.shape[1]):
             if self._aborted:
+                for row in active[alive].tolist():
+                    drawn = self._drawn(requests[row], tokens[row, :step], logprobs[row, :step])
+                    self._unfinished.append(replace(requests[row], begun=drawn))
                 return
             logits, scores = self._forward(step_input, mask, cache)
             if experts is not None:
                 experts.add(step, active, scores)
-            chosen, logprob = _sample(logits, temperatures[active], uniform[active, step])
+            chosen, logprob = sampler.draw(logits, active, uniform[active, step])
             tokens[active[alive], step], logprobs[active[alive], step] = chosen[alive], logprob[alive]
-            stopped = chosen == self.stop_token
+            stopped = sampler.stops(chosen, active)
             ended = alive & (stopped | (step + 1 >= limits[active]))
             for place in ended.nonzero()[:, 0].tolist():
                 row = int(active[place])
+                drawn = self._drawn(requests[row], tokens[row, : step + 1], logprobs[row, : step + 1])
                 yield Completion(
                     number=requests[row].number,
-                    tokens=tuple(tokens[row, : step + 1].tolist()),
-                    logprob=tuple(logprobs[row, : step + 1].tolist()),
+                    tokens=drawn.tokens,
+                    logprob=drawn.logprob,
                     finish_reason="stop" if stopped[place] else "length",
-                    weight_version=self.version,
+                    versions=drawn.versions,
                     experts=None if experts is None else experts.of(row, step + 1),
                 )
             alive &= ~ended
@@ -118,6 +134,17 @@ class EmbeddedEngine:
                 kept = alive.nonzero()[:, 0]
                 cache.batch_select_indices(kept)
                 active, mask, step_input, alive = active[kept], mask[kept], step_input[kept], alive[kept]
+
+    def _drawn(self, request: Request, token_t: Tensor, logprob_t: Tensor) -> Begun:
+        """What had begun, and what came to it."""
+        begun, start = request.begun, len(request.begun.tokens)
+        versions = begun.versions
+        if len(token_t):
+            end = start + len(token_t)
+            if versions and versions[-1].version == self.version:
+                versions, start = versions[:-1], versions[-1].start
+            versions = (*versions, VersionSpan(self.version, start, end))
+        return Begun((*begun.tokens, *token_t.tolist()), (*begun.logprob, *logprob_t.tolist()), versions)
 
     def _forward(self, tokens: Tensor, mask: Tensor, cache: DynamicCache) -> tuple[Tensor, Sequence[Tensor]]:
         """Logits after the last token, `[rows, vocab]`, and where they are recorded the routers' scores of each layer."""
@@ -135,7 +162,7 @@ class EmbeddedEngine:
     def _expert_record(self, requests: Sequence[Request]) -> RecordedExperts:
         config = self.model.config
         return RecordedExperts(
-            [len(request.tokens) for request in requests],
+            [len(request.tokens) + len(request.begun.tokens) for request in requests],
             max(request.max_tokens for request in requests),
             layers=config.num_hidden_layers,
             topk=config.num_experts_per_tok,
@@ -143,15 +170,16 @@ class EmbeddedEngine:
 
     def _inputs(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor, Tensor]:
         """Left-padded prompts `[requests, longest]`, their mask, and one uniform number a token to come."""
-        longest = max(len(request.tokens) for request in requests)
-        rows = [[self.pad_token] * (longest - len(request.tokens)) + list(request.tokens) for request in requests]
-        marks = [[0] * (longest - len(request.tokens)) + [1] * len(request.tokens) for request in requests]
-        uniform = torch.stack(
-            [
-                torch.rand(max(r.max_tokens for r in requests), generator=torch.Generator().manual_seed(request.seed))
-                for request in requests
-            ]
-        )
+        prompts = [[*request.tokens, *request.begun.tokens] for request in requests]
+        longest = max(map(len, prompts))
+        rows = [[self.pad_token] * (longest - len(prompt)) + prompt for prompt in prompts]
+        marks = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        most = max(request.max_tokens for request in requests)
+        uniform = torch.zeros(len(requests), most)
+        for row, request in enumerate(requests):
+            drawn = torch.rand(most, generator=torch.Generator().manual_seed(request.seed))
+            first = len(request.begun.tokens)
+            uniform[row, : most - first] = drawn[first:]
         return (
             torch.tensor(rows, device=self.device),
             torch.tensor(marks, device=self.device),
@@ -159,23 +187,15 @@ class EmbeddedEngine:
         )
 
     def abort(self) -> None:
-        """Take no further token; unfinished requests are given up."""
+        """Take no further token."""
         self._aborted = True
+
+    def unfinished(self) -> list[Request]:
+        left, self._unfinished = self._unfinished, []
+        return left
 
     def health(self) -> bool:
         return self.version >= 0
 
     def close(self) -> None:
         """Nothing outlives the object."""
-
-
-def _sample(logits: Tensor, temperature: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """(token, its log-prob) for each row of `[rows, vocab]` logits; temperature 0 takes the most likely token."""
-    greedy = temperature == 0.0
-    scaled = logits.float() / torch.where(greedy, 1.0, temperature)[:, None]
-    # Float64, since a float32 sum over a large vocabulary would misplace rare tokens.
-    cumulative = scaled.double().softmax(-1).cumsum(-1)
-    threshold = uniform.double() * cumulative[:, -1]
-    drawn = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    chosen = torch.where(greedy, scaled.argmax(-1), drawn)
-    return chosen, token_statistics(scaled, chosen).logprob

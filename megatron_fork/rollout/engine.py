@@ -4,84 +4,91 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from megatron_fork.errors import ConfigError
-from megatron_fork.experience import FinishReason
+from megatron_fork.experience import FinishReason, VersionSpan
+from megatron_fork.serving import EntropyTemperature
 
 
-@dataclass
-class Config:
-    """How responses are drawn."""
+@dataclass(frozen=True)
+class Begun:
+    """The part of a response that there already is; log-probs and versions as in `Completion`."""
 
-    engine: Literal["embedded"] = "embedded"
-    samples: int = 16
-    """Responses per prompt: the group."""
-    temperature: float = 1.0
-    max_response_tokens: int = 20480
-    batch_size: int = 256
-    """Sequences that the embedded engine decodes at a time."""
-    dynamic_sampling: bool = True
-    """Replace groups whose rewards are all equal by new prompts."""
-    max_rounds: int = 10
-    """Rounds of generation a step at most; what has signal by then is trained on."""
-    mismatch_limit: float = 0.01
-    """Largest |engine - trainer| log-prob of a token, in nats, that a step may show before the run stops."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "max_response_tokens", "batch_size", "max_rounds"):
-            if vars(self)[name] < 1:
-                raise ConfigError(f"rollout.{name}={vars(self)[name]} is not a count", hint="give 1 or more")
-        for name in ("temperature", "mismatch_limit"):
-            if vars(self)[name] <= 0.0:
-                raise ConfigError(
-                    f"rollout.{name}={vars(self)[name]} is not positive", hint="temperature 1 is the paper's"
-                )
-        if self.samples < 2 and self.dynamic_sampling:
-            raise ConfigError(
-                "rollout.samples=1 with rollout.dynamic_sampling=true: a group of one never has mixed rewards",
-                hint="draw at least 2 samples, say 16",
-            )
+    tokens: tuple[int, ...] = ()
+    logprob: tuple[float, ...] = ()
+    versions: tuple[VersionSpan, ...] = ()
 
 
 @dataclass(frozen=True)
 class Request:
-    """One response to draw; the same `seed` gives the same response, whatever else is in the batch."""
+    """One response to draw; `max_tokens` counts what has begun as well."""
 
     number: int
     tokens: tuple[int, ...]
     seed: int
+    """The embedded engine draws the same response for the same seed and weights, whatever else it draws."""
     temperature: float
     """0 takes the most likely token."""
     max_tokens: int
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_tokens: tuple[int, ...] = ()
+    """Token ids that end the response, beside the engine's own."""
+    entropy_temperature: EntropyTemperature | None = None
+    """In place of a temperature, which is 1 then."""
+    begun: Begun = Begun()
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A drawn response; `logprob` is under the softmax at the request's temperature (at 1 where that is 0)."""
+    """A drawn response.
+
+    `logprob` is under the softmax at the request's temperature (at 1 where that is 0, at each token's own where it depends
+    on the entropy), of the whole vocabulary, but for vLLM with top-p or top-k: there of what they leave.
+    """
 
     number: int
     tokens: tuple[int, ...]
     logprob: tuple[float, ...]
     finish_reason: FinishReason
-    weight_version: int
+    versions: tuple[VersionSpan, ...]
+    """Which weights wrote which tokens; the spans cover all of them, in order."""
     experts: Tensor | None = None
     """`[prompt and response tokens but the last, layers, k]` int16; None where the engine does not report its routing."""
 
+    @property
+    def weight_version(self) -> int:
+        """Of the oldest weights that wrote a token."""
+        return min(span.version for span in self.versions)
+
 
 class Engine(Protocol):
-    """A source of responses under the current weights."""
+    """A source of responses under the current weights. Every rank has one, and calls all but `close` with the others."""
+
+    @property
+    def is_coordinated(self) -> bool:
+        """Whether the first rank draws the responses for all; otherwise each rank draws its own share."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, tied ones counted once."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Completions as they finish, in any order."""
 
+    def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
+        """The same requests of every server, by its name; where the engine is coordinated, on the first rank only."""
+
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take on all weights, under Hugging Face names."""
+        """Take on all weights, under Hugging Face names. What can be iterated again is, for servers that come back later."""
 
     def abort(self) -> None:
-        """Stop the requests in progress."""
+        """Stop the requests in progress; `unfinished` then has them, with what they had begun."""
+
+    def unfinished(self) -> list[Request]:
+        """What the last `abort` left, to be continued by another `generate`."""
 
     def health(self) -> bool:
         """Whether requests can be served."""

@@ -1,5 +1,6 @@
 """A step that was stopped between two updates ends, under any layout, as the step that was not stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,13 @@ def test_a_stopped_step_ends_as_the_whole(tmp_path: Path, entropy_policy: str) -
 @pytest.mark.slow
 def test_rollouts_of_which_nothing_was_taught_are_kept(tmp_path: Path) -> None:
     from megatron_fork import distributed, unfinished
+    from megatron_fork.experience import VersionSpan
 
     distributed.initialize()
-    drawn = unfinished.Unfinished(trajectories(), {"rollout/pass_rate": 0.5}, 6)
+    spans = (VersionSpan(3, 0, 5), VersionSpan(4, 5, 9))
+    drawn = unfinished.Unfinished(
+        [replace(each, versions=spans) for each in trajectories()], {"rollout/pass_rate": 0.5}, 6
+    )
     with distributed.parallel_layout(distributed.Config()) as layout:
         drawn.write(tmp_path, None, layout)
     assert unfinished.read(tmp_path, drawn.record()) == drawn

@@ -1,0 +1,135 @@
+"""How responses are drawn, and from which engine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_fork.errors import ConfigError
+from megatron_fork.serving import EntropyTemperature
+
+
+@dataclass
+class RemoteConfig:
+    """How rank 0 deals with servers."""
+
+    requests_per_server: int = 256
+    """Requests that one server works on at a time; the rest wait here, so that a free server finds work."""
+    stream_interval: int = 32
+    """Tokens of a response that arrive together: what a failing server takes along is less than this."""
+    bucket_mebibytes: int = 512
+    """Weights that travel, and lie in rank 0's memory, at a time."""
+    idle_seconds: float = 300.0
+    """A response of which nothing arrives for this long is drawn elsewhere."""
+    control_seconds: float = 600.0
+    """Time-out of a step of a weight update."""
+    health_seconds: float = 5.0
+    """Between two looks at a server's health."""
+    health_timeout_seconds: float = 10.0
+    """SGLang draws a token before it answers, which takes a second on an idle server."""
+    patience_seconds: float = 1800.0
+    """Without any server for this long, the run ends; its state was saved when the wait began."""
+    attempts: int = 5
+    """How often a request may fail before the run ends."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ConfigError(f"rollout.remote.{name}={value} is not positive", hint="see docs/engines.md")
+
+
+@dataclass
+class Config:
+    """How responses are drawn."""
+
+    engine: Literal["embedded", "vllm", "sglang"] = "embedded"
+    """embedded: in the trainer's processes; the others: servers."""
+    servers: list[str] = field(default_factory=list)
+    """Addresses of the servers, such as http://node7:8000."""
+    sync: Literal["disk", "gloo", "nccl"] = "disk"
+    """How servers get new weights: a folder that trainer and servers see, or a broadcast from rank 0."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    samples: int = 16
+    """Responses per prompt: the group."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: the whole vocabulary."""
+    stop_tokens: list[int] = field(default_factory=list)
+    """Token ids that end a response, beside the tokenizer's end of text."""
+    entropy_temperature: EntropyTemperature = field(default_factory=EntropyTemperature)
+    max_response_tokens: int = 20480
+    batch_size: int = 256
+    """Sequences that the embedded engine decodes at a time."""
+    dynamic_sampling: bool = True
+    """Replace groups whose rewards are all equal by new prompts."""
+    max_rounds: int = 10
+    """Rounds of generation a step at most; what has signal by then is trained on."""
+    mismatch_limit: float = 0.01
+    """Largest |engine - trainer| log-prob of a token, in nats, that a step may show before the run stops."""
+    probe_limit: float = 0.01
+    """The same, of a few responses that every server draws after each weight update."""
+    probe_prompts: int = 4
+    """Responses of that probe; 0 probes nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_response_tokens", "batch_size", "max_rounds"):
+            if vars(self)[name] < 1:
+                raise ConfigError(f"rollout.{name}={vars(self)[name]} is not a count", hint="give 1 or more")
+        for name in ("temperature", "mismatch_limit", "probe_limit"):
+            if not vars(self)[name] > 0.0:
+                raise ConfigError(
+                    f"rollout.{name}={vars(self)[name]} is not positive", hint="temperature 1 is the paper's"
+                )
+        if self.probe_prompts < 0:
+            raise ConfigError(f"rollout.probe_prompts={self.probe_prompts} is negative", hint="0 probes nothing")
+        if self.samples < 2 and self.dynamic_sampling:
+            raise ConfigError(
+                "rollout.samples=1 with rollout.dynamic_sampling=true: a group of one never has mixed rewards",
+                hint="draw at least 2 samples, say 16",
+            )
+        self._check_servers()
+        self._check_sampling()
+
+    def _check_servers(self) -> None:
+        if (self.engine == "embedded") != (not self.servers):
+            raise ConfigError(
+                f"rollout.engine={self.engine} with rollout.servers={self.servers}",
+                hint="the embedded engine has no servers; vllm and sglang need at least one",
+            )
+        for url in self.servers:
+            if not url.startswith(("http://", "https://")):
+                raise ConfigError(f"rollout.servers: {url} is not an address", hint="write it as http://host:port")
+        if len(set(self.servers)) < len(self.servers):
+            raise ConfigError(f"rollout.servers={self.servers} names a server twice", hint="name each once")
+
+    def _check_sampling(self) -> None:
+        if not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"rollout.top_p={self.top_p} is not in (0, 1]", hint="1 keeps the whole vocabulary")
+        if self.top_k < 0:
+            raise ConfigError(f"rollout.top_k={self.top_k} is negative", hint="0 keeps the whole vocabulary")
+        by_entropy = self.entropy_temperature
+        if not by_entropy.is_plain and self.temperature != 1.0:
+            raise ConfigError(
+                f"rollout.temperature={self.temperature} with rollout.entropy_temperature",
+                hint="keep rollout.temperature=1: `high` and `low` are the temperatures then",
+            )
+        foreign = self.foreign_distribution
+        if foreign and math.isfinite(self.mismatch_limit):
+            raise ConfigError(
+                f"{foreign}: the engine's log-probs are then not those of the softmax that training uses",
+                hint="declare the mismatch with rollout.mismatch_limit=.inf, and correct it with objective.correction",
+            )
+
+    @property
+    def foreign_distribution(self) -> str:
+        """The field that makes the engine report log-probs of another distribution than training's; empty where none does.
+
+        vLLM's are of the truncated distribution; SGLang and the embedded engine report the full softmax even then.
+        """
+        if not self.entropy_temperature.is_plain:
+            return "rollout.entropy_temperature"
+        if self.engine == "vllm" and (self.top_p < 1.0 or self.top_k > 0):
+            return f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.engine=vllm"
+        return ""

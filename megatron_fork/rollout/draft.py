@@ -1,0 +1,109 @@
+"""A response while it is drawn, by one server or by several one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from megatron_fork.experience import FinishReason, VersionSpan
+from megatron_fork.rollout.engine import Begun, Completion, Request
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that arrived together; the last piece of a server's share says why it ended, and which weights wrote it.
+
+    `versions` are the server's labels with token places within its share.
+    """
+
+    tokens: Sequence[int]
+    logprob: Sequence[float]
+    finish: FinishReason | None = None
+    versions: Sequence[tuple[str, int, int]] | None = None
+
+
+@dataclass
+class Draft:
+    """What there is of a response; a server's share counts once it has ended or broken off."""
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    logprob: list[float] = field(default_factory=list)
+    versions: list[VersionSpan] = field(default_factory=list)
+    failures: int = 0
+    last_server: object = None
+    """Where it failed: another server is preferred."""
+
+    @classmethod
+    def of(cls, request: Request) -> Draft:
+        begun = request.begun
+        return cls(request, list(begun.tokens), list(begun.logprob), list(begun.versions))
+
+    @property
+    def remaining(self) -> int:
+        return self.request.max_tokens - len(self.tokens)
+
+    @property
+    def load(self) -> int:
+        """Tokens that a server may have to read and write for it."""
+        return len(self.request.tokens) + self.request.max_tokens
+
+    @property
+    def prompt(self) -> list[int]:
+        return [*self.request.tokens, *self.tokens]
+
+    def add(self, share: Share) -> None:
+        """Take over what one server drew."""
+        start = len(self.tokens)
+        self.tokens += share.tokens
+        self.logprob += share.logprob
+        for version, first, end in share.spans():
+            if self.versions and self.versions[-1].version == version:
+                self.versions[-1] = self.versions[-1]._replace(end=start + end)
+            elif end > first:
+                self.versions.append(VersionSpan(version, start + first, start + end))
+
+    def completion(self, finish: FinishReason) -> Completion:
+        return Completion(
+            self.request.number, tuple(self.tokens), tuple(self.logprob), finish, versions=tuple(self.versions)
+        )
+
+    def unfinished(self) -> Request:
+        """The request, to be continued from here."""
+        return replace(self.request, begun=Begun(tuple(self.tokens), tuple(self.logprob), tuple(self.versions)))
+
+
+@dataclass
+class Share:
+    """What one server drew for a draft, with the version that it had been given when it began."""
+
+    version: int
+    label_versions: dict[str, int]
+    """Versions by the labels that this run gave them: any other label is foreign."""
+    tokens: list[int] = field(default_factory=list)
+    logprob: list[float] = field(default_factory=list)
+    labels: Sequence[tuple[str, int, int]] | None = None
+
+    def add(self, piece: Piece) -> None:
+        self.tokens += piece.tokens
+        self.logprob += piece.logprob
+        if piece.versions is not None:
+            self.labels = piece.versions
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the labels are this run's, and cover the tokens."""
+        if self.labels is None:
+            return True
+        covered = 0
+        for label, start, end in self.labels:
+            if label not in self.label_versions or start != covered or end < start:
+                return False
+            covered = end
+        return covered == len(self.tokens)
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """(version, start, end); a share that broke off has the version that its server had."""
+        if self.labels is None:
+            return [(self.version, 0, len(self.tokens))]
+        return [(self.label_versions[label], start, end) for label, start, end in self.labels]

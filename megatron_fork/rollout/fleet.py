@@ -1,0 +1,251 @@
+"""Requests over many servers: by outstanding tokens, and elsewhere again when a server fails. Runs on one event loop.
+
+A draft is with the queue or with one task of one server, never both, and what a task drew counts only when the task says so:
+that is why nothing is lost and nothing counted twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from megatron_fork.errors import RolloutError
+from megatron_fork.experience import FinishReason
+from megatron_fork.rollout.config import RemoteConfig
+from megatron_fork.rollout.draft import Draft, Share
+from megatron_fork.rollout.engine import Completion, Request
+from megatron_fork.rollout.server import Server, ServerFault
+
+# A server that fails this often in a row gets no further request until it has proven healthy.
+_STRIKES = 3
+_REST_SECONDS = 1.0
+# Looks at its health that a server may miss.
+_MISSES = 2
+
+
+class Fleet:
+    """The servers, the drafts that wait for one, and the results that rank 0's main thread takes from `results`."""
+
+    def __init__(self, servers: Sequence[Server], config: RemoteConfig, *, stop_token: int) -> None:
+        self.servers = list(servers)
+        self.config = config
+        self.stop_token = stop_token
+        self.results: queue.Queue[Completion | RolloutError | None] = queue.Queue()  # None after an abort
+        self.versions: dict[str, int] = {}
+        self.label = ""
+        self.counts = {"resent": 0, "faults": 0, "foreign": 0}
+        self._pending: deque[Draft] = deque()
+        self._unfinished: list[Request] = []
+        self._aborting = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._dropping: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def submit(self, requests: Sequence[Request]) -> None:
+        self._pending.extend(Draft.of(request) for request in requests)
+        self._assign()
+
+    async def draw_at(self, server: Server, requests: Sequence[Request]) -> list[Completion] | None:
+        """What this server answers; None, and the server is down, where it does not."""
+
+        async def one(request: Request) -> Completion:
+            draft, share = Draft.of(request), Share(server.version, self.versions)
+            finish = await self._draw(draft, server, share)
+            if finish is None or not share.is_sound:
+                raise ServerFault(f"its answer is not one of the weights {self.label}: {share.labels}")
+            draft.add(share)
+            return draft.completion(finish)
+
+        try:
+            return list(await asyncio.gather(*(one(request) for request in requests)))
+        except ServerFault as fault:
+            await self.drop(server, f"probe: {fault}")
+            return None
+
+    async def abort(self) -> None:
+        """Stop everything; what had begun is in `take_unfinished`."""
+        self._aborting = True
+        self._unfinished += [draft.unfinished() for draft in self._pending]
+        self._pending.clear()
+        busy = [server for server in self.servers if server.running]
+        await asyncio.gather(*(server.stop_all() for server in busy), return_exceptions=True)
+        tasks = [task for server in self.servers for task in server.running.values()]
+        if tasks:
+            # Servers answer with what there is; one that does not loses the last few tokens only.
+            _, late = await asyncio.wait(tasks, timeout=self.config.health_timeout_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        self._aborting = False
+
+    async def take_unfinished(self) -> list[Request]:
+        taken, self._unfinished = self._unfinished, []
+        return taken
+
+    @property
+    def ready(self) -> list[Server]:
+        return [server for server in self.servers if server.state == "ready"]
+
+    async def expect(self, label: str, version: int) -> None:
+        """From now on a server is ready only with the weights `label`."""
+        self.label = label
+        self.versions[label] = version
+        for server in self.servers:
+            if server.state == "ready":
+                server.state = "stale"
+
+    async def look(self) -> list[Server]:
+        """Ask all servers that are down; those in want of weights."""
+        await asyncio.gather(*(self._examine(server) for server in self.servers if server.state == "down"))
+        return [server for server in self.servers if server.state == "stale"]
+
+    async def welcome(self, server: Server) -> None:
+        """The server has the weights `label`, as it says itself."""
+        server.state, server.version = "ready", self.versions[self.label]
+        server.strikes, server.rests_until = 0, 0.0
+        self._assign()
+
+    async def drop(self, server: Server, reason: str) -> None:
+        """Nothing more is asked of the server until it is healthy; what it worked on is drawn elsewhere."""
+        server.state, server.reason = "down", reason
+        server.falls += 1
+        for task in list(server.running.values()):
+            task.cancel()
+
+    def _assign(self) -> None:
+        while self._pending and not self._aborting:
+            server = self._least_loaded(self._pending[0])
+            if server is None:
+                return
+            draft = self._pending.popleft()
+            server.load += draft.load
+            task = asyncio.create_task(self._work(draft, server))
+            server.running[id(draft)] = task
+
+    def _least_loaded(self, draft: Draft) -> Server | None:
+        now = time.monotonic()
+        free = [
+            server
+            for server in self.ready
+            if len(server.running) < self.config.requests_per_server and server.rests_until <= now
+        ]
+        others = [server for server in free if server is not draft.last_server]
+        return min(others or free, key=lambda server: server.load, default=None)
+
+    async def _work(self, draft: Draft, server: Server) -> None:
+        share = Share(server.version, self.versions)
+        fault: ServerFault | None = None
+        finish = None
+        try:
+            finish = await self._draw(draft, server, share)
+            server.strikes = 0
+        except ServerFault as error:
+            fault = error
+        except asyncio.CancelledError:
+            fault = ServerFault(server.reason)
+        finally:
+            del server.running[id(draft)]
+            server.load -= draft.load
+        if share.is_sound:
+            draft.add(share)
+        else:
+            # Of weights that this run never sent: these tokens do not exist.
+            self.counts["foreign"] += 1
+            fault = ServerFault(f"it drew with the weights {share.labels}, not with {self.label}")
+            server.state, server.reason = "stale", str(fault)
+        if fault is None and finish is not None:
+            self.results.put(draft.completion(finish))
+        elif not draft.remaining:
+            self.results.put(draft.completion("length"))
+        elif self._aborting:
+            self._unfinished.append(draft.unfinished())
+        else:
+            self._again(draft, server, fault or ServerFault("it ended a response without a reason"))
+        self._assign()
+
+    async def _draw(self, draft: Draft, server: Server, share: Share) -> FinishReason | None:
+        finish: FinishReason | None = None
+        async with contextlib.aclosing(server.pieces(draft, self.stop_token)) as pieces:
+            async for piece in pieces:
+                share.add(piece)
+                finish = piece.finish or finish
+        return finish
+
+    def _again(self, draft: Draft, server: Server, fault: ServerFault) -> None:
+        """Back to the front of the queue, and a mark against the server."""
+        self.counts["resent"] += 1
+        if server.state == "ready":
+            server.rests_until = time.monotonic() + _REST_SECONDS
+            if not fault.is_busy:
+                self.counts["faults"] += 1
+                server.strikes += 1
+                draft.failures += 1
+                draft.last_server = server
+        if draft.failures >= self.config.attempts:
+            what = "refused" if fault.refused else "failed"
+            self.results.put(
+                RolloutError(
+                    f"rollout.servers: a request of {len(draft.prompt)} tokens {what} {draft.failures} times, "
+                    f"last at {server}: {fault}",
+                    hint="the server's log says more; its longest sequence may be too short",
+                )
+            )
+            return
+        self._pending.appendleft(draft)
+        if server.strikes >= _STRIKES and server.state == "ready":
+            task = asyncio.create_task(self.drop(server, f"{server.strikes} faults in a row, the last: {fault}"))
+            self._dropping.add(task)
+            task.add_done_callback(self._dropping.discard)
+
+    async def _watch(self) -> None:
+        """Looks at every server's health, and wakes up drafts that wait for a server that rested."""
+        missed = dict.fromkeys(self.servers, 0)
+        looks_at = 0.0
+        while True:
+            await asyncio.sleep(min(self.config.health_seconds, _REST_SECONDS))
+            self._assign()
+            if time.monotonic() >= looks_at:
+                await asyncio.gather(*(self._check(server, missed) for server in self.servers))
+                looks_at = time.monotonic() + self.config.health_seconds
+
+    async def _check(self, server: Server, missed: dict[Server, int]) -> None:
+        if server.state == "down":
+            await self._examine(server)
+            return
+        if server.state == "stale":  # perhaps in the middle of an update, which has its own time-outs
+            return
+        missed[server] = 0 if await server.is_healthy() else missed[server] + 1
+        if missed[server] >= _MISSES:
+            missed[server] = 0
+            await self.drop(server, "it does not answer /health")
+
+    async def _examine(self, server: Server) -> None:
+        """A server that was down: whether it is back, and with which weights."""
+        if not await server.is_healthy():
+            return
+        try:
+            label = await server.weight_label()
+            await server.resume()  # a weight update that broke off may have left it paused
+        except ServerFault as fault:
+            server.reason = str(fault)
+            return
+        if label == self.label:
+            await self.welcome(server)
+        else:
+            server.state, server.reason = "stale", f"it has the weights {label}"
+
+    async def close(self) -> None:
+        self._aborting = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+        tasks = [task for server in self.servers for task in server.running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(server.close() for server in self.servers))

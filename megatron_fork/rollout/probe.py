@@ -1,0 +1,71 @@
+"""Whether servers have the policy's weights: a few tokens of each, judged by the policy.
+
+A server can take an update without an error and still answer with other weights; a tied LM head that keeps its old values is
+the known case. Nothing that the server says of itself shows that, only its log-probs do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from megatron_fork.distributed import collectives, device
+from megatron_fork.errors import RolloutError
+from megatron_fork.experience import Batch, Prompt, Trajectory
+from megatron_fork.policy import Policy
+from megatron_fork.rollout.config import Config
+from megatron_fork.rollout.engine import Completion, Engine, Request
+
+_TOKENS = 16
+
+
+def probe(engine: Engine, policy: Policy, prompts: Sequence[Prompt], config: Config) -> float:
+    """Largest |server - policy| log-prob in nats over all servers; raises `RolloutError` beyond `probe_limit`.
+
+    Every rank calls it. An embedded engine is not probed: its weights were copied within the process.
+    """
+    if not (engine.is_coordinated and config.probe_prompts):
+        return 0.0
+    asked = [prompts[number % len(prompts)] for number in range(config.probe_prompts)]
+    requests = [
+        Request(number, prompt.tokens, number, config.temperature, min(_TOKENS, config.max_response_tokens))
+        for number, prompt in enumerate(asked)
+    ]
+    answers = collectives.broadcast_object(engine.replicas(requests), policy.layout.world)
+    if not answers:
+        return 0.0
+    differences = _differences(policy, asked, answers)
+    worst = max(differences, key=lambda server: differences[server])
+    if not differences[worst] <= config.probe_limit:
+        raise RolloutError(
+            f"after the weight update, log-probs of {worst} differ from the policy's by {differences[worst]:.3g} nats, "
+            f"more than rollout.probe_limit={config.probe_limit}",
+            hint="the server serves another model or kept old weights (a tied LM head?); raise the limit for bf16 engines",
+        )
+    return differences[worst]
+
+
+def _differences(policy: Policy, asked: Sequence[Prompt], answers: dict[str, list[Completion]]) -> dict[str, float]:
+    """The largest of each server."""
+    trajectories = [
+        Trajectory(
+            number=place * len(asked) + completion.number,
+            prompt=asked[completion.number],
+            response=completion.tokens,
+            rollout_logprob=completion.logprob,
+            finish_reason=completion.finish_reason,
+            weight_version=completion.weight_version,
+        )
+        for place, completions in enumerate(answers.values())
+        for completion in completions
+    ]
+    share = policy.share(Batch.of_trajectories(trajectories))
+    logprob_t, _ = policy.statistics(share)
+    assert share.rollout_logprob_t is not None
+    server_t = torch.tensor([sequence.number // len(asked) for sequence in share.sequences], dtype=torch.long)
+    server_t, difference_t = server_t[share.sequence_t], (logprob_t - share.rollout_logprob_t).abs()
+    none = torch.zeros(1)  # where this rank has no token of a server
+    worst = torch.stack([torch.cat([none, difference_t[server_t == place]]).max() for place in range(len(answers))])
+    worst = collectives.all_reduce_max(worst.to(device()), policy.layout.world).cpu()
+    return dict(zip(answers, worst.tolist(), strict=True))

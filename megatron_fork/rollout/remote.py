@@ -1,0 +1,243 @@
+"""The engine that is elsewhere: servers of vLLM or SGLang, for which the first rank speaks.
+
+Every rank has one of these and makes the same calls; the first rank's talks to the servers, the others' follow its orders
+(see `orders`). The servers' side lives on an event loop in a thread of its own, so that responses arrive while the main
+thread scores, and health is watched while it trains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from megatron_fork.distributed import collectives
+from megatron_fork.errors import RolloutError
+from megatron_fork.rollout.buckets import buckets
+from megatron_fork.rollout.config import Config
+from megatron_fork.rollout.delivery import BroadcastDelivery, Delivery, DiskDelivery
+from megatron_fork.rollout.engine import Completion, Request
+from megatron_fork.rollout.fleet import Fleet
+from megatron_fork.rollout.orders import HEARTBEAT_SECONDS, Orders
+from megatron_fork.rollout.server import Server
+from megatron_fork.rollout.sglang import SglangServer
+from megatron_fork.rollout.vllm import VllmServer
+
+T = TypeVar("T")
+_SERVERS: dict[str, type[Server]] = {"vllm": VllmServer, "sglang": SglangServer}
+
+
+class RemoteEngine:
+    """Implements `Engine` over the servers of `config.servers`."""
+
+    is_coordinated = True
+
+    def __init__(
+        self,
+        config: Config,
+        hf_config: PretrainedConfig,
+        *,
+        stop_token: int,
+        folder: Path,
+        world: collectives.Group,
+        save: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`folder` is where weights on disk go; every rank calls `save` before a wait that may end the run."""
+        self.config = config
+        self.version = -1
+        self.parameters = 0
+        self.update_seconds = 0.0
+        self.update_bytes = 0
+        self._save = save
+        self._closed = False
+        self._orders = Orders(world)
+        self._weights: Iterable[tuple[str, Tensor]] = ()
+        self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
+        if self._orders.leads:
+            self._loop = _Loop()
+            self._loop.call(self._build(hf_config, stop_token, folder))
+
+    async def _build(self, hf_config: PretrainedConfig, stop_token: int, folder: Path) -> None:
+        make, remote = _SERVERS[self.config.engine], self.config.remote
+        servers = [make(url, remote, hf_config.vocab_size) for url in self.config.servers]
+        self.fleet = Fleet(servers, remote, stop_token=stop_token)
+        self._delivery: Delivery = (
+            DiskDelivery(remote, self.fleet.drop, folder, hf_config)
+            if self.config.sync == "disk"
+            else BroadcastDelivery(remote, self.fleet.drop, self.config.sync)
+        )
+        await self.fleet.start()
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Returns when one server at least has them; the others get them when they are back.
+
+        Raises `RolloutError` on all ranks when no server can be had within `remote.patience_seconds`. All ranks iterate over
+        `weights` together; an iterator, which can do so once only, has nothing for a server that comes back later. With one
+        trainer rank it may be called between two completions of `generate`: the requests in progress go on under the new
+        weights.
+        """
+        self.version = version
+        self._weights = weights
+        if not self._orders.leads:
+            self._follow()
+            return
+        started = time.monotonic()
+        with self._leading():
+            self._loop.call(self.fleet.expect(f"{self._nonce}:{version}", version))
+            self._until_ready()
+        self.update_seconds = time.monotonic() - started
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """On the first rank, completions as they arrive from anywhere; nothing on the others, which wait for its end."""
+        if not self._orders.leads:
+            self._follow()
+            return
+        with self._leading():
+            while not self.fleet.results.empty():
+                self.fleet.results.get()  # the end of an abort that found nothing to stop
+            self._loop.call(self.fleet.submit(requests))
+            for _ in range(len(requests)):
+                completion = self._next()
+                if completion is None:
+                    return
+                yield completion
+
+    def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
+        """Each ready server's answers to `requests`."""
+        if not self._orders.leads:
+            self._follow()
+            return {}
+        answers = {}
+        with self._leading():
+            for server in list(self.fleet.ready):
+                drawn = self._loop.call(self.fleet.draw_at(server, requests))
+                if drawn is not None:
+                    answers[str(server)] = drawn
+        return answers
+
+    def abort(self) -> None:
+        if self._orders.leads:
+            self._loop.call(self.fleet.abort())
+            self.fleet.results.put(None)
+
+    def unfinished(self) -> list[Request]:
+        return self._loop.call(self.fleet.take_unfinished()) if self._orders.leads else []
+
+    def health(self) -> bool:
+        """Whether any server is ready, on all ranks alike."""
+        ready = bool(self.fleet.ready) if self._orders.leads else False
+        return bool(collectives.broadcast_object(ready, self._orders.world))
+
+    def close(self) -> None:
+        if self._orders.leads and not self._closed:
+            self._closed = True
+            self._loop.call(self._delivery.close())
+            self._loop.call(self.fleet.close())
+            self._loop.close()
+
+    def _next(self) -> Completion | None:
+        """The next result, None after an abort; meanwhile servers that are back get their weights."""
+        spoke = time.monotonic()
+        while True:
+            try:
+                result = self.fleet.results.get(timeout=0.5)
+            except queue.Empty:
+                pass
+            else:
+                if isinstance(result, RolloutError):
+                    raise result
+                return result
+            if any(server.state == "stale" for server in self.fleet.servers) or not self.fleet.ready:
+                self._until_ready()
+            elif time.monotonic() - spoke > HEARTBEAT_SECONDS:
+                self._orders.give("wait")
+                spoke = time.monotonic()
+
+    def _until_ready(self) -> None:
+        """Give weights to the servers in want of them; wait while there is no server at all."""
+        began: float | None = None
+        while True:
+            stale = self._loop.call(self.fleet.look())
+            if stale:
+                self._deliver(stale)
+            if self.fleet.ready:
+                return
+            if began is None:
+                began = time.monotonic()
+                self._orders.give("save")
+                self._save()
+            elif time.monotonic() - began > self.config.remote.patience_seconds:
+                raise RolloutError(
+                    f"rollout.servers: none is ready after {self.config.remote.patience_seconds:.0f} s: "
+                    + "; ".join(f"{server}: {server.reason}" for server in self.fleet.servers),
+                    hint="start the servers again and resume the run; its state is saved",
+                )
+            self._orders.give("wait")
+            time.sleep(min(1.0, self.config.remote.health_seconds))
+
+    def _deliver(self, servers: Sequence[Server]) -> None:
+        """One pass over the weights, which all ranks make together, whatever becomes of the servers."""
+        self._orders.give("weights")
+        before, self.parameters = self._delivery.bytes_sent, 0
+        self._loop.call(self._delivery.start(servers))
+        pieces = buckets(self._weights, self.config.remote.bucket_mebibytes << 20, self._delivery.device)
+        try:
+            for bucket in pieces:
+                self.parameters += sum(tensor.numel() for _, tensor in bucket)
+                self._loop.call(self._delivery.send(bucket))
+        finally:
+            for _ in pieces:  # the other ranks are in the middle of it
+                pass
+        if not self.parameters:
+            raise RolloutError(
+                "a server came back and there are no weights to give it",
+                hint="give `update_weights` something that can be iterated again",
+            )
+        for server in self._loop.call(self._delivery.finish(self.fleet.label)):
+            self._loop.call(self.fleet.welcome(server))
+        self.update_bytes = self._delivery.bytes_sent - before
+
+    def _follow(self) -> None:
+        def gather() -> None:
+            self.parameters = sum(tensor.numel() for _, tensor in self._weights)
+
+        self._orders.follow({"weights": gather, "save": self._save})
+
+    @contextmanager
+    def _leading(self) -> Iterator[None]:
+        """The other ranks follow until the end of this context, and fail as it fails."""
+        try:
+            yield
+        except RolloutError as error:
+            self._orders.give("failed", error.message, error.hint)
+            raise
+        except BaseException as error:
+            self._orders.give("failed", f"the first rank stopped: {error!r}")
+            raise
+        self._orders.give("done")
+
+
+class _Loop:
+    """An event loop in a thread; `call` runs a coroutine there and waits for it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollout servers", daemon=True)
+        self._thread.start()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

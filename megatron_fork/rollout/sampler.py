@@ -1,0 +1,69 @@
+"""The embedded engine's choice of tokens: by one uniform number each, from what temperature, top-k and top-p leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from megatron_fork.rollout.engine import Request
+from megatron_fork.serving import scale_by_entropy
+from megatron_fork.vocab_parallel import token_statistics
+
+
+class Sampler:
+    """The requests of one batch; `rows` in its methods say which of them are meant."""
+
+    def __init__(self, requests: Sequence[Request], stop_token: int, device: torch.device) -> None:
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, device=device)
+
+        self.temperature = column([request.temperature for request in requests])
+        self.top_p = column([request.top_p for request in requests])
+        self.top_k = torch.tensor([request.top_k for request in requests], device=device)
+        plain = [0.0, 1.0, 1.0]
+        self.by_entropy = torch.tensor(
+            [plain if r.entropy_temperature is None else r.entropy_temperature.parameters for r in requests],
+            device=device,
+        )
+        self._has_entropy = any(request.entropy_temperature is not None for request in requests)
+        self._truncates = any(request.top_p < 1.0 or request.top_k > 0 for request in requests)
+        most = max(len(request.stop_tokens) for request in requests)
+        # Rows with fewer stop tokens repeat the engine's own.
+        self.stop_tokens = torch.tensor(
+            [[stop_token, *r.stop_tokens] + [stop_token] * (most - len(r.stop_tokens)) for r in requests], device=device
+        )
+
+    def draw(self, logits: Tensor, rows: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """(token, its log-prob) for each row of `[rows, vocab]` logits; temperature 0 takes the most likely token.
+
+        The log-prob is of the full softmax, whatever top-k and top-p leave to be drawn.
+        """
+        greedy = self.temperature[rows] == 0.0
+        scaled = logits.float() / torch.where(greedy, 1.0, self.temperature[rows])[:, None]
+        if self._has_entropy:
+            scaled = scale_by_entropy(scaled, self.by_entropy[rows])
+        # Float64, since a float32 sum over a large vocabulary would misplace rare tokens.
+        probability = scaled.double().softmax(-1)
+        if self._truncates:
+            probability = _truncated(probability, self.top_k[rows], self.top_p[rows])
+        cumulative = probability.cumsum(-1)
+        threshold = uniform.double() * cumulative[:, -1]
+        drawn = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        chosen = torch.where(greedy, scaled.argmax(-1), drawn)
+        return chosen, token_statistics(scaled, chosen).logprob
+
+    def stops(self, chosen: Tensor, rows: Tensor) -> Tensor:
+        """Bool `[rows]`: the token ends its response."""
+        return (self.stop_tokens[rows] == chosen[:, None]).any(-1)
+
+
+def _truncated(probability: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Zero outside the `top_k` most likely (0: all), and of these outside the fewest that hold `top_p` of what they hold."""
+    ordered, order = probability.sort(-1, descending=True)
+    place = torch.arange(ordered.shape[-1], device=ordered.device)
+    ordered = torch.where((top_k == 0)[:, None] | (place < top_k[:, None]), ordered, 0.0)
+    before = ordered.cumsum(-1) - ordered
+    ordered = torch.where(before < top_p.double()[:, None] * ordered.sum(-1, keepdim=True), ordered, 0.0)
+    return torch.zeros_like(probability).scatter(-1, order, ordered)

@@ -1,0 +1,18 @@
+"""What runs inside the engines' own processes, and what both sides of a weight transfer share.
+
+An engine's environment has torch and the engine, neither megatron-core nor transformers of this project's version: nothing
+here imports more than torch, `vocab_parallel` and, in the modules named after it, the engine.
+"""
+
+from megatron_fork.serving.entropy_temperature import EntropyTemperature, scale_by_entropy
+from megatron_fork.serving.transfer import Backend, TransferGroup, TransferStore, address_towards, join_transfer
+
+__all__ = [
+    "Backend",
+    "EntropyTemperature",
+    "TransferGroup",
+    "TransferStore",
+    "address_towards",
+    "join_transfer",
+    "scale_by_entropy",
+]

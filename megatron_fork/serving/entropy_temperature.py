@@ -1,0 +1,53 @@
+"""A temperature that depends on the entropy of each token's distribution: the paper's intervention (arXiv 2506.01939, 2.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_fork.errors import ConfigError
+from megatron_fork.vocab_parallel import token_statistics
+
+
+@dataclass
+class EntropyTemperature:
+    """`high` where the entropy at temperature 1 is above `threshold` nats, `low` elsewhere."""
+
+    threshold: float = 0.672
+    """The paper's: the 80th percentile of Qwen3-8B."""
+    high: float = 1.0
+    low: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("high", "low"):
+            if not vars(self)[name] > 0.0:
+                raise ConfigError(
+                    f"rollout.entropy_temperature.{name}={vars(self)[name]} is not positive",
+                    hint="a small one, such as 0.05, comes close to the most likely token",
+                )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it leaves every distribution as it is."""
+        return self.high == self.low == 1.0
+
+    @property
+    def parameters(self) -> list[float]:
+        """What `scale_by_entropy` wants of a row."""
+        return [self.threshold, self.high, self.low]
+
+
+def scale_by_entropy(logits: Tensor, parameters: Tensor) -> Tensor:
+    """Logits over their temperature, `[rows, vocab]`, as a new tensor.
+
+    Args:
+        logits: `[rows, vocab]`, any float dtype, before any other temperature.
+        parameters: `[rows, 3]`: threshold in nats, temperature above it, temperature up to it.
+
+    """
+    targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    entropy = token_statistics(logits, targets).entropy
+    threshold, high, low = parameters.to(logits.device).unbind(1)
+    return logits / torch.where(entropy > threshold, high, low)[:, None].to(logits.dtype)

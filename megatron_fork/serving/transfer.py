@@ -1,0 +1,104 @@
+"""The process group over which weights travel from the trainer to one server: the trainer is rank 0, workers follow.
+
+Each server has a group of its own, so that one that dies breaks no other's. The group knows nothing of the default one:
+neither side needs to be a member of the other's world.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+
+Backend = Literal["gloo", "nccl"]
+
+
+class TransferStore:
+    """The trainer's end of the rendezvous, listening at `address` alone, on a port of the system's choice."""
+
+    def __init__(self, address: str, *, timeout: float) -> None:
+        self.address = address
+        listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        listener.bind((address, 0))
+        listener.listen()
+        self.port: int = listener.getsockname()[1]
+        self.store = TCPStore(
+            address,
+            self.port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout),
+            master_listen_fd=listener.detach(),
+        )
+
+
+class TransferGroup:
+    """Rank 0 broadcasts; `close` never waits for a peer."""
+
+    def __init__(self, group: Any, backend: Backend) -> None:
+        self._group = group
+        self._backend = backend
+
+    def broadcast(self, tensor: Tensor) -> dist.Work:
+        """Start to send from rank 0, or to receive into, the contiguous `tensor`."""
+        options = dist.BroadcastOptions()
+        options.rootRank = 0
+        options.rootTensor = 0
+        work: dist.Work = self._group.broadcast([tensor], options)
+        return work
+
+    def close(self) -> None:
+        """Give the group up, whatever its peers are doing."""
+        group, self._group = self._group, None
+        if group is None:
+            return
+        if self._backend == "nccl":
+            group.abort()
+            return
+        # The end of a gloo group joins its threads, which a hung peer holds until the time-out: not our concern here.
+        kept = [group]
+        del group
+        threading.Thread(target=kept.clear, daemon=True).start()
+
+
+def join_transfer(
+    store: Store, backend: Backend, *, rank: int, size: int, address: str, timeout: float
+) -> TransferGroup:
+    """Wait for all `size` ranks and form the group; raises `RuntimeError` of torch when one is missing after `timeout` seconds.
+
+    Args:
+        store: common to all ranks, with a prefix of this group's own.
+        backend: gloo for tensors in main memory, nccl for those on GPUs.
+        rank: 0 is the trainer.
+        size: 1 + the workers of the server.
+        address: of this side's network interface.
+        timeout: of the rendezvous and of every broadcast.
+
+    """
+    limit = timedelta(seconds=timeout)
+    store.set_timeout(limit)
+    if backend == "nccl":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = limit
+        group: Any = dist.ProcessGroupNCCL(store, rank, size, options)
+        group.eager_connect_single_device(torch.device("cuda", torch.cuda.current_device()))
+        return TransferGroup(group, backend)
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = limit
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    return TransferGroup(dist.ProcessGroupGloo(store, rank, size, options), backend)
+
+
+def address_towards(host: str, port: int) -> str:
+    """This machine's address on the network interface by which `host` is reached; nothing is sent."""
+    family, *_, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(target)
+        address: str = probe.getsockname()[0]
+    return address

@@ -1,0 +1,139 @@
+"""vLLM's side of a weight update: receives buckets over torch's gloo or nccl, on the CPU as on GPUs.
+
+    vllm serve ... --worker-extension-cls megatron_fork.serving.vllm_worker.WeightReceiver
+        --weight-transfer-config '{"backend": "megatron_fork"}'
+
+vLLM's own nccl backend wants a vLLM on the trainer's side as well, and has no time-out; this one needs torch there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from megatron_fork.serving.transfer import Backend, TransferGroup, address_towards, join_transfer
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+NAME = "megatron_fork"
+
+
+@dataclass
+class Rendezvous(WeightTransferInitInfo):
+    """Where the trainer waits."""
+
+    address: str
+    port: int
+    prefix: str
+    backend: Backend
+    size: int
+    timeout: float
+
+
+@dataclass
+class Bucket(WeightTransferUpdateInfo):
+    """What comes next over the group, tensor by tensor; names are Hugging Face's, dtypes torch's."""
+
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[list[int]]
+
+
+class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
+    """One transfer session: start, any number of buckets, finish."""
+
+    init_info_cls = Rendezvous
+    update_info_cls = Bucket
+    _group: TransferGroup | None = None
+
+    def init_transfer_engine(self, init_info: Rendezvous) -> None:
+        """Join the trainer; a group that was there before is given up."""
+        self.shutdown()
+        parallel = self.parallel_config
+        rank = 1 + parallel.data_parallel_index * parallel.world_size + parallel.rank
+        store = TCPStore(
+            init_info.address, init_info.port, is_master=False, timeout=timedelta(seconds=init_info.timeout)
+        )
+        self._group = join_transfer(
+            PrefixStore(init_info.prefix, store),
+            init_info.backend,
+            rank=rank,
+            size=init_info.size,
+            address=address_towards(init_info.address, init_info.port),
+            timeout=init_info.timeout,
+        )
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As the base's, without its call of the accelerator, which a CPU does not have."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: Bucket) -> None:
+        """Receive one bucket and load it; raises when a tensor is not here in time."""
+        if self._group is None:
+            raise RuntimeError("no trainer has joined: POST /init_weight_transfer_engine comes first")
+        self.model.load_weights(self._received(update_info, self._group))
+
+    def _received(self, bucket: Bucket, group: TransferGroup) -> Iterator[tuple[str, Tensor]]:
+        for name, dtype, shape in zip(bucket.names, bucket.dtypes, bucket.shapes, strict=True):
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
+            group.broadcast(tensor).wait()
+            yield name, tensor
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        repack_tied_head(self.model)
+
+    def shutdown(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+
+class WeightReceiver:
+    """Mixed into vLLM's workers; importing its module has made the transfer backend known."""
+
+    model_runner: GPUModelRunner
+    weight_transfer_engine: BucketReceiver | None
+    _weight_update_active: bool
+
+    def reload_from_folder(self, folder: str) -> None:
+        """Load a Hugging Face folder in place of the weights that are there."""
+        self.model_runner.reload_weights(weights_path=folder)
+        repack_tied_head(self.model_runner.model)
+
+    def abandon_weight_update(self) -> None:
+        """Forget a session whose trainer is gone, so that the next may start; the weights are then in need of an update."""
+        self._weight_update_active = False
+        if self.weight_transfer_engine is not None:
+            self.weight_transfer_engine.reset_weight_update_target()
+
+
+def repack_tied_head(model: torch.nn.Module) -> None:
+    """Pack a tied LM head again: on the CPU vLLM 0.32 keeps the packed copy of the old embedding after a reload."""
+    modules = dict(model.named_modules())
+    head, embedding = modules.get("lm_head"), modules.get("model.embed_tokens")
+    if head is None or embedding is None or head is embedding or "cpu_linear" not in vars(head):
+        return
+    if head.weight.data_ptr() == embedding.weight.data_ptr():
+        head.quant_method.process_weights_after_loading(head)
+
+
+if NAME not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(NAME, BucketReceiver)

@@ -1,0 +1,97 @@
+"""Whole runs through servers: their log-probs stay the trainer's, on one rank and on two; one that loses them is saved."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from commands import QUICKSTART, TINY, finish, metrics_of, run, start
+
+BOTH = pytest.mark.parametrize("server", ["vllm tied", "sglang tied"], indirect=True, scope="session")
+
+
+def words(server, folder: Path, sync: str) -> list[str]:
+    engine = [f"rollout.engine={server.engine}", f"rollout.servers=[{server.server.url}]", f"rollout.sync={sync}"]
+    return ["train", str(QUICKSTART), *TINY, *engine, f"run.folder={folder}"]
+
+
+def steps_of(folder: Path) -> list[dict[str, float]]:
+    steps = metrics_of(folder, "train")
+    assert all(step["mismatch/max"] < 1e-4 for step in steps)
+    return steps
+
+
+@BOTH
+@pytest.mark.parametrize("sync", ["disk", "gloo"])
+def test_quickstart(server, tmp_path: Path, sync: str) -> None:
+    code, output = run(*words(server, tmp_path / "run", sync), limit=400.0)
+    assert code == 0, output
+    assert len(steps_of(tmp_path / "run")) == 4
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@BOTH
+def test_two_tensor_ranks_and_one_server(server, tmp_path: Path) -> None:
+    """Weights are gathered from both ranks; the losses are those of one rank, whose server draws the same responses."""
+    losses = []
+    for ranks in (0, 2):
+        folder = tmp_path / f"ranks-{ranks}"
+        parallel = [f"parallel.tensor={ranks}"] if ranks else []
+        code, output = run(*words(server, folder, "gloo"), *parallel, "train.steps=2", ranks=ranks, limit=400.0)
+        assert code == 0, output
+        losses.append([step["loss"] for step in steps_of(folder)])
+    if server.engine == "vllm":  # SGLang draws by its own random numbers
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@BOTH
+def test_a_run_without_servers_is_saved_and_goes_on(server, tmp_path: Path) -> None:
+    """All servers gone in the middle: one line that names them, exit code 1, and the run resumes with them."""
+    from engine_servers import FaultyProxy
+
+    proxy = FaultyProxy(server.server.url)
+    proxy.only_generation = False
+    folder = tmp_path / "run"
+    asked = words(server, folder, "disk")
+    asked[asked.index(f"rollout.servers=[{server.server.url}]")] = f"rollout.servers=[{proxy.url}]"
+    quick = ["rollout.remote.patience_seconds=3", "rollout.remote.health_timeout_seconds=5"]
+    process = start(*asked, *quick, "train.steps=6")
+    watcher = threading.Thread(target=refuse_after_a_step, args=(proxy, folder))
+    watcher.start()
+    code, output = finish(process, limit=400.0)
+    watcher.join()
+    assert code == 1 and "Traceback" not in output, output
+    assert f"rollout.servers: none is ready after 3 s: {proxy.url}" in output and "resume the run" in output
+    done = len(metrics_of(folder, "train"))
+    assert 1 <= done < 6
+
+    proxy.mode = "pass"
+    code, output = run("train", str(folder / "resolved.yaml"), limit=400.0)
+    proxy.close()
+    assert code == 0, output
+    assert f"after step {done} of 6" in output
+    assert [step["step"] for step in steps_of(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def refuse_after_a_step(proxy, folder: Path) -> None:
+    deadline = time.monotonic() + 300.0
+    while time.monotonic() < deadline:
+        if (folder / "metrics.jsonl").is_file() and metrics_of(folder, "train"):
+            break
+        time.sleep(0.05)
+    proxy.mode = "refuse"
+
+
+@pytest.mark.parametrize("server", ["vllm tied"], indirect=True, scope="session")
+def test_another_model_than_the_trainers_is_found_by_the_probe(server, tmp_path: Path) -> None:
+    """A server that answers with other numbers than its weights give: here a temperature of its own making."""
+    from engine_servers import FaultyProxy
+
+    proxy = FaultyProxy(server.server.url)
+    proxy.mode = "shift"
+    asked = words(server, tmp_path / "run", "gloo")
+    asked[asked.index(f"rollout.servers=[{server.server.url}]")] = f"rollout.servers=[{proxy.url}]"
+    code, output = run(*asked, limit=400.0)
+    proxy.close()
+    assert code == 1 and "Traceback" not in output, output
+    assert f"after the weight update, log-probs of {proxy.url} differ" in output and "rollout.probe_limit" in output
