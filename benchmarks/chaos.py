@@ -60,12 +60,19 @@ class Chaos(threading.Thread):
         self.servers, self.proxies, self.wanted, self.every = servers, proxies, wanted, every
         self.random = random.Random(seed)
         self.done: list[dict[str, object]] = []
+        self.away: dict[int, threading.Thread] = {}
         self.ended = threading.Event()
+
+    def is_away(self, place: int) -> bool:
+        return place in self.away and self.away[place].is_alive()
 
     def run(self) -> None:
         started = time.monotonic()
         while len(self.done) < self.wanted and not self.ended.wait(self.random.uniform(0.5, 1.5) * self.every):
-            place = self.random.randrange(len(self.servers))
+            present = [place for place in range(len(self.servers)) if not self.is_away(place)]
+            if not present:
+                continue
+            place = self.random.choice(present)
             kind = self.random.choices(["kill", "stop", "reply"], [2, 3, 5])[0]
             reply = self.random.choice(REPLIES)
             self.done.append(
@@ -78,8 +85,10 @@ class Chaos(threading.Thread):
             getattr(self, kind)(place, reply)
 
     def kill(self, place: int, _: str) -> None:
+        """The server is away until it has started again; meanwhile the other one has its faults."""
         self.servers[place].stop()
-        self.servers[place].start()
+        self.away[place] = threading.Thread(target=self.servers[place].start)
+        self.away[place].start()
 
     def stop(self, place: int, _: str) -> None:
         self.servers[place].signal(signal.SIGSTOP)
@@ -98,7 +107,7 @@ def main() -> None:
     parser.add_argument("--sync", choices=["disk", "gloo"], default="gloo")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--faults", type=int, default=20)
-    parser.add_argument("--every", type=float, default=8.0, help="mean seconds between two faults")
+    parser.add_argument("--every", type=float, default=4.0, help="mean seconds between two faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -137,6 +146,8 @@ def main() -> None:
                 output, _ = process.communicate()
                 chaos.ended.set()
                 chaos.join()
+                for thread in chaos.away.values():
+                    thread.join()
                 assert process.returncode == 0, output
                 rows.append(row_of(folder, chaos, time.monotonic() - started, in_peace=in_peace))
                 print(json.dumps(rows[-1]), flush=True)

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,7 +61,8 @@ def test_update_while_responses_are_drawn(server, remote) -> None:
     engine = remote(server.engine, [server.server.url], sync="gloo")
     models = [new_model(tied=True, seed=seed) for seed in (1, 2)]
     engine.update_weights(weights_of(models[0]), 0)
-    asked = requests(16, max_tokens=110)
+    asked = requests(40, max_tokens=110)
+    asked[0] = replace(asked[0], max_tokens=1)  # soon there, while all others are drawn
     running = engine.generate(asked)
     completions = [next(running)]
     engine.update_weights(weights_of(models[1]), 1)

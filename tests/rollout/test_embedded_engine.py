@@ -1,6 +1,7 @@
 """The embedded engine draws from the model's own distribution, and a response depends on its seed and the weights alone."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,6 +127,51 @@ def test_abort_ends_generation(model) -> None:
     next(running)
     made.abort()
     assert len(list(running)) < 39
+
+
+def test_an_aborted_response_goes_on_as_if_nothing_had_been(model) -> None:
+    """What had begun is kept, and the rest is what would have come: the seed's random numbers go on at the same place."""
+    asked = [replace(request, max_tokens=3 + request.number // 2) for request in requests(40)]
+    whole = by_number(engine(model).generate(asked))
+    made = engine(model, batch_size=30)
+    running = made.generate(asked)
+    parts = {}
+    while not parts or len(completion.tokens) < 6:
+        completion = next(running)
+        parts[completion.number] = completion
+    made.abort()
+    parts |= by_number(running)
+    left = made.unfinished()
+    assert {request.number for request in left} == set(range(40)) - set(parts)
+    assert any(request.begun.tokens for request in left) and made.unfinished() == []
+    parts |= by_number(made.generate(left))
+    assert {number: each.tokens for number, each in parts.items()} == {n: each.tokens for n, each in whole.items()}
+    assert all(part.versions == ((3, 0, len(part.tokens)),) for part in parts.values())
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"top_k": 3}])
+@torch.no_grad()
+def test_truncated_sampling_follows_what_is_left(model, settings) -> None:
+    """Frequencies of the truncated distribution, log-probs of the full one."""
+    drawn = [Request(number, (4, 9, 2), number, 1.0, 1, **settings) for number in range(4000)]
+    completions = list(engine(model, 4000).generate(drawn))
+    full = model(input_ids=torch.tensor([(4, 9, 2)])).logits[0, -1].double().softmax(-1)
+    ordered = full.sort(descending=True)
+    kept = 3 if "top_k" in settings else int((ordered.values.cumsum(0) < 0.5).sum()) + 1
+    expected = torch.zeros_like(full).scatter(0, ordered.indices[:kept], ordered.values[:kept])
+    expected /= expected.sum()
+    observed = torch.bincount(torch.tensor([c.tokens[0] for c in completions]), minlength=23) / len(drawn)
+    assert observed[expected == 0].sum() == 0
+    assert bool(((observed - expected).abs() <= 5 * (expected * (1 - expected) / len(drawn)).sqrt() + 1e-3).all())
+    for completion in completions[:50]:
+        assert abs(completion.logprob[0] - float(full[completion.tokens[0]].log())) < 2e-5
+
+
+def test_stop_tokens_of_a_request(model) -> None:
+    stops = (5, 7, 11)
+    for completion in engine(model).generate([replace(r, stop_tokens=stops) for r in requests(30)]):
+        assert not {1, *stops} & set(completion.tokens[:-1])
+        assert (completion.tokens[-1] in (1, *stops)) == (completion.finish_reason == "stop")
 
 
 def test_experts_are_updated_under_their_published_names() -> None:

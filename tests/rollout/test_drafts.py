@@ -1,0 +1,49 @@
+"""A response from several servers is the sum of their shares, each under the weights that wrote it; false ones do not count."""
+
+import torch
+
+from megatron_fork.experience import VersionSpan
+from megatron_fork.rollout import Begun, Request
+from megatron_fork.rollout.buckets import buckets
+from megatron_fork.rollout.draft import Draft, Piece, Share
+
+LABELS = {"run:3": 3, "run:4": 4}
+
+
+def share(version: int, *pieces: Piece) -> Share:
+    made = Share(version, LABELS)
+    for piece in pieces:
+        made.add(piece)
+    return made
+
+
+def test_shares_add_up() -> None:
+    draft = Draft.of(Request(7, (5, 6), 0, 1.0, 10, begun=Begun((8,), (-0.5,), (VersionSpan(2, 0, 1),))))
+    assert draft.prompt == [5, 6, 8] and draft.remaining == 9
+    draft.add(share(3, Piece([9, 10], [-1.0, -2.0])))  # broke off
+    draft.add(share(3, Piece([11], [-3.0], None, [("run:3", 0, 1)])))
+    draft.add(share(3, Piece([12, 13], [-4.0, -5.0], "stop", [("run:3", 0, 1), ("run:4", 1, 2)])))
+    completion = draft.completion("stop")
+    assert completion.tokens == (8, 9, 10, 11, 12, 13)
+    assert completion.logprob == (-0.5, -1.0, -2.0, -3.0, -4.0, -5.0)
+    assert completion.versions == (VersionSpan(2, 0, 1), VersionSpan(3, 1, 5), VersionSpan(4, 5, 6))
+    assert completion.weight_version == 2
+    assert draft.unfinished().begun == Begun(completion.tokens, completion.logprob, completion.versions)
+
+
+def test_a_share_of_foreign_weights_or_wrong_places_is_not_sound() -> None:
+    two = ([1, 2], [-1.0, -1.0])
+    assert share(3, Piece(*two)).is_sound
+    assert share(3, Piece(*two, "stop", [("run:3", 0, 2)])).is_sound
+    for labels in ([("other:3", 0, 2)], [("run:3", 0, 1)], [("run:3", 1, 2)], [("run:3", 0, 3)], []):
+        assert not share(3, Piece(*two, "stop", labels)).is_sound
+
+
+def test_buckets_are_bounded_copies() -> None:
+    weights = [(str(number), torch.full((size,), float(number))) for number, size in enumerate((2, 3, 9, 1, 1))]
+    made = list(buckets(iter(weights), 20, torch.device("cpu")))
+    assert [[name for name, _ in bucket] for bucket in made] == [["0", "1"], ["2"], ["3", "4"]]
+    for bucket in made:
+        for name, tensor in bucket:
+            original = weights[int(name)][1]
+            assert torch.equal(tensor, original) and tensor.data_ptr() != original.data_ptr()

@@ -1,0 +1,52 @@
+"""Settings that cannot be meant are refused in one line; a distribution that is not training's must be declared."""
+
+import math
+
+import pytest
+
+from megatron_fork.errors import ConfigError
+from megatron_fork.rollout import Config, RemoteConfig
+from megatron_fork.serving import EntropyTemperature
+
+SERVERS = ["http://node1:8000", "http://node2:8000"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "vllm"}, r"rollout.engine=vllm with rollout.servers=\[\]"),
+        ({"servers": SERVERS}, "rollout.engine=embedded with rollout.servers="),
+        ({"engine": "vllm", "servers": ["node1:8000"]}, "rollout.servers: node1:8000 is not an address"),
+        ({"engine": "vllm", "servers": [SERVERS[0]] * 2}, "names a server twice"),
+        ({"top_p": 0.0}, "rollout.top_p=0.0"),
+        ({"top_k": -1}, "rollout.top_k=-1"),
+        ({"probe_limit": 0.0}, "rollout.probe_limit=0.0"),
+        ({"probe_prompts": -1}, "rollout.probe_prompts=-1"),
+        (
+            {"engine": "vllm", "servers": SERVERS, "top_p": 0.9},
+            "rollout.top_p=0.9, rollout.top_k=0 with rollout.engine=vllm",
+        ),
+        ({"entropy_temperature": EntropyTemperature(high=1.5)}, "rollout.entropy_temperature: the engine's log-probs"),
+        (
+            {"entropy_temperature": EntropyTemperature(high=1.5), "temperature": 0.7, "mismatch_limit": math.inf},
+            "rollout.temperature=0.7 with rollout.entropy_temperature",
+        ),
+    ],
+)
+def test_refused(settings, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config(**settings)
+
+
+def test_declared_and_undisturbed_distributions_are_taken() -> None:
+    Config(top_p=0.9)
+    Config(engine="sglang", servers=SERVERS, top_p=0.9, top_k=20)
+    Config(engine="vllm", servers=SERVERS, top_p=0.9, mismatch_limit=math.inf)
+    Config(entropy_temperature=EntropyTemperature(high=1.5), mismatch_limit=math.inf)
+
+
+def test_limits_of_servers_are_positive() -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.remote\.idle_seconds=0"):
+        RemoteConfig(idle_seconds=0)
+    with pytest.raises(ConfigError, match=r"rollout\.entropy_temperature\.low=0"):
+        EntropyTemperature(low=0.0)
