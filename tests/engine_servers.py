@@ -105,6 +105,7 @@ class FaultyProxy:
         self.mode = "pass"
         self.only_generation = True
         self.misbehaved = 0
+        self._connections: set[asyncio.Task | None] = set()  # asyncio itself keeps no reference to them
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._started = threading.Event()
@@ -130,6 +131,7 @@ class FaultyProxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(asyncio.current_task())
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -147,6 +149,7 @@ class FaultyProxy:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self._connections.discard(asyncio.current_task())
             writer.close()
 
     async def _answer(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> bool:
