@@ -178,9 +178,12 @@ class BroadcastDelivery(Delivery):
         await server.begin_update()
 
     async def _connect(self, server: Server) -> None:
-        address = address_towards(*server.endpoint)
         self._made += 1
-        store = TransferStore(address, timeout=self.config.control_seconds)
+        try:
+            address = address_towards(*server.endpoint)
+            store = TransferStore(address, timeout=self.config.control_seconds)
+        except (OSError, RuntimeError) as error:  # no such host; torch's of a port
+            raise ServerFault(f"no way to its workers: {str(error).splitlines()[0]}") from error
         rendezvous = Rendezvous(
             address=address,
             port=store.port,

@@ -34,7 +34,7 @@ class Fleet:
         self.servers = list(servers)
         self.config = config
         self.stop_token = stop_token
-        self.results: queue.Queue[Completion | RolloutError | None] = queue.Queue()  # None after an abort
+        self.results: queue.Queue[Completion | Exception | None] = queue.Queue()  # None after an abort
         self.versions: dict[str, int] = {}
         self.label = ""
         self.counts = {"resent": 0, "faults": 0, "foreign": 0}
@@ -46,6 +46,7 @@ class Fleet:
 
     async def start(self) -> None:
         self._watcher = asyncio.create_task(self._watch())
+        self._watcher.add_done_callback(self._report)
 
     async def submit(self, requests: Sequence[Request]) -> None:
         self._pending.extend(Draft.of(request) for request in requests)
@@ -126,7 +127,14 @@ class Fleet:
             draft = self._pending.popleft()
             server.load += draft.load
             task = asyncio.create_task(self._work(draft, server))
+            task.add_done_callback(self._report)
             server.running[id(draft)] = task
+
+    def _report(self, task: asyncio.Task[None]) -> None:
+        """A defect of ours in a task must end the run, not the task alone: its draft would never come."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self.results.put(error)
 
     def _least_loaded(self, draft: Draft) -> Server | None:
         now = time.monotonic()

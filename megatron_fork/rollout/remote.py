@@ -153,7 +153,7 @@ class RemoteEngine:
             except queue.Empty:
                 pass
             else:
-                if isinstance(result, RolloutError):
+                if isinstance(result, Exception):
                     raise result
                 return result
             if any(server.state == "stale" for server in self.fleet.servers) or not self.fleet.ready:
