@@ -1,4 +1,4 @@
-"""Runs on tasks and files: they train with their verifier in workers, a file's order resumes, and what does not fit is refused."""
+"""Runs on tasks and files: they train with their verifier in workers, a file's order resumes, what does not fit is refused."""
 
 from __future__ import annotations
 
