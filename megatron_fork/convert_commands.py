@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from megatron_fork.errors import CheckpointError, ConfigError
+from megatron_fork.guard import Debug, guarded
 
 app = typer.Typer(
     no_args_is_help=True, help="Checkpoints between Hugging Face and Megatron, without ranks and without a GPU."
@@ -22,7 +23,6 @@ MegatronDir = Annotated[
 Out = Annotated[Path, typer.Argument(help="folder to write; must not exist", show_default=False)]
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default as it is", show_default=False)]
 Workers = Annotated[int, typer.Option(help="parameters at a time; memory grows with it", min=1)]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
 @app.command("to-megatron")
@@ -104,8 +104,6 @@ def verify(
 
 
 def _run(work: Callable[[], None], debug: bool) -> None:
-    from megatron_fork.cli import guarded
-
     def quietly() -> None:
         from megatron_fork.console import quiet_libraries
 

@@ -107,6 +107,16 @@ class Batch:
             torch.tensor(self.response_lengths, dtype=torch.long)
         )
 
+    def drawn_by(self, version: int) -> Tensor:
+        """`[response tokens]` bool: whether the weights of `version` drew the token; true where nobody says which did."""
+        drawn_t = torch.ones(self.response_tokens, dtype=torch.bool)
+        start = 0
+        for sequence in self.sequences:
+            for span in sequence.versions if isinstance(sequence, Trajectory) else ():
+                drawn_t[start + span.start : start + span.end] = span.version == version
+            start += len(sequence.response)
+        return drawn_t
+
     @property
     def token_id_t(self) -> Tensor:
         """`[response tokens]` int64: an id that does not depend on the layout."""

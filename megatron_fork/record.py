@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_fork.analysis import write_report
@@ -10,7 +12,7 @@ from megatron_fork.evaluation import Evaluation, evaluate
 from megatron_fork.policy import Lesson, Networks
 from megatron_fork.rollout import Collector
 from megatron_fork.start import Progress
-from megatron_fork.unfinished import Unfinished
+from megatron_fork.unfinished import Unfinished, write_groups
 from megatron_fork.workplace import Workplace
 
 
@@ -49,12 +51,13 @@ def stop_within_step(
 ) -> NoReturn:
     """Save a step that was stopped between two updates, or before the first, and raise `Interrupted`."""
     made = len(lesson.updates) if lesson else 0
-    work.checkpoints.save(
-        progress.step,
-        networks.trained,
-        asdict(replace(progress, unfinished=begun.record())),
-        write_beside=lambda folder: begun.write(folder, lesson, work.layout),
-    )
+
+    def write_beside(folder: Path) -> None:
+        begun.write(folder, lesson, work.layout)
+        write_groups(folder, progress.under_way)
+
+    record = replace(progress, unfinished=begun.record()).record()
+    work.checkpoints.save(progress.step, networks.trained, record, write_beside=write_beside)
     work.checkpoints.wait()
     raise work.interrupted(
         f"stopped within step {progress.step + 1} of {work.config.train.steps}, after {made} updates"
@@ -63,8 +66,11 @@ def stop_within_step(
 
 def save_state(work: Workplace, networks: Networks, progress: Progress) -> None:
     """A checkpoint of the last whole step, unless there is one; every rank calls it."""
-    if work.checkpoints.newest != progress.step:
-        work.checkpoints.save(progress.step, networks.trained, asdict(progress))
+    if work.checkpoints.newest == progress.step:
+        return
+    ahead = work.config.rollout.max_staleness > 0
+    groups = partial(write_groups, groups=progress.under_way) if ahead else None
+    work.checkpoints.save(progress.step, networks.trained, progress.record(), write_beside=groups)
 
 
 def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: float) -> None:

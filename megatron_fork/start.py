@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_fork import checkpoint, distributed, models, unfinished
 from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
-from megatron_fork.rollout import EmbeddedEngine, Engine, RemoteEngine
+from megatron_fork.rewards import RewardPool
+from megatron_fork.rollout import Collector, EmbeddedEngine, Engine, Group, RemoteEngine
 from megatron_fork.supervised import fine_tune
 from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace
@@ -27,6 +28,12 @@ class Progress:
     after: dict[str, float] | None = None
     unfinished: dict[str, Any] | None = None
     """Of the step after `step`, where it was begun."""
+    under_way: list[Group] = field(default_factory=list)
+    """Groups that were begun for later steps, on the first rank; not part of `record`."""
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint's manifest keeps."""
+        return {name: value for name, value in vars(self).items() if name != "under_way"}
 
 
 def start(work: Workplace) -> tuple[Progress, Networks, Unfinished | None]:
@@ -40,10 +47,11 @@ def start(work: Workplace) -> tuple[Progress, Networks, Unfinished | None]:
         networks = build_networks(work, first_weights(work))
         checkpoint.load_training_state(saved, networks.trained)
         work.display.say(f"resuming {saved.folder} after step {progress.step} of {work.config.train.steps}")
-        begun = None
+        begun, beside = None, saved.folder / checkpoint.BESIDE
         if progress.unfinished is not None:
-            begun = unfinished.read(saved.folder / checkpoint.BESIDE, progress.unfinished)
-        return replace(progress, unfinished=None), networks, begun
+            begun = unfinished.read(beside, progress.unfinished)
+        groups = unfinished.read_groups(beside) if distributed.rank() == 0 else []
+        return replace(progress, unfinished=None, under_way=groups), networks, begun
     began = time.monotonic()
     if work.config.sft.steps and not (work.warm_start / "config.json").is_file():
         warm_start(work)
@@ -142,6 +150,19 @@ def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) ->
         device=distributed.device(),
         dtype=work.config.policy.dtype,
         records_experts=work.config.experts.replay,
+    )
+
+
+def build_collector(work: Workplace, engine: Engine, rewards: RewardPool) -> Collector:
+    config = work.config
+    return Collector(
+        config.rollout,
+        engine,
+        work.source,
+        rewards,
+        groups=config.train.prompts_per_step,
+        world=work.layout.world,
+        seed=config.seed,
     )
 
 

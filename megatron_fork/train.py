@@ -26,7 +26,7 @@ from megatron_fork.policy import Learner, Lesson, Networks, Policy, Rates, Taugh
 from megatron_fork.record import finish, is_due, keep_state, measure, save_state, stop_within_step
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, probe
-from megatron_fork.start import Progress, build_engine, start, warm_start, write_model
+from megatron_fork.start import Progress, build_collector, build_engine, start, warm_start, write_model
 from megatron_fork.traces import trace_records
 from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace, prepare
@@ -40,7 +40,8 @@ def train(config: RunConfig, display: Display) -> Path:
         policy = networks.policy
         started = time.monotonic() - progress.seconds
         engine = stack.enter_context(closing(build_engine(work, save=lambda: save_state(work, networks, progress))))
-        collector = Collector(config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed)
+        collector = build_collector(work, engine, rewards)
+        collector.restore(progress.under_way)
         learner = Learner(
             networks,
             config.selection,
@@ -74,8 +75,7 @@ def supervise(config: RunConfig, display: Display) -> Path:
         policy = warm_start(work)
         engine = stack.enter_context(closing(build_engine(work)))
         synchronise(work, policy, engine, 0)
-        collector = Collector(config.rollout, engine, work.source, rewards, world=work.layout.world, seed=config.seed)
-        measure(work, collector, 0)
+        measure(work, build_collector(work, engine, rewards), 0)
         if work.folder.writes:
             display.say(f"model {work.warm_start}")
             display.say(f"report {write_report(work.folder.path)}")
@@ -99,14 +99,16 @@ def one_step(
     clock = Clock()
     drawn = begun or draw(collector, config, progress)
     clock.lap("rollout")
+    under_way = collector.under_way()
     if drawn.taught is None and work.asked_to_stop():
-        stop_within_step(work, networks, progress, drawn, None)
+        stop_within_step(work, networks, replace(progress, under_way=under_way), drawn, None)
     lesson = teach(learner, drawn, config, step, clock, work.asked_to_stop)
     if not lesson.finished:
         drawn = replace(drawn, taught=Taught(lesson.metrics, lesson.updates, {}))
-        stop_within_step(work, networks, progress, drawn, lesson)
+        stop_within_step(work, networks, replace(progress, under_way=under_way), drawn, lesson)
     # The step is done, whatever becomes of the servers now: a run that ends here must not take it again.
     progress.step, progress.prompts_drawn = step, progress.prompts_drawn + drawn.prompts_drawn
+    progress.under_way = under_way
     try:
         synchronise(work, networks.policy, engine, step)
     finally:
@@ -132,8 +134,9 @@ def one_step(
 
 def draw(collector: Collector, config: RunConfig, progress: Progress) -> Unfinished:
     """The rollouts of the next step, with their advantages."""
-    rollouts = collector.collect(config.train.prompts_per_step, start=progress.prompts_drawn)
-    return Unfinished(with_advantages(rollouts.trajectories, config), of_rollouts(rollouts), rollouts.prompts_drawn)
+    rollouts = collector.collect(start=progress.prompts_drawn, version=progress.step)
+    metrics = of_rollouts(rollouts, version=progress.step)
+    return Unfinished(with_advantages(rollouts.trajectories, config), metrics, rollouts.prompts_drawn)
 
 
 def teach(
@@ -181,13 +184,18 @@ def with_advantages(trajectories: list[Trajectory], config: RunConfig) -> list[T
     return [replace(t, advantage=advantage) for t, advantage in zip(trajectories, advantages.tolist(), strict=True)]
 
 
-def of_rollouts(rollouts: Rollouts) -> dict[str, float]:
-    """Metrics of what was sampled; the pass rate counts groups without signal too."""
+def of_rollouts(rollouts: Rollouts, *, version: int) -> dict[str, float]:
+    """Metrics of what was sampled; the pass rate counts groups without signal too. `version`: of the policy's weights."""
     tokens = sum(len(trajectory.response) for trajectory in rollouts.trajectories)
+    spans = [span for trajectory in rollouts.trajectories for span in trajectory.versions]
+    stale = sum((version - span.version) * (span.end - span.start) for span in spans)
     return {
         "rollout/pass_rate": rollouts.mean_reward,
         "rollout/groups_sampled": rollouts.groups_sampled,
         "rollout/groups_kept": rollouts.groups_kept,
         "rollout/rounds": rollouts.rounds,
         "rollout/response_tokens": tokens / max(1, len(rollouts.trajectories)),
+        "rollout/groups_under_way": rollouts.groups_under_way,
+        "rollout/staleness": stale / max(1, tokens),
+        "rollout/staleness_max": max((version - span.version for span in spans), default=0),
     }

@@ -6,6 +6,7 @@ that it taught with their columns, and whoever resumes, under any layout, picks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from torch import Tensor
 from megatron_fork.distributed import Layout
 from megatron_fork.experience import Batch, Prompt, Trajectory, VersionSpan
 from megatron_fork.policy import Lesson, Taught
+from megatron_fork.rollout import Begun, Group
 
 _Columns = dict[str, Tensor]
+_GROUPS = "groups.pt"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,46 @@ def read(folder: Path, record: dict[str, Any]) -> Unfinished:
     taught = Taught(record["metrics"], record["updates"], columns) if record["metrics"] is not None else None
     trajectories = [_trajectory(part["trajectory"]) for part in parts]
     return Unfinished(trajectories, record["rollout_metrics"], record["prompts_drawn"], taught)
+
+
+def write_groups(folder: Path, groups: Sequence[Group]) -> None:
+    """Groups under way, from whichever rank has any."""
+    if groups:
+        torch.save([_plain_group(group) for group in groups], folder / _GROUPS)
+
+
+def read_groups(folder: Path) -> list[Group]:
+    """What `write_groups` kept; none where it kept nothing."""
+    path = folder / _GROUPS
+    return [_group(plain) for plain in torch.load(path, weights_only=True)] if path.is_file() else []
+
+
+def _plain_group(group: Group) -> dict[str, Any]:
+    return {
+        "draw": group.draw,
+        "prompt": asdict(group.prompt),
+        "version": group.version,
+        "round": group.round,
+        "answers": {sample: _plain(answer, {})["trajectory"] for sample, answer in group.answers.items()},
+        "begun": {
+            sample: (begun.tokens, begun.logprob, [tuple(span) for span in begun.versions])
+            for sample, begun in group.begun.items()
+        },
+    }
+
+
+def _group(plain: dict[str, Any]) -> Group:
+    return Group(
+        plain["draw"],
+        Prompt(**plain["prompt"]),
+        plain["version"],
+        plain["round"],
+        {sample: _trajectory(answer) for sample, answer in plain["answers"].items()},
+        {
+            sample: Begun(tokens, logprob, tuple(VersionSpan(*span) for span in versions))
+            for sample, (tokens, logprob, versions) in plain["begun"].items()
+        },
+    )
 
 
 def _parts(share: Batch) -> list[dict[str, Any]]:

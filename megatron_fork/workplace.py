@@ -66,12 +66,13 @@ class Workplace:
 @contextmanager
 def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
+    _check_staleness(config)
     hf_config = matching_model(config)
     source = matching_prompts(config, hf_config)
-    display.say(f"data {config.data.source}: {source.counts}, {len(source.held_out):,} held out")
     distributed.initialize()
     with parallel_layout(config.parallel) as layout, StopRequest() as stop:
         folder = _open_folder(config, layout)
+        display.say(f"data {config.data.source}: {source.counts}, {len(source.held_out):,} held out")
         try:
             identity = fingerprint(config, leave_out=_MAY_CHANGE)
             checkpoints = checkpoint.Checkpoints(
@@ -119,6 +120,20 @@ def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSo
 def _write_model_files(hf_config: PretrainedConfig, source: PromptSource, folder: Path) -> None:
     hf_config.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
+
+
+def _check_staleness(config: RunConfig) -> None:
+    stale = config.rollout.max_staleness
+    if stale and config.objective.correction == "none":
+        raise ConfigError(
+            f"rollout.max_staleness={stale} with objective.correction=none takes tokens of older weights for the policy's own",
+            hint="set objective.correction=tis",
+        )
+    if stale and config.experts.replay:
+        raise ConfigError(
+            f"rollout.max_staleness={stale} with experts.replay=true, which knows nothing of responses that go on later",
+            hint="set experts.replay=false",
+        )
 
 
 def _check_verifier(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,12 +90,15 @@ _ARGUMENTS = {
 }
 
 
-def argument_differences(arguments: Any, config: PretrainedConfig) -> list[Difference]:
-    """How the arguments of the training that wrote a Megatron checkpoint differ from `config`; shapes do not show all."""
+def argument_differences(arguments: object, config: PretrainedConfig) -> list[Difference]:
+    """How the arguments of the training that wrote a Megatron checkpoint differ from `config`; shapes do not show all.
+
+    Megatron-LM stores its parsed command line; anything else in that place says nothing.
+    """
     fields = config.to_dict()
     rope = fields.get("rope_parameters") or {}
     fields.setdefault("rope_theta", rope.get("rope_theta"))
-    given = vars(arguments) if hasattr(arguments, "__dict__") else {}
+    given = vars(arguments) if isinstance(arguments, Namespace) else {}
     differences = []
     for name, field in _ARGUMENTS.items():
         theirs, ours = given.get(name), fields.get(field)

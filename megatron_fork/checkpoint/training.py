@@ -86,7 +86,7 @@ class Checkpoints:
     def latest(self) -> Saved | None:
         """The checkpoint to resume from; None when the run has none."""
         saved = folder.latest(self.root, run=self.run, group=dist.group.WORLD)
-        if saved is not None and not (saved.folder / BESIDE).is_dir():
+        if saved is not None and saved.progress.get("unfinished") is None:
             self.newest = saved.progress.get("step")
         return saved
 
@@ -126,7 +126,7 @@ class Checkpoints:
                     assert request is not None
                     writing.writers.schedule_async_request(request)
             self._writing = writing
-            self.newest = None if write_beside else step
+            self.newest = step if progress.get("unfinished") is None else None
 
     def poll(self) -> None:
         """Complete what can be completed without waiting."""

@@ -67,7 +67,11 @@ def gather_objects(value: Any, group: Group) -> list[Any]:
 
 def broadcast_object(value: Any, group: Group) -> Any:
     """The first rank's picklable `value`, on every rank."""
-    return gather_objects(value, group)[0]
+    if group is None or size(group) == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=dist.get_global_rank(group, 0), group=group)
+    return values[0]
 
 
 @dataclass(frozen=True)

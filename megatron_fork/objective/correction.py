@@ -82,18 +82,22 @@ def rollout_mismatch(
     config: Config,
     *,
     accepted: Tensor | None = None,
+    fresh: Tensor | None = None,
     group: Group = None,
 ) -> Mismatch:
     """How far the engine's log-probs are from the trainer's, over the tokens of all ranks; two collectives.
 
     `k3` estimates KL(engine || trainer) from the engine's tokens. `accepted` is needed where the correction is sequence.
+    `fresh`, bool `[tokens]`, are those that the trainer's very weights have drawn: `largest` is over them alone.
     A NaN anywhere makes `largest` infinite on every rank. No token anywhere is legal.
     """
-    refuse_other_shapes("old_logprob", old_logprob, {"rollout_logprob": rollout_logprob, "accepted": accepted})
+    others = {"rollout_logprob": rollout_logprob, "accepted": accepted, "fresh": fresh}
+    refuse_other_shapes("old_logprob", old_logprob, others)
     difference = (old_logprob - rollout_logprob).detach().to(torch.float64)
     # A maximum over ranks may drop NaN, depending on the backend; infinity stays.
     distance = torch.nan_to_num(difference.abs(), nan=torch.inf, posinf=torch.inf)
-    most = distance.max() if distance.numel() else distance.new_zeros(())
+    checked = distance if fresh is None else distance[fresh]
+    most = checked.max() if checked.numel() else checked.new_zeros(())
     largest = float(collectives.all_reduce_max(most.to(device()), group))
     mean, k3, clipped, count = global_sums(
         group,

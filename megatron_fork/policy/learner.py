@@ -113,7 +113,7 @@ class Learner:
         shares = [self.policy.share(batch) for batch in mini_batches]
         if taught is None:
             shares = prepared(shares, self.networks, self.objective)
-            metrics, seen = self._checked_against_engine(shares), []
+            metrics, seen = self._checked_against_engine(shares, step - 1), []
         else:
             shares = [taught.restored(share) for share in shares]
             metrics, seen = dict(taught.metrics), list(taught.updates)
@@ -256,14 +256,18 @@ class Learner:
             filled(share.old_logprob_t), filled(share.rollout_logprob_t), share.sequence_t, self.objective
         )
 
-    def _checked_against_engine(self, shares: Sequence[Batch]) -> Metrics:
-        """How far the engine's log-probs are from the trainer's; stops the run beyond the limit."""
+    def _checked_against_engine(self, shares: Sequence[Batch], version: int) -> Metrics:
+        """How far the engine's log-probs are from the trainer's; stops the run beyond the limit.
+
+        The limit is for tokens of the weights of `version`, which the policy has now; older ones differ by what it learned.
+        """
         sequence = self.objective.correction == "sequence"
         mismatch = objective.rollout_mismatch(
             torch.cat([filled(share.old_logprob_t) for share in shares]),
             torch.cat([filled(share.rollout_logprob_t) for share in shares]),
             self.objective,
             accepted=torch.cat([self._accepted(share) for share in shares]) if sequence else None,
+            fresh=torch.cat([share.drawn_by(version) for share in shares]),
             group=self._group,
         )
         if not mismatch.largest <= self.mismatch_limit:

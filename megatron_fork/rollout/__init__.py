@@ -7,6 +7,7 @@ from megatron_fork.rollout.engine import Begun, Completion, Engine, Request
 from megatron_fork.rollout.probe import probe
 from megatron_fork.rollout.remote import RemoteEngine
 from megatron_fork.rollout.weights import PolicyWeights
+from megatron_fork.rollout.window import Group
 
 __all__ = [
     "Begun",
@@ -15,6 +16,7 @@ __all__ = [
     "Config",
     "EmbeddedEngine",
     "Engine",
+    "Group",
     "PolicyWeights",
     "RemoteConfig",
     "RemoteEngine",

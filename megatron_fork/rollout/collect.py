@@ -1,23 +1,26 @@
-"""From prompts to scored groups: every rank generates its share, and groups without signal are replaced.
+"""From prompts to scored groups: groups without signal are replaced, and afterwards every rank holds all trajectories.
 
-Requests are dealt over all ranks of the world; their seeds come from the draw, so that the rollouts of a step are the same
-under every layout. Afterwards every rank holds all trajectories.
+Where each rank has an engine of its own, requests are dealt over all ranks of the world and drawn in rounds; servers are asked
+by the first rank, as a stream (see `producer`). Seeds come from the draw, so that the rollouts of a step are the same under
+every layout.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-
-from transformers import PreTrainedTokenizerBase
 
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives
+from megatron_fork.errors import ConfigError
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.engine import Completion, Engine, Request
+from megatron_fork.rollout.producer import Producer
+from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
+from megatron_fork.rollout.window import Group
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,13 @@ class Rollouts:
     trajectories: list[Trajectory]
     prompts_drawn: int
     groups_sampled: int
+    """Finished in this step, with or without signal."""
     groups_kept: int
     rounds: int
     mean_reward: float
-    """Over all sampled responses, those without signal included."""
+    """Over all responses of the finished groups, those without signal included."""
+    groups_under_way: int = 0
+    """Begun, and left for later steps."""
 
 
 class Collector:
@@ -43,42 +49,92 @@ class Collector:
         source: PromptSource,
         rewards: RewardPool,
         *,
+        groups: int,
         world: collectives.Group,
         seed: int,
     ) -> None:
+        """`groups`: how many a step wants. Raises ConfigError."""
         self.config = config
         self.engine = engine
         self.source = source
         self.rewards = rewards
+        self.groups = groups
         self.world = world
         self.seed = seed
+        if config.max_staleness and not engine.is_coordinated and collectives.size(world) > 1:
+            raise ConfigError(
+                f"rollout.max_staleness={config.max_staleness} with rollout.engine={config.engine} on "
+                f"{collectives.size(world)} ranks, each of which draws its own responses",
+                hint="use servers (rollout.engine=vllm or sglang), or rollout.max_staleness=0",
+            )
+        streams = engine.is_coordinated or config.max_staleness > 0
+        self._producer = Producer(config, engine, source, rewards, groups=groups, seed=seed) if streams else None
 
-    def collect(self, groups: int, *, start: int) -> Rollouts:
-        """`groups` groups, from prompt number `start` of the run's order on."""
+    def collect(self, *, start: int, version: int) -> Rollouts:
+        """The groups of the next step, which trains the weights of `version`; new prompts from number `start` on."""
+        if self._producer is not None:
+            return self._from_stream(self._producer, start, version)
         kept: list[list[Trajectory]] = []
-        drawn = sampled = rounds = 0
-        total_reward = 0.0
-        while len(kept) < groups and rounds < self.config.max_rounds:
-            prompts = self.source.draw(groups - len(kept), start=start + drawn, seed=self.seed)
+        drawn = rounds = 0
+        reward = 0.0
+        while len(kept) < self.groups and rounds < self.config.max_rounds:
+            prompts = self.source.draw(self.groups - len(kept), start=start + drawn, seed=self.seed)
             trajectories = self.sample(prompts, self.config.samples, first_draw=start + drawn)
             drawn += len(prompts)
-            sampled += len(prompts)
             rounds += 1
-            total_reward += sum(trajectory.reward for trajectory in trajectories)
+            reward += sum(trajectory.reward for trajectory in trajectories)
             size = self.config.samples
             by_prompt = [trajectories[first : first + size] for first in range(0, len(trajectories), size)]
             kept += [group for group in by_prompt if not self.config.dynamic_sampling or _has_signal(group)]
             if not self.config.dynamic_sampling:
                 break
-        chosen = [replace(t, number=number) for number, t in enumerate(t for group in kept for t in group)]
-        return Rollouts(chosen, drawn, sampled, len(kept), rounds, total_reward / max(1, sampled * self.config.samples))
+        return Rollouts(_numbered(kept), drawn, drawn, len(kept), rounds, self._mean(reward, drawn))
+
+    def under_way(self) -> list[Group]:
+        """Groups that were begun and not handed out: what a checkpoint keeps. On the first rank; none on the others."""
+        return self._producer.groups() if self._producer is not None else []
+
+    def restore(self, groups: Sequence[Group]) -> None:
+        """Go on with the groups that an earlier run left under way; the first rank's count."""
+        if self._producer is not None and collectives.rank(self.world) == 0:
+            self._producer.restore(groups)
+
+    def _from_stream(self, producer: Producer, start: int, version: int) -> Rollouts:
+        rollouts = None
+        if collectives.rank(self.world) == 0:
+            harvest = producer.take(start=start, version=version)
+            groups = [[group.answers[sample] for sample in range(self.config.samples)] for group in harvest.groups]
+            rollouts = Rollouts(
+                _numbered(groups),
+                harvest.drawn,
+                harvest.judged,
+                len(groups),
+                harvest.rounds,
+                self._mean(harvest.reward, harvest.judged),
+                len(producer.window.groups),
+            )
+        else:
+            with closing(self.engine.completions()) as nothing:
+                for _ in nothing:
+                    pass
+        received: Rollouts = collectives.broadcast_object(rollouts, self.world)
+        return received
+
+    def _mean(self, reward: float, groups: int) -> float:
+        return reward / max(1, groups * self.config.samples)
 
     def sample(
         self, prompts: Sequence[Prompt], samples: int, *, first_draw: int, greedy: bool = False
     ) -> list[Trajectory]:
         """`samples` scored responses to each prompt, in order; `first_draw` seeds them."""
         requests = [
-            self.request(place * samples + sample, prompt, _seed(self.seed, first_draw + place, sample), greedy=greedy)
+            request_for(
+                prompt,
+                place * samples + sample,
+                seed_of(self.seed, first_draw + place, sample),
+                self.config,
+                greedy=greedy,
+            )
             for place, prompt in enumerate(prompts)
             for sample in range(samples)
         ]
@@ -88,43 +144,18 @@ class Collector:
             for completion in self.engine.generate(self._share(requests)):
                 prompt = prompts[completion.number // samples]
                 answers.append((completion, prompt))
-                texts.append(_text(self.source.tokenizer, completion.tokens))
+                texts.append(text_of(self.source.tokenizer, completion.tokens))
                 scoring.submit(texts[-1], prompt.answer)
             scores = scoring.results()
         mine = [
-            Trajectory(
-                number=completion.number,
-                prompt=prompt,
-                response=completion.tokens,
-                rollout_logprob=completion.logprob,
-                finish_reason=completion.finish_reason,
-                weight_version=completion.weight_version,
-                versions=completion.versions,
-                experts=completion.experts,
-                text=text,
-                reward=score.value,
-                reason=score.reason,
-            )
+            trajectory_of(completion, prompt, text, score)
             for (completion, prompt), text, score in zip(answers, texts, scores, strict=True)
         ]
-        everyone = [trajectory for share in collectives.gather_objects(mine, self.world) for trajectory in share]
+        if self.engine.is_coordinated:
+            everyone = collectives.broadcast_object(mine, self.world)
+        else:
+            everyone = [trajectory for share in collectives.gather_objects(mine, self.world) for trajectory in share]
         return sorted(everyone, key=lambda trajectory: trajectory.number)
-
-    def request(self, number: int, prompt: Prompt, seed: int, *, greedy: bool = False) -> Request:
-        """For one response to a prompt, as the config has it drawn."""
-        config = self.config
-        by_entropy = None if greedy or config.entropy_temperature.is_plain else config.entropy_temperature
-        return Request(
-            number=number,
-            tokens=prompt.tokens,
-            seed=seed,
-            temperature=0.0 if greedy else config.temperature,
-            max_tokens=config.max_response_tokens,
-            top_p=1.0 if greedy else config.top_p,
-            top_k=0 if greedy else config.top_k,
-            stop_tokens=tuple(config.stop_tokens),
-            entropy_temperature=by_entropy,
-        )
 
     def _share(self, requests: Sequence[Request]) -> Sequence[Request]:
         """What this rank draws: every rank its share, or the first all."""
@@ -138,9 +169,6 @@ def _has_signal(group: Sequence[Trajectory]) -> bool:
     return len({trajectory.reward for trajectory in group}) > 1
 
 
-def _seed(*parts: int) -> int:
-    return random.Random("/".join(map(str, parts))).getrandbits(62)
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    return tokenizer.decode(list(tokens), skip_special_tokens=True)
+def _numbered(groups: Sequence[Sequence[Trajectory]]) -> list[Trajectory]:
+    """By their place in the step."""
+    return [replace(t, number=number) for number, t in enumerate(t for group in groups for t in group)]

@@ -65,7 +65,13 @@ class Config:
     dynamic_sampling: bool = True
     """Replace groups whose rewards are all equal by new prompts."""
     max_rounds: int = 10
-    """Rounds of generation a step at most; what has signal by then is trained on."""
+    """How often a group without signal is replaced, at most; what has signal by then is trained on."""
+    max_staleness: int = 0
+    """How many updates older than the policy the weights may be that began a response. 0: strictly on-policy. k: up to k
+    further steps of groups are under way while the policy trains; needs `objective.correction`."""
+    tail: Literal["generate", "stop"] = "generate"
+    """What becomes of them meanwhile. generate: servers go on, and take new weights in the middle of responses. stop: they are
+    aborted, kept with their tokens, and continued in the next step; for an engine that shares the trainer's processors."""
     mismatch_limit: float = 0.01
     """Largest |engine - trainer| log-prob of a token, in nats, that a step may show before the run stops."""
     probe_limit: float = 0.01
@@ -82,6 +88,13 @@ class Config:
                 raise ConfigError(
                     f"rollout.{name}={vars(self)[name]} is not positive", hint="temperature 1 is the paper's"
                 )
+        if self.max_staleness < 0:
+            raise ConfigError(f"rollout.max_staleness={self.max_staleness} is negative", hint="0 is on-policy")
+        if self.max_staleness and self.engine == "embedded" and self.tail != "stop":
+            raise ConfigError(
+                f"rollout.max_staleness={self.max_staleness} with rollout.engine=embedded, which rests while the policy trains",
+                hint="set rollout.tail=stop, or use servers",
+            )
         if self.probe_prompts < 0:
             raise ConfigError(f"rollout.probe_prompts={self.probe_prompts} is negative", hint="0 probes nothing")
         if self.samples < 2 and self.dynamic_sampling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,8 @@ class Draft:
     """What there is of a response; a server's share counts once it has ended or broken off."""
 
     request: Request
+    arrived: queue.Queue[Completion]
+    """Where the completion goes."""
     tokens: list[int] = field(default_factory=list)
     logprob: list[float] = field(default_factory=list)
     versions: list[VersionSpan] = field(default_factory=list)
@@ -35,9 +38,9 @@ class Draft:
     """Where it failed: another server is preferred."""
 
     @classmethod
-    def of(cls, request: Request) -> Draft:
+    def of(cls, request: Request, arrived: queue.Queue[Completion]) -> Draft:
         begun = request.begun
-        return cls(request, list(begun.tokens), list(begun.logprob), list(begun.versions))
+        return cls(request, arrived, list(begun.tokens), list(begun.logprob), list(begun.versions))
 
     @property
     def remaining(self) -> int:

@@ -6,7 +6,7 @@ response depends on its seed and the weights, not on what it shares a batch with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -50,6 +50,7 @@ class EmbeddedEngine:
         self.records_experts = records_experts
         self.version = -1
         self._aborted = False
+        self._waiting: list[Request] = []
         self._unfinished: list[Request] = []
 
     @property
@@ -85,6 +86,18 @@ class EmbeddedEngine:
                 self._unfinished += batch
                 continue
             yield from self._decode(batch)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._waiting += requests
+
+    def completions(self) -> Generator[Completion | None, None, None]:
+        """Batch by batch, as `generate`; what is submitted meanwhile joins the next one."""
+        self._aborted = False
+        while True:
+            waiting, self._waiting = self._waiting, []
+            yield from self.generate(waiting)
+            if not self._waiting:
+                yield None
 
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
         return {"embedded": list(self.generate(requests))}
@@ -189,6 +202,8 @@ class EmbeddedEngine:
     def abort(self) -> None:
         """Take no further token."""
         self._aborted = True
+        self._unfinished += self._waiting
+        self._waiting = []
 
     def unfinished(self) -> list[Request]:
         left, self._unfinished = self._unfinished, []

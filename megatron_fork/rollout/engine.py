@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +78,16 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Completions as they finish, in any order."""
 
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Hand requests in for `completions`, and go on: servers begin at once, an engine in this process when asked."""
+
+    def completions(self) -> Generator[Completion | None, None, None]:
+        """Of what was submitted, as they finish; None where none is there at the moment. Without end: close it.
+
+        What is in progress then goes on at servers, and is there when it is called again; an engine in this process must be
+        told to `abort` first.
+        """
+
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
         """The same requests of every server, by its name; where the engine is coordinated, on the first rank only."""
 
@@ -85,7 +95,7 @@ class Engine(Protocol):
         """Take on all weights, under Hugging Face names. What can be iterated again is, for servers that come back later."""
 
     def abort(self) -> None:
-        """Stop the requests in progress; `unfinished` then has them, with what they had begun."""
+        """Stop the requests in progress. Once the iterator says None or ends, `unfinished` has them, as far as they came."""
 
     def unfinished(self) -> list[Request]:
         """What the last `abort` left, to be continued by another `generate`."""

@@ -28,13 +28,14 @@ _MISSES = 2
 
 
 class Fleet:
-    """The servers, the drafts that wait for one, and the results that rank 0's main thread takes from `results`."""
+    """The servers, the drafts that wait for one, and the queue of each submission for its completions."""
 
     def __init__(self, servers: Sequence[Server], config: RemoteConfig, *, stop_token: int) -> None:
         self.servers = list(servers)
         self.config = config
         self.stop_token = stop_token
-        self.results: queue.Queue[Completion | Exception | None] = queue.Queue()  # None after an abort
+        self.error: Exception | None = None
+        """What ends the run."""
         self.versions: dict[str, int] = {}
         self.label = ""
         self.counts = {"resent": 0, "faults": 0, "foreign": 0}
@@ -48,15 +49,16 @@ class Fleet:
         self._watcher = asyncio.create_task(self._watch())
         self._watcher.add_done_callback(self._report)
 
-    async def submit(self, requests: Sequence[Request]) -> None:
-        self._pending.extend(Draft.of(request) for request in requests)
+    async def submit(self, requests: Sequence[Request], arrived: queue.Queue[Completion]) -> None:
+        """Draw `requests`; the completions go to `arrived`."""
+        self._pending.extend(Draft.of(request, arrived) for request in requests)
         self._assign()
 
     async def draw_at(self, server: Server, requests: Sequence[Request]) -> list[Completion] | None:
         """What this server answers; None, and the server is down, where it does not."""
 
         async def one(request: Request) -> Completion:
-            draft, share = Draft.of(request), Share(server.version, self.versions)
+            draft, share = Draft.of(request, queue.Queue()), Share(server.version, self.versions)
             finish = await self._draw(draft, server, share)
             if finish is None or not share.is_sound:
                 raise ServerFault(f"its answer is not one of the weights {self.label}: {share.labels}")
@@ -133,8 +135,8 @@ class Fleet:
     def _report(self, task: asyncio.Task[None]) -> None:
         """A defect of ours in a task must end the run, not the task alone: its draft would never come."""
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, Exception):
-            self.results.put(error)
+        if isinstance(error, Exception) and self.error is None:
+            self.error = error
 
     def _least_loaded(self, draft: Draft) -> Server | None:
         now = time.monotonic()
@@ -168,9 +170,9 @@ class Fleet:
             fault = ServerFault(f"it drew with the weights {share.labels}, not with {self.label}")
             server.state, server.reason = "stale", str(fault)
         if fault is None and finish is not None:
-            self.results.put(draft.completion(finish))
+            draft.arrived.put(draft.completion(finish))
         elif not draft.remaining:
-            self.results.put(draft.completion("length"))
+            draft.arrived.put(draft.completion("length"))
         elif self._aborting:
             self._unfinished.append(draft.unfinished())
         else:
@@ -197,12 +199,10 @@ class Fleet:
                 draft.last_server = server
         if draft.failures >= self.config.attempts:
             what = "refused" if fault.refused else "failed"
-            self.results.put(
-                RolloutError(
-                    f"rollout.servers: a request of {len(draft.prompt)} tokens {what} {draft.failures} times, "
-                    f"last at {server}: {fault}",
-                    hint="the server's log says more; its longest sequence may be too short",
-                )
+            self.error = RolloutError(
+                f"rollout.servers: a request of {len(draft.prompt)} tokens {what} {draft.failures} times, "
+                f"last at {server}: {fault}",
+                hint="the server's log says more; its longest sequence may be too short",
             )
             return
         self._pending.appendleft(draft)

@@ -12,7 +12,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,8 @@ from megatron_fork.rollout.sglang import SglangServer
 from megatron_fork.rollout.vllm import VllmServer
 
 T = TypeVar("T")
+# How long to wait for a completion before looking at the servers.
+_GLANCE_SECONDS = 0.5
 _SERVERS: dict[str, type[Server]] = {"vllm": VllmServer, "sglang": SglangServer}
 
 
@@ -59,6 +61,9 @@ class RemoteEngine:
         self.update_bytes = 0
         self._save = save
         self._closed = False
+        self._aborted = False
+        self._spoke = 0.0
+        self._arrived: queue.Queue[Completion] = queue.Queue()
         self._orders = Orders(world)
         self._weights: Iterable[tuple[str, Tensor]] = ()
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
@@ -101,15 +106,32 @@ class RemoteEngine:
         if not self._orders.leads:
             self._follow()
             return
+        self._aborted = False
+        arrived: queue.Queue[Completion] = queue.Queue()
         with self._leading():
-            while not self.fleet.results.empty():
-                self.fleet.results.get()  # the end of an abort that found nothing to stop
-            self._loop.call(self.fleet.submit(requests))
-            for _ in range(len(requests)):
-                completion = self._next()
-                if completion is None:
+            self._loop.call(self.fleet.submit(requests, arrived))
+            left = len(requests)
+            while left:
+                completion = self._next(arrived)
+                if completion is not None:
+                    left -= 1
+                    yield completion
+                elif self._aborted:
                     return
-                yield completion
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        if self._orders.leads:
+            self._loop.call(self.fleet.submit(requests, self._arrived))
+
+    def completions(self) -> Generator[Completion | None, None, None]:
+        """On the first rank, what was submitted there, also before the last weight update; the others follow to its end."""
+        if not self._orders.leads:
+            self._follow()
+            return
+        self._aborted = False
+        with self._leading():
+            while True:
+                yield self._next(self._arrived)
 
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
         """Each ready server's answers to `requests`."""
@@ -127,7 +149,7 @@ class RemoteEngine:
     def abort(self) -> None:
         if self._orders.leads:
             self._loop.call(self.fleet.abort())
-            self.fleet.results.put(None)
+            self._aborted = True
 
     def unfinished(self) -> list[Request]:
         return self._loop.call(self.fleet.take_unfinished()) if self._orders.leads else []
@@ -144,23 +166,20 @@ class RemoteEngine:
             self._loop.call(self.fleet.close())
             self._loop.close()
 
-    def _next(self) -> Completion | None:
-        """The next result, None after an abort; meanwhile servers that are back get their weights."""
-        spoke = time.monotonic()
-        while True:
-            try:
-                result = self.fleet.results.get(timeout=0.5)
-            except queue.Empty:
-                pass
-            else:
-                if isinstance(result, Exception):
-                    raise result
-                return result
-            if any(server.state == "stale" for server in self.fleet.servers) or not self.fleet.ready:
-                self._until_ready()
-            elif time.monotonic() - spoke > HEARTBEAT_SECONDS:
-                self._orders.give("wait")
-                spoke = time.monotonic()
+    def _next(self, arrived: queue.Queue[Completion]) -> Completion | None:
+        """The next to arrive, None where there is none for a while; servers that are back get their weights first."""
+        if self.fleet.error is not None:
+            raise self.fleet.error
+        try:
+            return arrived.get(timeout=0.0 if self._aborted else _GLANCE_SECONDS)
+        except queue.Empty:
+            pass
+        if any(server.state == "stale" for server in self.fleet.servers) or not self.fleet.ready:
+            self._until_ready()
+        elif time.monotonic() - self._spoke > HEARTBEAT_SECONDS:
+            self._orders.give("wait")
+            self._spoke = time.monotonic()
+        return None
 
     def _until_ready(self) -> None:
         """Give weights to the servers in want of them; wait while there is no server at all."""
@@ -220,6 +239,8 @@ class RemoteEngine:
         except RolloutError as error:
             self._orders.give("failed", error.message, error.hint)
             raise
+        except GeneratorExit:  # whoever takes completions has enough
+            pass
         except BaseException as error:
             self._orders.give("failed", f"the first rank stopped: {error!r}")
             raise

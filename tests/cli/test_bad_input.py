@@ -10,7 +10,7 @@ import pytest
 from commands import QUICKSTART, TINY, environment, run
 from typer.testing import CliRunner
 
-from megatron_fork import cli
+from megatron_fork import cli, guard
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(cli, "_leave", leave)
+    monkeypatch.setattr(guard, "_leave", leave)
 
 
 def call(*words: str) -> tuple[int, str]:
@@ -136,9 +136,14 @@ def test_empty_prompt_set(stays: None, tmp_path: Path) -> None:
 
     build_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
-    words = ["model.hf_config=null", f"model.path={folder}", f"data.source={tmp_path / 'none.jsonl'}"]
+    words = [
+        "model.hf_config=null",
+        f"model.path={folder}",
+        f"data.source={tmp_path / 'none.jsonl'}",
+        "rewards.kind=math",
+    ]
     code, output = call("train", str(QUICKSTART), *words)
-    assert code == 1 and "has 0 prompts" in output and len(output.splitlines()) == 2
+    assert code == 1 and "none.jsonl has no rows" in output and len(output.splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from commands import QUICKSTART, run
 from rich.console import Console
 from typer.testing import CliRunner
 
-from megatron_fork import cli, doctor
+from megatron_fork import cli, doctor, guard
 from megatron_fork.errors import ConfigError
 from megatron_fork.models import Footprint
 from megatron_fork.policy import OptimizerConfig
@@ -25,7 +25,7 @@ def stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(cli, "_leave", leave)
+    monkeypatch.setattr(guard, "_leave", leave)
 
 
 def call(*words: str) -> tuple[int, str]:

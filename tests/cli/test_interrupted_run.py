@@ -24,8 +24,19 @@ from safetensors.torch import load_file
             signal.SIGINT,
             130,
         ),
+        (
+            "train",
+            ["rollout.max_staleness=1", "rollout.tail=stop", "rollout.batch_size=5", "objective.correction=tis"],
+            signal.SIGTERM,
+            75,
+        ),
     ],
-    ids=["sft, time is nearly up", "train, taken away", "train with critic and reference, Ctrl-C"],
+    ids=[
+        "sft, time is nearly up",
+        "train, taken away",
+        "train with critic and reference, Ctrl-C",
+        "train with groups under way, taken away",
+    ],
 )
 def test_interrupt_and_resume(
     tmp_path: Path, stage: str, objective: list[str], sent: signal.Signals, exit_code: int

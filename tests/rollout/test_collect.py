@@ -26,10 +26,10 @@ def parts():
     return source, engine
 
 
-def collector(parts, **settings) -> Collector:
+def collector(parts, groups: int, **settings) -> Collector:
     source, engine = parts
     config = rollout.Config(samples=3, max_response_tokens=8, **settings)
-    return Collector(config, engine, source, parity_pool(), world=None, seed=4)
+    return Collector(config, engine, source, parity_pool(), groups=groups, world=None, seed=4)
 
 
 def parity(response: str, answer: str) -> bool:
@@ -42,7 +42,7 @@ def parity_pool() -> rewards.RewardPool:
 
 
 def test_groups_without_signal_are_replaced(parts) -> None:
-    rollouts = collector(parts, max_rounds=50).collect(6, start=0)
+    rollouts = collector(parts, 6, max_rounds=50).collect(start=0, version=0)
     assert rollouts.groups_kept == 6 and rollouts.groups_sampled >= 6 and rollouts.rounds >= 1
     assert rollouts.prompts_drawn == rollouts.groups_sampled
     assert [trajectory.number for trajectory in rollouts.trajectories] == list(range(18))
@@ -53,16 +53,16 @@ def test_groups_without_signal_are_replaced(parts) -> None:
 
 
 def test_a_step_ends_after_its_rounds(parts) -> None:
-    rollouts = collector(parts, max_rounds=1).collect(40, start=0)
+    rollouts = collector(parts, 40, max_rounds=1).collect(start=0, version=0)
     assert rollouts.rounds == 1 and rollouts.groups_sampled == 40 and rollouts.groups_kept < 40
 
 
 def test_without_replacement_all_groups_stay(parts) -> None:
-    rollouts = collector(parts, dynamic_sampling=False).collect(40, start=0)
+    rollouts = collector(parts, 40, dynamic_sampling=False).collect(start=0, version=0)
     assert rollouts.groups_kept == rollouts.groups_sampled == 40
 
 
 def test_the_same_draw_gives_the_same_responses(parts) -> None:
-    first = collector(parts, dynamic_sampling=False).collect(5, start=0).trajectories
-    again = collector(parts, dynamic_sampling=False).collect(3, start=2).trajectories
+    first = collector(parts, 5, dynamic_sampling=False).collect(start=0, version=0).trajectories
+    again = collector(parts, 3, dynamic_sampling=False).collect(start=2, version=0).trajectories
     assert [each.response for each in first[6:]] == [each.response for each in again]

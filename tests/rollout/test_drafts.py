@@ -1,5 +1,7 @@
 """A response from several servers is the sum of their shares, each under the weights that wrote it; false ones do not count."""
 
+import queue
+
 import torch
 
 from megatron_fork.experience import VersionSpan
@@ -18,7 +20,7 @@ def share(version: int, *pieces: Piece) -> Share:
 
 
 def test_shares_add_up() -> None:
-    draft = Draft.of(Request(7, (5, 6), 0, 1.0, 10, begun=Begun((8,), (-0.5,), (VersionSpan(2, 0, 1),))))
+    draft = Draft.of(Request(7, (5, 6), 0, 1.0, 10, begun=Begun((8,), (-0.5,), (VersionSpan(2, 0, 1),))), queue.Queue())
     assert draft.prompt == [5, 6, 8] and draft.remaining == 9
     draft.add(share(3, Piece([9, 10], [-1.0, -2.0])))  # broke off
     draft.add(share(3, Piece([11], [-3.0], None, [("run:3", 0, 1)])))

@@ -1,0 +1,76 @@
+"""`megatron-fork data ...`: prompt files without duplicates, and without questions of evaluation sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from megatron_fork.guard import Debug, guarded
+
+if TYPE_CHECKING:
+    from megatron_fork import data
+
+app = typer.Typer(no_args_is_help=True, help="Prompt files: duplicates, and questions of evaluation sets.")
+
+Rows = Annotated[str, typer.Argument(help="file or dataset folder, or PRESET:PATH", show_default=False)]
+Out = Annotated[Path, typer.Argument(help="JSON lines to write", show_default=False)]
+PromptColumn = Annotated[str | None, typer.Option(help="column of the question; dots lead into structures")]
+AnswerColumn = Annotated[str | None, typer.Option(help="column of the answer")]
+Split = Annotated[str | None, typer.Option(help="of a folder that has several")]
+
+
+@app.command()
+def dedupe(
+    rows: Rows,
+    out: Out,
+    prompt: PromptColumn = None,
+    answer: AnswerColumn = None,
+    split: Split = None,
+    conflicts: Annotated[
+        Literal["drop", "first"], typer.Option(help="questions with different answers: none, or the first row")
+    ] = "drop",
+    debug: Debug = False,
+) -> None:
+    """Write the first row of every question; case, spacing and punctuation do not tell questions apart."""
+
+    def work() -> None:
+        from megatron_fork import data
+
+        source = data.named_file(rows, split, _columns(prompt, answer))
+        typer.echo(data.summary(data.deduplicate(source, out, conflicts=conflicts)))
+
+    guarded(work, debug=debug)
+
+
+@app.command()
+def decontaminate(
+    rows: Rows,
+    out: Out,
+    against: Annotated[list[str], typer.Option(help="evaluation set: a file or folder, or PRESET:PATH; repeatable")],
+    ngram: Annotated[int, typer.Option(help="words in a row that make a row contaminated")] = 13,
+    removed: Annotated[Path | None, typer.Option(help="JSON lines of what was removed, and why")] = None,
+    prompt: PromptColumn = None,
+    answer: AnswerColumn = None,
+    split: Split = None,
+    debug: Debug = False,
+) -> None:
+    """Write the rows that share no long run of words with a question of an evaluation set."""
+
+    def work() -> None:
+        from megatron_fork import data
+
+        source = data.named_file(rows, split, _columns(prompt, answer))
+        sets = [data.named_file(each, None, None) for each in against]
+        typer.echo(data.summary(data.decontaminate(source, out, sets, ngram=ngram, removed=removed)))
+
+    guarded(work, debug=debug)
+
+
+def _columns(prompt: str | None, answer: str | None) -> data.Columns | None:
+    """The columns that were named; None where none was, so that a preset's count."""
+    from megatron_fork.data import Columns
+
+    named = {name: value for name, value in (("prompt", prompt), ("answer", answer)) if value is not None}
+    return Columns(**named) if named else None

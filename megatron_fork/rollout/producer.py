@@ -1,0 +1,165 @@
+"""Groups drawn as a stream: what has no signal is replaced while others are drawn, and what the step does not need goes on.
+
+Without staleness a step's groups are those that drawing in rounds would give, under every order of arrival: a new prompt is
+drawn for each group without signal, so that after m draws n have signal, and m is the smallest such number.
+With `max_staleness = k` up to k steps of groups are under way while the policy trains (see `window`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+from megatron_fork.data import PromptSource
+from megatron_fork.rewards import RewardPool, Score, ScoreStream
+from megatron_fork.rollout.config import Config
+from megatron_fork.rollout.engine import Begun, Completion, Engine
+from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
+from megatron_fork.rollout.window import Group, Window
+
+
+@dataclass
+class Harvest:
+    """What a step got, and what was judged meanwhile."""
+
+    groups: list[Group] = field(default_factory=list)
+    drawn: int = 0
+    """Prompts that were begun."""
+    judged: int = 0
+    """Groups that were finished, with or without signal."""
+    reward: float = 0.0
+    """Sum over all responses of the judged groups."""
+    rounds: int = 0
+
+
+class Producer:
+    """On the first rank, which speaks to the engine; the others only follow its iterator."""
+
+    def __init__(
+        self, config: Config, engine: Engine, source: PromptSource, rewards: RewardPool, *, groups: int, seed: int
+    ) -> None:
+        self.config = config
+        self.engine = engine
+        self.source = source
+        self.rewards = rewards
+        self.seed = seed
+        self.window = Window(groups, config.max_staleness)
+        self._jobs: dict[int, tuple[Completion, str]] = {}
+        self._running = 0
+        """Requests that the engine has, or whose completions were not fetched yet."""
+
+    def take(self, *, start: int, version: int) -> Harvest:
+        """The groups of the next step, for weights of `version`; new prompts are drawn from number `start` on."""
+        harvest = Harvest()
+        self._resume()
+        self._fill(harvest, start, version, training=False)
+        with self.rewards.stream() as scoring, closing(self.engine.completions()) as arriving:
+            while len(harvest.groups) < self.window.groups_per_step and self.window.groups:
+                if self._running:
+                    self._arrived(next(arriving), scoring)
+                    scores: Iterable[tuple[int, Score]] = scoring.finished()
+                else:
+                    scores = scoring.drain()  # the engine has nothing left: whether it gets more depends on these
+                for job, score in scores:
+                    self._settle(job, score, harvest, start, version)
+                missing = self.window.groups_per_step - len(harvest.groups)
+                harvest.groups += self.window.take(self.config.samples, version, missing)
+            if self.stops:
+                self.engine.abort()
+                while (completion := next(arriving)) is not None:
+                    self._arrived(completion, scoring)
+            for job, score in scoring.drain():
+                self._settle(job, score, harvest, start, version, replaces=False)
+        self._keep_begun()
+        if not self.stops:
+            self._fill(harvest, start, version, training=True)
+        harvest.groups.sort(key=lambda group: group.draw)
+        return harvest
+
+    @property
+    def stops(self) -> bool:
+        """Whether the engine rests while the policy trains; an engine in this process must."""
+        return self.config.tail == "stop" and self.config.max_staleness > 0
+
+    def _resume(self) -> None:
+        """Hand in again what was stopped at the end of the last step, or by the end of an earlier run."""
+        for group in self.window.groups.values():
+            self._submit(group, [sample for sample in range(self.config.samples) if sample in group.begun])
+
+    def _fill(self, harvest: Harvest, start: int, version: int, *, training: bool) -> None:
+        for _ in range(self.window.room(training=training)):
+            self._begin(harvest, start, version, round=1)
+
+    def _begin(self, harvest: Harvest, start: int, version: int, *, round: int) -> None:
+        draw = start + harvest.drawn
+        (prompt,) = self.source.draw(1, start=draw, seed=self.seed)
+        harvest.drawn += 1
+        harvest.rounds = max(harvest.rounds, round)
+        group = Group(draw, prompt, version, round)
+        self.window.add(group)
+        self._submit(group, range(self.config.samples))
+
+    def _submit(self, group: Group, samples: Iterable[int]) -> None:
+        requests = [
+            replace(
+                request_for(
+                    group.prompt,
+                    group.draw * self.config.samples + sample,
+                    seed_of(self.seed, group.draw, sample),
+                    self.config,
+                ),
+                begun=group.begun.pop(sample, Begun()),
+            )
+            for sample in samples
+        ]
+        self._running += len(requests)
+        self.engine.submit(requests)
+
+    def _arrived(self, completion: Completion | None, scoring: ScoreStream) -> None:
+        if completion is None:
+            return
+        self._running -= 1
+        prompt = self._group_of(completion).prompt
+        text = text_of(self.source.tokenizer, completion.tokens)
+        self._jobs[scoring.submit(text, prompt.answer)] = (completion, text)
+
+    def _settle(
+        self, job: int, score: Score, harvest: Harvest, start: int, version: int, *, replaces: bool = True
+    ) -> None:
+        """One more response is judged; a whole group without signal leaves, and another prompt takes its place."""
+        completion, text = self._jobs.pop(job)
+        group = self._group_of(completion)
+        group.answers[completion.number % self.config.samples] = trajectory_of(completion, group.prompt, text, score)
+        if len(group.answers) < self.config.samples:
+            return
+        harvest.judged += 1
+        harvest.reward += sum(trajectory.reward for trajectory in group.answers.values())
+        if self.config.dynamic_sampling and not group.has_signal:
+            self.window.remove(group)
+            if replaces and group.round < self.config.max_rounds:
+                self._begin(harvest, start, version, round=group.round + 1)
+
+    def _keep_begun(self) -> None:
+        """What was stopped goes on with what it has."""
+        for request in self.engine.unfinished():
+            self._running -= 1
+            group = self.window.groups[request.number // self.config.samples]
+            group.begun[request.number % self.config.samples] = request.begun
+
+    def _group_of(self, completion: Completion) -> Group:
+        return self.window.groups[completion.number // self.config.samples]
+
+    def restore(self, groups: Iterable[Group]) -> None:
+        """Groups of an earlier run; responses that had not been finished begin where that run kept them."""
+        for group in groups:
+            for sample in set(range(self.config.samples)) - group.answers.keys():
+                group.begun.setdefault(sample, Begun())
+            self.window.add(group)
+
+    def groups(self) -> list[Group]:
+        """What is under way now, to be kept with a checkpoint; the lists are copies."""
+        return [
+            replace(group, answers=dict(group.answers), begun=dict(group.begun))
+            for group in self.window.groups.values()
+        ]

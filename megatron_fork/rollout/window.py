@@ -1,0 +1,78 @@
+"""Groups under way, and which of them a step may take: as they finish, but none later than the recipe allows.
+
+A group is as old as the weights that it began with. With `max_staleness = k` a step with the weights of version v may train on
+groups of version v - k and newer. Capacity and one rule see to it that no group ever grows too old, so that nothing drawn is
+thrown away:
+
+* at most (k + 1) n groups are under way when a step of n groups begins, and k n while it trains;
+* a younger group goes first only if all older ones still find a place in time (earliest deadline first with n places a step).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megatron_fork.experience import Prompt, Trajectory
+from megatron_fork.rollout.engine import Begun
+
+
+@dataclass
+class Group:
+    """The responses to one prompt, those that there are yet."""
+
+    draw: int
+    """The prompt's number in the run's order; it seeds the responses."""
+    prompt: Prompt
+    version: int
+    """Of the weights when it was begun."""
+    round: int = 1
+    """1; for a replacement of a group without signal, one more than that group's."""
+    answers: dict[int, Trajectory] = field(default_factory=dict)
+    """Scored responses, by the number of the sample."""
+    begun: dict[int, Begun] = field(default_factory=dict)
+    """What there is of others that were stopped."""
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the rewards differ: equal ones have no advantage."""
+        return len({trajectory.reward for trajectory in self.answers.values()}) > 1
+
+
+class Window:
+    """The groups under way, in the order of their draws."""
+
+    def __init__(self, groups_per_step: int, max_staleness: int) -> None:
+        self.groups_per_step = groups_per_step
+        self.max_staleness = max_staleness
+        self.groups: dict[int, Group] = {}
+
+    def room(self, *, training: bool) -> int:
+        """How many more may be begun: before a step takes its groups, or while it trains on them."""
+        steps = self.max_staleness + (not training)
+        return max(0, steps * self.groups_per_step - len(self.groups))
+
+    def add(self, group: Group) -> None:
+        self.groups[group.draw] = group
+
+    def remove(self, group: Group) -> None:
+        del self.groups[group.draw]
+
+    def take(self, samples: int, version: int, places: int) -> list[Group]:
+        """Take whole groups, oldest first, for a step with the weights of `version` that has `places` left."""
+        taken: list[Group] = []
+        for group in sorted(self.groups.values(), key=lambda group: (group.version, group.draw)):
+            if len(group.answers) == samples and self._may_go(group, version, places - len(taken)):
+                self.remove(group)
+                taken.append(group)
+        return taken
+
+    def _may_go(self, group: Group, version: int, places: int) -> bool:
+        """Whether all others can still be trained on in time without the place that `group` would have."""
+        if places < 1:
+            return False
+        for steps in range(self.max_staleness + 1):
+            oldest = version + steps - self.max_staleness
+            due = sum(other.version <= oldest for other in self.groups.values() if other is not group)
+            if due > places - 1 + steps * self.groups_per_step:
+                return False
+        return True

@@ -1,0 +1,124 @@
+"""A stream gives a step the groups that rounds would; with staleness nothing is lost between steps, and tails go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from test_collect import parity_pool, parts  # noqa: F401
+
+from megatron_fork import rollout, unfinished
+from megatron_fork.errors import ConfigError
+from megatron_fork.rollout import Collector
+from megatron_fork.rollout.producer import Producer
+
+
+def config(**settings) -> rollout.Config:
+    return rollout.Config(**{"samples": 3, "max_response_tokens": 8, "max_rounds": 50, **settings})
+
+
+def collector(parts, groups: int, **settings) -> Collector:  # noqa: F811
+    source, engine = parts
+    return Collector(config(**settings), engine, source, parity_pool(), groups=groups, world=None, seed=4)
+
+
+def steps_of(made: Collector, steps: int, start: int = 0, first: int = 0):
+    drawn = start
+    for version in range(first, first + steps):
+        made.engine.version = version
+        rollouts = made.collect(start=drawn, version=version)
+        drawn += rollouts.prompts_drawn
+        yield rollouts
+
+
+@pytest.mark.parametrize("batch_size", [5, 64])
+@pytest.mark.parametrize("dynamic_sampling", [True, False])
+def test_without_staleness_the_stream_gives_what_rounds_give(parts, batch_size, dynamic_sampling) -> None:  # noqa: F811
+    source, engine = parts
+    settings = config(dynamic_sampling=dynamic_sampling)
+    expected = collector(parts, 6, dynamic_sampling=dynamic_sampling).collect(start=0, version=0)
+    engine.batch_size, before = batch_size, engine.batch_size
+    try:
+        harvest = Producer(settings, engine, source, parity_pool(), groups=6, seed=4).take(start=0, version=0)
+    finally:
+        engine.batch_size = before
+    drawn = [trajectory for group in harvest.groups for _, trajectory in sorted(group.answers.items())]
+    assert [each.response for each in drawn] == [each.response for each in expected.trajectories]
+    assert (harvest.drawn, harvest.judged) == (expected.prompts_drawn, expected.groups_sampled)
+    assert harvest.reward / (3 * harvest.judged) == pytest.approx(expected.mean_reward)
+
+
+def test_tails_are_kept_and_go_on_under_newer_weights(parts) -> None:  # noqa: F811
+    """Every prompt that was drawn is trained on once, left out for want of signal, or still under way."""
+    settings = {"max_staleness": 2, "tail": "stop", "batch_size": 7, "max_response_tokens": 30}
+    made = collector(parts, 4, **settings)
+    made.engine.batch_size, before = 7, made.engine.batch_size
+    seen, judged, drawn, mixed, kept = [], 0, 0, 0, 0
+    try:
+        for version, rollouts in enumerate(steps_of(made, 6)):
+            drawn += rollouts.prompts_drawn
+            judged += rollouts.groups_sampled
+            kept += sum(len(begun.tokens) for group in made.under_way() for begun in group.begun.values())
+            assert len(rollouts.trajectories) == 12 and rollouts.groups_under_way == len(made.under_way())
+            for first in range(0, 12, 3):
+                group = rollouts.trajectories[first : first + 3]
+                assert len({each.prompt.index for each in group}) == 1 and len({each.reward for each in group}) == 2
+                seen.append(tuple(each.response for each in group))
+            for each in rollouts.trajectories:
+                assert each.versions[0].start == 0 and each.versions[-1].end == len(each.response)
+                assert all(one.end == two.start and one.version < two.version for one, two in pairwise(each.versions))
+                assert version - 2 <= each.weight_version <= each.versions[-1].version <= version
+                mixed += len(each.versions) > 1
+    finally:
+        made.engine.batch_size = before
+    assert mixed > 0 and len(seen) == 24
+    waiting = made.under_way()
+    assert all(len(group.answers) < 3 or group.has_signal for group in waiting)
+    assert kept > 0
+    finished = sum(len(group.answers) == 3 for group in waiting)
+    without_signal = judged - finished - len(seen)
+    assert without_signal > 0 and drawn == len(seen) + len(waiting) + without_signal
+
+
+def test_what_is_under_way_is_kept_with_a_checkpoint(parts, tmp_path) -> None:  # noqa: F811
+    """A run that is resumed draws what the uninterrupted one does, from the middle of responses on."""
+    settings = {"max_staleness": 1, "tail": "stop", "max_response_tokens": 30}
+    made = collector(parts, 4, **settings)
+    made.engine.batch_size, before = 7, made.engine.batch_size
+    try:
+        first = list(steps_of(made, 3))
+        unfinished.write_groups(tmp_path, made.under_way())
+        drawn = sum(rollouts.prompts_drawn for rollouts in first)
+        expected = list(steps_of(made, 3, drawn, first=3))
+        again = collector(parts, 4, **settings)
+        again.restore(unfinished.read_groups(tmp_path))
+        assert list(steps_of(again, 3, drawn, first=3)) == expected
+    finally:
+        made.engine.batch_size = before
+
+
+def test_nothing_under_way_is_no_file(tmp_path) -> None:
+    unfinished.write_groups(tmp_path, [])
+    assert list(tmp_path.iterdir()) == [] and unfinished.read_groups(tmp_path) == []
+
+
+def test_an_engine_that_shares_the_processors_must_stop() -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.max_staleness=1 with rollout\.engine=embedded"):
+        rollout.Config(max_staleness=1)
+    with pytest.raises(ConfigError, match=r"rollout\.max_staleness=-1 is negative"):
+        rollout.Config(max_staleness=-1)
+
+
+def test_fresh_tokens_are_told_from_older_ones(parts) -> None:  # noqa: F811
+    from megatron_fork.experience import Batch, VersionSpan
+
+    trajectories = collector(parts, 2).collect(start=0, version=0).trajectories[:2]
+    spans = [(VersionSpan(3, 0, 2), VersionSpan(4, 2, len(trajectories[0].response))), ()]
+    batch = Batch.of_trajectories(
+        [replace(trajectory, versions=span) for trajectory, span in zip(trajectories, spans, strict=True)]
+    )
+    expected = torch.ones(batch.response_tokens, dtype=torch.bool)
+    expected[:2] = False
+    assert batch.drawn_by(4).equal(expected)
