@@ -133,8 +133,9 @@ def begin(root: Path, step: int, parts: Iterable[str]) -> Path:
     for leaving in root.glob("step-*.partial"):
         shutil.rmtree(leaving, ignore_errors=True)
     aside = root / f"step-{step:06d}.partial"
+    aside.mkdir(parents=True)
     for part in parts:
-        (aside / part).mkdir(parents=True)
+        (aside / part).mkdir()
     return aside
 
 

@@ -9,8 +9,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
 from megatron_fork.checkpoint import PublishedWeights
-from megatron_fork.checkpoint.bridge import entries
 from megatron_fork.checkpoint.parameters import local_parameters
+from megatron_fork.checkpoint.table import entries_of
 
 LENGTHS = [10, 10, 12, 40, 3, 1]
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
@@ -120,7 +120,7 @@ def test_statistics_and_their_gradients_at_the_marked_rows(pair, row: dict) -> N
     expected = PublishedWeights(gradients)
     parameters = local_parameters([ours])
     compared = set()
-    for entry in entries(ours):
+    for entry in entries_of(ours):
         mine = entry.rule.join([parameters[entry.megatron].grad], ours.hf_config)
         for name, gradient in zip(entry.hugging_face, mine, strict=True):
             scale = max(expected[name].abs().max().item(), 1e-3)  # an expert may have no token, and no gradient
