@@ -45,6 +45,21 @@ def test_two_tensor_ranks_and_one_server(server, tmp_path: Path) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize(("tail", "ranks"), [("generate", 0), ("stop", 0), ("generate", 2)])
+def test_generation_goes_ahead_of_training(server, tmp_path: Path, tail: str, ranks: int) -> None:
+    """A step of groups is always under way; no token is older than allowed, and those of the policy's weights are its own."""
+    ahead = ["rollout.max_staleness=1", f"rollout.tail={tail}", "objective.correction=tis"]
+    parallel = [f"parallel.tensor={ranks}"] if ranks else []
+    code, output = run(*words(server, tmp_path, "gloo"), *ahead, *parallel, ranks=ranks, limit=400.0)
+    assert code == 0, output
+    steps = steps_of(tmp_path)
+    assert [step["rollout/groups_under_way"] for step in steps] == [4.0] * 4
+    assert [step["rollout/groups_kept"] for step in steps] == [4.0] * 4
+    assert max(step["rollout/staleness_max"] for step in steps) == 1.0
+    assert 0.0 < sum(step["rollout/staleness"] for step in steps) <= 4.0
+
+
+@BOTH
 def test_a_run_without_servers_is_saved_and_goes_on(server, tmp_path: Path) -> None:
     """All servers gone in the middle: one line that names them, exit code 1, and the run resumes with them."""
     from engine_servers import FaultyProxy
