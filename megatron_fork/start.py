@@ -11,7 +11,7 @@ from typing import Any
 from megatron_fork import checkpoint, distributed, models, unfinished
 from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
 from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import Collector, EmbeddedEngine, Engine, Group, RemoteEngine
+from megatron_fork.rollout import ColocatedEngine, Collector, EmbeddedEngine, Engine, Group, RemoteEngine
 from megatron_fork.supervised import fine_tune
 from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace
@@ -133,6 +133,15 @@ def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) ->
     """The engine that draws responses; its weights come with the first update. `save`: before a wait for servers."""
     tokenizer = work.source.tokenizer
     stop_token = tokenizer.eos_token_id
+    if work.config.rollout.engine == "vllm_colocated":
+        return ColocatedEngine(
+            work.config.rollout.colocated,
+            work.hf_config,
+            stop_token=stop_token,
+            batch_size=work.config.rollout.batch_size,
+            max_tokens=work.source.longest_prompt + work.config.rollout.max_response_tokens,
+            dtype=work.config.policy.dtype,
+        )
     if work.config.rollout.engine != "embedded":
         return RemoteEngine(
             work.config.rollout,

@@ -102,6 +102,7 @@ def one_step(
     under_way = collector.under_way()
     if drawn.taught is None and work.asked_to_stop():
         stop_within_step(work, networks, replace(progress, under_way=under_way), drawn, None)
+    engine.rest()
     lesson = teach(learner, drawn, config, step, clock, work.asked_to_stop)
     if not lesson.finished:
         drawn = replace(drawn, taught=Taught(lesson.metrics, lesson.updates, {}))

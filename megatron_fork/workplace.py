@@ -21,12 +21,20 @@ from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import CheckpointError, ConfigError, Interrupted, ModelError, Preempted
 from megatron_fork.interruption import StopRequest
+from megatron_fork.rollout import check_colocated
 from megatron_fork.run_folder import RunFolder
 
 # What a resumed run may change without becoming another run.
 _MAY_CHANGE = (
     *("run.", "parallel.", "train.steps", "rewards.workers", "policy.tokens_per_"),
-    *("rollout.batch_size", "rollout.servers", "rollout.sync", "rollout.remote.", "rollout.probe_"),
+    *(
+        "rollout.batch_size",
+        "rollout.servers",
+        "rollout.sync",
+        "rollout.remote.",
+        "rollout.colocated.",
+        "rollout.probe_",
+    ),
 )
 
 
@@ -67,6 +75,8 @@ class Workplace:
 def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
     _check_staleness(config)
+    if config.rollout.engine == "vllm_colocated":
+        check_colocated(config.rollout.colocated, ranks=distributed.world_size())
     hf_config = matching_model(config)
     source = matching_prompts(config, hf_config)
     distributed.initialize()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.rollout.colocated import ColocatedConfig
 from megatron_fork.serving import EntropyTemperature
 
 
@@ -43,13 +44,14 @@ class RemoteConfig:
 class Config:
     """How responses are drawn."""
 
-    engine: Literal["embedded", "vllm", "sglang"] = "embedded"
-    """embedded: in the trainer's processes; the others: servers."""
+    engine: Literal["embedded", "vllm_colocated", "vllm", "sglang"] = "embedded"
+    """embedded, vllm_colocated: in the trainer's processes; the others: servers."""
     servers: list[str] = field(default_factory=list)
     """Addresses of the servers, such as http://node7:8000."""
     sync: Literal["disk", "gloo", "nccl"] = "disk"
     """How servers get new weights: a folder that trainer and servers see, or a broadcast from rank 0."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)
+    colocated: ColocatedConfig = field(default_factory=ColocatedConfig)
     samples: int = 16
     """Responses per prompt: the group."""
     temperature: float = 1.0
@@ -61,7 +63,7 @@ class Config:
     entropy_temperature: EntropyTemperature = field(default_factory=EntropyTemperature)
     max_response_tokens: int = 20480
     batch_size: int = 256
-    """Sequences that the embedded engine decodes at a time."""
+    """Sequences that an engine in the trainer's processes decodes at a time."""
     dynamic_sampling: bool = True
     """Replace groups whose rewards are all equal by new prompts."""
     max_rounds: int = 10
@@ -106,10 +108,10 @@ class Config:
         self._check_sampling()
 
     def _check_servers(self) -> None:
-        if (self.engine == "embedded") != (not self.servers):
+        if (self.engine in ("embedded", "vllm_colocated")) != (not self.servers):
             raise ConfigError(
                 f"rollout.engine={self.engine} with rollout.servers={self.servers}",
-                hint="the embedded engine has no servers; vllm and sglang need at least one",
+                hint="embedded and vllm_colocated have no servers; vllm and sglang need at least one",
             )
         for url in self.servers:
             if not url.startswith(("http://", "https://")):
@@ -143,6 +145,6 @@ class Config:
         """
         if not self.entropy_temperature.is_plain:
             return "rollout.entropy_temperature"
-        if self.engine == "vllm" and (self.top_p < 1.0 or self.top_k > 0):
-            return f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.engine=vllm"
+        if self.engine in ("vllm", "vllm_colocated") and (self.top_p < 1.0 or self.top_k > 0):
+            return f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.engine={self.engine}"
         return ""

@@ -100,7 +100,8 @@ class EmbeddedEngine:
                 yield None
 
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
-        return {"embedded": list(self.generate(requests))}
+        """None to be judged: the weights were copied within the process, tensor by tensor."""
+        return {}
 
     @torch.no_grad()
     def _decode(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -208,6 +209,9 @@ class EmbeddedEngine:
     def unfinished(self) -> list[Request]:
         left, self._unfinished = self._unfinished, []
         return left
+
+    def rest(self) -> None:
+        """It stays as it is: its weights are overwritten in place."""
 
     def health(self) -> bool:
         return self.version >= 0

@@ -89,7 +89,7 @@ class Engine(Protocol):
         """
 
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
-        """The same requests of every server, by its name; where the engine is coordinated, on the first rank only."""
+        """The same requests of every server or engine that this rank speaks for, by its name."""
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take on all weights, under Hugging Face names. What can be iterated again is, for servers that come back later."""
@@ -99,6 +99,9 @@ class Engine(Protocol):
 
     def unfinished(self) -> list[Request]:
         """What the last `abort` left, to be continued by another `generate`."""
+
+    def rest(self) -> None:
+        """No request comes before the next weights: what is held on the trainer's devices may be given back until then."""
 
     def health(self) -> bool:
         """Whether requests can be served."""

@@ -23,16 +23,17 @@ _TOKENS = 16
 def probe(engine: Engine, policy: Policy, prompts: Sequence[Prompt], config: Config) -> float:
     """Largest |server - policy| log-prob in nats over all servers; raises `RolloutError` beyond `probe_limit`.
 
-    Every rank calls it. An embedded engine is not probed: its weights were copied within the process.
+    Every rank calls it. An embedded engine has no replicas, and is not probed.
     """
-    if not (engine.is_coordinated and config.probe_prompts):
+    if not config.probe_prompts:
         return 0.0
     asked = [prompts[number % len(prompts)] for number in range(config.probe_prompts)]
     requests = [
         Request(number, prompt.tokens, number, config.temperature, min(_TOKENS, config.max_response_tokens))
         for number, prompt in enumerate(asked)
     ]
-    answers = collectives.broadcast_object(engine.replicas(requests), policy.layout.world)
+    of_ranks = collectives.gather_objects(engine.replicas(requests), policy.layout.world)
+    answers = {name: completions for replicas in of_ranks for name, completions in replicas.items()}
     if not answers:
         return 0.0
     differences = _differences(policy, asked, answers)

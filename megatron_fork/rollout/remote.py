@@ -154,6 +154,9 @@ class RemoteEngine:
     def unfinished(self) -> list[Request]:
         return self._loop.call(self.fleet.take_unfinished()) if self._orders.leads else []
 
+    def rest(self) -> None:
+        """Servers hold nothing of the trainer's."""
+
     def health(self) -> bool:
         """Whether any server is ready, on all ranks alike."""
         ready = bool(self.fleet.ready) if self._orders.leads else False

@@ -12,27 +12,14 @@ from typing import Any
 
 from megatron_fork.rollout.draft import Draft, Piece
 from megatron_fork.rollout.server import Rendezvous, Server, ServerFault, spans_of
+from megatron_fork.rollout.vllm_sampling import vllm_sampling
 
 _RESETS = 50
 
 
 class VllmServer(Server):
     async def pieces(self, draft: Draft, stop_token: int) -> AsyncGenerator[Piece, None]:
-        request = draft.request
-        sampling: dict[str, Any] = {
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "top_k": request.top_k,
-            "seed": (request.seed + len(draft.tokens)) % (1 << 62),
-            "max_tokens": draft.remaining,
-            "logprobs": 0,
-            "ignore_eos": True,  # the stop tokens are this side's to say
-            "stop_token_ids": [stop_token, *request.stop_tokens],
-            "stream_interval": self.config.stream_interval,
-            "detokenize": False,
-        }
-        if request.entropy_temperature is not None:
-            sampling["extra_args"] = {"entropy_temperature": request.entropy_temperature.parameters}
+        sampling = vllm_sampling(draft, stop_token, stream_interval=self.config.stream_interval)
         room = draft.remaining
         body = {"token_ids": draft.prompt, "stream": True, "sampling_params": sampling}
         async for event in self.events("/inference/v1/generate", body):

@@ -1,4 +1,4 @@
-"""vLLM's side of a weight update: receives buckets over torch's gloo or nccl, on the CPU as on GPUs.
+"""vLLM's side of a weight update: takes buckets over torch's gloo or nccl, or from the process that it runs in.
 
     vllm serve ... --worker-extension-cls megatron_fork.serving.vllm_worker.WeightReceiver
         --weight-transfer-config '{"backend": "megatron_fork"}'
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -27,6 +28,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from megatron_fork.serving.transfer import Backend, TransferGroup, address_towards, join_transfer
 
 if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 NAME = "megatron_fork"
@@ -78,7 +80,7 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
         )
 
     def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
+        begin_loading(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """As the base's, without its call of the accelerator, which a CPU does not have."""
@@ -97,8 +99,7 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
             yield name, tensor
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
-        repack_tied_head(self.model)
+        finish_loading(self.model, self.model_config)
 
     def shutdown(self) -> None:
         if self._group is not None:
@@ -110,6 +111,8 @@ class WeightReceiver:
     """Mixed into vLLM's workers; importing its module has made the transfer backend known."""
 
     model_runner: GPUModelRunner
+    model_config: ModelConfig
+    vllm_config: VllmConfig
     weight_transfer_engine: BucketReceiver | None
     _weight_update_active: bool
 
@@ -123,6 +126,33 @@ class WeightReceiver:
         self._weight_update_active = False
         if self.weight_transfer_engine is not None:
             self.weight_transfer_engine.reset_weight_update_target()
+
+    def begin_bucket_update(self) -> None:
+        """From here to `finish_bucket_update` weights come from this very process."""
+        with set_current_vllm_config(self.vllm_config):
+            begin_loading(self.model_runner.model)
+
+    @torch.no_grad()
+    def load_bucket(self, bucket: list[tuple[str, Tensor]]) -> None:
+        """Load whole tensors under Hugging Face names; they are kept until their layer is complete."""
+        with set_current_vllm_config(self.vllm_config):
+            self.model_runner.model.load_weights(bucket)
+
+    @torch.no_grad()
+    def finish_bucket_update(self) -> None:
+        with set_current_vllm_config(self.vllm_config):
+            finish_loading(self.model_runner.model, self.model_config)
+
+
+def begin_loading(model: torch.nn.Module) -> None:
+    """Make the model take weights anew, layer by layer, into the memory of those that are there."""
+    initialize_layerwise_reload(model)
+
+
+def finish_loading(model: torch.nn.Module, config: ModelConfig) -> None:
+    """Process what vLLM leaves for the end, and what it forgets."""
+    finalize_layerwise_reload(model, config)
+    repack_tied_head(model)
 
 
 def repack_tied_head(model: torch.nn.Module) -> None:

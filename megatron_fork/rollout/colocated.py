@@ -1,0 +1,252 @@
+"""vLLM inside the trainer's processes, on the trainer's GPUs: no server, no wire, and the memory held in turns.
+
+Each rank runs an engine core of its own and steps it. With `tensor` above 1 so many consecutive ranks form one engine: each
+runs the same schedule over its part of the model, so all of them must be given the same requests in the same order. They
+therefore put their shares together, draw all, and each hands out what it was asked for itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from megatron_fork import distributed
+from megatron_fork.distributed import collectives
+from megatron_fork.errors import ConfigError, RolloutError
+from megatron_fork.rollout.buckets import buckets
+from megatron_fork.rollout.draft import Draft, Share
+from megatron_fork.rollout.engine import Completion, Request
+from megatron_fork.rollout.sleeping import Sleeping
+from megatron_fork.rollout.vllm_process import one_line, start_vllm, vllm_module
+from megatron_fork.rollout.vllm_sampling import vllm_sampling
+
+# Tokens of a response that the engine hands out together; an abort forgets less than this of each.
+_STREAM_INTERVAL = 16
+_RESETS = 50
+
+
+@dataclass
+class ColocatedConfig:
+    """vLLM in the trainer's processes."""
+
+    tensor: int = 1
+    """Consecutive ranks that form one engine, each with a part of every layer; `parallel.tensor` need not be the same."""
+    gpu_memory_utilization: float = 0.4
+    """Share of each GPU that the engine may hold while it is awake, beside the policy."""
+    kv_cache_mebibytes: int = 0
+    """Cache of keys and values on each rank; 0: what that share leaves, on a CPU 512."""
+    sleep: bool = True
+    """Give the GPU's memory back while the policy trains."""
+    eager: bool = False
+    """Without CUDA graphs: starts sooner and holds less memory, decodes more slowly."""
+    bucket_mebibytes: int = 512
+    """Weights that are handed over, and held twice, at a time."""
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "bucket_mebibytes"):
+            if vars(self)[name] < 1:
+                raise ConfigError(f"rollout.colocated.{name}={vars(self)[name]} is not a size", hint="give 1 or more")
+        if self.kv_cache_mebibytes < 0:
+            raise ConfigError(
+                f"rollout.colocated.kv_cache_mebibytes={self.kv_cache_mebibytes} is negative",
+                hint="0 takes what gpu_memory_utilization leaves",
+            )
+        if not 0.0 < self.gpu_memory_utilization < 1.0:
+            raise ConfigError(
+                f"rollout.colocated.gpu_memory_utilization={self.gpu_memory_utilization} is not in (0, 1)",
+                hint="the policy lives on the same GPU: 0.4 leaves it more than half",
+            )
+
+
+@dataclass
+class _Drawing:
+    """A response in progress, and whether this rank was asked for it."""
+
+    draft: Draft
+    share: Share
+    is_mine: bool
+
+
+class ColocatedEngine:
+    """Implements `Engine` with vLLM's engine core in this process."""
+
+    is_coordinated = False
+
+    def __init__(
+        self,
+        config: ColocatedConfig,
+        hf_config: PretrainedConfig,
+        *,
+        stop_token: int,
+        batch_size: int,
+        max_tokens: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """All ranks together. `max_tokens` is of the longest prompt with its response; `batch_size` responses run at a time."""
+        self.config = config
+        self.stop_token = stop_token
+        self.version = -1
+        self.parameters = 0
+        self._aborted = False
+        self._submitted = 0
+        self._running: dict[str, _Drawing] = {}
+        self._unfinished: list[Request] = []
+        can_sleep = config.sleep and bool(vllm_module("vllm.platforms").current_platform.is_sleep_mode_available())
+        with tempfile.TemporaryDirectory() as folder:
+            hf_config.save_pretrained(folder)
+            self._llm = start_vllm(
+                config,
+                model=folder,
+                load_format="dummy",
+                dtype=str(dtype).removeprefix("torch."),
+                max_model_len=max_tokens,
+                max_num_seqs=batch_size,
+                enable_sleep_mode=can_sleep,
+            )
+        self._sleeping = Sleeping(self._llm, can_sleep=can_sleep)
+        # The ranks of this engine, over which they agree in main memory.
+        self._group: collectives.Group = None
+        if config.tensor > 1:
+            self._group = vllm_module("vllm.distributed").get_tp_group().cpu_group
+
+    @torch.no_grad()
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Hand all weights to the model's loader, bucket by bucket; wakes the engine where it sleeps.
+
+        Raises `RolloutError` where the model has no such tensor, or while responses are in progress.
+        """
+        if self._running:
+            raise RolloutError(
+                "new weights for the colocated engine while it draws responses", hint="abort, update, and continue them"
+            )
+        self.parameters = 0
+        with self._sleeping.ended_by_weights():
+            self._llm.collective_rpc("begin_bucket_update")
+            for bucket in buckets(weights, self.config.bucket_mebibytes << 20, distributed.device()):
+                self.parameters += sum(tensor.numel() for _, tensor in bucket)
+                self._load(bucket)
+            self._llm.collective_rpc("finish_bucket_update")
+        self._forget_prefixes()
+        self.version = version
+
+    def _load(self, bucket: list[tuple[str, Tensor]]) -> None:
+        try:
+            self._llm.collective_rpc("load_bucket", args=(bucket,))
+        except (KeyError, ValueError) as error:
+            raise RolloutError(
+                f"the engine's model does not take the weights: {one_line(error)}",
+                hint="policy and engine must share a config",
+            ) from error
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Completions as they finish. With `tensor` above 1 every rank of the engine must take them to the end."""
+        self._sleeping.refuse_requests()
+        self._aborted = False
+        try:
+            for rank, share in enumerate(collectives.gather_objects(list(requests), self._group)):
+                for request in share:
+                    self._submit(request, is_mine=rank == collectives.rank(self._group))
+            while self._running and not self._is_aborted():
+                yield from self._step()
+        finally:
+            self._stop()
+
+    def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
+        """This engine's answers, at the first of its ranks."""
+        answers = list(self.generate(requests))
+        if collectives.rank(self._group) > 0:
+            return {}
+        return {f"the engine of rank {distributed.rank()}": answers}
+
+    def abort(self) -> None:
+        """Take no further token; with `tensor` above 1 from the next step on that all ranks of the engine make."""
+        self._aborted = True
+        if self._group is None:
+            self._stop()
+
+    def unfinished(self) -> list[Request]:
+        left, self._unfinished = self._unfinished, []
+        return left
+
+    def rest(self) -> None:
+        self._stop()
+        self._sleeping.begin()
+
+    def health(self) -> bool:
+        return self.version >= 0
+
+    def close(self) -> None:
+        """Free the engine's memory and its process groups; the trainer's stay."""
+        self._stop()
+        self._llm.engine_core.shutdown()
+        vllm_module("vllm.distributed.parallel_state").destroy_model_parallel()
+
+    def _submit(self, request: Request, *, is_mine: bool) -> None:
+        vllm = vllm_module("vllm.sampling_params")
+        draft = Draft.of(request)
+        name = str(self._submitted)
+        self._submitted += 1
+        try:
+            sampling = vllm.SamplingParams(
+                **vllm_sampling(draft, self.stop_token, stream_interval=_STREAM_INTERVAL),
+                output_kind=vllm.RequestOutputKind.DELTA,
+            )
+            self._llm.add_request(name, {"prompt_token_ids": draft.prompt}, sampling)
+        except ValueError as error:
+            raise RolloutError(
+                f"vLLM refuses a request of {len(draft.prompt)} tokens: {one_line(error)}",
+                hint="prompt and response must fit rollout.colocated.kv_cache_mebibytes and the model's positions",
+            ) from error
+        self._running[name] = _Drawing(draft, Share(self.version, {}), is_mine)
+
+    def _step(self) -> list[Completion]:
+        """One token more for what runs; what has ended."""
+        return [each for output in self._llm.step() if (each := self._taken(output)) is not None]
+
+    def _taken(self, output: Any) -> Completion | None:
+        drawing = self._running.get(output.request_id)
+        if drawing is None:  # of an abort
+            return None
+        (piece,) = output.outputs
+        drawing.share.tokens += piece.token_ids
+        drawing.share.logprob += [
+            float(of_token[token].logprob) for token, of_token in zip(piece.token_ids, piece.logprobs, strict=True)
+        ]
+        if not output.finished:
+            return None
+        del self._running[output.request_id]
+        if piece.finish_reason not in ("stop", "length"):
+            raise RolloutError(f"vLLM ended a response with {piece.finish_reason}", hint="see vLLM's messages above")
+        drawing.draft.add(drawing.share)
+        return drawing.draft.completion(piece.finish_reason) if drawing.is_mine else None
+
+    def _is_aborted(self) -> bool:
+        """Whether any rank of the engine is to stop: they must do so at the same step."""
+        if self._group is None:
+            return self._aborted
+        return bool(collectives.all_reduce_max(torch.tensor(int(self._aborted)), self._group).item())
+
+    def _stop(self) -> None:
+        """End what runs; after an abort, this rank's requests are kept with what they have."""
+        if not self._running:
+            return
+        self._llm.abort_request(list(self._running))
+        for drawing in self._running.values():
+            drawing.draft.add(drawing.share)
+            if drawing.is_mine and self._aborted:
+                self._unfinished.append(drawing.draft.unfinished())
+        self._running.clear()
+
+    def _forget_prefixes(self) -> None:
+        """Drop cached keys and values of earlier weights."""
+        for _ in range(_RESETS):
+            if self._llm.reset_prefix_cache():
+                return
+            self._llm.step()  # a batch that was under way at an abort still holds its part
+        raise RolloutError("vLLM's cache of prefixes, which old weights wrote, cannot be reset")

@@ -1,0 +1,95 @@
+"""Starting vLLM's engine within this process, as a guest: the ranks, the device and the random generators are the trainer's."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from megatron_fork import distributed
+from megatron_fork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megatron_fork.rollout.colocated import ColocatedConfig
+
+_CPU_CACHE_BYTES = 512 << 20
+_ENVIRONMENT = {
+    "LOCAL_RANK": "0",  # as `distributed.device` has it
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+def check_colocated(config: ColocatedConfig, *, ranks: int) -> None:
+    """Raises `ConfigError` where this Python has no vLLM, or the ranks do not divide into engines."""
+    vllm_module("vllm.v1.engine.llm_engine")
+    if ranks % config.tensor:
+        raise ConfigError(
+            f"rollout.colocated.tensor={config.tensor} with {ranks} ranks: they do not divide into engines",
+            hint="choose a divisor of the number of ranks",
+        )
+
+
+def start_vllm(config: ColocatedConfig, **arguments: Any) -> Any:
+    """An `LLMEngine` in this process, with weights yet to come; raises `ConfigError` with vLLM's words where it refuses."""
+    llm_engine, engine_args = vllm_module("vllm.v1.engine.llm_engine"), vllm_module("vllm.engine.arg_utils")
+    on_gpu = torch.cuda.is_available()
+    cache = config.kv_cache_mebibytes << 20 or (None if on_gpu else _CPU_CACHE_BYTES)
+    try:
+        with _randomness_kept():
+            return llm_engine.LLMEngine.from_engine_args(
+                engine_args.EngineArgs(
+                    **arguments,
+                    tensor_parallel_size=config.tensor,
+                    # The launcher's ranks are the engine's; without a launcher there is one.
+                    distributed_executor_backend="external_launcher" if distributed.is_launched() else "uni",
+                    gpu_memory_utilization=config.gpu_memory_utilization,
+                    kv_cache_memory_bytes=cache,
+                    enforce_eager=config.eager or not on_gpu,
+                    skip_tokenizer_init=True,
+                    generation_config="vllm",
+                    logprobs_mode="processed_logprobs",
+                    worker_extension_cls="megatron_fork.serving.vllm_worker.WeightReceiver",
+                    logits_processors=["megatron_fork.serving.vllm_temperature:EntropyTemperatureProcessor"],
+                    disable_log_stats=True,
+                )
+            )
+    except ValueError as error:
+        raise ConfigError(
+            f"rollout.engine=vllm_colocated: vLLM refuses: {one_line(error)}", hint="see rollout.colocated"
+        ) from error
+
+
+def vllm_module(module: str) -> Any:
+    """A module of vLLM, which only this engine needs; raises `ConfigError` where this Python has none."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the core is to run in this process
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"rollout.engine=vllm_colocated: vLLM cannot be imported here: {one_line(error)}",
+            hint="`bash scripts/engine_environment.sh vllm-colocated` makes an environment with it; see docs/engines.md",
+        ) from error
+
+
+@contextmanager
+def _randomness_kept() -> Iterator[None]:
+    """Random generators as they were: vLLM seeds them all when it starts, and here they are the trainer's."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
