@@ -197,7 +197,7 @@ class ColocatedEngine:
                 **vllm_sampling(draft, self.stop_token, stream_interval=_STREAM_INTERVAL),
                 output_kind=vllm.RequestOutputKind.DELTA,
             )
-            self._llm.add_request(name, {"prompt_token_ids": draft.prompt}, sampling)
+            self._llm.add_request(name, vllm_module("vllm.inputs").tokens_input(draft.prompt), sampling)
         except ValueError as error:
             raise RolloutError(
                 f"vLLM refuses a request of {len(draft.prompt)} tokens: {one_line(error)}",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CPU_CACHE_BYTES = 512 << 20
 _ENVIRONMENT = {
     "LOCAL_RANK": "0",  # as `distributed.device` has it
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are of its start, and of every update
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
@@ -40,6 +40,7 @@ def check_colocated(config: ColocatedConfig, *, ranks: int) -> None:
 def start_vllm(config: ColocatedConfig, **arguments: Any) -> Any:
     """An `LLMEngine` in this process, with weights yet to come; raises `ConfigError` with vLLM's words where it refuses."""
     llm_engine, engine_args = vllm_module("vllm.v1.engine.llm_engine"), vllm_module("vllm.engine.arg_utils")
+    os.environ.setdefault("RANK", str(distributed.rank()))
     on_gpu = torch.cuda.is_available()
     cache = config.kv_cache_mebibytes << 20 or (None if on_gpu else _CPU_CACHE_BYTES)
     try:
@@ -48,8 +49,7 @@ def start_vllm(config: ColocatedConfig, **arguments: Any) -> Any:
                 engine_args.EngineArgs(
                     **arguments,
                     tensor_parallel_size=config.tensor,
-                    # The launcher's ranks are the engine's; without a launcher there is one.
-                    distributed_executor_backend="external_launcher" if distributed.is_launched() else "uni",
+                    distributed_executor_backend="external_launcher",  # its ranks are the trainer\'s
                     gpu_memory_utilization=config.gpu_memory_utilization,
                     kv_cache_memory_bytes=cache,
                     enforce_eager=config.eager or not on_gpu,

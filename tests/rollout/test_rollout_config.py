@@ -5,7 +5,7 @@ import math
 import pytest
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.rollout import Config, RemoteConfig
+from megatron_fork.rollout import ColocatedConfig, Config, RemoteConfig
 from megatron_fork.serving import EntropyTemperature
 
 SERVERS = ["http://node1:8000", "http://node2:8000"]
@@ -16,6 +16,8 @@ SERVERS = ["http://node1:8000", "http://node2:8000"]
     [
         ({"engine": "vllm"}, r"rollout.engine=vllm with rollout.servers=\[\]"),
         ({"servers": SERVERS}, "rollout.engine=embedded with rollout.servers="),
+        ({"engine": "vllm_colocated", "servers": SERVERS}, "rollout.engine=vllm_colocated with rollout.servers="),
+        ({"engine": "vllm_colocated", "top_k": 9}, "top_k=9 with rollout.engine=vllm_colocated"),
         ({"engine": "vllm", "servers": ["node1:8000"]}, "rollout.servers: node1:8000 is not an address"),
         ({"engine": "vllm", "servers": [SERVERS[0]] * 2}, "names a server twice"),
         ({"top_p": 0.0}, "rollout.top_p=0.0"),
@@ -43,6 +45,15 @@ def test_declared_and_undisturbed_distributions_are_taken() -> None:
     Config(engine="sglang", servers=SERVERS, top_p=0.9, top_k=20)
     Config(engine="vllm", servers=SERVERS, top_p=0.9, mismatch_limit=math.inf)
     Config(entropy_temperature=EntropyTemperature(high=1.5), mismatch_limit=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tensor", 0), ("bucket_mebibytes", 0), ("kv_cache_mebibytes", -1), ("gpu_memory_utilization", 1.0)],
+)
+def test_sizes_of_a_colocated_engine(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"rollout\.colocated\.{name}={value}"):
+        ColocatedConfig(**{name: value})
 
 
 def test_limits_of_servers_are_positive() -> None:
