@@ -188,7 +188,7 @@ class ColocatedEngine:
         vllm_module("vllm.distributed.parallel_state").destroy_model_parallel()
 
     def _submit(self, request: Request, *, is_mine: bool) -> None:
-        vllm = vllm_module("vllm.sampling_params")
+        vllm, refusals = vllm_module("vllm.sampling_params"), vllm_module("vllm.exceptions").VLLMClientError
         draft = Draft.of(request)
         name = str(self._submitted)
         self._submitted += 1
@@ -198,10 +198,10 @@ class ColocatedEngine:
                 output_kind=vllm.RequestOutputKind.DELTA,
             )
             self._llm.add_request(name, vllm_module("vllm.inputs").tokens_input(draft.prompt), sampling)
-        except ValueError as error:
+        except (ValueError, refusals) as error:
             raise RolloutError(
                 f"vLLM refuses a request of {len(draft.prompt)} tokens: {one_line(error)}",
-                hint="prompt and response must fit rollout.colocated.kv_cache_mebibytes and the model's positions",
+                hint="the engine was made for the longest prompt with rollout.max_response_tokens",
             ) from error
         self._running[name] = _Drawing(draft, Share(self.version, {}), is_mine)
 
@@ -228,9 +228,9 @@ class ColocatedEngine:
 
     def _is_aborted(self) -> bool:
         """Whether any rank of the engine is to stop: they must do so at the same step."""
-        if self._group is None:
-            return self._aborted
-        return bool(collectives.all_reduce_max(torch.tensor(int(self._aborted)), self._group).item())
+        if self._group is not None:
+            self._aborted = bool(collectives.all_reduce_max(torch.tensor(int(self._aborted)), self._group).item())
+        return self._aborted
 
     def _stop(self) -> None:
         """End what runs; after an abort, this rank's requests are kept with what they have."""

@@ -139,7 +139,10 @@ def test_temperature_by_entropy_is_the_embedded_engines(engine, model) -> None:
         model.config, stop_token=STOP, pad_token=0, batch_size=64, device=torch.device("cpu"), dtype=torch.float32
     )
     embedded.update_weights(weights_of(model), 3)
-    by_entropy = EntropyTemperature(threshold=4.3, high=1.3, low=0.4)
+    (first,) = requests(1, max_tokens=60)
+    (drawn,) = engine.generate([first])
+    usual = token_statistics(logits_of(model, first, drawn.tokens), torch.tensor(drawn.tokens)).entropy.median().item()
+    by_entropy = EntropyTemperature(threshold=usual, high=1.3, low=0.4)
     asked = requests(16, max_tokens=30, entropy_temperature=by_entropy)
     # In the same batch as others that do not ask for it.
     plain = [Request(100 + each.number, each.tokens, each.seed, 1.0, 30) for each in asked]
@@ -149,8 +152,8 @@ def test_temperature_by_entropy_is_the_embedded_engines(engine, model) -> None:
             logits = logits_of(model, request, completion.tokens)
             if request.entropy_temperature is not None:
                 entropy = token_statistics(logits, torch.tensor(completion.tokens)).entropy
-                above, below = above + int((entropy > 4.3).sum()), below + int((entropy <= 4.3).sum())
-                logits = logits / torch.where(entropy > 4.3, 1.3, 0.4)[:, None]
+                above, below = above + int((entropy > usual).sum()), below + int((entropy <= usual).sum())
+                logits = logits / torch.where(entropy > usual, 1.3, 0.4)[:, None]
             expected = logprob_of(logits, completion.tokens)
             torch.testing.assert_close(torch.tensor(completion.logprob).double(), expected, rtol=0, atol=1e-4)
         assert above > 20 and below > 20
