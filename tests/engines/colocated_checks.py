@@ -15,12 +15,17 @@ from ranks import run_on_ranks
 from transformers import PretrainedConfig
 
 from megatron_fork import distributed
+from megatron_fork.config import load_config
+from megatron_fork.console import Display
 from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.experience import VersionSpan
-from megatron_fork.rollout import ColocatedConfig, ColocatedEngine, EmbeddedEngine, Request, check_colocated
+from megatron_fork.rollout import ColocatedConfig, ColocatedEngine, EmbeddedEngine, Request, check_colocated, colocated
 from megatron_fork.rollout.sleeping import Sleeping
 from megatron_fork.serving import EntropyTemperature
+from megatron_fork.train import train
 from megatron_fork.vocab_parallel import token_statistics
+
+COLOCATED = ("rollout.engine=vllm_colocated", "rollout.colocated.kv_cache_mebibytes=64")
 
 
 def new_engine(hf_config: PretrainedConfig, *, tensor: int = 1) -> ColocatedEngine:
@@ -203,23 +208,29 @@ def test_a_request_that_does_not_fit(engine, model) -> None:
     judge(model, *answered(engine, requests(1))[0])
 
 
+class Recorder:
+    """In the place of vLLM's sleep mode, which a CPU has not: keeps the order of events, and moves no memory."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def sleep(self, level: int) -> None:
+        self.events.append(f"sleep {level}")
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.events.append(f"wake {tags}")
+
+
 def test_memory_comes_back_around_the_weights(engine, model) -> None:
-    """The order of events on a platform with sleep mode; a CPU has none, so the memory itself is not moved here."""
-    events: list[str] = []
-
-    class Recorder:
-        def sleep(self, level: int) -> None:
-            events.append(f"sleep {level}")
-
-        def wake_up(self, tags: list[str]) -> None:
-            events.append(f"wake {tags}")
+    recorder = Recorder()
+    events = recorder.events
 
     def recorded():
         for name, tensor in weights_of(model):
             events.append("weights")
             yield name, tensor
 
-    awake, engine._sleeping = engine._sleeping, Sleeping(Recorder(), can_sleep=True)
+    awake, engine._sleeping = engine._sleeping, Sleeping(recorder, can_sleep=True)
     engine.rest()
     engine.rest()
     with pytest.raises(RolloutError, match="the engine sleeps"):
@@ -273,7 +284,18 @@ def test_two_ranks_form_one_engine() -> None:
     assert first[1] > 0 and sum(first) == 15 and sum(second) == 10
 
 
-COLOCATED = ("rollout.engine=vllm_colocated", "rollout.colocated.kv_cache_mebibytes=64")
+def events_of_a_run(folder: str) -> list[str]:
+    recorder = Recorder()
+    colocated.Sleeping = lambda engine, *, can_sleep: Sleeping(recorder, can_sleep=True)
+    words = [*TINY, *COLOCATED, "evaluation.every=1", "train.steps=2", f"run.folder={folder}"]
+    train(load_config(QUICKSTART, words), Display(speaks=False))
+    return recorder.events
+
+
+def test_a_run_lets_its_engine_sleep_while_it_trains(tmp_path: Path) -> None:
+    """Once a step, and rollouts and evaluations find it awake: it would refuse them."""
+    (events,) = run_on_ranks(events_of_a_run, 1, str(tmp_path / "run"), have_children=True, time_limit=400.0)
+    assert events == ["sleep 2", "wake ['weights']", "wake ['kv_cache']"] * 2
 
 
 def test_quickstart(tmp_path: Path) -> None:
