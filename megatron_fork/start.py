@@ -11,7 +11,7 @@ from typing import Any
 from megatron_fork import checkpoint, distributed, models, unfinished
 from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
 from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import ColocatedEngine, Collector, EmbeddedEngine, Engine, Group, RemoteEngine
+from megatron_fork.rollout import Collector, ColocatedEngine, EmbeddedEngine, Engine, Group, RemoteEngine
 from megatron_fork.supervised import fine_tune
 from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace

@@ -7,8 +7,9 @@ therefore put their shares together, draw all, and each hands out what it was as
 
 from __future__ import annotations
 
+import queue
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,7 @@ class ColocatedEngine:
         self._aborted = False
         self._submitted = 0
         self._running: dict[str, _Drawing] = {}
+        self._waiting: list[Request] = []
         self._unfinished: list[Request] = []
         can_sleep = config.sleep and bool(vllm_module("vllm.platforms").current_platform.is_sleep_mode_available())
         with tempfile.TemporaryDirectory() as folder:
@@ -157,6 +159,25 @@ class ColocatedEngine:
         finally:
             self._stop()
 
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._waiting += requests
+
+    def completions(self) -> Generator[Completion | None, None, None]:
+        """As `generate`, for an engine of one rank; what is submitted meanwhile joins what runs."""
+        self._sleeping.refuse_requests()
+        self._aborted = False
+        try:
+            while True:
+                waiting, self._waiting = self._waiting, []
+                for request in waiting:
+                    self._submit(request, is_mine=True)
+                if self._running:
+                    yield from self._step()
+                else:
+                    yield None
+        finally:
+            self._stop()
+
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
         """This engine's answers, at the first of its ranks."""
         answers = list(self.generate(requests))
@@ -167,6 +188,8 @@ class ColocatedEngine:
     def abort(self) -> None:
         """Take no further token; with `tensor` above 1 from the next step on that all ranks of the engine make."""
         self._aborted = True
+        self._unfinished += self._waiting
+        self._waiting = []
         if self._group is None:
             self._stop()
 
@@ -189,7 +212,7 @@ class ColocatedEngine:
 
     def _submit(self, request: Request, *, is_mine: bool) -> None:
         vllm, refusals = vllm_module("vllm.sampling_params"), vllm_module("vllm.exceptions").VLLMClientError
-        draft = Draft.of(request)
+        draft = Draft.of(request, queue.Queue())  # nobody waits for it there: completions are handed out
         name = str(self._submitted)
         self._submitted += 1
         try:

@@ -92,9 +92,9 @@ class Config:
                 )
         if self.max_staleness < 0:
             raise ConfigError(f"rollout.max_staleness={self.max_staleness} is negative", hint="0 is on-policy")
-        if self.max_staleness and self.engine == "embedded" and self.tail != "stop":
+        if self.max_staleness and self.engine in ("embedded", "vllm_colocated") and self.tail != "stop":
             raise ConfigError(
-                f"rollout.max_staleness={self.max_staleness} with rollout.engine=embedded, which rests while the policy trains",
+                f"rollout.max_staleness={self.max_staleness} with rollout.engine={self.engine}, which rests during training",
                 hint="set rollout.tail=stop, or use servers",
             )
         if self.probe_prompts < 0:

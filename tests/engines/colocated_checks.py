@@ -193,6 +193,33 @@ def test_abort_and_continue(started) -> None:
     assert {span.version for completion in rest for span in completion.versions} == {0, 1}
 
 
+def test_a_stream_that_more_joins(engine, model) -> None:
+    """Submitted while others run; stopped, all of them are either answered or kept."""
+    asked = requests(20, max_tokens=100)
+    engine.submit(asked[:10])
+    arriving = engine.completions()
+    answers = [next(arriving)]
+    engine.submit(asked[10:18])
+    answers += [next(arriving) for _ in range(3)]
+    engine.submit(asked[18:])
+    engine.abort()
+    while (completion := next(arriving)) is not None:
+        answers.append(completion)
+    arriving.close()
+    left = engine.unfinished()
+    assert sorted([each.number for each in answers] + [each.number for each in left]) == list(range(20))
+    assert any(each.begun.tokens for each in left if each.number >= 10)
+    for completion in answers:
+        judge(model, completion, asked[completion.number])
+    engine.submit(left)
+    again = engine.completions()
+    for _ in left:
+        completion = next(again)
+        judge(model, completion, asked[completion.number])
+    assert next(again) is None
+    again.close()
+
+
 def test_what_nobody_takes_any_more_is_ended(engine, model) -> None:
     running = engine.generate(requests(20, max_tokens=100))
     next(running)
