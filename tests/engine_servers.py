@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -199,7 +200,8 @@ class FaultyProxy:
                         b'"output_ids":[', b'"output_ids":[99999999,'
                     )
                 if mode == "shift":
-                    chunk = chunk.replace(b'"logprob":-', b'"logprob":-1')
+                    # In place: a longer chunk would no longer be what its header says.
+                    chunk = re.sub(rb'("logprob":-)[0-8]', rb"\g<1>9", chunk)
                 writer.write(chunk)
                 await writer.drain()
                 chunks += 1
