@@ -55,16 +55,16 @@ class Producer:
         self._resume()
         self._fill(harvest, start, version, training=False)
         with self.rewards.stream() as scoring, closing(self.engine.completions()) as arriving:
+            self._take_whole(harvest, version)
             while len(harvest.groups) < self.window.groups_per_step and self.window.groups:
                 if self._running:
                     self._arrived(next(arriving), scoring)
                     scores: Iterable[tuple[int, Score]] = scoring.finished()
                 else:
                     scores = scoring.drain()  # the engine has nothing left: whether it gets more depends on these
-                for job, score in scores:
-                    self._settle(job, score, harvest, start, version)
-                missing = self.window.groups_per_step - len(harvest.groups)
-                harvest.groups += self.window.take(self.config.samples, version, missing)
+                whole = [self._settle(job, score, harvest, start, version) for job, score in scores]
+                if any(whole):
+                    self._take_whole(harvest, version)
             if self.stops:
                 self.engine.abort()
                 while (completion := next(arriving)) is not None:
@@ -124,21 +124,29 @@ class Producer:
         text = text_of(self.source.tokenizer, completion.tokens)
         self._jobs[scoring.submit(text, prompt.answer)] = (completion, text)
 
+    def _take_whole(self, harvest: Harvest, version: int) -> None:
+        places = self.window.groups_per_step - len(harvest.groups)
+        harvest.groups += self.window.take(self.config.samples, version, places)
+
     def _settle(
         self, job: int, score: Score, harvest: Harvest, start: int, version: int, *, replaces: bool = True
-    ) -> None:
-        """One more response is judged; a whole group without signal leaves, and another prompt takes its place."""
+    ) -> bool:
+        """One more response is judged; a whole group without signal leaves, and another prompt takes its place.
+
+        Returns whether its group is whole.
+        """
         completion, text = self._jobs.pop(job)
         group = self._group_of(completion)
         group.answers[completion.number % self.config.samples] = trajectory_of(completion, group.prompt, text, score)
         if len(group.answers) < self.config.samples:
-            return
+            return False
         harvest.judged += 1
         harvest.reward += sum(trajectory.reward for trajectory in group.answers.values())
         if self.config.dynamic_sampling and not group.has_signal:
             self.window.remove(group)
             if replaces and group.round < self.config.max_rounds:
                 self._begin(harvest, start, version, round=group.round + 1)
+        return True
 
     def _keep_begun(self) -> None:
         """What was stopped goes on with what it has."""
