@@ -100,7 +100,7 @@ class Share:
             return True
         covered = 0
         for label, start, end in self.labels:
-            if label not in self.label_versions or start != covered or end < start:
+            if start != covered or end < start or (end > start and label not in self.label_versions):
                 return False
             covered = end
         return covered == len(self.tokens)
@@ -109,4 +109,4 @@ class Share:
         """(version, start, end); a share that broke off has the version that its server had."""
         if self.labels is None:
             return [(self.version, 0, len(self.tokens))]
-        return [(self.label_versions[label], start, end) for label, start, end in self.labels]
+        return [(self.label_versions[label], start, end) for label, start, end in self.labels if end > start]

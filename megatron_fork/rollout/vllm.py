@@ -49,6 +49,7 @@ class VllmServer(Server):
         return [rendezvous.name]
 
     async def begin_update(self) -> None:
+        await self._disown()
         await self._on_workers("abandon_weight_update")
         await self.post("/start_weight_update")
 
@@ -61,8 +62,13 @@ class VllmServer(Server):
         await self.post("/finish_weight_update", {"weight_version": label})
 
     async def reload(self, folder: str, label: str) -> None:
+        await self._disown()
         await self._on_workers("reload_from_folder", folder)
         await self.post("/update_weight_version", {"new_version": label})
+
+    async def _disown(self) -> None:
+        """From here to the new label nothing counts that the server draws, which it does where another trainer uses it too."""
+        await self.post("/update_weight_version", {"new_version": "loading"})
 
     async def forget_prefixes(self) -> None:
         for _ in range(_RESETS):
