@@ -13,8 +13,10 @@ from rewards_attack import attack
 
 @pytest.mark.slow
 def test_hostile_responses_cost_only_themselves() -> None:
-    found = attack(120, 12, workers=2, timeout_seconds=3.0)
+    found = attack(120, 24, workers=2, timeout_seconds=3.0)  # two of every sort
     assert found["hostile_rewarded"] == 0.0
     assert found["good_right"] == found["good_right_alone"] == 120
-    assert found["counts"]["scored"] == 132
-    assert found["workers_killed"] >= 2  # else nothing of it was hostile
+    assert found["counts"]["scored"] == 144
+    assert (
+        found["workers_killed"] >= 2
+    )  # else nothing of it was hostile; how many of the others are, the machine decides
