@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -47,7 +48,7 @@ def write(path: Path, rows: int) -> None:
     else:
         schema = pyarrow.schema([("prompt", pyarrow.string()), ("answer", pyarrow.string())])
         with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-            while batch := [row for row, _ in zip(made, range(50_000), strict=False)]:
+            while batch := list(itertools.islice(made, 50_000)):
                 writer.write_table(pyarrow.Table.from_pylist(batch, schema))
 
 
