@@ -1,6 +1,7 @@
 """Conversion to Megatron and back: seconds, and peak memory against the size of the checkpoint.
 
     python benchmarks/conversion.py --layers 8 32 64 --out benchmarks/results/conversion.json
+    python benchmarks/conversion.py --layers --families                   # every family, tied and untied
     python benchmarks/conversion.py --folder HF_DIR                       # a model of one's own, with proof of logits
 
 Checkpoints of Qwen3-0.6B's shapes in bfloat16, with more and more layers. Each conversion runs in a process of its own; its
@@ -34,6 +35,9 @@ from megatron_fork.checkpoint.places import outline_of
 from megatron_fork.checkpoint.table import model_entries
 from megatron_fork.checkpoint.weight_files import Specification, WeightFiles
 from megatron_fork.console import quiet_libraries
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from tiny_qwen3 import FAMILIES, family_config, hugging_face_model
 
 DIRECTIONS = ("to_megatron", "to_hf")
 
@@ -73,6 +77,18 @@ def make_model(folder: Path, layers: int) -> int:
         for name, tensor in tensors.items():
             files.write(name, torch.randn(tensor.shape, generator=generator).bfloat16())
     return sum(tensor.bytes for tensor in tensors.values())
+
+
+def of_family(family: str, tied: bool, work: Path) -> dict[str, Any]:
+    """A model of a family there and back, with its proof; it is the tests' tiny one, so its cost is that of any conversion."""
+    config = family_config(family, tie_word_embeddings=tied)
+    hugging_face_model(config).save_pretrained(work / "theirs")
+    result: dict[str, Any] = {"family": family, "tied": tied}
+    result["to_megatron"] = in_own_process("to_megatron", work / "theirs", work / "megatron", 2)
+    result["to_hf"] = in_own_process("to_hf", work / "megatron", work / "back", 2)
+    proof = verify(work / "back", work / "megatron")
+    same = same_bits(work / "theirs", work / "back")
+    return {**result, "tensors": proof.tensors, "same_bits": same, "holds": proof.holds, "logits": proof.logits}
 
 
 def convert_in_this_process(direction: str, source: Path, target: Path, workers: int) -> dict[str, Any]:
@@ -148,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="*", default=[8, 32, 64])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--families", action="store_true", help="a small model of every family, tied and untied")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--convert", nargs=4, help=argparse.SUPPRESS)
@@ -167,6 +184,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as work:
                 result["round_trips"].append(round_trip(Path(work), layers, workers))
             print(json.dumps(result["round_trips"][-1]), flush=True)
+    result["families"] = []
+    for family in FAMILIES if options.families else ():
+        for tied in (False, True):
+            with tempfile.TemporaryDirectory() as work:
+                result["families"].append(of_family(family, tied, Path(work)))
+            print(json.dumps(result["families"][-1]), flush=True)
     if options.folder:
         with tempfile.TemporaryDirectory() as work:
             result["of_folder"] = of_folder(options.folder, Path(work))

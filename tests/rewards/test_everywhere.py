@@ -1,7 +1,8 @@
-"""The same answers get the same scores from a thread, under torchrun, and in the process tree that a Slurm job makes."""
+"""The same answers get the same scores from a thread, under torchrun, and in a Slurm job where there is one."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -56,3 +57,10 @@ def test_under_torchrun(expected: str) -> None:
 def test_in_a_process_tree_like_slurms(expected: str) -> None:
     script = f"ulimit -c 0; umask 077; {sys.executable} {SCRIPT} & wait $!"
     assert output(["sh", "-c", script], **SLURM) == f"rank - digest {expected}\n"
+
+
+@pytest.mark.slow
+def test_in_a_slurm_job(expected: str) -> None:
+    if shutil.which("srun") is None or subprocess.run(["sinfo"], capture_output=True, timeout=60).returncode:
+        pytest.skip("no Slurm controller answers here")
+    assert output(["srun", "--ntasks=1", sys.executable, str(SCRIPT)]) == f"rank - digest {expected}\n"
