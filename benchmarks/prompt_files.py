@@ -106,7 +106,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "command": "python " + shlex.join(sys.argv),
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, 2 cores shared with other work, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.python_version()}",
         "rows": arguments.rows,
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ import argparse
 import collections
 import datetime
 import json
+import os
 import platform
 import random
 import shlex
@@ -123,7 +124,7 @@ def main() -> None:
     record = {
         "command": "python " + shlex.join(sys.argv),
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, 2 cores shared with other work, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.python_version()}",
         **attack(arguments.good, arguments.hostile, workers=arguments.workers, timeout_seconds=arguments.timeout),
     }
     print(json.dumps(record, indent=1))

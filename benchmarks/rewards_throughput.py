@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import shlex
 import sys
@@ -95,7 +96,7 @@ def main() -> None:
     record = {
         "command": "python " + shlex.join(sys.argv),
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, 2 cores shared with other work, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.python_version()}",
         "kinds": kinds(arguments.workers),
         "overlap": overlap(arguments.generate),
     }

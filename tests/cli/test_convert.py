@@ -1,4 +1,4 @@
-"""`megatron-fork convert`: a run's checkpoint becomes the model that the run wrote; what cannot be converted is one line."""
+"""`megatron-fork convert`: the checkpoint of a run on two ranks becomes the model that it wrote; what cannot be is one line."""
 
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 @pytest.mark.slow
 def test_a_run_is_converted_and_proved(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    code, output = run("train", str(QUICKSTART), *TINY, "train.steps=1", f"run.folder={folder}")
+    words = [str(QUICKSTART), *TINY, "train.steps=1", "parallel.tensor=2", f"run.folder={folder}"]
+    code, output = run("train", *words, ranks=2)
     assert code == 0, output
     model, converted = folder / "model", tmp_path / "converted"
     code, output = run("convert", "to-hf", str(folder), str(converted))
