@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fork import checkpoint, distributed, models, unfinished
+from megatron_fork.distributed import collectives
 from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
 from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import Collector, ColocatedEngine, EmbeddedEngine, Engine, Group, RemoteEngine
+from megatron_fork.rollout import (
+    Collector,
+    ColocatedEngine,
+    DealtEngine,
+    EmbeddedEngine,
+    Engine,
+    Group,
+    RemoteEngine,
+)
 from megatron_fork.supervised import fine_tune
 from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace
@@ -131,26 +140,28 @@ def build_policy(work: Workplace, optimizer: OptimizerConfig | None) -> Policy:
 
 def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) -> Engine:
     """The engine that draws responses; its weights come with the first update. `save`: before a wait for servers."""
-    tokenizer = work.source.tokenizer
-    stop_token = tokenizer.eos_token_id
-    if work.config.rollout.engine == "vllm_colocated":
-        return ColocatedEngine(
-            work.config.rollout.colocated,
-            work.hf_config,
-            stop_token=stop_token,
-            batch_size=work.config.rollout.batch_size,
-            max_tokens=work.source.longest_prompt + work.config.rollout.max_response_tokens,
-            dtype=work.config.policy.dtype,
-        )
-    if work.config.rollout.engine != "embedded":
+    config, world = work.config.rollout, work.layout.world
+    if config.engine in ("vllm", "sglang"):
         return RemoteEngine(
-            work.config.rollout,
+            config,
             work.hf_config,
-            stop_token=stop_token,
+            stop_token=work.source.tokenizer.eos_token_id,
             folder=work.folder.path / "engine_weights",
-            world=work.layout.world,
+            world=world,
             save=save,
         )
+    is_embedded = config.engine == "embedded"
+    engine: Engine = _build_embedded(work) if is_embedded else _build_colocated(work)
+    draws_in_rounds = is_embedded and config.max_staleness == 0
+    if draws_in_rounds or collectives.size(world) == 1:
+        return engine
+    ranks_per_engine = 1 if is_embedded else config.colocated.tensor
+    return DealtEngine(engine, world=world, ranks_per_engine=ranks_per_engine, batch_size=config.batch_size)
+
+
+def _build_embedded(work: Workplace) -> EmbeddedEngine:
+    tokenizer = work.source.tokenizer
+    stop_token = tokenizer.eos_token_id
     return EmbeddedEngine(
         work.hf_config,
         stop_token=stop_token,
@@ -159,6 +170,18 @@ def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) ->
         device=distributed.device(),
         dtype=work.config.policy.dtype,
         records_experts=work.config.experts.replay,
+    )
+
+
+def _build_colocated(work: Workplace) -> ColocatedEngine:
+    config = work.config.rollout
+    return ColocatedEngine(
+        config.colocated,
+        work.hf_config,
+        stop_token=work.source.tokenizer.eos_token_id,
+        batch_size=config.batch_size,
+        max_tokens=work.source.longest_prompt + config.max_response_tokens,
+        dtype=work.config.policy.dtype,
     )
 
 

@@ -65,6 +65,15 @@ def gather_objects(value: Any, group: Group) -> list[Any]:
     return values
 
 
+def gather_objects_to_first(value: Any, group: Group) -> list[Any]:
+    """Every rank's picklable `value`, in rank order, on the first rank; nothing on the others."""
+    if group is None or size(group) == 1:
+        return [value]
+    values: list[Any] | None = [None] * size(group) if rank(group) == 0 else None
+    dist.gather_object(value, values, dst=dist.get_global_rank(group, 0), group=group)
+    return values or []
+
+
 def broadcast_object(value: Any, group: Group) -> Any:
     """The first rank's picklable `value`, on every rank."""
     if group is None or size(group) == 1:

@@ -3,6 +3,7 @@
 from megatron_fork.rollout.collect import Collector, Rollouts
 from megatron_fork.rollout.colocated import ColocatedConfig, ColocatedEngine
 from megatron_fork.rollout.config import Config, RemoteConfig
+from megatron_fork.rollout.dealt import DealtEngine
 from megatron_fork.rollout.embedded import EmbeddedEngine
 from megatron_fork.rollout.engine import Begun, Completion, Engine, Request
 from megatron_fork.rollout.probe import probe
@@ -18,6 +19,7 @@ __all__ = [
     "Collector",
     "Completion",
     "Config",
+    "DealtEngine",
     "EmbeddedEngine",
     "Engine",
     "Group",

@@ -1,8 +1,8 @@
 """From prompts to scored groups: groups without signal are replaced, and afterwards every rank holds all trajectories.
 
-Where each rank has an engine of its own, requests are dealt over all ranks of the world and drawn in rounds; servers are asked
-by the first rank, as a stream (see `producer`). Seeds come from the draw, so that the rollouts of a step are the same under
-every layout.
+The first rank asks servers, or the engines of all ranks, as a stream (see `producer`). The embedded engine draws in rounds
+instead, each rank its share: what shares a batch then does not hang on how fast rewards are scored, and a run repeats bit for
+bit. Seeds come from the draw, so that the rollouts of a step are the same under every layout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives
-from megatron_fork.errors import ConfigError
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout.config import Config
@@ -53,7 +52,7 @@ class Collector:
         world: collectives.Group,
         seed: int,
     ) -> None:
-        """`groups`: how many a step wants. Raises ConfigError."""
+        """`groups`: how many a step wants."""
         self.config = config
         self.engine = engine
         self.source = source
@@ -61,13 +60,7 @@ class Collector:
         self.groups = groups
         self.world = world
         self.seed = seed
-        if config.max_staleness and not engine.is_coordinated and collectives.size(world) > 1:
-            raise ConfigError(
-                f"rollout.max_staleness={config.max_staleness} with rollout.engine={config.engine} on "
-                f"{collectives.size(world)} ranks, each of which draws its own responses",
-                hint="use servers (rollout.engine=vllm or sglang), or rollout.max_staleness=0",
-            )
-        streams = engine.is_coordinated or config.max_staleness > 0
+        streams = engine.is_coordinated or config.max_staleness > 0 or config.engine == "vllm_colocated"
         self._producer = Producer(config, engine, source, rewards, groups=groups, seed=seed) if streams else None
 
     def collect(self, *, start: int, version: int) -> Rollouts:

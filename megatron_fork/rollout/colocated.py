@@ -1,8 +1,8 @@
 """vLLM inside the trainer's processes, on the trainer's GPUs: no server, no wire, and the memory held in turns.
 
 Each rank runs an engine core of its own and steps it. With `tensor` above 1 so many consecutive ranks form one engine: each
-runs the same schedule over its part of the model, so all of them must be given the same requests in the same order. They
-therefore put their shares together, draw all, and each hands out what it was asked for itself.
+runs the same schedule over its part of the model, so all of them must make the same calls in the same order, and all have
+the same completions (see `dealt`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_fork import distributed
-from megatron_fork.distributed import collectives
 from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.rollout.buckets import buckets
 from megatron_fork.rollout.draft import Draft, Share
@@ -67,11 +66,10 @@ class ColocatedConfig:
 
 @dataclass
 class _Drawing:
-    """A response in progress, and whether this rank was asked for it."""
+    """A response in progress."""
 
     draft: Draft
     share: Share
-    is_mine: bool
 
 
 class ColocatedEngine:
@@ -112,10 +110,6 @@ class ColocatedEngine:
                 enable_sleep_mode=can_sleep,
             )
         self._sleeping = Sleeping(self._llm, can_sleep=can_sleep)
-        # The ranks of this engine, over which they agree in main memory.
-        self._group: collectives.Group = None
-        if config.tensor > 1:
-            self._group = vllm_module("vllm.distributed").get_tp_group().cpu_group
 
     @torch.no_grad()
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -147,14 +141,12 @@ class ColocatedEngine:
             ) from error
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Completions as they finish. With `tensor` above 1 every rank of the engine must take them to the end."""
         self._sleeping.refuse_requests()
         self._aborted = False
         try:
-            for rank, share in enumerate(collectives.gather_objects(list(requests), self._group)):
-                for request in share:
-                    self._submit(request, is_mine=rank == collectives.rank(self._group))
-            while self._running and not self._is_aborted():
+            for request in requests:
+                self._submit(request)
+            while self._running:
                 yield from self._step()
         finally:
             self._stop()
@@ -163,35 +155,33 @@ class ColocatedEngine:
         self._waiting += requests
 
     def completions(self) -> Generator[Completion | None, None, None]:
-        """As `generate`, for an engine of one rank; what is submitted meanwhile joins what runs."""
+        """As `generate`, and None after each step of the engine; what is submitted meanwhile joins what runs."""
         self._sleeping.refuse_requests()
         self._aborted = False
         try:
             while True:
                 waiting, self._waiting = self._waiting, []
                 for request in waiting:
-                    self._submit(request, is_mine=True)
+                    self._submit(request)
                 if self._running:
                     yield from self._step()
-                else:
-                    yield None
+                yield None
         finally:
             self._stop()
 
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
         """This engine's answers, at the first of its ranks."""
         answers = list(self.generate(requests))
-        if collectives.rank(self._group) > 0:
+        if distributed.rank() % self.config.tensor:
             return {}
         return {f"the engine of rank {distributed.rank()}": answers}
 
     def abort(self) -> None:
-        """Take no further token; with `tensor` above 1 from the next step on that all ranks of the engine make."""
+        """Take no further token."""
         self._aborted = True
         self._unfinished += self._waiting
         self._waiting = []
-        if self._group is None:
-            self._stop()
+        self._stop()
 
     def unfinished(self) -> list[Request]:
         left, self._unfinished = self._unfinished, []
@@ -210,7 +200,7 @@ class ColocatedEngine:
         self._llm.engine_core.shutdown()
         vllm_module("vllm.distributed.parallel_state").destroy_model_parallel()
 
-    def _submit(self, request: Request, *, is_mine: bool) -> None:
+    def _submit(self, request: Request) -> None:
         vllm, refusals = vllm_module("vllm.sampling_params"), vllm_module("vllm.exceptions").VLLMClientError
         draft = Draft.of(request, queue.Queue())  # nobody waits for it there: completions are handed out
         name = str(self._submitted)
@@ -226,7 +216,7 @@ class ColocatedEngine:
                 f"vLLM refuses a request of {len(draft.prompt)} tokens: {one_line(error)}",
                 hint="the engine was made for the longest prompt with rollout.max_response_tokens",
             ) from error
-        self._running[name] = _Drawing(draft, Share(self.version, {}), is_mine)
+        self._running[name] = _Drawing(draft, Share(self.version, {}))
 
     def _step(self) -> list[Completion]:
         """One token more for what runs; what has ended."""
@@ -247,22 +237,17 @@ class ColocatedEngine:
         if piece.finish_reason not in ("stop", "length"):
             raise RolloutError(f"vLLM ended a response with {piece.finish_reason}", hint="see vLLM's messages above")
         drawing.draft.add(drawing.share)
-        return drawing.draft.completion(piece.finish_reason) if drawing.is_mine else None
-
-    def _is_aborted(self) -> bool:
-        """Whether any rank of the engine is to stop: they must do so at the same step."""
-        if self._group is not None:
-            self._aborted = bool(collectives.all_reduce_max(torch.tensor(int(self._aborted)), self._group).item())
-        return self._aborted
+        completion: Completion = drawing.draft.completion(piece.finish_reason)
+        return completion
 
     def _stop(self) -> None:
-        """End what runs; after an abort, this rank's requests are kept with what they have."""
+        """End what runs; after an abort, requests are kept with what they have."""
         if not self._running:
             return
         self._llm.abort_request(list(self._running))
         for drawing in self._running.values():
             drawing.draft.add(drawing.share)
-            if drawing.is_mine and self._aborted:
+            if self._aborted:
                 self._unfinished.append(drawing.draft.unfinished())
         self._running.clear()
 

@@ -79,6 +79,9 @@ class EmbeddedEngine:
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Completions batch by batch, each as soon as it has finished."""
         self._aborted = False
+        return (completion for completion in self._batches(requests) if completion is not None)
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[Completion | None]:
         by_length = sorted(requests, key=lambda request: len(request.tokens))
         for start in range(0, len(by_length), self.batch_size):
             batch = by_length[start : start + self.batch_size]
@@ -91,11 +94,11 @@ class EmbeddedEngine:
         self._waiting += requests
 
     def completions(self) -> Generator[Completion | None, None, None]:
-        """Batch by batch, as `generate`; what is submitted meanwhile joins the next one."""
+        """Batch by batch, and None after each token; what is submitted meanwhile joins the next batch."""
         self._aborted = False
         while True:
             waiting, self._waiting = self._waiting, []
-            yield from self.generate(waiting)
+            yield from self._batches(waiting)
             if not self._waiting:
                 yield None
 
@@ -104,7 +107,7 @@ class EmbeddedEngine:
         return {}
 
     @torch.no_grad()
-    def _decode(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def _decode(self, requests: Sequence[Request]) -> Iterator[Completion | None]:
         prompts, mask, uniform = self._inputs(requests)
         limits = torch.tensor([r.max_tokens - len(r.begun.tokens) for r in requests], device=self.device)
         sampler = Sampler(requests, self.stop_token, self.device)
@@ -148,6 +151,8 @@ class EmbeddedEngine:
                 kept = alive.nonzero()[:, 0]
                 cache.batch_select_indices(kept)
                 active, mask, step_input, alive = active[kept], mask[kept], step_input[kept], alive[kept]
+            if not self._aborted:  # after an abort None says that all has stopped
+                yield None
 
     def _drawn(self, request: Request, token_t: Tensor, logprob_t: Tensor) -> Begun:
         """What had begun, and what came to it."""

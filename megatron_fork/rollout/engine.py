@@ -82,7 +82,7 @@ class Engine(Protocol):
         """Hand requests in for `completions`, and go on: servers begin at once, an engine in this process when asked."""
 
     def completions(self) -> Generator[Completion | None, None, None]:
-        """Of what was submitted, as they finish; None where none is there at the moment. Without end: close it.
+        """Of what was submitted, as they finish; None where none is there at the moment. Without end: take one, and close it.
 
         What is in progress then goes on at servers, and is there when it is called again; an engine in this process must be
         told to `abort` first.

@@ -55,6 +55,8 @@ class Producer:
         self._resume()
         self._fill(harvest, start, version, training=False)
         with self.rewards.stream() as scoring, closing(self.engine.completions()) as arriving:
+            # Also where all groups are there already: ranks that follow wait for the end of what has been begun.
+            self._arrived(next(arriving), scoring)
             self._take_whole(harvest, version)
             while len(harvest.groups) < self.window.groups_per_step and self.window.groups:
                 if self._running:
