@@ -11,43 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-PROJECT = Path(__file__).parent.parent
-sys.path.insert(0, str(PROJECT / "tests"))
-
-from engine_servers import FaultyProxy, RunningServer  # noqa: E402
+from served import FaultyProxy, RunningServer, serving, start, steps_of, summary_of, warm_start, write
 
 REPLIES = ("error", "busy", "garbage", "truncate", "nonsense", "refuse")
+PATIENCE = (
+    *("rollout.remote.idle_seconds=10", "rollout.remote.control_seconds=10", "rollout.remote.attempts=20"),
+    *("rollout.remote.health_seconds=1", "rollout.remote.health_timeout_seconds=3", "rollout.remote.stream_interval=4"),
+)
 # How long an error reply lasts, and a stop.
 SECONDS = 2.0
-
-
-def train(folder: Path, *words: str) -> tuple[subprocess.Popen[str], list[str]]:
-    command = [sys.executable, "-m", "megatron_fork", "train", str(PROJECT / "examples" / "quickstart.yaml")]
-    process = subprocess.Popen(
-        [*command, f"run.folder={folder}", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=PROJECT,
-    )
-    return process, command
-
-
-def steps_of(folder: Path) -> list[dict[str, float]]:
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [record for record in map(json.loads, lines) if record["stage"] == "train"]
 
 
 class Chaos(threading.Thread):
@@ -113,58 +92,44 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(prefix="chaos") as scratch:
-        warm = Path(scratch, "warm")
-        process, _ = train(warm, "train.steps=0", "evaluation.samples=1")
-        assert process.wait() == 0
-        model = warm / "warm_start"
-        # Without detokenisation by the servers, the folder's tokenizer is not read by them.
-        servers = [RunningServer(arguments.engine, model, Path(scratch, f"server-{place}.log")) for place in range(2)]
-        for server in servers:
-            server.start()
-        proxies = [FaultyProxy(server.url) for server in servers]
-        words = [
-            *("sft.steps=0", "model.hf_config=null", f"model.path={model}", f"train.steps={arguments.steps}"),
-            *(f"rollout.engine={arguments.engine}", f"rollout.sync={arguments.sync}", "evaluation.every=0"),
-            f"rollout.servers=[{','.join(proxy.url for proxy in proxies)}]",
-            *("rollout.remote.idle_seconds=10", "rollout.remote.control_seconds=10", "rollout.remote.health_seconds=1"),
-            *(
-                "rollout.remote.health_timeout_seconds=3",
-                "rollout.dynamic_sampling=false",
-                "rollout.remote.attempts=20",
-            ),
-            "rollout.remote.stream_interval=4",
-        ]
-        try:
-            for in_peace in (False, True):
-                folder = Path(scratch, "peace" if in_peace else "chaos")
-                chaos = Chaos(servers, proxies, 0 if in_peace else arguments.faults, arguments.every, arguments.seed)
-                started = time.monotonic()
-                process, _ = train(folder, *words)
-                while process.poll() is None and not steps_of(folder):
-                    time.sleep(0.2)
-                chaos.start()
-                output, _ = process.communicate()
-                chaos.ended.set()
-                chaos.join()
-                for thread in chaos.away.values():
-                    thread.join()
-                assert process.returncode == 0, output
-                rows.append(row_of(folder, chaos, time.monotonic() - started, in_peace=in_peace))
+        words = warm_start(Path(scratch, "warm"))
+        with serving(arguments.engine, Path(scratch, "warm", "warm_start"), Path(scratch), count=2) as servers:
+            proxies = [FaultyProxy(server.url) for server in servers]
+            words += [
+                *(f"train.steps={arguments.steps}", "evaluation.every=0", "rollout.dynamic_sampling=false"),
+                *(f"rollout.engine={arguments.engine}", f"rollout.sync={arguments.sync}"),
+                f"rollout.servers=[{','.join(proxy.url for proxy in proxies)}]",
+                *PATIENCE,
+            ]
+            for faults in (arguments.faults, 0):
+                chaos = Chaos(servers, proxies, faults, arguments.every, arguments.seed)
+                rows.append(one_run(Path(scratch, f"{faults}-faults"), words, chaos))
                 print(json.dumps(rows[-1]), flush=True)
-        finally:
-            for server in servers:
-                server.stop()
-    if arguments.out:
-        command = " ".join(["python", "benchmarks/chaos.py", *sys.argv[1:]])
-        record = {"command": command, "processor": platform.processor() or platform.machine(), "rows": rows}
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(arguments.out, rows)
 
 
-def row_of(folder: Path, chaos: Chaos, seconds: float, *, in_peace: bool) -> dict[str, object]:
+def one_run(folder: Path, words: list[str], chaos: Chaos) -> dict[str, object]:
+    """Faults begin after the first step; the run must end by itself and in order."""
+    started = time.monotonic()
+    process = start(folder, *words)
+    while process.poll() is None and not steps_of(folder):
+        time.sleep(0.2)
+    chaos.start()
+    output, _ = process.communicate()
+    seconds = time.monotonic() - started
+    chaos.ended.set()
+    chaos.join()
+    for thread in chaos.away.values():
+        thread.join()
+    assert process.returncode == 0, output
+    return row_of(folder, chaos, seconds)
+
+
+def row_of(folder: Path, chaos: Chaos, seconds: float) -> dict[str, object]:
     steps = steps_of(folder)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = summary_of(folder)
     return {
-        "run": "peace" if in_peace else "chaos",
+        "run": "chaos" if chaos.wanted else "peace",
         "steps": len(steps),
         "groups_sampled": sorted({step["rollout/groups_sampled"] for step in steps}),
         "groups_kept": sorted({step["rollout/groups_kept"] for step in steps}),

@@ -45,6 +45,10 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
+    def is_asked(self) -> bool:
+        """Whether this rank was; the others may not know yet."""
+        return self.received is not None
+
     def agreed(self, world: collectives.Group) -> bool:
         """Whether any rank was asked to stop; every rank must call it."""
         number = torch.tensor(float(self.received or 0), device=device())

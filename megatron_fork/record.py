@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,6 +62,14 @@ def stop_within_step(
     raise work.interrupted(
         f"stopped within step {progress.step + 1} of {work.config.train.steps}, after {made} updates"
     )
+
+
+def save_while_drawing(work: Workplace, networks: Networks, progress: Progress, collector: Collector) -> None:
+    """A checkpoint of the last whole step with what was drawn for the next; every rank calls it."""
+    begun = replace(progress, under_way=collector.under_way(), drawing=asdict(collector.tally()))
+    groups = partial(write_groups, groups=begun.under_way)
+    work.checkpoints.save(progress.step, networks.trained, begun.record(), write_beside=groups)
+    work.checkpoints.wait()
 
 
 def save_state(work: Workplace, networks: Networks, progress: Progress) -> None:

@@ -38,7 +38,9 @@ class Progress:
     unfinished: dict[str, Any] | None = None
     """Of the step after `step`, where it was begun."""
     under_way: list[Group] = field(default_factory=list)
-    """Groups that were begun for later steps, on the first rank; not part of `record`."""
+    """Groups that were begun and not trained on, on the first rank; not part of `record`."""
+    drawing: dict[str, Any] | None = None
+    """The tally of the step after `step`, where the run was stopped while it was drawn."""
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint's manifest keeps."""

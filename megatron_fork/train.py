@@ -23,9 +23,9 @@ from megatron_fork.console import Display
 from megatron_fork.errors import RolloutError
 from megatron_fork.experience import Trajectory
 from megatron_fork.policy import Learner, Lesson, Networks, Policy, Rates, Taught, split_into_mini_batches
-from megatron_fork.record import finish, is_due, keep_state, measure, save_state, stop_within_step
+from megatron_fork.record import finish, is_due, keep_state, measure, save_state, save_while_drawing, stop_within_step
 from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, probe
+from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, Tally, probe
 from megatron_fork.start import Progress, build_collector, build_engine, start, warm_start, write_model
 from megatron_fork.traces import trace_records
 from megatron_fork.unfinished import Unfinished
@@ -41,7 +41,7 @@ def train(config: RunConfig, display: Display) -> Path:
         started = time.monotonic() - progress.seconds
         engine = stack.enter_context(closing(build_engine(work, save=lambda: save_state(work, networks, progress))))
         collector = build_collector(work, engine, rewards)
-        collector.restore(progress.under_way)
+        collector.restore(progress.under_way, Tally(**progress.drawing) if progress.drawing else None)
         learner = Learner(
             networks,
             config.selection,
@@ -97,7 +97,7 @@ def one_step(
     """
     config, step = work.config, progress.step + 1
     clock = Clock()
-    drawn = begun or draw(collector, config, progress)
+    drawn = begun or draw(work, networks, collector, progress)
     clock.lap("rollout")
     under_way = collector.under_way()
     if drawn.taught is None and work.asked_to_stop():
@@ -133,11 +133,22 @@ def one_step(
     return metrics
 
 
-def draw(collector: Collector, config: RunConfig, progress: Progress) -> Unfinished:
-    """The rollouts of the next step, with their advantages."""
-    rollouts = collector.collect(start=progress.prompts_drawn, version=progress.step)
-    metrics = of_rollouts(rollouts, version=progress.step)
-    return Unfinished(with_advantages(rollouts.trajectories, config), metrics, rollouts.prompts_drawn)
+def draw(work: Workplace, networks: Networks, collector: Collector, progress: Progress) -> Unfinished:
+    """The rollouts of the next step, with their advantages; where the run is asked to stop, what there is is saved."""
+    try:
+        start, version = progress.prompts_drawn, progress.step
+        rollouts = collector.collect(start=start, version=version, should_stop=work.stop.is_asked)
+    except RolloutError:
+        if collector.is_stream:
+            save_while_drawing(work, networks, progress, collector)
+        raise
+    if rollouts.was_stopped:
+        save_while_drawing(work, networks, progress, collector)
+        work.asked_to_stop()  # by whom, all ranks must know
+        raise work.interrupted(f"stopped while step {progress.step + 1} of {work.config.train.steps} was drawn")
+    progress.drawing = None
+    metrics = of_rollouts(rollouts, version=version)
+    return Unfinished(with_advantages(rollouts.trajectories, work.config), metrics, rollouts.prompts_drawn)
 
 
 def teach(

@@ -7,6 +7,7 @@ from megatron_fork.rollout.dealt import DealtEngine
 from megatron_fork.rollout.embedded import EmbeddedEngine
 from megatron_fork.rollout.engine import Begun, Completion, Engine, Request
 from megatron_fork.rollout.probe import probe
+from megatron_fork.rollout.producer import Tally
 from megatron_fork.rollout.remote import RemoteEngine
 from megatron_fork.rollout.vllm_process import check_colocated
 from megatron_fork.rollout.weights import PolicyWeights
@@ -28,6 +29,7 @@ __all__ = [
     "RemoteEngine",
     "Request",
     "Rollouts",
+    "Tally",
     "check_colocated",
     "probe",
 ]

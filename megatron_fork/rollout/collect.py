@@ -7,7 +7,7 @@ bit. Seeds come from the draw, so that the rollouts of a step are the same under
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.engine import Completion, Engine, Request
-from megatron_fork.rollout.producer import Producer
+from megatron_fork.rollout.producer import Producer, Tally
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
 from megatron_fork.rollout.window import Group
 
@@ -36,6 +36,8 @@ class Rollouts:
     """Over all responses of the finished groups, those without signal included."""
     groups_under_way: int = 0
     """Begun, and left for later steps."""
+    was_stopped: bool = False
+    """Before there were enough groups; there are no trajectories then."""
 
 
 class Collector:
@@ -63,10 +65,15 @@ class Collector:
         streams = engine.is_coordinated or config.max_staleness > 0 or config.engine == "vllm_colocated"
         self._producer = Producer(config, engine, source, rewards, groups=groups, seed=seed) if streams else None
 
-    def collect(self, *, start: int, version: int) -> Rollouts:
-        """The groups of the next step, which trains the weights of `version`; new prompts from number `start` on."""
+    def collect(self, *, start: int, version: int, should_stop: Callable[[], bool] = lambda: False) -> Rollouts:
+        """The groups of the next step, which trains the weights of `version`; new prompts from number `start` on.
+
+        Where it `should_stop`, which the first rank asks itself, what was begun is `under_way`. The embedded engine draws to
+        the end all the same: a response that goes on later does not repeat to the last bit.
+        """
         if self._producer is not None:
-            return self._from_stream(self._producer, start, version)
+            goes_on = self.config.engine == "embedded"
+            return self._from_stream(self._producer, start, version, (lambda: False) if goes_on else should_stop)
         kept: list[list[Trajectory]] = []
         drawn = rounds = 0
         reward = 0.0
@@ -83,28 +90,39 @@ class Collector:
                 break
         return Rollouts(_numbered(kept), drawn, drawn, len(kept), rounds, self._mean(reward, drawn))
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether groups can be `under_way`."""
+        return self._producer is not None
+
     def under_way(self) -> list[Group]:
         """Groups that were begun and not handed out: what a checkpoint keeps. On the first rank; none on the others."""
         return self._producer.groups() if self._producer is not None else []
 
-    def restore(self, groups: Sequence[Group]) -> None:
-        """Go on with the groups that an earlier run left under way; the first rank's count."""
-        if self._producer is not None and collectives.rank(self.world) == 0:
-            self._producer.restore(groups)
+    def tally(self) -> Tally:
+        """Of the next step, where it was begun and stopped, or failed; on the first rank."""
+        return self._producer.tally if self._producer is not None else Tally()
 
-    def _from_stream(self, producer: Producer, start: int, version: int) -> Rollouts:
+    def restore(self, groups: Sequence[Group], tally: Tally | None = None) -> None:
+        """Go on with the groups and the `tally` that an earlier run left; the first rank's count."""
+        if self._producer is not None and collectives.rank(self.world) == 0:
+            self._producer.restore(groups, tally or Tally())
+
+    def _from_stream(self, producer: Producer, start: int, version: int, should_stop: Callable[[], bool]) -> Rollouts:
         rollouts = None
         if collectives.rank(self.world) == 0:
-            harvest = producer.take(start=start, version=version)
+            harvest = producer.take(start=start, version=version, should_stop=should_stop)
+            tally = harvest.tally
             groups = [[group.answers[sample] for sample in range(self.config.samples)] for group in harvest.groups]
             rollouts = Rollouts(
                 _numbered(groups),
-                harvest.drawn,
-                harvest.judged,
+                tally.drawn,
+                tally.judged,
                 len(groups),
-                harvest.rounds,
-                self._mean(harvest.reward, harvest.judged),
+                tally.rounds,
+                self._mean(tally.reward, tally.judged),
                 len(producer.window.groups),
+                harvest.was_stopped,
             )
         else:
             with closing(self.engine.completions()) as nothing:

@@ -39,6 +39,8 @@ class Fleet:
         self.versions: dict[str, int] = {}
         self.label = ""
         self.counts = {"resent": 0, "faults": 0, "foreign": 0}
+        self.heard = time.monotonic()
+        """When tokens last arrived, or were last asked for after a rest."""
         self._pending: deque[Draft] = deque()
         self._unfinished: list[Request] = []
         self._aborting = False
@@ -51,6 +53,8 @@ class Fleet:
 
     async def submit(self, requests: Sequence[Request], arrived: queue.Queue[Completion]) -> None:
         """Draw `requests`; the completions go to `arrived`."""
+        if not self.is_drawing:
+            self.heard = time.monotonic()
         self._pending.extend(Draft.of(request, arrived) for request in requests)
         self._assign()
 
@@ -92,6 +96,10 @@ class Fleet:
         return taken
 
     @property
+    def is_drawing(self) -> bool:
+        return bool(self._pending) or any(server.running for server in self.servers)
+
+    @property
     def ready(self) -> list[Server]:
         return [server for server in self.servers if server.state == "ready"]
 
@@ -112,6 +120,7 @@ class Fleet:
         """The server has the weights `label`, as it says itself."""
         server.state, server.version = "ready", self.versions[self.label]
         server.strikes, server.rests_until = 0, 0.0
+        self.heard = time.monotonic()
         self._assign()
 
     async def drop(self, server: Server, reason: str) -> None:
@@ -184,12 +193,14 @@ class Fleet:
         async with contextlib.aclosing(server.pieces(draft, self.stop_token)) as pieces:
             async for piece in pieces:
                 share.add(piece)
+                self.heard = time.monotonic()
                 finish = piece.finish or finish
         return finish
 
     def _again(self, draft: Draft, server: Server, fault: ServerFault) -> None:
         """Back to the front of the queue, and a mark against the server."""
         self.counts["resent"] += 1
+        server.reason = str(fault)
         if server.state == "ready":
             server.rests_until = time.monotonic() + _REST_SECONDS
             if not fault.is_busy:

@@ -7,11 +7,12 @@ With `max_staleness = k` up to k steps of groups are under way while the policy 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from megatron_fork.data import PromptSource
+from megatron_fork.errors import RolloutError
 from megatron_fork.rewards import RewardPool, Score, ScoreStream
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.engine import Begun, Completion, Engine
@@ -20,10 +21,9 @@ from megatron_fork.rollout.window import Group, Window
 
 
 @dataclass
-class Harvest:
-    """What a step got, and what was judged meanwhile."""
+class Tally:
+    """What was begun and judged for a step; a checkpoint keeps it where the run is stopped in the middle."""
 
-    groups: list[Group] = field(default_factory=list)
     drawn: int = 0
     """Prompts that were begun."""
     judged: int = 0
@@ -31,6 +31,16 @@ class Harvest:
     reward: float = 0.0
     """Sum over all responses of the judged groups."""
     rounds: int = 0
+
+
+@dataclass
+class Harvest:
+    """What a step got."""
+
+    tally: Tally
+    groups: list[Group] = field(default_factory=list)
+    was_stopped: bool = False
+    """Before there were enough groups: all of them are still under way."""
 
 
 class Producer:
@@ -48,10 +58,32 @@ class Producer:
         self._jobs: dict[int, tuple[Completion, str]] = {}
         self._running = 0
         """Requests that the engine has, or whose completions were not fetched yet."""
+        self.tally = Tally()
+        """Of the next step, where it was begun: by this run, which was stopped, or by an earlier one."""
 
-    def take(self, *, start: int, version: int) -> Harvest:
-        """The groups of the next step, for weights of `version`; new prompts are drawn from number `start` on."""
-        harvest = Harvest()
+    def take(self, *, start: int, version: int, should_stop: Callable[[], bool] = lambda: False) -> Harvest:
+        """The groups of the next step, for weights of `version`; new prompts are drawn from number `start` on.
+
+        Where it `should_stop`, or the engine fails, what there is stays under way, as far as it came.
+        """
+        harvest, self.tally = Harvest(self.tally), Tally()
+        try:
+            self._draw(harvest, start, version, should_stop)
+        except RolloutError:
+            self.engine.abort()
+            harvest.was_stopped = True
+            raise
+        finally:
+            self._keep_begun()
+            if harvest.was_stopped:
+                self.tally = harvest.tally
+                self._put_back(harvest)
+        if not self.stops and not harvest.was_stopped:
+            self._fill(harvest, start, version, training=True)
+        harvest.groups.sort(key=lambda group: group.draw)
+        return harvest
+
+    def _draw(self, harvest: Harvest, start: int, version: int, should_stop: Callable[[], bool]) -> None:
         self._resume()
         self._fill(harvest, start, version, training=False)
         with self.rewards.stream() as scoring, closing(self.engine.completions()) as arriving:
@@ -59,6 +91,9 @@ class Producer:
             self._arrived(next(arriving), scoring)
             self._take_whole(harvest, version)
             while len(harvest.groups) < self.window.groups_per_step and self.window.groups:
+                if should_stop():
+                    harvest.was_stopped = True
+                    break
                 if self._running:
                     self._arrived(next(arriving), scoring)
                     scores: Iterable[tuple[int, Score]] = scoring.finished()
@@ -67,17 +102,12 @@ class Producer:
                 whole = [self._settle(job, score, harvest, start, version) for job, score in scores]
                 if any(whole):
                     self._take_whole(harvest, version)
-            if self.stops:
+            if self.stops or harvest.was_stopped:
                 self.engine.abort()
                 while (completion := next(arriving)) is not None:
                     self._arrived(completion, scoring)
             for job, score in scoring.drain():
                 self._settle(job, score, harvest, start, version, replaces=False)
-        self._keep_begun()
-        if not self.stops:
-            self._fill(harvest, start, version, training=True)
-        harvest.groups.sort(key=lambda group: group.draw)
-        return harvest
 
     @property
     def stops(self) -> bool:
@@ -94,10 +124,10 @@ class Producer:
             self._begin(harvest, start, version, round=1)
 
     def _begin(self, harvest: Harvest, start: int, version: int, *, round: int) -> None:
-        draw = start + harvest.drawn
+        draw = start + harvest.tally.drawn
         (prompt,) = self.source.draw(1, start=draw, seed=self.seed)
-        harvest.drawn += 1
-        harvest.rounds = max(harvest.rounds, round)
+        harvest.tally.drawn += 1
+        harvest.tally.rounds = max(harvest.tally.rounds, round)
         group = Group(draw, prompt, version, round)
         self.window.add(group)
         self._submit(group, range(self.config.samples))
@@ -142,8 +172,8 @@ class Producer:
         group.answers[completion.number % self.config.samples] = trajectory_of(completion, group.prompt, text, score)
         if len(group.answers) < self.config.samples:
             return False
-        harvest.judged += 1
-        harvest.reward += sum(trajectory.reward for trajectory in group.answers.values())
+        harvest.tally.judged += 1
+        harvest.tally.reward += sum(trajectory.reward for trajectory in group.answers.values())
         if self.config.dynamic_sampling and not group.has_signal:
             self.window.remove(group)
             if replaces and group.round < self.config.max_rounds:
@@ -157,14 +187,28 @@ class Producer:
             group = self.window.groups[request.number // self.config.samples]
             group.begun[request.number % self.config.samples] = request.begun
 
+    def _put_back(self, harvest: Harvest) -> None:
+        """All is under way again; what was not judged is drawn again, where it was not begun from the start."""
+        for group in harvest.groups:
+            self.window.add(group)
+        harvest.groups = []
+        self._jobs.clear()
+        self._running = 0
+        for group in self.window.groups.values():
+            self._begin_missing(group)
+
+    def _begin_missing(self, group: Group) -> None:
+        for sample in set(range(self.config.samples)) - group.answers.keys():
+            group.begun.setdefault(sample, Begun())
+
     def _group_of(self, completion: Completion) -> Group:
         return self.window.groups[completion.number // self.config.samples]
 
-    def restore(self, groups: Iterable[Group]) -> None:
+    def restore(self, groups: Iterable[Group], tally: Tally) -> None:
         """Groups of an earlier run; responses that had not been finished begin where that run kept them."""
+        self.tally = tally
         for group in groups:
-            for sample in set(range(self.config.samples)) - group.answers.keys():
-                group.begun.setdefault(sample, Begun())
+            self._begin_missing(group)
             self.window.add(group)
 
     def groups(self) -> list[Group]:

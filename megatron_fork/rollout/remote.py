@@ -179,6 +179,9 @@ class RemoteEngine:
             pass
         if any(server.state == "stale" for server in self.fleet.servers) or not self.fleet.ready:
             self._until_ready()
+        elif self.fleet.is_drawing and time.monotonic() - self.fleet.heard > self.config.remote.patience_seconds:
+            self._save_all()
+            raise self._out_of_patience("none has sent a token", "see why they take no requests, or add servers")
         elif time.monotonic() - self._spoke > HEARTBEAT_SECONDS:
             self._orders.give("wait")
             self._spoke = time.monotonic()
@@ -195,16 +198,22 @@ class RemoteEngine:
                 return
             if began is None:
                 began = time.monotonic()
-                self._orders.give("save")
-                self._save()
+                self._save_all()
             elif time.monotonic() - began > self.config.remote.patience_seconds:
-                raise RolloutError(
-                    f"rollout.servers: none is ready after {self.config.remote.patience_seconds:.0f} s: "
-                    + "; ".join(f"{server}: {server.reason}" for server in self.fleet.servers),
-                    hint="start the servers again and resume the run; its state is saved",
-                )
+                raise self._out_of_patience("none is ready", "start the servers again")
             self._orders.give("wait")
             time.sleep(min(1.0, self.config.remote.health_seconds))
+
+    def _save_all(self) -> None:
+        self._orders.give("save")
+        self._save()
+
+    def _out_of_patience(self, what: str, remedy: str) -> RolloutError:
+        return RolloutError(
+            f"rollout.servers: {what} after {self.config.remote.patience_seconds:.0f} s: "
+            + "; ".join(f"{server}: {server.reason}" for server in self.fleet.servers),
+            hint=f"{remedy}, and resume the run; its state is saved",
+        )
 
     def _deliver(self, servers: Sequence[Server]) -> None:
         """One pass over the weights, which all ranks make together, whatever becomes of the servers."""

@@ -89,6 +89,18 @@ def test_a_request_that_no_server_takes_ends_the_run(server, remote) -> None:
         list(engine.generate([Request(0, (5,) * 500, 0, 1.0, 600)]))
 
 
+def test_a_server_that_is_busy_for_ever_ends_the_run(server, remote, proxies) -> None:
+    """Its state is saved first; the line has the server's words."""
+    saved = []
+    engine = remote(server.engine, [proxies[0].url], sync="disk", patience_seconds=4.0)
+    engine._save = lambda: saved.append(True)
+    engine.update_weights(weights_of(new_model(tied=True, seed=1)), 0)
+    proxies[0].mode = "busy"
+    with pytest.raises(RolloutError, match=r"none has sent a token after 4 s: .*was answered with 429") as raised:
+        list(engine.generate(requests(3)))
+    assert saved == [True] and "state is saved" in raised.value.hint
+
+
 def test_abort_and_continue(server, remote) -> None:
     """What had begun is kept with its log-probs, and goes on from there, under newer weights."""
     engine = remote(server.engine, [server.server.url], sync="gloo", requests_per_server=8)

@@ -1,10 +1,13 @@
 """Whole runs through servers: their log-probs stay the trainer's, on one rank and on two; one that loses them is saved."""
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from commands import QUICKSTART, TINY, finish, metrics_of, run, start
 
 BOTH = pytest.mark.parametrize("server", ["vllm tied", "sglang tied"], indirect=True, scope="session")
@@ -42,6 +45,36 @@ def test_two_tensor_ranks_and_one_server(server, tmp_path: Path) -> None:
         losses.append([step["loss"] for step in steps_of(folder)])
     if server.engine == "vllm":  # SGLang draws by its own random numbers
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@BOTH
+def test_a_run_is_stopped_in_the_middle_of_a_rollout(server, tmp_path: Path) -> None:
+    """What was drawn is kept with its tokens, and goes on in the next run: nothing is drawn twice, nothing is lost."""
+    folder = tmp_path / "run"
+    slowly = ["rollout.samples=16", "rollout.remote.requests_per_server=2", "rollout.remote.stream_interval=4"]
+    process = start(*words(server, folder, "gloo"), *slowly, "train.steps=2")
+    wait_for_rollout(folder, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, output = finish(process, limit=120.0)
+    assert code == 75 and "stopped while step 2 of 2 was drawn; the state is saved" in output, output
+    (saved,) = (folder / "checkpoints").glob("step-*/step/groups.pt")
+    groups = torch.load(saved, weights_only=True)
+    answers = sum(len(group["answers"]) for group in groups)
+    begun = sum(len(tokens) > 0 for group in groups for tokens, *_ in group["begun"].values())
+    assert len(groups) == 4 and 0 < answers < 64 and 0 < begun <= 2
+    code, output = run("train", str(folder / "resolved.yaml"), limit=300.0)
+    assert code == 0, output
+    assert [step["rollout/groups_kept"] for step in steps_of(folder)] == [4, 4]
+    assert [step["rollout/groups_sampled"] for step in steps_of(folder)] == [4, 4]
+
+
+def wait_for_rollout(folder: Path, process, limit: float = 120.0) -> None:
+    """Until the first step is written, and a little longer."""
+    deadline = time.monotonic() + limit
+    while not ((folder / "metrics.jsonl").is_file() and metrics_of(folder, "train")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(2.0)
 
 
 @BOTH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,8 +11,8 @@ import torch
 from test_collect import parity_pool, parts  # noqa: F401
 
 from megatron_fork import rollout, unfinished
-from megatron_fork.errors import ConfigError
-from megatron_fork.rollout import Collector
+from megatron_fork.errors import ConfigError, RolloutError
+from megatron_fork.rollout import Collector, Tally
 from megatron_fork.rollout.producer import Producer
 
 
@@ -46,8 +47,8 @@ def test_without_staleness_the_stream_gives_what_rounds_give(parts, batch_size, 
         engine.batch_size = before
     drawn = [trajectory for group in harvest.groups for _, trajectory in sorted(group.answers.items())]
     assert [each.response for each in drawn] == [each.response for each in expected.trajectories]
-    assert (harvest.drawn, harvest.judged) == (expected.prompts_drawn, expected.groups_sampled)
-    assert harvest.reward / (3 * harvest.judged) == pytest.approx(expected.mean_reward)
+    assert (harvest.tally.drawn, harvest.tally.judged) == (expected.prompts_drawn, expected.groups_sampled)
+    assert harvest.tally.reward / (3 * harvest.tally.judged) == pytest.approx(expected.mean_reward)
 
 
 def test_tails_are_kept_and_go_on_under_newer_weights(parts) -> None:  # noqa: F811
@@ -97,6 +98,72 @@ def test_what_is_under_way_is_kept_with_a_checkpoint(parts, tmp_path) -> None:  
         assert list(steps_of(again, 3, drawn, first=3)) == expected
     finally:
         made.engine.batch_size = before
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_a_draw_that_is_stopped_again_and_again_goes_on(parts, tmp_path, max_staleness) -> None:  # noqa: F811
+    """With a new producer each time, from what the last one left: the prompts and responses of one that is not stopped."""
+    source, engine = parts
+    settings = config(max_response_tokens=30, max_staleness=max_staleness, tail="stop" if max_staleness else "generate")
+    expected = collector(parts, 6, max_response_tokens=30).collect(start=0, version=0)
+    left, tally, stops, begun = [], Tally(), 0, 0
+    while True:
+        producer = Producer(settings, engine, source, parity_pool(), groups=6, seed=4)
+        producer.restore(left, tally)
+        polls = itertools.count(1)
+        harvest = producer.take(start=0, version=0, should_stop=lambda polls=polls: next(polls) > 12)
+        left, tally = producer.groups(), producer.tally
+        unfinished.write_groups(tmp_path, left)
+        left = unfinished.read_groups(tmp_path)
+        if not harvest.was_stopped:
+            break
+        stops += 1
+        begun += sum(len(each.tokens) > 0 for group in left for each in group.begun.values())
+        assert not harvest.groups and tally == harvest.tally
+    assert stops > 1 and begun > 0 and tally == Tally()
+    if max_staleness == 0:
+        drawn = [trajectory for group in harvest.groups for _, trajectory in sorted(group.answers.items())]
+        assert [each.response for each in drawn] == [each.response for each in expected.trajectories]
+        assert (harvest.tally.drawn, harvest.tally.judged) == (expected.prompts_drawn, expected.groups_sampled)
+        assert harvest.tally.reward / (3 * harvest.tally.judged) == pytest.approx(expected.mean_reward)
+    else:
+        assert len(harvest.groups) == 6 and all(group.has_signal for group in harvest.groups)
+
+
+def test_what_was_drawn_before_a_failure_is_kept(parts) -> None:  # noqa: F811
+    """The engine fails in the middle: all that was answered and judged is not drawn again."""
+    source, engine = parts
+    expected = collector(parts, 6, max_response_tokens=30).collect(start=0, version=0)
+
+    class Failing:
+        is_coordinated = False
+        asked = 0
+
+        def __getattr__(self, name):
+            return getattr(engine, name)
+
+        def submit(self, requests) -> None:
+            self.asked += len(requests)
+            engine.submit(requests)
+
+        def completions(self):
+            for count, completion in enumerate(engine.completions()):
+                yield completion
+                if count == 20:
+                    raise RolloutError("it is gone", hint="start another")
+
+    failing = Failing()
+    producer = Producer(config(max_response_tokens=30), failing, source, parity_pool(), groups=6, seed=4)
+    with pytest.raises(RolloutError, match="it is gone"):
+        producer.take(start=0, version=0)
+    answered = sum(len(group.answers) for group in producer.groups())
+    assert answered > 0 and failing.asked >= 18
+    again = Producer(config(max_response_tokens=30), engine, source, parity_pool(), groups=6, seed=4)
+    again.restore(producer.groups(), producer.tally)
+    harvest = again.take(start=0, version=0)
+    drawn = [trajectory for group in harvest.groups for _, trajectory in sorted(group.answers.items())]
+    assert [each.response for each in drawn] == [each.response for each in expected.trajectories]
+    assert (harvest.tally.drawn, harvest.tally.judged) == (expected.prompts_drawn, expected.groups_sampled)
 
 
 def test_nothing_under_way_is_no_file(tmp_path) -> None:
