@@ -15,9 +15,21 @@ from typing import Any
 PROJECT = Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT / "tests"))
 
-from engine_servers import FaultyProxy, RunningServer  # noqa: E402
+from engine_servers import FaultyProxy, RunningServer, environment_of  # noqa: E402
 
-__all__ = ["FaultyProxy", "RunningServer", "serving", "start", "steps_of", "summary_of", "train", "warm_start", "write"]
+__all__ = [
+    "PROJECT",
+    "FaultyProxy",
+    "RunningServer",
+    "environment_of",
+    "serving",
+    "start",
+    "steps_of",
+    "summary_of",
+    "train",
+    "warm_start",
+    "write",
+]
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:

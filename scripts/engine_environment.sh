@@ -20,9 +20,10 @@ make_engine() {
     "$python" -m venv "$environment"
     local index=()
     if [ -n "${TORCH_INDEX_URL:-}" ]; then index=(--index-url "$TORCH_INDEX_URL"); fi
-    "$environment/bin/pip" install --quiet ${index[@]+"${index[@]}"} "$(grep '^torch==' "$pins")"
-    # Without dependencies: the wheels ask for CUDA packages, and for exact versions that a CPU has no builds of.
-    "$environment/bin/pip" install --quiet --no-deps --requirement "$pins"
+    "$environment/bin/pip" install --quiet --no-compile ${index[@]+"${index[@]}"} "$(grep '^torch==' "$pins")"
+    # Without dependencies: the wheels ask for CUDA packages, and for exact versions that a CPU has no builds of. Of the
+    # thousands of modules a server imports few: compiled when they are imported, not now.
+    "$environment/bin/pip" install --quiet --no-compile --no-deps --requirement "$pins"
     cp "$pins" "$environment/installed"
 }
 

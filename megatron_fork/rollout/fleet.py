@@ -209,6 +209,7 @@ class Fleet:
                 draft.failures += 1
                 draft.last_server = server
         if draft.failures >= self.config.attempts:
+            self._unfinished.append(draft.unfinished())
             what = "refused" if fault.refused else "failed"
             self.error = RolloutError(
                 f"rollout.servers: a request of {len(draft.prompt)} tokens {what} {draft.failures} times, "

@@ -7,7 +7,7 @@ With `max_staleness = k` up to k steps of groups are under way while the policy 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -87,27 +87,40 @@ class Producer:
         self._resume()
         self._fill(harvest, start, version, training=False)
         with self.rewards.stream() as scoring, closing(self.engine.completions()) as arriving:
-            # Also where all groups are there already: ranks that follow wait for the end of what has been begun.
+            try:
+                # Also where all groups are there already: ranks that follow wait for the end of what has been begun.
+                self._arrived(next(arriving), scoring)
+                self._take_whole(harvest, version)
+                while len(harvest.groups) < self.window.groups_per_step and self.window.groups:
+                    if should_stop():
+                        harvest.was_stopped = True
+                        break
+                    self._go_on(harvest, arriving, scoring, start, version)
+                if self.stops or harvest.was_stopped:
+                    self.engine.abort()
+                    while (completion := next(arriving)) is not None:
+                        self._arrived(completion, scoring)
+            finally:  # what was answered before a failure counts
+                for job, score in scoring.drain():
+                    self._settle(job, score, harvest, start, version, replaces=False)
+
+    def _go_on(
+        self,
+        harvest: Harvest,
+        arriving: Iterator[Completion | None],
+        scoring: ScoreStream,
+        start: int,
+        version: int,
+    ) -> None:
+        """Fetch a response, and judge what has been scored."""
+        if self._running:
             self._arrived(next(arriving), scoring)
+            scores: Iterable[tuple[int, Score]] = scoring.finished()
+        else:
+            scores = scoring.drain()  # the engine has nothing left: whether it gets more depends on these
+        whole = [self._settle(job, score, harvest, start, version) for job, score in scores]
+        if any(whole):
             self._take_whole(harvest, version)
-            while len(harvest.groups) < self.window.groups_per_step and self.window.groups:
-                if should_stop():
-                    harvest.was_stopped = True
-                    break
-                if self._running:
-                    self._arrived(next(arriving), scoring)
-                    scores: Iterable[tuple[int, Score]] = scoring.finished()
-                else:
-                    scores = scoring.drain()  # the engine has nothing left: whether it gets more depends on these
-                whole = [self._settle(job, score, harvest, start, version) for job, score in scores]
-                if any(whole):
-                    self._take_whole(harvest, version)
-            if self.stops or harvest.was_stopped:
-                self.engine.abort()
-                while (completion := next(arriving)) is not None:
-                    self._arrived(completion, scoring)
-            for job, score in scoring.drain():
-                self._settle(job, score, harvest, start, version, replaces=False)
 
     @property
     def stops(self) -> bool:

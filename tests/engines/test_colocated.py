@@ -11,6 +11,7 @@ from engine_servers import environment_of
 CHECKS = Path(__file__).parent / "colocated_checks.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["not quickstart", "quickstart"])
 def test_in_its_environment(subject: str) -> None:
     python = environment_of("vllm-colocated") / "bin" / "python"

@@ -31,6 +31,7 @@ def all_answered(completions, asked, model) -> None:
         assert completion.finish_reason == "stop" or len(completion.tokens) == asked[completion.number].max_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["refuse", "hang", "error", "busy", "garbage", "truncate", "nonsense"])
 def test_the_other_server_takes_over(server, remote, proxies, mode: str) -> None:
     bad, good = proxies
@@ -44,6 +45,7 @@ def test_the_other_server_takes_over(server, remote, proxies, mode: str) -> None
     assert bad.misbehaved > 0 and engine.fleet.counts["resent"] > 0
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_silent_altogether_comes_back(server, remote, proxies) -> None:
     """Neither answers nor health: its work goes elsewhere, and when it is back it is used again."""
     bad, good = proxies
@@ -67,6 +69,7 @@ def test_a_server_that_goes_silent_altogether_comes_back(server, remote, proxies
     all_answered(list(engine.generate(asked)), asked, model)
 
 
+@pytest.mark.slow
 def test_other_weights_than_asked_for_do_not_count(server, remote, proxies) -> None:
     """Someone else updates a server under way: what it draws from then on is drawn again, with the right weights."""
     engine = remote(server.engine, [proxies[0].url], sync="disk", requests_per_server=4)
@@ -87,6 +90,7 @@ def test_a_request_that_no_server_takes_ends_the_run(server, remote) -> None:
     engine.update_weights(weights_of(new_model(tied=True, seed=1)), 0)
     with pytest.raises(RolloutError, match="a request of 500 tokens refused 2 times"):
         list(engine.generate([Request(0, (5,) * 500, 0, 1.0, 600)]))
+    assert [request.number for request in engine.unfinished()] == [0]
 
 
 def test_a_server_that_is_busy_for_ever_ends_the_run(server, remote, proxies) -> None:

@@ -1,5 +1,7 @@
 """Whole runs through servers: their log-probs stay the trainer's, on one rank and on two; one that loses them is saved."""
 
+import json
+import math
 import os
 import signal
 import threading
@@ -10,6 +12,7 @@ import pytest
 import torch
 from commands import QUICKSTART, TINY, finish, metrics_of, run, start
 
+LEARN = ["evaluation.every=0"]
 BOTH = pytest.mark.parametrize("server", ["vllm tied", "sglang tied"], indirect=True, scope="session")
 
 
@@ -25,12 +28,40 @@ def steps_of(folder: Path) -> list[dict[str, float]]:
 
 
 @BOTH
-@pytest.mark.parametrize("sync", ["disk", "gloo"])
+@pytest.mark.parametrize("sync", [pytest.param("disk", marks=pytest.mark.slow), "gloo"])
 def test_quickstart(server, tmp_path: Path, sync: str) -> None:
     code, output = run(*words(server, tmp_path / "run", sync), limit=400.0)
     assert code == 0, output
     assert len(steps_of(tmp_path / "run")) == 4
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, float]]:
+    """A finished warm start, as a run names it, and what the embedded engine's run from it reached."""
+    folder = tmp_path_factory.mktemp("learned")
+    code, output = run("train", str(QUICKSTART), "train.steps=0", f"run.folder={folder / 'warm'}", limit=900.0)
+    assert code == 0, output
+    start = ["sft.steps=0", "model.hf_config=null", f"model.path={folder / 'warm' / 'warm_start'}", *LEARN]
+    code, output = run("train", str(QUICKSTART), *start, f"run.folder={folder / 'run'}", limit=900.0)
+    assert code == 0, output
+    return start, json.loads((folder / "run" / "summary.json").read_text())
+
+
+@pytest.mark.slow
+@BOTH
+def test_it_learns_as_much_as_with_the_embedded_engine(server, learned, tmp_path: Path) -> None:
+    """Held-out pass rates of independent runs: within four standard errors, and far above the warm start's."""
+    start, embedded = learned
+    engine = [f"rollout.engine={server.engine}", f"rollout.servers=[{server.server.url}]", "rollout.sync=gloo"]
+    code, output = run("train", str(QUICKSTART), *start, *engine, f"run.folder={tmp_path / 'run'}", limit=1800.0)
+    assert code == 0, output
+    steps_of(tmp_path / "run")
+    served = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert served["pass_rate_before"] == pytest.approx(embedded["pass_rate_before"], abs=0.1)
+    error = math.hypot(served["pass_rate_after_se"], embedded["pass_rate_after_se"])
+    assert abs(served["pass_rate_after"] - embedded["pass_rate_after"]) < 4 * error
+    assert min(served["pass_rate_after"], embedded["pass_rate_after"]) > served["pass_rate_before"] + 0.3
 
 
 @BOTH
@@ -47,6 +78,7 @@ def test_two_tensor_ranks_and_one_server(server, tmp_path: Path) -> None:
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_run_is_stopped_in_the_middle_of_a_rollout(server, tmp_path: Path) -> None:
     """What was drawn is kept with its tokens, and goes on in the next run: nothing is drawn twice, nothing is lost."""
@@ -77,6 +109,7 @@ def wait_for_rollout(folder: Path, process, limit: float = 120.0) -> None:
     time.sleep(2.0)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(("tail", "ranks"), [("generate", 0), ("stop", 0), ("generate", 2)])
 def test_generation_goes_ahead_of_training(server, tmp_path: Path, tail: str, ranks: int) -> None:
@@ -92,6 +125,7 @@ def test_generation_goes_ahead_of_training(server, tmp_path: Path, tail: str, ra
     assert 0.0 < sum(step["rollout/staleness"] for step in steps) <= 4.0
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_run_without_servers_is_saved_and_goes_on(server, tmp_path: Path) -> None:
     """All servers gone in the middle: one line that names them, exit code 1, and the run resumes with them."""
@@ -130,6 +164,7 @@ def refuse_after_a_step(proxy, folder: Path) -> None:
     proxy.mode = "refuse"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["vllm tied"], indirect=True, scope="session")
 def test_another_model_than_the_trainers_is_found_by_the_probe(server, tmp_path: Path) -> None:
     """A server that answers with other numbers than its weights give: here a temperature of its own making."""

@@ -80,6 +80,7 @@ def test_update_while_responses_are_drawn(server, remote) -> None:
     assert both > 0, "the update came after all responses had ended"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sync", ["disk", "gloo"])
 @pytest.mark.parametrize("server", TIED, indirect=True, scope="session")
 def test_a_server_that_hangs_in_an_update(server, remote, sync: str) -> None:
@@ -98,6 +99,7 @@ def test_a_server_that_hangs_in_an_update(server, remote, sync: str) -> None:
     assert {c.number: list(c.tokens) for c in engine.generate(asked)} == greedy_responses(model, asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", TIED, indirect=True, scope="session")
 def test_a_server_whose_trainer_vanished_takes_another(server, remote) -> None:
     """The first trainer is gone between two buckets; nothing of its session stands in the way of the next."""
@@ -132,6 +134,7 @@ def test_a_tied_head_without_repacking_is_stale(server, remote, monkeypatch) -> 
     assert float((torch.tensor(completion.logprob) - expected).abs().max()) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", TIED, indirect=True, scope="session")
 def test_none_left(server, remote) -> None:
     """After its patience the engine says which servers there were and what became of them; it saved before it waited."""
