@@ -2,6 +2,9 @@
 
     bash scripts/engine_environment.sh vllm && bash scripts/engine_environment.sh sglang
     python benchmarks/quickstart_engines.py --out benchmarks/results/quickstart_engines.json
+    python benchmarks/quickstart_engines.py --engines embedded --seeds 1 2 --out benchmarks/results/quickstart_engines_seeds.json
+
+The second says how far apart runs are that differ in their random numbers alone.
 
 Real servers on this machine; trainer and server have one thread each.
 """
@@ -22,7 +25,7 @@ def row_of(engine: str, sync: str, folder: Path, summary: dict[str, Any]) -> dic
     steps = steps_of(folder)
     return {
         "engine": engine,
-        "sync": sync,
+        "sync": "copied" if engine == "embedded" else sync,
         "steps": len(steps),
         "pass_rate_before": summary["pass_rate_before"],
         "pass_rate_after": summary["pass_rate_after"],
@@ -38,23 +41,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engines", nargs="*", default=["embedded", "vllm", "sglang"])
     parser.add_argument("--sync", choices=["disk", "gloo"], default="gloo")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of the runs; the warm start's is 0")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(prefix="quickstart_engines") as scratch:
-        words = [*warm_start(Path(scratch, "warm"), f"seed={arguments.seed}"), f"seed={arguments.seed}"]
-        words.append("evaluation.every=0")
+        start = [*warm_start(Path(scratch, "warm")), "evaluation.every=0"]
         for engine in arguments.engines:
-            folder = Path(scratch, engine)
-            if engine == "embedded":
-                rows.append(row_of(engine, "copied", folder, train(folder, *words)))
-            else:
-                with serving(engine, Path(scratch, "warm", "warm_start"), Path(scratch)) as (server,):
-                    remote = [f"rollout.engine={engine}", f"rollout.servers=[{server.url}]"]
-                    summary = train(folder, *words, *remote, f"rollout.sync={arguments.sync}")
-                rows.append(row_of(engine, arguments.sync, folder, summary))
-            print(json.dumps(rows[-1]), flush=True)
+            for seed in arguments.seeds:
+                folder, words = Path(scratch, f"{engine}-{seed}"), [*start, f"seed={seed}"]
+                if engine == "embedded":
+                    summary = train(folder, *words)
+                else:
+                    with serving(engine, Path(scratch, "warm", "warm_start"), Path(scratch)) as (server,):
+                        remote = [f"rollout.engine={engine}", f"rollout.servers=[{server.url}]"]
+                        summary = train(folder, *words, *remote, f"rollout.sync={arguments.sync}")
+                rows.append({"seed": seed, **row_of(engine, arguments.sync, folder, summary)})
+                print(json.dumps(rows[-1]), flush=True)
     write(arguments.out, rows)
 
 
