@@ -2,7 +2,7 @@
 
     bash scripts/engine_environment.sh vllm && bash scripts/engine_environment.sh sglang
     python benchmarks/quickstart_engines.py --out benchmarks/results/quickstart_engines.json
-    python benchmarks/quickstart_engines.py --engines embedded --seeds 1 2 --out benchmarks/results/quickstart_engines_seeds.json
+    python benchmarks/quickstart_engines.py --engines embedded --seeds 1 2 --out benchmarks/results/quickstart_seeds.json
 
 The second says how far apart runs are that differ in their random numbers alone.
 
