@@ -31,10 +31,11 @@ sglang)
     export SGLANG_USE_CPU_ENGINE=1
     # Without its CUDA kernels and the packages for images, SGLang starts with stand-ins for their names.
     export PYTHONPATH="$project/tests/engines/stand_ins:$PYTHONPATH"
+    # An idle server would keep a core busy, of which the trainer has need.
     exec "$environment/bin/python" -m sglang.launch_server --model-path "$model" --host 127.0.0.1 --port "$port" \
         --device cpu --dtype float32 --skip-tokenizer-init --attention-backend torch_native --sampling-backend pytorch \
         --disable-overlap-schedule --incremental-streaming-output --skip-server-warmup --mem-fraction-static 0.3 --max-total-tokens 32768 \
-        --cuda-graph-backend-decode disabled --cuda-graph-backend-prefill disabled --log-level warning \
+        --cuda-graph-backend-decode disabled --cuda-graph-backend-prefill disabled --log-level warning --sleep-on-idle \
         --enable-custom-logit-processor ${key[@]+"${key[@]}"} "$@"
     ;;
 *)
