@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout.engine import Completion, Engine, Request
+from megatron_fork.rollout.engine import Completion, Engine, Request, answers
 
 # Tokens of a tick. Its two collectives take a millisecond or a few, a token of a large model ten times as long; an engine that
 # runs empty waits for the tick's end.
@@ -73,15 +73,8 @@ class DealtEngine:
             self._follow()
             return
         self.submit(requests)
-        left = len(requests)
         with closing(self.completions()) as arriving:
-            while left:
-                completion = next(arriving)
-                if completion is not None:
-                    left -= 1
-                    yield completion
-                elif self._aborted:
-                    return
+            yield from answers(lambda: next(arriving), len(requests), lambda: self._aborted)
 
     def submit(self, requests: Sequence[Request]) -> None:
         if self._leads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +62,19 @@ class Completion:
     def weight_version(self) -> int:
         """Of the oldest weights that wrote a token."""
         return min(span.version for span in self.versions)
+
+
+def answers(
+    arriving: Callable[[], Completion | None], count: int, is_aborted: Callable[[], bool]
+) -> Generator[Completion, None, None]:
+    """The next `count` completions; fewer where the engine was aborted and has nothing more at the moment."""
+    while count:
+        completion = arriving()
+        if completion is not None:
+            count -= 1
+            yield completion
+        elif is_aborted():
+            return
 
 
 class Engine(Protocol):

@@ -25,7 +25,7 @@ from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.buckets import buckets
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.delivery import BroadcastDelivery, Delivery, DiskDelivery
-from megatron_fork.rollout.engine import Completion, Request
+from megatron_fork.rollout.engine import Completion, Request, answers
 from megatron_fork.rollout.fleet import Fleet
 from megatron_fork.rollout.orders import HEARTBEAT_SECONDS, Orders
 from megatron_fork.rollout.server import Server
@@ -110,14 +110,7 @@ class RemoteEngine:
         arrived: queue.Queue[Completion] = queue.Queue()
         with self._leading():
             self._loop.call(self.fleet.submit(requests, arrived))
-            left = len(requests)
-            while left:
-                completion = self._next(arrived)
-                if completion is not None:
-                    left -= 1
-                    yield completion
-                elif self._aborted:
-                    return
+            yield from answers(lambda: self._next(arrived), len(requests), lambda: self._aborted)
 
     def submit(self, requests: Sequence[Request]) -> None:
         if self._orders.leads:
