@@ -45,6 +45,7 @@ class Fleet:
         self._unfinished: list[Request] = []
         self._aborting = False
         self._watcher: asyncio.Task[None] | None = None
+        self._examining = {server: asyncio.Lock() for server in self.servers}
         self._dropping: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -247,18 +248,20 @@ class Fleet:
 
     async def _examine(self, server: Server) -> None:
         """A server that was down: whether it is back, and with which weights."""
-        if not await server.is_healthy():
-            return
-        try:
-            label = await server.weight_label()
-            await server.resume()  # a weight update that broke off may have left it paused
-        except ServerFault as fault:
-            server.reason = str(fault)
-            return
-        if label == self.label:
-            await self.welcome(server)
-        else:
-            server.state, server.reason = "stale", f"it has the weights {label}"
+        async with self._examining[server]:
+            # The watcher and `look` may both have come; the second would wake a server that an update has paused by now.
+            if server.state != "down" or not await server.is_healthy():
+                return
+            try:
+                label = await server.weight_label()
+                await server.resume()  # a weight update that broke off may have left it paused
+            except ServerFault as fault:
+                server.reason = str(fault)
+                return
+            if label == self.label:
+                await self.welcome(server)
+            else:
+                server.state, server.reason = "stale", f"it has the weights {label}"
 
     async def close(self) -> None:
         self._aborting = True

@@ -1,5 +1,6 @@
 """After every kind of update a server answers with the new weights, tied and untied; and an update that breaks hangs nobody."""
 
+import asyncio
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from conftest import greedy_responses, logits_of, logprob_of, new_model, request
 
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.server import ServerFault
+from megatron_fork.rollout.sglang import SglangServer
 from megatron_fork.rollout.vllm import VllmServer
 
 ALL = ["vllm tied", "vllm untied", "sglang tied", "sglang untied"]
@@ -78,6 +80,33 @@ def test_update_while_responses_are_drawn(server, remote) -> None:
             found = torch.tensor(completion.logprob).double()
             torch.testing.assert_close(found[start:end], expected[start:end], rtol=0, atol=1e-4)
     assert both > 0, "the update came after all responses had ended"
+
+
+@pytest.mark.parametrize("server", TIED, indirect=True, scope="session")
+def test_a_slow_look_at_a_server_does_not_end_the_pause_of_an_update(server, remote, monkeypatch) -> None:
+    """Only a server that is down is woken up by those who look after it: no update can have paused it."""
+    updated, first, woken = threading.Event(), threading.Event(), []
+    kind = VllmServer if server.engine == "vllm" else SglangServer
+    is_healthy, resume = kind.is_healthy, kind.resume
+
+    async def slow_at_first(self) -> bool:
+        if not first.is_set():
+            first.set()
+            await asyncio.to_thread(updated.wait, 3.0)
+        return await is_healthy(self)
+
+    async def noted(self) -> None:
+        woken.append(self.state)
+        await resume(self)
+
+    monkeypatch.setattr(kind, "is_healthy", slow_at_first)
+    monkeypatch.setattr(kind, "resume", noted)
+    engine = remote(server.engine, [server.server.url], sync="disk", health_seconds=0.1)
+    assert first.wait(5.0), "nobody looks after the servers"
+    engine.update_weights(weights_of(new_model(tied=True, seed=1)), 0)
+    updated.set()
+    time.sleep(0.5)  # for the slow look to go on
+    assert woken == ["down"]
 
 
 @pytest.mark.slow
