@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_fork.checkpoint import folder, optimizer_state, random_state
 from megatron_fork.checkpoint.folder import Descriptions, Saved
+from megatron_fork.checkpoint.requests import one_after_the_other
 from megatron_fork.distributed import collectives, device
 from megatron_fork.errors import CheckpointError
 
@@ -120,11 +121,13 @@ class Checkpoints:
                 write_beside(aside / BESIDE)
             writing = _Writing(aside, progress, AsyncCallsQueue())
             with _one_thread():
-                for name, network in networks.items():
-                    state = _sharded(network, loading=False)
-                    request = dist_checkpointing.save(state, str(aside / name), async_sharded_save=True)
-                    assert request is not None
-                    writing.writers.schedule_async_request(request)
+                requests = [
+                    dist_checkpointing.save(
+                        _sharded(network, loading=False), str(aside / name), async_sharded_save=True
+                    )
+                    for name, network in networks.items()
+                ]
+                writing.writers.schedule_async_request(one_after_the_other(requests))
             self._writing = writing
             self.newest = step if progress.get("unfinished") is None else None
 

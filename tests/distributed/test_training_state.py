@@ -158,6 +158,44 @@ def never_stepped(folder: str) -> list[float]:
     return found
 
 
+def two_networks(folder: str) -> dict[str, float]:
+    """How far each of two networks, of which the second is written much faster, is from itself after a round trip."""
+    from megatron_fork.checkpoint import Checkpoints, iter_hf_weights, load_initial, load_training_state
+    from megatron_fork.distributed import Config, parallel_layout
+    from megatron_fork.models import Config as Source
+    from megatron_fork.policy import Config as PolicyConfig
+    from megatron_fork.policy import OptimizerConfig, Policy
+
+    large, small = model_config(tied=True, experts=False), model_config(tied=True, experts=False)
+    large.intermediate_size = 100_000
+    with parallel_layout(Config()) as layout:
+
+        def made(seed: int) -> dict[str, Policy]:
+            networks = {}
+            for name, hf_config in {"policy": large, "critic": small}.items():
+                networks[name] = Policy(PolicyConfig(), OptimizerConfig(), hf_config, layout)
+                load_initial(networks[name].model, Source(hf_config={"model_type": "qwen3"}), seed=seed)
+            return networks
+
+        def weights(network: Policy) -> dict[str, torch.Tensor]:
+            return {name: tensor.clone() for name, tensor in iter_hf_weights(network.model)}
+
+        checkpoints, first, second = Checkpoints(Path(folder)), made(1), made(2)
+        checkpoints.save(0, first, {"step": 0})
+        checkpoints.wait()
+        saved = checkpoints.latest()
+        assert saved is not None
+        load_training_state(saved, second)
+        return {name: _largest(weights(second[name]), weights(first[name])) for name in first}
+
+
+@pytest.mark.slow
+def test_policy_and_critic_are_kept_apart(tmp_path: Path) -> None:
+    """The places in the files of one were taken for those of the other, where that had been written first."""
+    for found in run_on_ranks(two_networks, 2, str(tmp_path), have_children=True):
+        assert found == {"policy": 0.0, "critic": 0.0}
+
+
 @pytest.mark.slow
 def test_an_optimizer_that_never_stepped_is_saved_and_resumed(tmp_path: Path) -> None:
     assert run_on_ranks(never_stepped, 2, str(tmp_path), have_children=True) == [[0.0] * 4] * 2
