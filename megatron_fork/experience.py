@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+
+
+def token_array(tokens: Iterable[int] = ()) -> array[int]:
+    """Four bytes a token: every rank holds a step's responses, 8,192 of 15k tokens, and a tuple takes ten times that."""
+    return array("i", tokens)
+
+
+def logprob_array(logprobs: Iterable[float] = ()) -> array[float]:
+    """Float32 nats, as engines compute them."""
+    return array("f", logprobs)
 
 
 class VersionSpan(NamedTuple):
@@ -36,7 +48,7 @@ class Demonstration:
 
     number: int
     prompt: Prompt
-    response: tuple[int, ...]
+    response: Sequence[int]
 
     @property
     def length(self) -> int:
@@ -48,7 +60,7 @@ class Demonstration:
 class Trajectory(Demonstration):
     """A response that an engine sampled, with what the engine said of it and what the verifier made of it."""
 
-    rollout_logprob: tuple[float, ...]
+    rollout_logprob: Sequence[float]
     finish_reason: FinishReason
     weight_version: int
     """Of the oldest weights that wrote a token."""
@@ -85,11 +97,11 @@ class Batch:
     def of_trajectories(cls, trajectories: Sequence[Trajectory]) -> Batch:
         lengths = torch.tensor([len(trajectory.response) for trajectory in trajectories], dtype=torch.long)
         advantages = torch.tensor([trajectory.advantage for trajectory in trajectories], dtype=torch.float32)
-        logprobs = [value for trajectory in trajectories for value in trajectory.rollout_logprob]
+        logprobs = [np.asarray(trajectory.rollout_logprob, dtype=np.float32) for trajectory in trajectories]
         return cls(
             trajectories,
             advantage_t=advantages.repeat_interleave(lengths),
-            rollout_logprob_t=torch.tensor(logprobs, dtype=torch.float32),
+            rollout_logprob_t=torch.from_numpy(np.concatenate(logprobs)) if logprobs else torch.zeros(0),
         )
 
     @property

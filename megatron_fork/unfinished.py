@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_fork.distributed import Layout
-from megatron_fork.experience import Batch, Prompt, Trajectory, VersionSpan
+from megatron_fork.experience import Batch, Prompt, Trajectory, VersionSpan, logprob_array, token_array
 from megatron_fork.policy import Lesson, Taught
 from megatron_fork.rollout import Begun, Group
 
@@ -85,7 +86,7 @@ def _plain_group(group: Group) -> dict[str, Any]:
         "round": group.round,
         "answers": {sample: _plain(answer, {})["trajectory"] for sample, answer in group.answers.items()},
         "begun": {
-            sample: (begun.tokens, begun.logprob, [tuple(span) for span in begun.versions])
+            sample: (*_tensors(begun.tokens, begun.logprob), [tuple(span) for span in begun.versions])
             for sample, begun in group.begun.items()
         },
     }
@@ -99,7 +100,7 @@ def _group(plain: dict[str, Any]) -> Group:
         plain["round"],
         {sample: _trajectory(answer) for sample, answer in plain["answers"].items()},
         {
-            sample: Begun(tokens, logprob, tuple(VersionSpan(*span) for span in versions))
+            sample: Begun(*_arrays(tokens, logprob), tuple(VersionSpan(*span) for span in versions))
             for sample, (tokens, logprob, versions) in plain["begun"].items()
         },
     )
@@ -121,9 +122,21 @@ def _plain(trajectory: Trajectory, columns: _Columns) -> dict[str, Any]:
     """Without classes of this project, so that a file is data and nothing else."""
     plain = asdict(trajectory)
     plain["versions"] = [tuple(span) for span in trajectory.versions]
+    plain["response"], plain["rollout_logprob"] = _tensors(trajectory.response, trajectory.rollout_logprob)
     return {"trajectory": plain, "columns": columns}
 
 
 def _trajectory(plain: dict[str, Any]) -> Trajectory:
     versions = tuple(VersionSpan(*span) for span in plain["versions"])
-    return Trajectory(**{**plain, "prompt": Prompt(**plain["prompt"]), "versions": versions})
+    response, logprob = _arrays(plain["response"], plain["rollout_logprob"])
+    drawn = {"response": response, "rollout_logprob": logprob, "versions": versions}
+    return Trajectory(**{**plain, **drawn, "prompt": Prompt(**plain["prompt"])})
+
+
+def _tensors(tokens: Sequence[int], logprob: Sequence[float]) -> tuple[Tensor, Tensor]:
+    return torch.tensor(np.asarray(tokens, dtype=np.int32)), torch.tensor(np.asarray(logprob, dtype=np.float32))
+
+
+def _arrays(tokens: Tensor | Sequence[int], logprob: Tensor | Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
+    """Also of tuples, as these files once had them."""
+    return token_array(torch.as_tensor(tokens).tolist()), logprob_array(torch.as_tensor(logprob).tolist())

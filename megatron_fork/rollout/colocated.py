@@ -227,10 +227,10 @@ class ColocatedEngine:
         if drawing is None:  # of an abort
             return None
         (piece,) = output.outputs
-        drawing.share.tokens += piece.token_ids
-        drawing.share.logprob += [
+        drawing.share.tokens.extend(piece.token_ids)
+        drawing.share.logprob.extend(
             float(of_token[token].logprob) for token, of_token in zip(piece.token_ids, piece.logprobs, strict=True)
-        ]
+        )
         if not output.finished:
             return None
         del self._running[output.request_id]

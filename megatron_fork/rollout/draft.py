@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import queue
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from megatron_fork.experience import FinishReason, VersionSpan
+from megatron_fork.experience import FinishReason, VersionSpan, logprob_array, token_array
 from megatron_fork.rollout.engine import Begun, Completion, Request
 
 
@@ -30,8 +31,8 @@ class Draft:
     request: Request
     arrived: queue.Queue[Completion]
     """Where the completion goes."""
-    tokens: list[int] = field(default_factory=list)
-    logprob: list[float] = field(default_factory=list)
+    tokens: array[int] = field(default_factory=token_array)
+    logprob: array[float] = field(default_factory=logprob_array)
     versions: list[VersionSpan] = field(default_factory=list)
     failures: int = 0
     last_server: object = None
@@ -40,7 +41,8 @@ class Draft:
     @classmethod
     def of(cls, request: Request, arrived: queue.Queue[Completion]) -> Draft:
         begun = request.begun
-        return cls(request, arrived, list(begun.tokens), list(begun.logprob), list(begun.versions))
+        tokens, logprob = token_array(begun.tokens), logprob_array(begun.logprob)
+        return cls(request, arrived, tokens, logprob, list(begun.versions))
 
     @property
     def remaining(self) -> int:
@@ -67,13 +69,11 @@ class Draft:
                 self.versions.append(VersionSpan(version, start + first, start + end))
 
     def completion(self, finish: FinishReason) -> Completion:
-        return Completion(
-            self.request.number, tuple(self.tokens), tuple(self.logprob), finish, versions=tuple(self.versions)
-        )
+        return Completion(self.request.number, self.tokens, self.logprob, finish, versions=tuple(self.versions))
 
     def unfinished(self) -> Request:
         """The request, to be continued from here."""
-        return replace(self.request, begun=Begun(tuple(self.tokens), tuple(self.logprob), tuple(self.versions)))
+        return replace(self.request, begun=Begun(self.tokens, self.logprob, tuple(self.versions)))
 
 
 @dataclass
@@ -83,13 +83,13 @@ class Share:
     version: int
     label_versions: dict[str, int]
     """Versions by the labels that this run gave them: any other label is foreign."""
-    tokens: list[int] = field(default_factory=list)
-    logprob: list[float] = field(default_factory=list)
+    tokens: array[int] = field(default_factory=token_array)
+    logprob: array[float] = field(default_factory=logprob_array)
     labels: Sequence[tuple[str, int, int]] | None = None
 
     def add(self, piece: Piece) -> None:
-        self.tokens += piece.tokens
-        self.logprob += piece.logprob
+        self.tokens.extend(piece.tokens)
+        self.logprob.extend(piece.logprob)
         if piece.versions is not None:
             self.labels = piece.versions
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 
 from megatron_fork.checkpoint import PublishedWeights
 from megatron_fork.errors import RolloutError
-from megatron_fork.experience import VersionSpan
+from megatron_fork.experience import VersionSpan, logprob_array, token_array
 from megatron_fork.rollout.engine import Begun, Completion, Request
 from megatron_fork.rollout.recorded_experts import RecordedExperts
 from megatron_fork.rollout.sampler import Sampler
@@ -163,7 +163,10 @@ class EmbeddedEngine:
             if versions and versions[-1].version == self.version:
                 versions, start = versions[:-1], versions[-1].start
             versions = (*versions, VersionSpan(self.version, start, end))
-        return Begun((*begun.tokens, *token_t.tolist()), (*begun.logprob, *logprob_t.tolist()), versions)
+        tokens, logprob = token_array(begun.tokens), logprob_array(begun.logprob)
+        tokens.extend(token_t.tolist())
+        logprob.extend(logprob_t.tolist())
+        return Begun(tokens, logprob, versions)
 
     def _forward(self, tokens: Tensor, mask: Tensor, cache: DynamicCache) -> tuple[Tensor, Sequence[Tensor]]:
         """Logits after the last token, `[rows, vocab]`, and where they are recorded the routers' scores of each layer."""

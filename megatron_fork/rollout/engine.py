@@ -16,8 +16,8 @@ from megatron_fork.serving import EntropyTemperature
 class Begun:
     """The part of a response that there already is; log-probs and versions as in `Completion`."""
 
-    tokens: tuple[int, ...] = ()
-    logprob: tuple[float, ...] = ()
+    tokens: Sequence[int] = ()
+    logprob: Sequence[float] = ()
     versions: tuple[VersionSpan, ...] = ()
 
 
@@ -50,8 +50,8 @@ class Completion:
     """
 
     number: int
-    tokens: tuple[int, ...]
-    logprob: tuple[float, ...]
+    tokens: Sequence[int]
+    logprob: Sequence[float]
     finish_reason: FinishReason
     versions: tuple[VersionSpan, ...]
     """Which weights wrote which tokens; the spans cover all of them, in order."""

@@ -69,7 +69,7 @@ def name_of(parallel: dict[str, Any], options: dict[str, Any]) -> str:
 
 def trajectories() -> list[Any]:
     """Six groups of four responses of 1 to 20 tokens, with engine log-probs near the truth of no model in particular."""
-    from megatron_fork.experience import Prompt, Trajectory
+    from megatron_fork.experience import Prompt, Trajectory, logprob_array, token_array
 
     generator = random.Random(3)
     made: list[Any] = []
@@ -81,8 +81,8 @@ def trajectories() -> list[Any]:
                 Trajectory(
                     number=len(made),
                     prompt=Prompt(group, "", tokens, ""),
-                    response=tuple(generator.randrange(VOCABULARY) for _ in range(length)),
-                    rollout_logprob=tuple(-generator.random() * 5 for _ in range(length)),
+                    response=token_array(generator.randrange(VOCABULARY) for _ in range(length)),
+                    rollout_logprob=logprob_array(-generator.random() * 5 for _ in range(length)),
                     finish_reason="stop",
                     weight_version=0,
                     advantage=generator.uniform(-2, 2),

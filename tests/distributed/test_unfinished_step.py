@@ -131,3 +131,12 @@ def test_rollouts_of_which_nothing_was_taught_are_kept(tmp_path: Path) -> None:
     with distributed.parallel_layout(distributed.Config()) as layout:
         drawn.write(tmp_path, None, layout)
     assert unfinished.read(tmp_path, drawn.record()) == drawn
+
+    # As such files were before: tuples of numbers.
+    (part,) = tmp_path.glob("part-*.pt")
+    kept = torch.load(part, weights_only=True)
+    for each in kept:
+        for column in ("response", "rollout_logprob"):
+            each["trajectory"][column] = tuple(each["trajectory"][column].tolist())
+    torch.save(kept, part)
+    assert unfinished.read(tmp_path, drawn.record()) == drawn

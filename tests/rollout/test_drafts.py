@@ -1,5 +1,6 @@
 """A response from several servers is the sum of their shares, each under the weights that wrote it; false ones do not count."""
 
+import pickle
 import queue
 
 import torch
@@ -26,11 +27,19 @@ def test_shares_add_up() -> None:
     draft.add(share(3, Piece([11], [-3.0], None, [("run:3", 0, 1)])))
     draft.add(share(3, Piece([12, 13], [-4.0, -5.0], "stop", [("run:3", 0, 1), ("run:4", 1, 2)])))
     completion = draft.completion("stop")
-    assert completion.tokens == (8, 9, 10, 11, 12, 13)
-    assert completion.logprob == (-0.5, -1.0, -2.0, -3.0, -4.0, -5.0)
+    assert list(completion.tokens) == [8, 9, 10, 11, 12, 13]
+    assert list(completion.logprob) == [-0.5, -1.0, -2.0, -3.0, -4.0, -5.0]
     assert completion.versions == (VersionSpan(2, 0, 1), VersionSpan(3, 1, 5), VersionSpan(4, 5, 6))
     assert completion.weight_version == 2
     assert draft.unfinished().begun == Begun(completion.tokens, completion.logprob, completion.versions)
+
+
+def test_a_response_takes_eight_bytes_a_token() -> None:
+    """In memory, and on its way to other ranks: a step's responses are on each."""
+    draft = Draft.of(Request(7, (5, 6), 0, 1.0, 20_000), queue.Queue())
+    draft.add(share(3, Piece([150_000] * 10_000, [-1.1] * 10_000)))
+    for held in (draft.completion("length"), draft.unfinished()):
+        assert 80_000 <= len(pickle.dumps(held)) < 81_000
 
 
 def test_a_share_of_foreign_weights_or_wrong_places_is_not_sound() -> None:
