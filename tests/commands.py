@@ -1,13 +1,21 @@
-"""Starting the real program from tests: as one process or under torchrun, with a limit that also ends its children."""
+"""Starting the real program from tests: as one process or under torchrun, with a limit that also ends its children.
+
+What only has to run and end is a fork of a process that has imported the program: imports are most of a short run's time. What
+a test signals, or runs on several ranks, is started from nothing.
+"""
 
 import contextlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch.multiprocessing as multiprocessing
 
 PROJECT = Path(__file__).parent.parent
 QUICKSTART = PROJECT / "examples" / "quickstart.yaml"
@@ -60,7 +68,36 @@ def finish(process: subprocess.Popen[str], *, limit: float = 240.0) -> tuple[int
 
 
 def run(*words: str, ranks: int = 0, limit: float = 240.0) -> tuple[int, str]:
-    return finish(start(*words, ranks=ranks), limit=limit)
+    """(exit code, all output) of `megatron-fork WORDS`."""
+    if ranks:
+        return finish(start(*words, ranks=ranks), limit=limit)
+    with tempfile.NamedTemporaryFile(prefix="output") as output:
+        process = multiprocessing.get_context("forkserver").Process(
+            target=_program, args=(words, output.name, str(PROJECT), environment())
+        )
+        process.start()
+        process.join(limit)
+        ended = process.exitcode is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        text = Path(output.name).read_text()
+    assert ended, f"not finished after {limit} s:\n{text[-4000:]}"
+    return process.exitcode, text
+
+
+def _program(words: Sequence[str], output: str, cwd: str, variables: dict[str, str]) -> None:
+    """In a process of its own, with nothing of the parent's but what it has imported."""
+    os.setsid()
+    for descriptor, path in ((0, os.devnull), (1, output), (2, output)):
+        opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_APPEND)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(cwd)
+    sys.argv = ["megatron-fork", *words]
+    runpy.run_module("megatron_fork", run_name="__main__")
 
 
 def metrics_of(folder: Path, stage: str) -> list[dict[str, float]]:

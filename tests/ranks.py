@@ -1,7 +1,4 @@
-"""Run a function on several gloo ranks of this machine, and fail loudly rather than hang.
-
-Ranks are forks of one process that has imported what they need and done nothing else: half of the tests' time were imports.
-"""
+"""Run a function on several gloo ranks of this machine, and fail loudly rather than hang."""
 
 import os
 import tempfile
@@ -13,8 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-
-multiprocessing.set_forkserver_preload(["megatron_fork.train", "megatron_fork.cli"])
 
 
 def run_on_ranks(
