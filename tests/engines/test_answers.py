@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_fork.experience import VersionSpan
 from megatron_fork.rollout import EmbeddedEngine, Request
+from megatron_fork.rollout.responses import seed_of
 from megatron_fork.serving import EntropyTemperature
 from megatron_fork.vocab_parallel import token_statistics
 
@@ -39,6 +40,33 @@ def test_logprobs_are_the_policys(engine, settings) -> None:
             assert logits.argmax(-1).tolist() == list(completion.tokens)
     if settings["temperature"]:
         assert {completion.finish_reason for completion in completions.values()} == {"stop", "length"}
+
+
+def test_tokens_are_drawn_from_the_distribution_that_is_reported(engine) -> None:
+    """Log-probs may be right and the draws not: of another temperature, or alike for requests of other seeds."""
+    model, temperature = new_model(tied=True, seed=1), 0.7
+    surprise = variance = 0.0
+    for completion, request in answered(engine, requests(250, max_tokens=30, temperature=temperature)):
+        logprob_tv = (logits_of(model, request, completion.tokens) / temperature).log_softmax(-1)
+        p_tv = logprob_tv.exp()
+        entropy_t = -(p_tv * logprob_tv).sum(-1)
+        surprise += float((logprob_tv.gather(1, torch.tensor(completion.tokens)[:, None])[:, 0] + entropy_t).sum())
+        variance += float((p_tv * logprob_tv**2).sum() - (entropy_t**2).sum())
+    assert variance > 500
+    assert abs(surprise) < 4.5 * variance**0.5
+
+    alike = [Request(number, (5, 9, 33), seed_of(0, number), temperature, 1) for number in range(800)]
+    drawn_v = torch.zeros(model.config.vocab_size, dtype=torch.double)
+    for completion in engine.generate(alike):
+        drawn_v[completion.tokens[0]] += 1
+    expected_v = (logits_of(model, alike[0], (0,))[0] / temperature).softmax(-1) * len(alike)
+    common_v = expected_v > 5  # the rest is one class
+    drawn = torch.cat([drawn_v[common_v], drawn_v[~common_v].sum()[None]])
+    expected = torch.cat([expected_v[common_v], expected_v[~common_v].sum()[None]])
+    freedom = len(drawn) - 1
+    assert freedom > 10
+    # Too close is as wrong as too far.
+    assert abs(float(((drawn - expected) ** 2 / expected).sum()) - freedom) < 4.5 * (2 * freedom) ** 0.5
 
 
 def test_stop_tokens_end_a_response(engine) -> None:
