@@ -6,7 +6,8 @@ import importlib
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,8 @@ def start_vllm(config: ColocatedConfig, **arguments: Any) -> Any:
     os.environ.setdefault("RANK", str(distributed.rank()))
     on_gpu = torch.cuda.is_available()
     cache = config.kv_cache_mebibytes << 20 or (None if on_gpu else _CPU_CACHE_BYTES)
+    if not on_gpu:
+        _forget_killed_runs(config.tensor)
     try:
         with _randomness_kept():
             return llm_engine.LLMEngine.from_engine_args(
@@ -79,6 +82,18 @@ def vllm_module(module: str) -> Any:
             f"rollout.engine=vllm_colocated: vLLM cannot be imported here: {one_line(error)}",
             hint="`bash scripts/engine_environment.sh vllm-colocated` makes an environment with it; see docs/engines.md",
         ) from error
+
+
+def _forget_killed_runs(tensor: int) -> None:
+    """Remove this rank's shared memory of a run that was killed: on a CPU vLLM names it the same in every run, and refuses it.
+
+    A run that still uses it keeps it: only the name goes.
+    """
+    first, place = distributed.rank() // tensor * tensor, distributed.rank() % tensor
+    ranks = "-".join(str(rank) for rank in range(first, first + tensor))
+    for left in Path("/dev/shm").glob(f"-tp:*-[[]{ranks}]-cpushm_{place}"):
+        with suppress(OSError):
+            left.unlink()
 
 
 @contextmanager
