@@ -93,7 +93,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding(
         "CPU",
         f"{cores} cores, {torch.get_num_threads()} threads, {present}",
-        "multiplies bf16" if fast else "no bf16 instructions: fp32 is faster here",
+        "multiplies bf16, the LM head in fp32" if fast else "no bf16 instructions: fp32 is faster here",
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding("memory", f"{memory / _GIB:.1f} GiB")
