@@ -3,7 +3,7 @@
 Design note. A product of 1,024 tokens with 2,048 rows of the weight is large enough for a CPU's matrix library to run at full
 speed and small enough that the tile is still in cache when it is swept; on a GPU the tile is 16,384 columns wide. Column tiles
 are the outer loop: the weight is read once, and a tile's part of d_weight is complete when the loop leaves it. Products run in
-the model's dtype and sum in float32 (`out_dtype` on a GPU). A CPU's product of half-precision operands comes back rounded, where
+the model's dtype and sum in float32 (`out_dtype` on a GPU). A CPU rounds a product of half-precision operands, where
 it has instructions for it, or is slow: there the operands of one tile are widened instead, and every CPU computes the same.
 """
 
