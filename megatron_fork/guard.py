@@ -51,7 +51,7 @@ def _speaks() -> bool:
 def _leave(code: int) -> None:
     """End at once: a rank that failed alone must not wait for the others in an exit handler.
 
-    Exit handlers would also have ended the checkpoint writer's helper process; without them that is ours to do.
+    Exit handlers would also have ended a checkpoint's writer; without them that is ours to do.
     """
     for child in multiprocessing.active_children():
         child.terminate()
