@@ -26,7 +26,7 @@ from megatron_fork.run_folder import RunFolder
 
 # What a resumed run may change without becoming another run.
 _MAY_CHANGE = (
-    *("run.", "parallel.", "train.steps", "rewards.workers", "policy.tokens_per_"),
+    *("run.", "parallel.", "train.steps", "rewards.workers", "rewards.failure_warning", "policy.tokens_per_"),
     *(
         "rollout.batch_size",
         "rollout.servers",

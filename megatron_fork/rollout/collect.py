@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives
 from megatron_fork.experience import Prompt, Trajectory
-from megatron_fork.rewards import RewardPool
+from megatron_fork.rewards import Failures, RewardPool
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.engine import Completion, Engine, Request
 from megatron_fork.rollout.producer import Producer, Tally
@@ -34,6 +34,8 @@ class Rollouts:
     rounds: int
     mean_reward: float
     """Over all responses of the finished groups, those without signal included."""
+    failures: Failures = field(default_factory=Failures)
+    """Among those responses."""
     groups_under_way: int = 0
     """Begun, and left for later steps."""
     was_stopped: bool = False
@@ -76,19 +78,20 @@ class Collector:
             return self._from_stream(self._producer, start, version, (lambda: False) if goes_on else should_stop)
         kept: list[list[Trajectory]] = []
         drawn = rounds = 0
-        reward = 0.0
+        reward, failures = 0.0, Failures()
         while len(kept) < self.groups and rounds < self.config.max_rounds:
             prompts = self.source.draw(self.groups - len(kept), start=start + drawn, seed=self.seed)
             trajectories = self.sample(prompts, self.config.samples, first_draw=start + drawn)
             drawn += len(prompts)
             rounds += 1
             reward += sum(trajectory.reward for trajectory in trajectories)
+            failures.add((trajectory.failure, trajectory.reason) for trajectory in trajectories)
             size = self.config.samples
             by_prompt = [trajectories[first : first + size] for first in range(0, len(trajectories), size)]
             kept += [group for group in by_prompt if not self.config.dynamic_sampling or _has_signal(group)]
             if not self.config.dynamic_sampling:
                 break
-        return Rollouts(_numbered(kept), drawn, drawn, len(kept), rounds, self._mean(reward, drawn))
+        return Rollouts(_numbered(kept), drawn, drawn, len(kept), rounds, self._mean(reward, drawn), failures)
 
     @property
     def is_stream(self) -> bool:
@@ -121,6 +124,7 @@ class Collector:
                 len(groups),
                 tally.rounds,
                 self._mean(tally.reward, tally.judged),
+                tally.failures,
                 len(producer.window.groups),
                 harvest.was_stopped,
             )
