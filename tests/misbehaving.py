@@ -111,3 +111,17 @@ def returns_nan(response: str, answer: str):
 
 def half(response: str, answer: str):
     return 0.5, "half\nright"
+
+
+def equal_text(response: str, answer: str):
+    return response == answer
+
+
+def fails_in_every_way(response: str, answer: str):
+    if response == "die":
+        os._exit(3)
+    if response == "sleep":
+        time.sleep(60)
+    if response == "raise":
+        raise LookupError("on this response")
+    return response == answer
