@@ -11,13 +11,13 @@ from array import array
 # Between two words a space means something; beside a sign it does not.
 SPACE_BESIDE_SIGN = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
 SPACES = re.compile(r"\s+")
-NOT_ASKED = re.compile(r"[.,;:?!]+(?=\s|$)|\$")
+PUNCTUATION = re.compile(r"\s*[.,;:?!]+(?=\s|$)")
 
 
 def question_key(question: str) -> int:
     """64 bits of a question; case, spacing, dollars and the sentence's punctuation do not count."""
-    text = NOT_ASKED.sub("", unicodedata.normalize("NFKC", question).casefold())
-    text = SPACES.sub(" ", SPACE_BESIDE_SIGN.sub("", text))
+    text = PUNCTUATION.sub("", unicodedata.normalize("NFKC", question).casefold().replace("$", ""))
+    text = SPACE_BESIDE_SIGN.sub("", SPACES.sub(" ", text))
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
