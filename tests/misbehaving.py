@@ -125,3 +125,11 @@ def fails_in_every_way(response: str, answer: str):
     if response == "raise":
         raise LookupError("on this response")
     return response == answer
+
+
+def judges_most(response: str, answer: str):
+    """Of responses of any text about one in four is none that it can read."""
+    letters = sum(map(ord, response))
+    if letters % 4 == 0:
+        raise LookupError("on this response")
+    return letters % 2, "an odd number"
