@@ -8,17 +8,15 @@ import re
 import unicodedata
 from array import array
 
-# Between two words a space means something; beside a sign it does not.
-SPACE_BESIDE_SIGN = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
-SPACES = re.compile(r"\s+")
-PUNCTUATION = re.compile(r"\s*[.,;:?!]+(?=\s|$)")
+# Words and signs; a point or mark is one only where something follows it at once, as in 1.5.
+TOKEN = re.compile(r"\w+|[^\w\s$.,;:?!]|[.,;:?!](?=[^\s$])")
 
 
 def question_key(question: str) -> int:
     """64 bits of a question; case, spacing, dollars and the sentence's punctuation do not count."""
-    text = PUNCTUATION.sub("", unicodedata.normalize("NFKC", question).casefold().replace("$", ""))
-    text = SPACE_BESIDE_SIGN.sub("", SPACES.sub(" ", text))
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    text = question if question.isascii() else unicodedata.normalize("NFKC", question)
+    tokens = "\x1f".join(TOKEN.findall(text.casefold()))
+    digest = hashlib.blake2b(tokens.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

@@ -105,7 +105,7 @@ def load_custom(kind: str) -> CustomVerifier:
 def _with_arguments(function: Callable[..., Any], kind: str) -> CustomVerifier:
     """What `function` is to be given; raises RewardError that names its parameters where it fits neither form."""
     try:
-        signature = inspect.signature(function)
+        signature = inspect.Signature.from_callable(function)
     except (TypeError, ValueError):  # some functions written in C do not say
         return CustomVerifier(function, OURS)
     parameters = signature.parameters

@@ -14,11 +14,8 @@ Failure = Literal["error", "timed_out", "died"]
 """How a verifier failed: by an error of its own or an unusable reference answer, by its time-out, by the end of its process."""
 
 # Frames of these are not the user's own code.
-FOREIGN = (
-    str(Path(__file__).parents[1]),
-    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
-    "<",
-)
+LIBRARIES = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+FOREIGN = (f"{Path(__file__).parents[1]}/", *(f"{path}/" for path in LIBRARIES), "<")
 
 
 class RewardError(MegatronForkError):
