@@ -25,6 +25,7 @@ from transformers import PretrainedConfig
 from megatron_fork import distributed, models, vocab_parallel
 from megatron_fork.config import RunConfig
 from megatron_fork.errors import ConfigError
+from megatron_fork.launcher import launch
 from megatron_fork.policy import OptimizerConfig
 from megatron_fork.version import __version__
 from megatron_fork.workplace import matching_model, matching_prompts
@@ -92,7 +93,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding(
         "CPU",
         f"{cores} cores, {torch.get_num_threads()} threads, {present}",
-        "multiplies bf16" if fast else "no bf16 instructions: fp32 is faster here",
+        "multiplies bf16, the LM head in fp32" if fast else "no bf16 instructions: fp32 is faster here",
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding("memory", f"{memory / _GIB:.1f} GiB")
@@ -116,8 +117,12 @@ def _computing(config: RunConfig) -> Iterator[Finding]:
     yield Finding("layers", chosen.backend, chosen.reason)
     yield _lm_head(config.vocab_parallel)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    ranks = os.environ["WORLD_SIZE"] if distributed.is_launched() else "1"
-    yield Finding("ranks", f"{ranks}, {backend}", "" if distributed.is_launched() else "no launcher")
+    place = launch()
+    yield Finding(
+        "ranks",
+        f"{distributed.world_size()}, {backend}",
+        f"by {place.launcher}, which meet at {place.address or 'no'}:{place.port}" if place else "no launcher",
+    )
 
 
 def _check_import(module: str) -> None:
@@ -171,7 +176,7 @@ def _recipe(config: RunConfig) -> Iterator[Finding]:
     parallel = config.parallel
     model_ranks = parallel.tensor * parallel.pipeline * parallel.context
     replica = math.lcm(model_ranks, parallel.expert * parallel.expert_tensor * parallel.pipeline)
-    world = int(os.environ["WORLD_SIZE"]) if distributed.is_launched() else replica
+    world = distributed.world_size() if distributed.is_launched() else replica
     data = parallel.data(world)
     yield Finding(
         "layout", f"{data} data ranks of {model_ranks}", f"a multiple of {replica} ranks; counted for {world}"

@@ -20,7 +20,7 @@ from megatron_fork.analysis import write_report
 from megatron_fork.clock import Clock
 from megatron_fork.config import RunConfig
 from megatron_fork.console import Display
-from megatron_fork.errors import RolloutError
+from megatron_fork.errors import RolloutError, RunFolderError
 from megatron_fork.experience import Trajectory
 from megatron_fork.policy import Learner, Lesson, Networks, Policy, Rates, Taught, split_into_mini_batches
 from megatron_fork.record import (
@@ -81,6 +81,12 @@ def train(config: RunConfig, display: Display) -> Path:
 def supervise(config: RunConfig, display: Display) -> Path:
     """Only the warm start of a recipe; returns the model folder."""
     with prepare(config, display) as work, RewardPool(config.rewards) as rewards, ExitStack() as stack:
+        if work.checkpoints.latest() is not None:
+            raise RunFolderError(
+                f"run.folder={work.folder.path} holds a run that has left its warm start behind",
+                hint=f"its model is {work.warm_start}; for another warm start choose another run.folder",
+            )
+        work.folder.forget(after=-1)
         policy = warm_start(work)
         engine = stack.enter_context(closing(build_engine(work)))
         synchronise(work, policy, engine, 0)

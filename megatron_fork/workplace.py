@@ -15,14 +15,15 @@ from pathlib import Path
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from megatron_fork import checkpoint, distributed, models
-from megatron_fork.config import RunConfig, differences, fingerprint, to_yaml
+from megatron_fork.config import RunConfig, fingerprint, to_yaml
 from megatron_fork.console import Display
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.distributed import Layout, collectives, parallel_layout
-from megatron_fork.errors import CheckpointError, ConfigError, Interrupted, ModelError, Preempted
+from megatron_fork.errors import ConfigError, Interrupted, MegatronForkError, ModelError, Preempted
 from megatron_fork.interruption import StopRequest
 from megatron_fork.rewards import takes_row
 from megatron_fork.rollout import check_colocated
+from megatron_fork.run_claim import claim, new_folder
 from megatron_fork.run_folder import RunFolder
 
 # What a resumed run may change without becoming another run.
@@ -82,7 +83,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     source = matching_prompts(config, hf_config)
     distributed.initialize()
     with parallel_layout(config.parallel) as layout, StopRequest() as stop:
-        folder = _open_folder(config, layout)
+        folder = _open_folder(config, layout, display)
         display.say(f"data {config.data.source}: {source.counts}, {len(source.held_out):,} held out")
         try:
             identity = fingerprint(config, leave_out=_MAY_CHANGE)
@@ -172,17 +173,20 @@ def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:
         ) from error
 
 
-def _open_folder(config: RunConfig, layout: Layout) -> RunFolder:
-    """Rank 0 chooses the name for all; a folder of another run is refused."""
-    by_time = Path("runs") / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    path = Path(config.run.folder) if config.run.folder else collectives.broadcast_object(by_time, layout.world)
-    resolved = path / "resolved.yaml"
-    if (path / "checkpoints" / "LATEST").is_file() and resolved.is_file():
-        changed = [name for name in differences(resolved.read_text(), config) if not name.startswith(_MAY_CHANGE)]
-        if changed:
-            raise CheckpointError(
-                f"run.folder={path} holds a run with other settings: {', '.join(changed)}",
-                hint=f"resume with `megatron-fork train {resolved}`, or choose another run.folder",
-            )
-    named = replace(config, run=replace(config.run, folder=str(path)))
-    return RunFolder(path, writes=distributed.rank() == 0, wandb_project=config.run.wandb, resolved=to_yaml(named))
+def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFolder:
+    """The first rank chooses the folder for all and claims it; where it may not be had, every rank learns why."""
+    first = distributed.rank() == 0
+    path, lock, refused = Path(config.run.folder or "runs"), None, None
+    try:
+        if first:
+            by_time = Path("runs") / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
+            path = path if config.run.folder else new_folder(by_time)
+            lock = claim(path, config, may_change=_MAY_CHANGE, say=display.say)
+    except MegatronForkError as error:
+        refused = error
+    path, refused = collectives.broadcast_object((path, refused), layout.world)
+    if refused is not None:
+        raise refused
+    # Without `overwrite`: this file is what a run is resumed by.
+    named = replace(config, run=replace(config.run, folder=str(path), overwrite=False))
+    return RunFolder(path, writes=first, wandb_project=config.run.wandb, resolved=to_yaml(named), lock=lock)
