@@ -51,7 +51,14 @@ def data_files(source: Path, split: str | None = None, subset: str | None = None
     files = sorted(path for path in source.rglob("*") if is_rows(path))
     if not files:
         raise DataError(f"data.source={source} has no data files", hint=f"readable: {READABLE}")
-    return choose(source, files, split, subset, is_rows=is_rows)
+    chosen = choose(source, files, split, subset, is_rows=is_rows)
+    if len({path.suffix.lower() for path in chosen}) > 1:
+        raise DataError(
+            f"data.source={source} has rows in several formats, as of one set twice: "
+            f"{', '.join(str(path.relative_to(source)) for path in chosen[:4])}",
+            hint="name the file, or a folder with one format",
+        )
+    return chosen
 
 
 def _is_beside(path: Path) -> bool:

@@ -24,7 +24,7 @@ from megatron_fork.data.split import question_key, split_by_question
 from megatron_fork.data.templates import brings_special_tokens, find_template
 from megatron_fork.errors import ConfigError, DataError
 from megatron_fork.experience import Demonstration, Prompt
-from megatron_fork.rewards import Reference, generate_tasks
+from megatron_fork.rewards import Reference, generate_tasks, read_reference
 
 BATCH_PROMPTS = 1024
 
@@ -249,6 +249,12 @@ def _of_reasoning_gym(config: Config) -> Iterator[Task]:
         yield f"{generator.task} task {number}", question, Reference((answer,)), {}
 
 
+def _task_of(prompt: Prompt) -> str:
+    """What the task's own verifier is given, without what goes along for another."""
+    (task,) = read_reference(prompt.answer).answers
+    return task
+
+
 def _tokenizer_of_task(source: str) -> PreTrainedTokenizerFast:
     if source not in TOKENIZERS:
         raise DataError(f"data.source={source} needs a tokenizer", hint="set model.path to a folder with a tokenizer")
@@ -281,6 +287,6 @@ def _order(count: int, seed: int, epoch: int) -> array[int]:
 GENERATORS = {"reach": _of_reach, "arithmetic": _of_arithmetic, "reasoning_gym": _of_reasoning_gym}
 TOKENIZERS = {"reach": reach.build_tokenizer, "arithmetic": arithmetic.build_tokenizer}
 DEMONSTRATORS: dict[str, Demonstrator] = {
-    "reach": lambda prompt, generator: reach.demonstrate(prompt.answer, generator),
-    "arithmetic": lambda prompt, generator: arithmetic.demonstrate(prompt.answer, generator),
+    "reach": lambda prompt, generator: reach.demonstrate(_task_of(prompt), generator),
+    "arithmetic": lambda prompt, generator: arithmetic.demonstrate(_task_of(prompt), generator),
 }

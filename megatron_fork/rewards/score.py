@@ -28,7 +28,7 @@ class Score:
 
     value: float
     reason: str
-    failure: Failure | None = field(default=None, compare=False)
+    failure: Failure | None = field(default=None, compare=False, repr=False)
     """Where the response was not judged, because the verifier failed; the reason says how. Such a score is 0."""
 
 

@@ -281,6 +281,15 @@ def test_a_verifier_gets_what_it_takes_of_a_row(tmp_path: Path) -> None:
     assert everything(load_prompts(Config(source=path, held_out=1), TOKENIZER))[1].answer == "3"
 
 
+@pytest.mark.parametrize("task", ["reach", "arithmetic"])
+def test_generated_tasks_demonstrate_also_for_such_a_verifier(task: str) -> None:
+    plain, carrying = (load_prompts(Config(source=task), None, with_rows=carries) for carries in (False, True))
+    assert read_reference(carrying.training[0].answer) == Reference((plain.training[0].answer,), task)
+    drawn = (source.demonstrations(5, step=0, seed=1) for source in (plain, carrying))
+    first, second = ([each.response for each in demonstrations] for demonstrations in drawn)
+    assert first == second
+
+
 def test_the_answer_column_may_lie_deep(tmp_path: Path) -> None:
     row = {"prompt": "a?", "reward_model": {"ground_truth": '["34"]', "style": "rule"}}
     path = write(tmp_path / "a.jsonl", row, {**row, "prompt": "b?"})

@@ -111,6 +111,14 @@ def test_one_subset_needs_no_choice(tmp_path: Path, files: tuple[str, ...]) -> N
     assert names(folder(tmp_path, *files)) == list(files) == names(tmp_path, None, "*")
 
 
+def test_one_set_in_two_formats_is_not_read_twice(tmp_path: Path) -> None:
+    source = folder(tmp_path, "train.jsonl", "train.json", "test.jsonl")
+    with pytest.raises(DataError, match=r"several formats.*: train\.json, train\.jsonl") as caught:
+        data_files(source, "train")
+    assert caught.value.hint
+    assert names(source, "test") == ["test.jsonl"]
+
+
 def test_what_was_not_downloaded_is_no_subset(tmp_path: Path) -> None:
     source = folder(tmp_path, *FILES[:2], readme=DECLARED)
     assert names(source, "train") == ["main/train-0.jsonl"]
