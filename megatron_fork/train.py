@@ -23,7 +23,16 @@ from megatron_fork.console import Display
 from megatron_fork.errors import RolloutError, RunFolderError
 from megatron_fork.experience import Trajectory
 from megatron_fork.policy import Learner, Lesson, Networks, Policy, Rates, Taught, split_into_mini_batches
-from megatron_fork.record import finish, is_due, keep_state, measure, save_state, save_while_drawing, stop_within_step
+from megatron_fork.record import (
+    finish,
+    is_due,
+    keep_state,
+    measure,
+    save_state,
+    save_while_drawing,
+    stop_within_step,
+    warn_of_failures,
+)
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, Tally, probe
 from megatron_fork.start import Progress, build_collector, build_engine, start, warm_start, write_model
@@ -41,7 +50,7 @@ def train(config: RunConfig, display: Display) -> Path:
         started = time.monotonic() - progress.seconds
         engine = stack.enter_context(closing(build_engine(work, save=lambda: save_state(work, networks, progress))))
         collector = build_collector(work, engine, rewards)
-        collector.restore(progress.under_way, Tally(**progress.drawing) if progress.drawing else None)
+        collector.restore(progress.under_way, Tally.of_record(progress.drawing) if progress.drawing else None)
         learner = Learner(
             networks,
             config.selection,
@@ -153,6 +162,7 @@ def draw(work: Workplace, networks: Networks, collector: Collector, progress: Pr
         work.asked_to_stop()  # by whom, all ranks must know
         raise work.interrupted(f"stopped while step {progress.step + 1} of {work.config.train.steps} was drawn")
     progress.drawing = None
+    warn_of_failures(work, collector, rollouts.failures, f"step {version + 1}")
     metrics = of_rollouts(rollouts, version=version)
     return Unfinished(with_advantages(rollouts.trajectories, work.config), metrics, rollouts.prompts_drawn)
 
@@ -209,6 +219,7 @@ def of_rollouts(rollouts: Rollouts, *, version: int) -> dict[str, float]:
     stale = sum((version - span.version) * (span.end - span.start) for span in spans)
     return {
         "rollout/pass_rate": rollouts.mean_reward,
+        **rollouts.failures.metrics(),
         "rollout/groups_sampled": rollouts.groups_sampled,
         "rollout/groups_kept": rollouts.groups_kept,
         "rollout/rounds": rollouts.rounds,

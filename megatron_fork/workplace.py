@@ -21,13 +21,14 @@ from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import ConfigError, Interrupted, MegatronForkError, ModelError, Preempted
 from megatron_fork.interruption import StopRequest
+from megatron_fork.rewards import takes_row
 from megatron_fork.rollout import check_colocated
 from megatron_fork.run_claim import claim, new_folder
 from megatron_fork.run_folder import RunFolder
 
 # What a resumed run may change without becoming another run.
 _MAY_CHANGE = (
-    *("run.", "parallel.", "train.steps", "rewards.workers", "policy.tokens_per_"),
+    *("run.", "parallel.", "train.steps", "rewards.workers", "rewards.failure_warning", "policy.tokens_per_"),
     *(
         "rollout.batch_size",
         "rollout.servers",
@@ -111,7 +112,7 @@ def matching_model(config: RunConfig) -> PretrainedConfig:
 def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:
     """The prompts of a recipe; raises where their tokenizer, or the sequences they lead to, do not fit the model."""
     _check_verifier(config)
-    source = load_prompts(config.data, _tokenizer(config.model))
+    source = load_prompts(config.data, _tokenizer(config.model), with_rows=takes_row(config.rewards.kind))
     if len(source.tokenizer) > hf_config.vocab_size:
         raise ModelError(
             f"the tokenizer has {len(source.tokenizer)} tokens, the model's vocab_size is {hf_config.vocab_size}",

@@ -51,9 +51,9 @@ def verify(response: str, answer: str) -> Score:
         tests = [(str(test["input"]), str(test["output"])) for test in reference["tests"]]
         seconds = float(reference.get("seconds", SECONDS_A_TEST))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Score(0.0, f"the reference answer {excerpt(answer)} has no tests: {type(error).__name__}")
+        return Score(0.0, f"the reference answer {excerpt(answer)} has no tests: {type(error).__name__}", "error")
     if not tests:
-        return Score(0.0, "the reference answer has no tests")
+        return Score(0.0, "the reference answer has no tests", "error")
     programs = FENCED.findall(response)
     if not programs:
         return Score(0.0, "no fenced program")

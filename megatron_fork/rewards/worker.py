@@ -1,8 +1,8 @@
 """The worker process: `python -m megatron_fork.rewards.worker KIND TIMEOUT_SECONDS MEMORY_BYTES CONFINED`.
 
 Standard input is a socket to the pool. The worker says ["ready", what confines it] once, then answers each
-`[index, response, answer]` with `[index, value, reason]`, and ends when the pool closes its end, which the kernel does too when
-the pool's process dies.
+`[index, response, answer]` with `[index, value, reason, failure]`, and ends when the pool closes its end, which the kernel
+does too when the pool's process dies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_fork.rewards.code import permit_programs
 from megatron_fork.rewards.confinement import confine, limit
-from megatron_fork.rewards.custom import is_custom
+from megatron_fork.rewards.custom import CustomVerifier
 from megatron_fork.rewards.frames import encode, pop_frame
 from megatron_fork.rewards.process import PATIENCE_WITH_MACHINE
 from megatron_fork.rewards.verifiers import RUNS_PROGRAMS, find_verifier, score
@@ -35,7 +35,7 @@ def serve(channel: socket.socket, kind: str, timeout_seconds: float, holds: list
     # Importing a parser and building its tables is the cost of starting, and must not count against the first job.
     # What goes wrong here ends the process: a verifier that cannot even start would score 0 for ever.
     verifier = find_verifier(kind)
-    if not is_custom(kind):
+    if not isinstance(verifier, CustomVerifier):
         for response, answer in WARM_UP:
             verifier(response, answer)
     channel.sendall(encode(["ready", holds]))
@@ -47,7 +47,7 @@ def serve(channel: socket.socket, kind: str, timeout_seconds: float, holds: list
         result = score(response, answer, kind=kind)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        channel.sendall(encode([index, result.value, result.reason]))
+        channel.sendall(encode([index, result.value, result.reason, result.failure]))
 
 
 def received(channel: socket.socket) -> Iterator[Any]:

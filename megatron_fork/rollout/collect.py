@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives
 from megatron_fork.experience import Prompt, Trajectory
-from megatron_fork.rewards import RewardPool
+from megatron_fork.rewards import Failures, RewardPool
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.engine import Completion, Engine, Request
 from megatron_fork.rollout.producer import Producer, Tally
@@ -39,6 +39,8 @@ class Rollouts:
     rounds: int
     mean_reward: float
     """Over all responses of the finished groups, those without signal included."""
+    failures: Failures = field(default_factory=Failures)
+    """Among those responses."""
     groups_under_way: int = 0
     """Begun, and left for later steps."""
     was_stopped: bool = False
@@ -82,7 +84,7 @@ class Collector:
         kept: list[list[Trajectory]] = []
         ahead: list[list[Trajectory]] = []  # drawn together with an earlier round, and not looked at yet
         drawn = rounds = 0
-        reward = 0.0
+        reward, failures = 0.0, Failures()
         while len(kept) < self.groups and rounds < self.config.max_rounds:
             missing = self.groups - len(kept)
             if len(ahead) < missing:
@@ -92,10 +94,11 @@ class Collector:
             drawn += missing
             rounds += 1
             reward += sum(trajectory.reward for group in judged for trajectory in group)
+            failures.add((trajectory.failure, trajectory.reason) for group in judged for trajectory in group)
             kept += [group for group in judged if not self.config.dynamic_sampling or _has_signal(group)]
             if not self.config.dynamic_sampling:
                 break
-        return Rollouts(_numbered(kept), drawn, drawn, len(kept), rounds, self._mean(reward, drawn))
+        return Rollouts(_numbered(kept), drawn, drawn, len(kept), rounds, self._mean(reward, drawn), failures)
 
     def _draw_groups(self, count: int, first_draw: int) -> list[list[Trajectory]]:
         prompts = self.source.draw(count, start=first_draw, seed=self.seed)
@@ -134,6 +137,7 @@ class Collector:
                 len(groups),
                 tally.rounds,
                 self._mean(tally.reward, tally.judged),
+                tally.failures,
                 len(producer.window.groups),
                 harvest.was_stopped,
             )

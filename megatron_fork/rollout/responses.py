@@ -42,6 +42,7 @@ def trajectory_of(completion: Completion, prompt: Prompt, text: str, score: Scor
         text=text,
         reward=score.value,
         reason=score.reason,
+        failure=score.failure,
     )
 
 
