@@ -92,9 +92,11 @@ def _machine() -> Iterator[Finding]:
     fast = instructions["AVX512-BF16"] or instructions["AMX"]
     yield Finding(
         "CPU",
-        f"{cores} cores, {torch.get_num_threads()} threads, {present}",
+        f"{cores} cores, {present}",
         "multiplies bf16, the LM head in fp32" if fast else "no bf16 instructions: fp32 is faster here",
     )
+    waiting = "OMP_WAIT_POLICY"
+    yield Finding("threads", distributed.choose_threads(), f"{waiting}={os.environ.get(waiting, 'as OpenMP has it')}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding("memory", f"{memory / _GIB:.1f} GiB")
     for index in range(torch.cuda.device_count()):

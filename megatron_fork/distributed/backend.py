@@ -44,6 +44,20 @@ def world_size() -> int:
     return place.world_size if place else 1
 
 
+def choose_threads() -> str:
+    """Set how many threads this process computes with on a CPU; returns how many, and why.
+
+    One, unless OMP_NUM_THREADS says otherwise: two that share a core with another process wait for each other at every small
+    operation, and the models that are trained on a CPU are too small to gain by a second.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return f"{torch.get_num_threads()} threads by OMP_NUM_THREADS"
+    if torch.cuda.is_available():
+        return f"{torch.get_num_threads()} threads beside the GPU"
+    torch.set_num_threads(1)
+    return "1 thread a process; more for a large model by OMP_NUM_THREADS"
+
+
 def initialize(*, timeout_minutes: float = 30.0) -> None:
     """Join the default process group, unless this process has joined already.
 
@@ -51,6 +65,7 @@ def initialize(*, timeout_minutes: float = 30.0) -> None:
     """
     if dist.is_initialized():
         return
+    choose_threads()
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -67,9 +82,6 @@ def initialize(*, timeout_minutes: float = 30.0) -> None:
             hint="start ranks with torchrun, or export it in the job script",
         )
     os.environ.update(place.variables)  # for torch, and for engines in this process
-    # Oversubscribed cores make CPU ranks several times slower: one thread a rank unless the user says otherwise.
-    if backend == "gloo" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
     address = f"{place.address}:{place.port}"
     try:
         dist.init_process_group(backend, timeout=timeout)
