@@ -195,7 +195,8 @@ def _recipe(config: RunConfig) -> Iterator[Finding]:
 def _weights(found: checkpoint.Contents | None) -> Finding:
     if found is None:
         return Finding("weights", "drawn", "model.hf_config has none")
-    size = f"{len(found.names):,} tensors, {found.bytes / _GIB:.3g} GiB in {found.files} files"
+    files = "1 file" if found.files == 1 else f"{found.files} files"
+    size = f"{len(found.names):,} tensors in {files}, {found.bytes / _GIB:.3g} GiB"
     return Finding("weights", size, "names, shapes and dtypes are the model's")
 
 

@@ -46,9 +46,9 @@ def read_config(folder: Path) -> PretrainedConfig:
         )
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # config classes check their fields, and raise whatever they like
         raise ModelError(
-            f"{folder / 'config.json'} cannot be read: {str(error).splitlines()[0]}",
+            f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())[:300] or type(error).__name__}",
             hint="it must be the config of a model that the installed transformers knows",
         ) from error
     if elsewhere := vars(config).get("transformers_weights"):
