@@ -23,7 +23,7 @@ from megatron_fork.rollout import (
 )
 from megatron_fork.supervised import fine_tune
 from megatron_fork.unfinished import Unfinished
-from megatron_fork.workplace import Workplace, write_model_files
+from megatron_fork.workplace import Workplace
 
 
 @dataclass
@@ -203,4 +203,4 @@ def write_model(work: Workplace, policy: Policy, folder: Path) -> None:
     """A Hugging Face folder with all that it needs, which transformers, vLLM and SGLang load."""
     checkpoint.export_hf(policy, folder)
     if work.folder.writes:
-        write_model_files(work.config.model, work.hf_config, work.source, folder)
+        work.model_files.write(folder)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -51,6 +50,8 @@ class Workplace:
     stop: StopRequest
     stop_tokens: tuple[int, ...]
     """Any of them ends a response, the tokenizer's own first."""
+    model_files: checkpoint.ModelFiles
+    """What goes beside weights that the run writes."""
     identity: str
     """What the run is determined by, in a few letters; a resumed run may change the rest."""
     checkpoints: checkpoint.Checkpoints
@@ -80,6 +81,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     hf_config, _ = matching_model(config)
     source = matching_prompts(config, hf_config)
     stop_tokens = matching_ends(config, hf_config, source.tokenizer)
+    model_files = checkpoint.ModelFiles.of(config.model, hf_config, source.tokenizer)
     distributed.initialize()
     with parallel_layout(config.parallel) as layout, StopRequest() as stop:
         folder = _open_folder(config, layout)
@@ -92,10 +94,20 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
                 run=identity,
                 keep=config.run.keep_checkpoints,
                 keep_every=config.run.keep_every,
-                write_model_files=partial(write_model_files, config.model, hf_config, source),
+                write_model_files=model_files.write,
             )
             yield Workplace(
-                config, layout, hf_config, source, folder, display, stop, stop_tokens, identity, checkpoints
+                config,
+                layout,
+                hf_config,
+                source,
+                folder,
+                display,
+                stop,
+                stop_tokens,
+                model_files,
+                identity,
+                checkpoints,
             )
         finally:
             folder.close()
@@ -161,13 +173,6 @@ def matching_ends(
         "rollout.stop_tokens": config.rollout.stop_tokens,
     }
     return stop_tokens_of(named, hf_config.vocab_size)
-
-
-def write_model_files(model: models.Config, hf_config: PretrainedConfig, source: PromptSource, folder: Path) -> None:
-    """What a model folder has beside weights: config, tokenizer, and the generation config of the model that was given."""
-    hf_config.save_pretrained(folder)
-    source.tokenizer.save_pretrained(folder)
-    checkpoint.carry_generation_config(model, folder)
 
 
 def _check_staleness(config: RunConfig) -> None:

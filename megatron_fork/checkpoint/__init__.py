@@ -6,7 +6,7 @@ from megatron_fork.checkpoint.conversion import Converted, to_hf, to_megatron
 from megatron_fork.checkpoint.folder import Saved, latest, verified
 from megatron_fork.checkpoint.hugging_face import export_hf, load_hf, read_config
 from megatron_fork.checkpoint.initial import (
-    carry_generation_config,
+    ModelFiles,
     check_initial,
     load_initial,
     resolve_config,
@@ -22,11 +22,11 @@ __all__ = [
     "Checkpoints",
     "Contents",
     "Converted",
+    "ModelFiles",
     "PROMPTS",
     "PublishedWeights",
     "Saved",
     "Verification",
-    "carry_generation_config",
     "check_folder",
     "check_initial",
     "export_hf",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from megatron_fork import models
 from megatron_fork.checkpoint.agreement import Contents, check_folder
@@ -41,10 +41,25 @@ def written_ends(source: models.Config) -> dict[str, object]:
     return {f"eos_token_id of {file}": read_json(file).get("eos_token_id") for file in files}
 
 
-def carry_generation_config(source: models.Config, folder: Path) -> None:
-    """Put the model's `generation_config.json`, where it has one, into a folder that is written of it."""
-    if source.path and (Path(source.path) / GENERATION).is_file():
-        shutil.copyfile(Path(source.path) / GENERATION, folder / GENERATION)
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a folder of the model has beside weights: config, tokenizer, and `generation_config.json` as it was given."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    generation_config: bytes | None
+
+    @classmethod
+    def of(cls, source: models.Config, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFiles:
+        """Read now: the folder of `source` need not outlive the run."""
+        given = Path(source.path) / GENERATION if source.path else None
+        return cls(config, tokenizer, given.read_bytes() if given and given.is_file() else None)
+
+    def write(self, folder: Path) -> None:
+        self.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.generation_config is not None:
+            (folder / GENERATION).write_bytes(self.generation_config)
 
 
 def load_initial(model: Sequence[models.PackedModel], source: models.Config, *, seed: int) -> None:
