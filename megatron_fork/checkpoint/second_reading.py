@@ -26,9 +26,9 @@ class SecondReading(Mapping[str, Tensor]):
                 self._file_of = dict.fromkeys(file.keys(), "model.safetensors")
 
     def __getitem__(self, name: str) -> Tensor:
-        # Opened anew for each, and copied: pages of a file that stays mapped count as this process's memory.
+        # Opened anew for each: what was read of a file that stays mapped counts as this process's memory.
         with safe_open(self._folder / self._file_of[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name).clone()
+            tensor: Tensor = file.get_tensor(name)
         return tensor
 
     def __contains__(self, name: object) -> bool:
