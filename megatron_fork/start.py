@@ -159,7 +159,7 @@ def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) ->
         return RemoteEngine(
             config,
             work.hf_config,
-            stop_token=work.source.tokenizer.eos_token_id,
+            stop_tokens=work.stop_tokens,
             folder=work.folder.path / "engine_weights",
             world=world,
             save=save,
@@ -175,11 +175,10 @@ def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) ->
 
 def _build_embedded(work: Workplace) -> EmbeddedEngine:
     tokenizer = work.source.tokenizer
-    stop_token = tokenizer.eos_token_id
     return EmbeddedEngine(
         work.hf_config,
-        stop_token=stop_token,
-        pad_token=stop_token if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        stop_tokens=work.stop_tokens,
+        pad_token=work.stop_tokens[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         batch_size=work.config.rollout.batch_size,
         device=distributed.device(),
         dtype=work.config.policy.dtype,
@@ -192,7 +191,7 @@ def _build_colocated(work: Workplace) -> ColocatedEngine:
     return ColocatedEngine(
         config.colocated,
         work.hf_config,
-        stop_token=work.source.tokenizer.eos_token_id,
+        stop_tokens=work.stop_tokens,
         batch_size=config.batch_size,
         max_tokens=work.source.longest_prompt + config.max_response_tokens,
         dtype=work.config.policy.dtype,
@@ -213,7 +212,7 @@ def build_collector(work: Workplace, engine: Engine, rewards: RewardPool) -> Col
 
 
 def write_model(work: Workplace, policy: Policy, folder: Path) -> None:
-    """A Hugging Face folder with its tokenizer, which transformers, vLLM and SGLang load."""
+    """A Hugging Face folder with all that it needs, which transformers, vLLM and SGLang load."""
     checkpoint.export_hf(policy, folder)
     if work.folder.writes:
-        work.source.tokenizer.save_pretrained(folder)
+        work.model_files.write(folder)

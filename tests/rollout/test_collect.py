@@ -23,7 +23,7 @@ def parts():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(hf_config)
     engine = EmbeddedEngine(
-        hf_config, stop_token=1, pad_token=0, batch_size=64, device=torch.device("cpu"), dtype=torch.float32
+        hf_config, stop_tokens=(1,), pad_token=0, batch_size=64, device=torch.device("cpu"), dtype=torch.float32
     )
     engine.update_weights(model.named_parameters(), 0)
     return source, engine
