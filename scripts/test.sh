@@ -6,4 +6,4 @@ ruff check .
 ruff format --check .
 mypy
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec python -m pytest --numprocesses "${MEGATRON_FORK_TESTS_AT_ONCE:-2}" --dist loadfile "$@"
+exec python -m pytest --numprocesses "${MEGATRON_FORK_TESTS_AT_ONCE:-2}" --dist worksteal "$@"

@@ -1,4 +1,4 @@
-"""A process that resumes, then saves at every step and says when a save is complete; to be killed. Run by test_kills.py.
+"""A process that resumes, then saves at every step and says when a save is complete; to be killed, by tests and benchmarks.
 
 python saver.py FOLDER LAST_STEP [MOMENT]: with a moment it kills itself there, at the first save.
 """

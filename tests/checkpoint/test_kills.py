@@ -10,51 +10,68 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "distributed")]
+import saver
 
 from megatron_fork.checkpoint import latest
 from megatron_fork.errors import CheckpointError
 
-SAVER = Path(__file__).parent / "saver.py"
-PROJECT = Path(__file__).parents[2]
+
+class Saver:
+    """`saver.main` as a fork of a process that has imported what it needs, in a session of its own."""
+
+    def __init__(self, folder: Path, last: int, moment: str | None = None) -> None:
+        receiving, sending = multiprocessing.Pipe(duplex=False)
+        context = multiprocessing.get_context("forkserver")
+        self._process = context.Process(target=_save, args=(folder, last, moment, sending))
+        self._process.start()
+        sending.close()
+        self._lines = os.fdopen(os.dup(receiving.fileno()))
+        receiving.close()
+
+    def line(self) -> str:
+        return self._lines.readline()
+
+    def wait(self, limit: float = 180.0) -> int | None:
+        self._process.join(limit)
+        return self._process.exitcode
+
+    def kill(self) -> list[int]:
+        """Kill the process with its writers, which hold its output open; the steps whose saves it had reported."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.join()
+        with self._lines:
+            return [int(line.split()[1]) for line in self._lines if line.startswith("saved")]
 
 
-def saver(folder: Path, *words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests' / 'distributed'}"}
-    return subprocess.Popen(
-        [sys.executable, str(SAVER), str(folder), *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def kill(process: subprocess.Popen[str]) -> list[int]:
-    """Kill the process with its writers, which hold its output open; the steps whose saves it had reported."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    output, _ = process.communicate()
-    return [int(line.split()[1]) for line in output.splitlines() if line.startswith("saved")]
+def _save(folder: Path, last: int, moment: str | None, output: Connection) -> None:
+    os.setsid()
+    os.dup2(output.fileno(), 1)
+    output.close()
+    torch.set_num_threads(1)
+    saver.main(folder, last, moment)
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     reported = 0
     for saves in (0, 2, 1):
-        process = saver(tmp_path, "50")
-        assert process.stdout is not None and process.stdout.readline().startswith("resumed")
+        process = Saver(tmp_path, 50)
+        assert process.line().startswith("resumed")
         for _ in range(saves):
-            reported = max(reported, int(process.stdout.readline().split()[1]))
+            reported = max(reported, int(process.line().split()[1]))
         time.sleep(random.uniform(0.0, 1.0))
-        reported = max([reported, *kill(process)])
+        reported = max([reported, *process.kill()])
         found = latest(tmp_path)
         assert (found.progress["step"] if found else 0) >= reported
     assert reported > 0
@@ -63,9 +80,9 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def two_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    process = saver(folder, "2")
-    assert process.wait(timeout=180) == 0
-    assert kill(process) == [1, 2]
+    process = Saver(folder, 2)
+    assert process.wait() == 0
+    assert process.kill() == [1, 2]
     return folder
 
 
@@ -73,15 +90,15 @@ def two_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("moment", ["manifest", "rename", "pointer", "removal"])
 def test_killed_between(moment: str, two_saved: Path, tmp_path: Path) -> None:
     shutil.copytree(two_saved, tmp_path, dirs_exist_ok=True)
-    process = saver(tmp_path, "4", moment)
-    assert process.wait(timeout=180) == -signal.SIGKILL
-    assert kill(process) == []
+    process = Saver(tmp_path, 4, moment)
+    assert process.wait() == -signal.SIGKILL
+    assert process.kill() == []
     found = latest(tmp_path)
     assert found is not None and found.progress["step"] == (3 if moment == "removal" else 2)
     if moment == "pointer":
-        process = saver(tmp_path, "4")
-        assert process.wait(timeout=180) == 0
-        assert kill(process) == [3, 4]
+        process = Saver(tmp_path, 4)
+        assert process.wait() == 0
+        assert process.kill() == [3, 4]
         found = latest(tmp_path)
         assert found is not None and found.progress["step"] == 4
         assert not list(tmp_path.glob("*.partial"))

@@ -14,7 +14,7 @@ from layouts import differences, legal, name_of, two_updates
 from ranks import run_on_ranks
 
 TOLERANCE = 1e-5
-DRAWN = 9
+DRAWN = 6
 
 
 def options_of(parallel: dict[str, Any], *, experts: bool) -> dict[str, Any]:
