@@ -7,7 +7,9 @@ COPY setup.py pyproject.toml README.md LICENSE ./
 COPY megatron_fork megatron_fork
 COPY examples examples
 COPY tools tools
-# torch is the image's: pip must not replace it.
+COPY constraints constraints
+# torch and what belongs to it is the image's: pip must not replace it. The rest is what was tested.
 RUN python -c "import torch; print(f'torch=={torch.__version__}')" > /tmp/keep.txt \
+    && grep -vE '^(torch|triton|numpy|pillow)==' constraints/newest.txt >> /tmp/keep.txt \
     && pip install --no-cache-dir --constraint /tmp/keep.txt --editable '.[logging]'
 ENTRYPOINT ["megatron-fork"]
