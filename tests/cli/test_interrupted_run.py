@@ -94,11 +94,11 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     # Begun again with the same settings after all was lost but the warm start: nothing is there twice.
     shutil.rmtree(folder / "checkpoints")
     before = {stage: metrics_of(folder, stage) for stage in ("sft", "train", "evaluation")}
-    code, output = run("train", str(folder / "resolved.yaml"))
+    code, output = run("train", str(folder / "resolved.yaml"), "train.steps=1")
     assert code == 0, output
     for stage, records in before.items():
         assert without_times(metrics_of(folder, stage)) == without_times(records)
     # And begun clean with others.
-    code, output = run("train", str(folder / "resolved.yaml"), "sft.steps=2", "run.overwrite=true")
+    code, output = run("train", str(folder / "resolved.yaml"), "train.steps=1", "sft.steps=2", "run.overwrite=true")
     assert code == 0, output
     assert len(metrics_of(folder, "sft")) == 2 and "overwrite: false" in (folder / "resolved.yaml").read_text()
