@@ -42,14 +42,24 @@ def report(*results):
 class Trainer:
     """Close it, or use it in a `with`."""
 
-    def __init__(self, *, refusing: tuple[int, ...] = (), **settings: object) -> None:
+    def __init__(
+        self,
+        *,
+        refusing: tuple[int, ...] = (),
+        interpreter: str = sys.executable,
+        user: int | None = None,
+        **settings: object,
+    ) -> None:
         self.secret = "secret-" + secrets.token_hex(8)
         self.process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(refusing), json.dumps(SETTINGS | settings)],
+            [interpreter, __file__, json.dumps(refusing), json.dumps(SETTINGS | settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"API_KEY": self.secret},
             text=True,
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
         )
         self.started = self._answer()
 

@@ -41,14 +41,13 @@ def limit(memory_bytes: int) -> None:
 def confine() -> list[str]:
     """Give up network, files and other processes, as far as this kernel allows; the names of what holds.
 
-    From here on the process dies with the thread that started it, and others without privileges cannot look into it. It must
-    have one thread.
+    From here on others without privileges cannot look into the process. It must have one thread.
     """
     holds = ["no file may grow"]
     if leave_networks():
         holds.append("no network (namespace)")
     hide()
-    die_with_parent()
+    die_with_parent()  # again: what has changed above undoes it
     if forbid_side_effects(processes=False):
         holds.append("no network, no change to files (seccomp)")
         holds.append("no new processes, no signals (seccomp)")

@@ -61,14 +61,16 @@ MACHINES = {"x86_64": Machine(0, 0xC000003E), "aarch64": Machine(1, 0xC00000B7)}
 
 def this_machine() -> Machine | None:
     """None where filters cannot be written for it."""
-    return MACHINES.get(platform.machine()) if sys.maxsize > 2**32 else None
+    return MACHINES.get(platform.machine()) if sys.platform == "linux" and sys.maxsize > 2**32 else None
 
 
 def available() -> bool:
     """Whether this kernel takes filters: it then looks for one where none is, and complains of that."""
+    if this_machine() is None:
+        return False
     library = ctypes.CDLL(None, use_errno=True)
     library.prctl(PR_SET_SECCOMP, MODE_FILTER, None, 0, 0)
-    return this_machine() is not None and ctypes.get_errno() == errno.EFAULT
+    return ctypes.get_errno() == errno.EFAULT
 
 
 def assemble(machine: Machine, rules: dict[str, Rule], *, default: int) -> bytes:

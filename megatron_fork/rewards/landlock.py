@@ -28,7 +28,7 @@ SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/zero", 
 
 def version() -> int:
     """Of the kernel's interface; 0 where it has none or refuses it."""
-    return max(0, int(_call(CREATE_RULESET, None, 0, ASK_VERSION)))
+    return max(0, _call(CREATE_RULESET, None, 0, ASK_VERSION)) if sys.platform == "linux" else 0
 
 
 def rules_for(interpreter: Path) -> int:
@@ -41,7 +41,7 @@ def rules_for(interpreter: Path) -> int:
     if known >= SCOPES_SINCE:
         attributes.append(0b11)  # abstract sockets, signals
     packed = struct.pack(f"={len(attributes)}Q", *attributes)
-    rules = int(_call(CREATE_RULESET, packed, len(packed), 0))
+    rules = _call(CREATE_RULESET, packed, len(packed), 0)
     if rules < 0:
         raise OSError("no Landlock")
     for folder in {*SYSTEM_FOLDERS, *python_folders()}:

@@ -13,6 +13,7 @@ from pathlib import Path
 NOBODY = 65534
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 CAPABILITY_VERSION = 0x20080522
+PIDFD_OPEN = 434  # on all architectures; not every Python was built where the system had it
 MAX_FILES = 64
 
 
@@ -66,3 +67,11 @@ def hide() -> None:
 def die_with_parent() -> None:
     """Be killed when the thread that started this process ends. A change of user or capabilities would undo it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def descriptor_of(child: int) -> int:
+    """A descriptor that is readable once this child has ended, with all its threads. Raises OSError."""
+    descriptor = int(ctypes.CDLL(None, use_errno=True).syscall(PIDFD_OPEN, child, 0))
+    if descriptor < 0:
+        raise OSError("no descriptor of a process")
+    return descriptor

@@ -189,7 +189,7 @@ class Runner:
         left, output, ended = memoryview(given), bytearray(), False
         with contextlib.ExitStack() as opened:
             selector = opened.enter_context(selectors.DefaultSelector())
-            end = os.pidfd_open(process.pid)
+            end = privileges.descriptor_of(process.pid)
             opened.callback(os.close, end)
             selector.register(self._channel, selectors.EVENT_READ, "worker")
             selector.register(end, selectors.EVENT_READ, "end")

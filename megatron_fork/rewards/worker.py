@@ -15,6 +15,7 @@ from megatron_fork.rewards.code import permit_programs
 from megatron_fork.rewards.confinement import confine, limit
 from megatron_fork.rewards.custom import is_custom
 from megatron_fork.rewards.frames import encode, received
+from megatron_fork.rewards.privileges import die_with_parent
 from megatron_fork.rewards.process import PATIENCE_WITH_MACHINE
 from megatron_fork.rewards.score import RewardError
 from megatron_fork.rewards.verifiers import RUNS_PROGRAMS, find_verifier, score
@@ -50,6 +51,7 @@ def serve(channel: socket.socket, kind: str, timeout_seconds: float, holds: list
 
 def main(kind: str, timeout_seconds: str, memory_bytes: str, confined: str) -> None:
     limit(int(memory_bytes))
+    die_with_parent()
     channel = socket.socket(fileno=0)
     holds = []
     try:
