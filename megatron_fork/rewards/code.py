@@ -8,7 +8,6 @@ nobody, dies with the worker, and is bounded in time, memory and threads.
 from __future__ import annotations
 
 import json
-import math
 import re
 
 from megatron_fork.rewards.runner import FAILED, FINISHED, LATE, TOO_LONG, Programs
@@ -17,6 +16,7 @@ from megatron_fork.rewards.score import RewardError, Score, excerpt
 FENCED = re.compile(r"```(?:python|py|python3)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
 MAX_PROGRAM_BYTES = 100_000  # an argument of a command has at most 131,072
 SECONDS_A_TEST = 4.0
+MAX_SECONDS = 86_400.0
 FAILURES = {
     FINISHED: "its output is not the expected one",
     FAILED: "it ends with an error",
@@ -49,7 +49,7 @@ def verify(response: str, answer: str) -> Score:
         reference = json.loads(answer)
         tests = [(str(test["input"]), str(test["output"])) for test in reference["tests"]]
         seconds = float(reference.get("seconds", SECONDS_A_TEST))
-        if not 0 < seconds < math.inf:
+        if not 0 < seconds <= MAX_SECONDS:
             raise ValueError("seconds")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return Score(0.0, f"the reference answer {excerpt(answer)} has no tests: {type(error).__name__}")

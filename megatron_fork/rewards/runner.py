@@ -97,7 +97,7 @@ def _live_as_runner(channel: socket.socket, worker: int) -> NoReturn:
         status = 0  # the worker is gone
     except BaseException as error:
         with contextlib.suppress(OSError):
-            channel.sendall(encode({"error": f"{type(error).__name__}: {error}"}))
+            channel.sendall(encode({"error": " ".join(f"{type(error).__name__}: {error}".split())}))
     finally:
         os._exit(status)
 
@@ -109,7 +109,8 @@ def serve(channel: socket.socket, worker: int) -> None:
         raise ConnectionResetError("the worker is gone")
     ending, output = runner.run(PROBE, "", PROBE_SECONDS)
     if (ending, output) != (FINISHED, ""):
-        raise OSError(f"a program could {', '.join(output.split(chr(10)))}" if output else f"a program {ending}")
+        could = ", ".join(output.splitlines())
+        raise OSError(f"a program could {could}" if could else f"a first, harmless one is {ending}")
     channel.sendall(encode(holds))
     for program, given, seconds in received(channel):
         channel.sendall(encode(runner.run(program, given, seconds)))

@@ -86,7 +86,7 @@ def test_whatever_ends_lines(pool: RewardPool, language: str, end: str) -> None:
     assert result.value == 1.0, result.reason
 
 
-@pytest.mark.parametrize("seconds", ["NaN", "Infinity", "-1", "0", "null", "1e999"])
+@pytest.mark.parametrize("seconds", ["NaN", "Infinity", "-1", "0", "null", "1e999", "1e300"])
 def test_a_limit_that_is_none(pool: RewardPool, seconds: str) -> None:
     answer = f'{{"tests": [{{"input": "", "output": "3"}}], "seconds": {seconds}}}'
     result = pool.score_many([(program("print(3)"), answer)])[0]
