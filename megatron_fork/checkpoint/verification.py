@@ -22,6 +22,7 @@ from megatron_fork.checkpoint.hugging_face import WeightFolder, read_config
 from megatron_fork.checkpoint.located import locate
 from megatron_fork.checkpoint.parameters import unwrap_chunks
 from megatron_fork.checkpoint.published import PublishedWeights
+from megatron_fork.checkpoint.safe_pickle import require_known_classes
 from megatron_fork.checkpoint.table import Entry
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import build_model
@@ -158,6 +159,7 @@ def load_megatron(model: nn.Module | Sequence[nn.Module], folder: Path) -> None:
 
     Weights of another dtype are converted. Raises `CheckpointError` where the checkpoint is not of this model.
     """
+    require_known_classes(folder)
     for chunk in unwrap_chunks(model):
         state = chunk.sharded_state_dict()
         try:
