@@ -48,7 +48,7 @@ def read_config(folder: Path) -> PretrainedConfig:
             f"model.path={folder} has no config.json", hint="give the folder that holds config.json and *.safetensors"
         )
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise ModelError(
             f"{folder / 'config.json'} cannot be read: {str(error).splitlines()[0]}",

@@ -130,14 +130,15 @@ def _tokens(hf_dir: Path, prompt: str) -> list[int]:
     if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return []
     try:
-        return list(AutoTokenizer.from_pretrained(hf_dir)(prompt)["input_ids"])
+        tokenizer = AutoTokenizer.from_pretrained(hf_dir, trust_remote_code=False)
+        return list(tokenizer(prompt)["input_ids"])
     except Exception:  # tokenizers raise this very class
         return []
 
 
 @torch.no_grad()
 def _of_hugging_face(hf_dir: Path, rows: Sequence[Tensor]) -> list[Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32, trust_remote_code=False).eval()
     return [model(row).logits.float() for row in rows]
 
 
