@@ -60,7 +60,7 @@ def leave_networks() -> bool:
 
 
 def require_means_for_programs() -> None:
-    """Raises RewardError where this machine cannot confine a program: before a worker is started, or a model loaded."""
+    """Raises RewardError where this machine cannot confine a program: before a worker is started."""
     missing = []
     if not filters.available():
         missing.append("filters of system calls (seccomp), on x86-64 or AArch64")

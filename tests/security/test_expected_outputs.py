@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -111,9 +112,10 @@ def _holds(pid: int, text: str) -> bool:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             begin, end = (int(word, 16) for word in line.split()[0].split("-"))
             if line.split()[1].startswith("rw") and end - begin <= 64 << 20:
-                memory.seek(begin)
-                if text.encode() in memory.read(end - begin):
-                    return True
+                with contextlib.suppress(OSError):  # it may be gone by now
+                    memory.seek(begin)
+                    if text.encode() in memory.read(end - begin):
+                        return True
     return False
 
 
