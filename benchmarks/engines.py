@@ -113,7 +113,7 @@ def main() -> None:
         weights = [(name, parameter.detach()) for name, parameter in model.named_parameters()]
         asked = requests(arguments.requests, arguments.tokens, hf_config.vocab_size)
         embedded = EmbeddedEngine(
-            hf_config, stop_token=STOP, pad_token=0, batch_size=256, device=torch.device("cpu"), dtype=torch.float32
+            hf_config, stop_tokens=(STOP,), pad_token=0, batch_size=256, device=torch.device("cpu"), dtype=torch.float32
         )
         embedded.update_weights(weights, 0)
         calls = {"client": lambda: client_call(embedded, asked)}
@@ -145,7 +145,7 @@ def row_of(
         remote = RemoteConfig(stream_interval=arguments.interval)
         config = Config(engine=name, servers=[url], sync=sync, remote=remote)
         with tempfile.TemporaryDirectory(prefix="weights") as files:
-            engine = RemoteEngine(config, hf_config, stop_token=STOP, folder=Path(files), world=None)
+            engine = RemoteEngine(config, hf_config, stop_tokens=(STOP,), folder=Path(files), world=None)
             seconds = []
             for version in range(arguments.repeats + 1):  # the first one makes the group
                 engine.update_weights(weights, version)

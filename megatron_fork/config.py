@@ -83,6 +83,8 @@ class RunFolderConfig:
     folder: str | None = None
     """By default `runs/<recipe>-<time>`. A folder that holds a checkpoint is resumed."""
     name: str = "run"
+    overwrite: bool = False
+    """Remove what an earlier run left in the folder, and begin clean. A job that its scheduler starts again goes on instead."""
     checkpoint_every: int = 25
     """Steps between checkpoints; one is always written at the end and on interruption. 0: only then."""
     checkpoint_async: bool = True
@@ -160,8 +162,15 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def differences(old: str, new: RunConfig) -> list[str]:
-    """Dotted names of the fields in which a `resolved.yaml` differs from a config."""
-    return sorted(_different(yaml.safe_load(old), yaml.safe_load(to_yaml(new)), ""))
+    """Dotted names of the fields in which a `resolved.yaml` differs from a config; raises ValueError where it is no recipe.
+
+    A field that it lacks has its default: the file was written before there was one.
+    """
+    stored = yaml.safe_load(old)
+    if not isinstance(stored, dict):
+        raise ValueError("it is not a mapping of fields")
+    defaults = yaml.safe_load(to_yaml(RunConfig()))
+    return sorted(_different(_merge(defaults, stored), yaml.safe_load(to_yaml(new)), ""))
 
 
 def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:

@@ -19,6 +19,7 @@ Out = Annotated[Path, typer.Argument(help="JSON lines to write", show_default=Fa
 PromptColumn = Annotated[str | None, typer.Option(help="column of the question; dots lead into structures")]
 AnswerColumn = Annotated[str | None, typer.Option(help="column of the answer")]
 Split = Annotated[str | None, typer.Option(help="of a folder that has several")]
+Subset = Annotated[str | None, typer.Option(help="of a folder that has several; * for all of them together")]
 
 
 @app.command()
@@ -28,6 +29,7 @@ def dedupe(
     prompt: PromptColumn = None,
     answer: AnswerColumn = None,
     split: Split = None,
+    subset: Subset = None,
     conflicts: Annotated[
         Literal["drop", "first"], typer.Option(help="questions with different answers: none, or the first row")
     ] = "drop",
@@ -38,7 +40,7 @@ def dedupe(
     def work() -> None:
         from megatron_fork import data
 
-        source = data.named_file(rows, split, _columns(prompt, answer))
+        source = data.named_file(rows, split, _columns(prompt, answer), subset)
         typer.echo(data.summary(data.deduplicate(source, out, conflicts=conflicts)))
 
     guarded(work, debug=debug)
@@ -54,6 +56,7 @@ def decontaminate(
     prompt: PromptColumn = None,
     answer: AnswerColumn = None,
     split: Split = None,
+    subset: Subset = None,
     debug: Debug = False,
 ) -> None:
     """Write the rows that share no long run of words with a question of an evaluation set."""
@@ -61,7 +64,7 @@ def decontaminate(
     def work() -> None:
         from megatron_fork import data
 
-        source = data.named_file(rows, split, _columns(prompt, answer))
+        source = data.named_file(rows, split, _columns(prompt, answer), subset)
         sets = [data.named_file(each, None, None) for each in against]
         typer.echo(data.summary(data.decontaminate(source, out, sets, ngram=ngram, removed=removed)))
 

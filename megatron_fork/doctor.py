@@ -22,12 +22,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
 
-from megatron_fork import distributed, models, vocab_parallel
+from megatron_fork import checkpoint, distributed, models, vocab_parallel
 from megatron_fork.config import RunConfig
 from megatron_fork.errors import ConfigError
+from megatron_fork.launcher import launch
 from megatron_fork.policy import OptimizerConfig
+from megatron_fork.rollout import ends_in_words
 from megatron_fork.version import __version__
-from megatron_fork.workplace import matching_model, matching_prompts
+from megatron_fork.workplace import check_settings, matching_ends, matching_model, matching_prompts
 
 _GIB = 2**30
 # Module, distribution, and what a run gains by it.
@@ -91,9 +93,11 @@ def _machine() -> Iterator[Finding]:
     fast = instructions["AVX512-BF16"] or instructions["AMX"]
     yield Finding(
         "CPU",
-        f"{cores} cores, {torch.get_num_threads()} threads, {present}",
-        "multiplies bf16" if fast else "no bf16 instructions: fp32 is faster here",
+        f"{cores} cores, {present}",
+        "multiplies bf16, the LM head in fp32" if fast else "no bf16 instructions: fp32 is faster here",
     )
+    waiting = "OMP_WAIT_POLICY"
+    yield Finding("threads", distributed.choose_threads(), f"{waiting}={os.environ.get(waiting, 'as OpenMP has it')}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding("memory", f"{memory / _GIB:.1f} GiB")
     for index in range(torch.cuda.device_count()):
@@ -116,8 +120,12 @@ def _computing(config: RunConfig) -> Iterator[Finding]:
     yield Finding("layers", chosen.backend, chosen.reason)
     yield _lm_head(config.vocab_parallel)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    ranks = os.environ["WORLD_SIZE"] if distributed.is_launched() else "1"
-    yield Finding("ranks", f"{ranks}, {backend}", "" if distributed.is_launched() else "no launcher")
+    place = launch()
+    yield Finding(
+        "ranks",
+        f"{distributed.world_size()}, {backend}",
+        f"by {place.launcher}, which meet at {place.address or 'no'}:{place.port}" if place else "no launcher",
+    )
 
 
 def _check_import(module: str) -> None:
@@ -165,14 +173,16 @@ def _packages() -> Iterator[Finding]:
 
 
 def _recipe(config: RunConfig) -> Iterator[Finding]:
-    hf_config = matching_model(config)
+    hf_config, weights = matching_model(config)
     parameters = models.count_parameters(hf_config)
     yield Finding("model", (hf_config.architectures or ["none"])[0], f"{parameters:,} parameters")
+    yield _weights(weights)
     parallel = config.parallel
     model_ranks = parallel.tensor * parallel.pipeline * parallel.context
     replica = math.lcm(model_ranks, parallel.expert * parallel.expert_tensor * parallel.pipeline)
-    world = int(os.environ["WORLD_SIZE"]) if distributed.is_launched() else replica
+    world = distributed.world_size() if distributed.is_launched() else replica
     data = parallel.data(world)
+    check_settings(config, ranks=world)
     yield Finding(
         "layout", f"{data} data ranks of {model_ranks}", f"a multiple of {replica} ranks; counted for {world}"
     )
@@ -183,8 +193,18 @@ def _recipe(config: RunConfig) -> Iterator[Finding]:
         f"{source.longest_prompt} + {response} = {source.longest_prompt + response} tokens",
         f"prompt + response; the model has {models.longest_sequence(hf_config)} positions",
     )
+    ends = matching_ends(config, hf_config, source.tokenizer)
+    yield Finding("responses end at", ends_in_words(ends, source.tokenizer))
     yield from _batches(config, data)
     yield from _bytes(config, hf_config, world, data * parallel.context)
+
+
+def _weights(found: checkpoint.Contents | None) -> Finding:
+    if found is None:
+        return Finding("weights", "drawn", "model.hf_config has none")
+    files = "1 file" if found.files == 1 else f"{found.files} files"
+    size = f"{len(found.names):,} tensors in {files}, {found.bytes / _GIB:.3g} GiB"
+    return Finding("weights", size, "names, shapes and dtypes are the model's")
 
 
 def _batches(config: RunConfig, data: int) -> Iterator[Finding]:

@@ -70,6 +70,8 @@ class Trajectory(Demonstration):
     text: str = ""
     reward: float = 0.0
     reason: str = ""
+    failure: Literal["error", "timed_out", "died"] | None = None
+    """Where the verifier failed on it instead of judging it: how. The reward is 0 then."""
     advantage: float = 0.0
     """Compared with its group; where a critic judges each token, the reward with its overlong punishment."""
 

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from megatron_fork.errors import MegatronForkError
+from megatron_fork.errors import LayoutError, MegatronForkError
+from megatron_fork.launcher import launch
 
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
@@ -31,17 +32,26 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
 def _explain(error: MegatronForkError, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    if os.environ.get("RANK", "0") != "0":
+    if not _speaks():
         return
     typer.secho(f"error: {error.message}", fg=typer.colors.RED, err=True)
     if error.hint:
         typer.echo(f"  {error.hint}", err=True)
 
 
+def _speaks() -> bool:
+    """Whether this is the rank that speaks for all; where that cannot be known, each does."""
+    try:
+        place = launch()
+    except LayoutError:
+        return True
+    return place is None or place.rank == 0
+
+
 def _leave(code: int) -> None:
     """End at once: a rank that failed alone must not wait for the others in an exit handler.
 
-    Exit handlers would also have ended the checkpoint writer's helper process; without them that is ours to do.
+    Exit handlers would also have ended a checkpoint's writer; without them that is ours to do.
     """
     for child in multiprocessing.active_children():
         child.terminate()

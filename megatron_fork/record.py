@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from megatron_fork.analysis import write_report
 from megatron_fork.evaluation import Evaluation, evaluate
 from megatron_fork.policy import Lesson, Networks
+from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
 from megatron_fork.start import Progress
 from megatron_fork.unfinished import Unfinished, write_groups
@@ -24,14 +25,23 @@ def is_due(step: int, every: int, last: int) -> bool:
 def measure(work: Workplace, collector: Collector, step: int) -> dict[str, float]:
     """Evaluate the engine's weights on the held-out prompts and write the result down."""
     result: Evaluation = evaluate(collector, work.source.held_out, work.config.evaluation)
+    warn_of_failures(work, collector, result.failures, f"the evaluation after step {step}")
     metrics = {
         "pass_rate": result.pass_rate,
         "pass_rate_se": result.standard_error,
         "greedy": result.greedy,
         "response_tokens": result.response_tokens,
+        **result.failures.metrics(),
     }
     work.folder.metrics("evaluation", step, metrics)
     return metrics
+
+
+def warn_of_failures(work: Workplace, collector: Collector, failures: Failures, where: str) -> None:
+    """Say it where the verifier failed on many responses; raises `RewardError` where it has never judged one."""
+    warning = collector.rewards.watch.look(failures, where)
+    if warning is not None:
+        work.display.say(warning)
 
 
 def keep_state(work: Workplace, networks: Networks, progress: Progress, *, stop: bool) -> None:

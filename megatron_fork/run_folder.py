@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megatron_fork.errors import RunFolderError
 
@@ -53,9 +54,19 @@ def _finite(value: Any) -> Any:
 class RunFolder:
     """The folder of one run."""
 
-    def __init__(self, path: Path, *, writes: bool, wandb_project: str | None = None, resolved: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        writes: bool,
+        wandb_project: str | None = None,
+        resolved: str = "",
+        lock: TextIO | None = None,
+    ) -> None:
+        """Of the rank that `writes`; `lock` is kept open until `close`, and with it the folder kept from other processes."""
         self.path = path
         self.writes = writes
+        self._lock = lock
         self._wandb = None
         if not writes:
             return
@@ -91,33 +102,56 @@ class RunFolder:
         if self.writes:
             write_atomically(self.path / "summary.json", json.dumps(_finite(values), indent=2) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Drop lines of training and evaluation past `step`: a resumed run writes them again."""
+    def forget(self, *, warm_start_after: int | None = None, after: int | None = None) -> None:
+        """Drop what a run that goes on writes again; None drops nothing of that stage.
+
+        Args:
+            warm_start_after: lines of the warm start past this step.
+            after: lines, updates and traces of training and evaluation past this step; -1 drops all.
+
+        """
+        if not self.writes:
+            return
+        last = {"sft": warm_start_after, "train": after, "evaluation": after}
         for name in ("metrics.jsonl", "updates.jsonl"):
             file = self.path / name
-            if self.writes and file.is_file():
-                kept = [line + "\n" for line in file.read_text(encoding="utf-8").splitlines() if _stands(line, step)]
+            if file.is_file():
+                kept = [line + "\n" for line in file.read_text(encoding="utf-8").splitlines() if _stands(line, last)]
                 write_atomically(file, "".join(kept))
+        with writing_to(self.path):
+            (self.path / "summary.json").unlink(missing_ok=True)  # it says that the run has finished
+            for trace in (self.path / "traces").glob("step-*.jsonl"):
+                if after is not None and not _step_of(trace) <= after:
+                    trace.unlink()
 
     def close(self) -> None:
         if self._wandb is not None:
             self._wandb.finish()
+        if self._lock is not None:
+            self._lock.close()
 
     def _append(self, file: Path, record: dict[str, Any]) -> None:
         with writing_to(file), file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(_finite(record)) + "\n")
 
 
-def _stands(line: str, step: int) -> bool:
-    """Whether a line, whole or cut off by a crash, was written by step `step` or before reinforcement learning began."""
+def _stands(line: str, last: Mapping[str, int | None]) -> bool:
+    """Whether a line, whole or cut off by a crash, is of its stage's last kept step or before; an update is of training."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+        kept = last[record.get("stage", "train")]
+        return bool(record["step"] <= (math.inf if kept is None else kept))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return False
-    return record.get("stage") == "sft" or bool(record["step"] <= step)
+
+
+def _step_of(trace: Path) -> float:
+    number = trace.stem.removeprefix("step-")
+    return int(number) if number.isdecimal() else math.inf
 
 
 def _start_wandb(project: str, path: Path, resolved: str) -> Any:
+    """The Weights & Biases run of a folder: the one that was begun there, where one was."""
     try:
         import wandb
     except ImportError as error:
@@ -127,7 +161,21 @@ def _start_wandb(project: str, path: Path, resolved: str) -> Any:
     has_login = bool(os.environ.get("WANDB_API_KEY")) or _netrc_names_wandb()
     if "WANDB_MODE" not in os.environ and not has_login:
         os.environ["WANDB_MODE"] = "offline"
-    return wandb.init(project=project, name=path.name, dir=path, config=yaml.safe_load(resolved))
+    kept = path / "wandb_run"
+    if not kept.is_file():
+        write_atomically(kept, secrets.token_hex(4) + "\n")
+    run = wandb.init(
+        project=project,
+        name=path.name,
+        dir=path,
+        config=yaml.safe_load(resolved),
+        id=kept.read_text(encoding="utf-8").strip(),
+        resume="allow",
+    )
+    # Charts by the run's own steps: those that a resumed run takes again lie over the first ones.
+    for stage in ("sft", "train", "evaluation"):
+        run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+    return run
 
 
 def _netrc_names_wandb() -> bool:

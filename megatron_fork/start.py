@@ -54,7 +54,7 @@ def start(work: Workplace) -> tuple[Progress, Networks, Unfinished | None]:
         for reason in saved.refused:
             work.display.say(f"not used: {reason}")
         progress = Progress(**saved.progress)
-        work.folder.forget_after(progress.step)
+        work.folder.forget(after=progress.step)
         networks = build_networks(work, first_weights(work))
         checkpoint.load_training_state(saved, networks.trained)
         work.display.say(f"resuming {saved.folder} after step {progress.step} of {work.config.train.steps}")
@@ -64,7 +64,8 @@ def start(work: Workplace) -> tuple[Progress, Networks, Unfinished | None]:
         groups = unfinished.read_groups(beside) if distributed.rank() == 0 else []
         return replace(progress, unfinished=None, under_way=groups), networks, begun
     began = time.monotonic()
-    if work.config.sft.steps and not (work.warm_start / "config.json").is_file():
+    work.folder.forget(after=-1)  # of a start that left no checkpoint
+    if work.config.sft.steps and not has_warm_start(work):
         warm_start(work)
     networks = build_networks(work, first_weights(work))
     for network in networks.trained.values():
@@ -97,9 +98,18 @@ def build_networks(work: Workplace, reference: models.Config) -> Networks:
     return Networks(build_policy(work, config.optimizer), critic, frozen)
 
 
+def has_warm_start(work: Workplace) -> bool:
+    """Whether the folder holds a finished one; its settings are the run's, which opening the folder has made sure of."""
+    return (work.warm_start / "config.json").is_file()
+
+
 def warm_start(work: Workplace) -> Policy:
-    """Supervised fine-tuning on the source's demonstrations, kept as a Hugging Face folder."""
+    """Supervised fine-tuning on the source's demonstrations, kept as a Hugging Face folder; taken up where one was begun."""
     policy = build_policy(work, work.config.sft.optimizer)
+    if has_warm_start(work):
+        checkpoint.load_initial(policy.model, models.Config(path=str(work.warm_start)), seed=work.config.seed)
+        policy.weights_changed()
+        return policy
     state = checkpoint.Checkpoints(work.folder.path / "warm_start_state", run=work.identity, keep=1)
     saved = state.latest()
     if saved is None:
@@ -107,6 +117,8 @@ def warm_start(work: Workplace) -> Policy:
         policy.weights_changed()
     else:
         checkpoint.load_training_state(saved, {"policy": policy})
+    first = saved.progress["step"] if saved else 0
+    work.folder.forget(warm_start_after=first)
     done = fine_tune(
         policy,
         work.source,
@@ -114,7 +126,7 @@ def warm_start(work: Workplace) -> Policy:
         work.folder,
         work.display,
         seed=work.config.seed,
-        first=saved.progress["step"] if saved else 0,
+        first=first,
         should_stop=work.asked_to_stop,
     )
     if done < work.config.sft.steps:
@@ -147,7 +159,7 @@ def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) ->
         return RemoteEngine(
             config,
             work.hf_config,
-            stop_token=work.source.tokenizer.eos_token_id,
+            stop_tokens=work.stop_tokens,
             folder=work.folder.path / "engine_weights",
             world=world,
             save=save,
@@ -163,11 +175,10 @@ def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) ->
 
 def _build_embedded(work: Workplace) -> EmbeddedEngine:
     tokenizer = work.source.tokenizer
-    stop_token = tokenizer.eos_token_id
     return EmbeddedEngine(
         work.hf_config,
-        stop_token=stop_token,
-        pad_token=stop_token if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        stop_tokens=work.stop_tokens,
+        pad_token=work.stop_tokens[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         batch_size=work.config.rollout.batch_size,
         device=distributed.device(),
         dtype=work.config.policy.dtype,
@@ -180,7 +191,7 @@ def _build_colocated(work: Workplace) -> ColocatedEngine:
     return ColocatedEngine(
         config.colocated,
         work.hf_config,
-        stop_token=work.source.tokenizer.eos_token_id,
+        stop_tokens=work.stop_tokens,
         batch_size=config.batch_size,
         max_tokens=work.source.longest_prompt + config.max_response_tokens,
         dtype=work.config.policy.dtype,
@@ -201,7 +212,7 @@ def build_collector(work: Workplace, engine: Engine, rewards: RewardPool) -> Col
 
 
 def write_model(work: Workplace, policy: Policy, folder: Path) -> None:
-    """A Hugging Face folder with its tokenizer, which transformers, vLLM and SGLang load."""
+    """A Hugging Face folder with all that it needs, which transformers, vLLM and SGLang load."""
     checkpoint.export_hf(policy, folder)
     if work.folder.writes:
-        work.source.tokenizer.save_pretrained(folder)
+        work.model_files.write(folder)

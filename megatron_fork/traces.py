@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_fork.distributed import collectives
 from megatron_fork.experience import Batch, Demonstration, Trajectory
+from megatron_fork.rewards import read_reference
 
 
 def trace_records(
@@ -39,12 +40,13 @@ def _records(share: Batch, chosen: set[int], tokenizer: PreTrainedTokenizerBase,
             "step": step,
             "number": sequence.number,
             "prompt": sequence.prompt.text,
-            "answer": sequence.prompt.answer,
+            "answer": str(read_reference(sequence.prompt.answer)),
             "tokens": token_texts(tokenizer, sequence),
             "entropy": entropy.tolist(),
             "selected": selected.tolist(),
             "logprob": logprob.tolist(),
             "reward": sequence.reward,
+            "reason": sequence.reason,
             "advantage": sequence.advantage,
             "finish_reason": sequence.finish_reason,
         }

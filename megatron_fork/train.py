@@ -20,10 +20,19 @@ from megatron_fork.analysis import write_report
 from megatron_fork.clock import Clock
 from megatron_fork.config import RunConfig
 from megatron_fork.console import Display
-from megatron_fork.errors import RolloutError
+from megatron_fork.errors import RolloutError, RunFolderError
 from megatron_fork.experience import Trajectory
 from megatron_fork.policy import Learner, Lesson, Networks, Policy, Rates, Taught, split_into_mini_batches
-from megatron_fork.record import finish, is_due, keep_state, measure, save_state, save_while_drawing, stop_within_step
+from megatron_fork.record import (
+    finish,
+    is_due,
+    keep_state,
+    measure,
+    save_state,
+    save_while_drawing,
+    stop_within_step,
+    warn_of_failures,
+)
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, Tally, probe
 from megatron_fork.start import Progress, build_collector, build_engine, start, warm_start, write_model
@@ -41,7 +50,7 @@ def train(config: RunConfig, display: Display) -> Path:
         started = time.monotonic() - progress.seconds
         engine = stack.enter_context(closing(build_engine(work, save=lambda: save_state(work, networks, progress))))
         collector = build_collector(work, engine, rewards)
-        collector.restore(progress.under_way, Tally(**progress.drawing) if progress.drawing else None)
+        collector.restore(progress.under_way, Tally.of_record(progress.drawing) if progress.drawing else None)
         learner = Learner(
             networks,
             config.selection,
@@ -72,6 +81,12 @@ def train(config: RunConfig, display: Display) -> Path:
 def supervise(config: RunConfig, display: Display) -> Path:
     """Only the warm start of a recipe; returns the model folder."""
     with prepare(config, display) as work, RewardPool(config.rewards) as rewards, ExitStack() as stack:
+        if work.checkpoints.latest() is not None:
+            raise RunFolderError(
+                f"run.folder={work.folder.path} holds a run that has left its warm start behind",
+                hint=f"its model is {work.warm_start}; for another warm start choose another run.folder",
+            )
+        work.folder.forget(after=-1)
         policy = warm_start(work)
         engine = stack.enter_context(closing(build_engine(work)))
         synchronise(work, policy, engine, 0)
@@ -147,6 +162,7 @@ def draw(work: Workplace, networks: Networks, collector: Collector, progress: Pr
         work.asked_to_stop()  # by whom, all ranks must know
         raise work.interrupted(f"stopped while step {progress.step + 1} of {work.config.train.steps} was drawn")
     progress.drawing = None
+    warn_of_failures(work, collector, rollouts.failures, f"step {version + 1}")
     metrics = of_rollouts(rollouts, version=version)
     return Unfinished(with_advantages(rollouts.trajectories, work.config), metrics, rollouts.prompts_drawn)
 
@@ -203,6 +219,7 @@ def of_rollouts(rollouts: Rollouts, *, version: int) -> dict[str, float]:
     stale = sum((version - span.version) * (span.end - span.start) for span in spans)
     return {
         "rollout/pass_rate": rollouts.mean_reward,
+        **rollouts.failures.metrics(),
         "rollout/groups_sampled": rollouts.groups_sampled,
         "rollout/groups_kept": rollouts.groups_kept,
         "rollout/rounds": rollouts.rounds,

@@ -9,24 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from megatron_fork import checkpoint, distributed, models
-from megatron_fork.config import RunConfig, differences, fingerprint, to_yaml
+from megatron_fork.config import RunConfig, fingerprint, to_yaml
 from megatron_fork.console import Display
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.distributed import Layout, collectives, parallel_layout
-from megatron_fork.errors import CheckpointError, ConfigError, Interrupted, ModelError, Preempted
+from megatron_fork.errors import ConfigError, Interrupted, MegatronForkError, ModelError, Preempted
 from megatron_fork.interruption import StopRequest
-from megatron_fork.rollout import check_colocated
+from megatron_fork.rewards import takes_row
+from megatron_fork.rollout import check_colocated, ends_in_words, stop_tokens_of
+from megatron_fork.run_claim import claim, new_folder
 from megatron_fork.run_folder import RunFolder
 
 # What a resumed run may change without becoming another run.
 _MAY_CHANGE = (
-    *("run.", "parallel.", "train.steps", "rewards.workers", "policy.tokens_per_"),
+    *("run.", "parallel.", "train.steps", "rewards.workers", "rewards.failure_warning", "policy.tokens_per_"),
     *(
         "rollout.batch_size",
         "rollout.servers",
@@ -49,6 +50,10 @@ class Workplace:
     folder: RunFolder
     display: Display
     stop: StopRequest
+    stop_tokens: tuple[int, ...]
+    """Any of them ends a response, the tokenizer's own first."""
+    model_files: checkpoint.ModelFiles
+    """What goes beside weights that the run writes."""
     identity: str
     """What the run is determined by, in a few letters; a resumed run may change the rest."""
     checkpoints: checkpoint.Checkpoints
@@ -74,15 +79,16 @@ class Workplace:
 @contextmanager
 def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
-    _check_staleness(config)
-    if config.rollout.engine == "vllm_colocated":
-        check_colocated(config.rollout.colocated, ranks=distributed.world_size())
-    hf_config = matching_model(config)
+    check_settings(config, ranks=distributed.world_size())
+    hf_config, _ = matching_model(config)
     source = matching_prompts(config, hf_config)
+    stop_tokens = matching_ends(config, hf_config, source.tokenizer)
+    model_files = checkpoint.ModelFiles.of(config.model, hf_config, source.tokenizer)
     distributed.initialize()
     with parallel_layout(config.parallel) as layout, StopRequest() as stop:
-        folder = _open_folder(config, layout)
+        folder = _open_folder(config, layout, display)
         display.say(f"data {config.data.source}: {source.counts}, {len(source.held_out):,} held out")
+        display.say(f"responses end at {ends_in_words(stop_tokens, source.tokenizer)}")
         try:
             identity = fingerprint(config, leave_out=_MAY_CHANGE)
             checkpoints = checkpoint.Checkpoints(
@@ -90,27 +96,49 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
                 run=identity,
                 keep=config.run.keep_checkpoints,
                 keep_every=config.run.keep_every,
-                write_model_files=partial(_write_model_files, hf_config, source),
+                write_model_files=model_files.write,
             )
-            yield Workplace(config, layout, hf_config, source, folder, display, stop, identity, checkpoints)
+            yield Workplace(
+                config,
+                layout,
+                hf_config,
+                source,
+                folder,
+                display,
+                stop,
+                stop_tokens,
+                model_files,
+                identity,
+                checkpoints,
+            )
         finally:
             folder.close()
 
 
-def matching_model(config: RunConfig) -> PretrainedConfig:
-    """The model's config; raises where it cannot be built as the recipe asks."""
+def check_settings(config: RunConfig, *, ranks: int) -> None:
+    """Raise `ConfigError` for settings of several rooms that do not go together, or not with so many ranks."""
+    _check_staleness(config)
+    _check_verifier(config)
+    if config.rollout.engine == "vllm_colocated":
+        check_colocated(config.rollout.colocated, ranks=ranks)
+
+
+def matching_model(config: RunConfig) -> tuple[PretrainedConfig, checkpoint.Contents | None]:
+    """The model's config and what its folder holds; raises where it cannot be built as the recipe asks.
+
+    None where weights are drawn. Of a folder's weights only the headers are read.
+    """
     hf_config = checkpoint.resolve_config(config.model)
     models.check_divides(hf_config, config.parallel)
     models.choose_backend(config.compute)
     if config.experts.replay and not models.family_of(hf_config).has_experts:
         raise ModelError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
-    return hf_config
+    return hf_config, checkpoint.check_initial(config.model, hf_config)
 
 
 def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:
     """The prompts of a recipe; raises where their tokenizer, or the sequences they lead to, do not fit the model."""
-    _check_verifier(config)
-    source = load_prompts(config.data, _tokenizer(config.model))
+    source = load_prompts(config.data, _tokenizer(config.model), with_rows=takes_row(config.rewards.kind))
     if len(source.tokenizer) > hf_config.vocab_size:
         raise ModelError(
             f"the tokenizer has {len(source.tokenizer)} tokens, the model's vocab_size is {hf_config.vocab_size}",
@@ -127,9 +155,26 @@ def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSo
     return source
 
 
-def _write_model_files(hf_config: PretrainedConfig, source: PromptSource, folder: Path) -> None:
-    hf_config.save_pretrained(folder)
-    source.tokenizer.save_pretrained(folder)
+def matching_ends(
+    config: RunConfig, hf_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """The tokens that end a response, from every place that names one; raises where one is no token of the model.
+
+    A config that names no end gets the tokenizer's: it is written beside the trained weights.
+    """
+    if tokenizer.eos_token_id is None and config.sft.steps:
+        raise ModelError(
+            f"sft.steps={config.sft.steps}, but the tokenizer has no eos_token, with which demonstrations end",
+            hint="name it in tokenizer_config.json",
+        )
+    if hf_config.eos_token_id is None:
+        hf_config.eos_token_id = tokenizer.eos_token_id
+    named = {
+        "eos_token_id of the tokenizer": tokenizer.eos_token_id,
+        **checkpoint.written_ends(config.model),
+        "rollout.stop_tokens": config.rollout.stop_tokens,
+    }
+    return stop_tokens_of(named, hf_config.vocab_size)
 
 
 def _check_staleness(config: RunConfig) -> None:
@@ -171,17 +216,20 @@ def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:
         ) from error
 
 
-def _open_folder(config: RunConfig, layout: Layout) -> RunFolder:
-    """Rank 0 chooses the name for all; a folder of another run is refused."""
-    by_time = Path("runs") / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    path = Path(config.run.folder) if config.run.folder else collectives.broadcast_object(by_time, layout.world)
-    resolved = path / "resolved.yaml"
-    if (path / "checkpoints" / "LATEST").is_file() and resolved.is_file():
-        changed = [name for name in differences(resolved.read_text(), config) if not name.startswith(_MAY_CHANGE)]
-        if changed:
-            raise CheckpointError(
-                f"run.folder={path} holds a run with other settings: {', '.join(changed)}",
-                hint=f"resume with `megatron-fork train {resolved}`, or choose another run.folder",
-            )
-    named = replace(config, run=replace(config.run, folder=str(path)))
-    return RunFolder(path, writes=distributed.rank() == 0, wandb_project=config.run.wandb, resolved=to_yaml(named))
+def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFolder:
+    """The first rank chooses the folder for all and claims it; where it may not be had, every rank learns why."""
+    first = distributed.rank() == 0
+    path, lock, refused = Path(config.run.folder or "runs"), None, None
+    try:
+        if first:
+            by_time = Path("runs") / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
+            path = path if config.run.folder else new_folder(by_time)
+            lock = claim(path, config, may_change=_MAY_CHANGE, say=display.say)
+    except MegatronForkError as error:
+        refused = error
+    path, refused = collectives.broadcast_object((path, refused), layout.world)
+    if refused is not None:
+        raise refused
+    # Without `overwrite`: this file is what a run is resumed by.
+    named = replace(config, run=replace(config.run, folder=str(path), overwrite=False))
+    return RunFolder(path, writes=first, wandb_project=config.run.wandb, resolved=to_yaml(named), lock=lock)

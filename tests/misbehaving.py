@@ -143,3 +143,25 @@ def returns_nan(response: str, answer: str):
 
 def half(response: str, answer: str):
     return 0.5, "half\nright"
+
+
+def equal_text(response: str, answer: str):
+    return response == answer
+
+
+def fails_in_every_way(response: str, answer: str):
+    if response == "die":
+        os._exit(3)
+    if response == "sleep":
+        time.sleep(60)
+    if response == "raise":
+        raise LookupError("on this response")
+    return response == answer
+
+
+def judges_most(response: str, answer: str):
+    """Of responses of any text about one in four is none that it can read."""
+    letters = sum(map(ord, response))
+    if letters % 4 == 0:
+        raise LookupError("on this response")
+    return letters % 2, "an odd number"

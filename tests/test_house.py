@@ -11,9 +11,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "megatron_fork"
 HOUSE = (
-    "version errors clock distributed vocab_parallel serving selection objective models checkpoint experience rewards data "
-    "policy rollout evaluation analysis config console interruption run_folder traces workplace supervised unfinished start "
-    "record train doctor guard convert_commands data_commands cli __main__"
+    "version errors clock launcher distributed vocab_parallel serving selection objective models checkpoint "
+    "experience rewards data policy rollout evaluation analysis config console interruption run_folder run_claim "
+    "traces workplace supervised unfinished start record train doctor guard convert_commands data_commands cli "
+    "__main__"
 ).split()
 # `collectives` and `compatibility` are tools for the rooms above, not names of the room itself.
 OPEN_MODULES = {"distributed"}

@@ -1,10 +1,17 @@
 """Hugging Face <-> Megatron weights, and the checkpoints of a run."""
 
+from megatron_fork.checkpoint.agreement import Contents, check_folder
 from megatron_fork.checkpoint.bridge import load_weights
 from megatron_fork.checkpoint.conversion import Converted, to_hf, to_megatron
 from megatron_fork.checkpoint.folder import Saved, latest, verified
 from megatron_fork.checkpoint.hugging_face import export_hf, load_hf, read_config
-from megatron_fork.checkpoint.initial import load_initial, resolve_config
+from megatron_fork.checkpoint.initial import (
+    ModelFiles,
+    check_initial,
+    load_initial,
+    resolve_config,
+    written_ends,
+)
 from megatron_fork.checkpoint.published import PublishedWeights
 from megatron_fork.checkpoint.stream import iter_hf_weights
 from megatron_fork.checkpoint.training import BESIDE, Checkpoints, load_training_state
@@ -13,11 +20,15 @@ from megatron_fork.checkpoint.verification import PROMPTS, Verification, load_me
 __all__ = [
     "BESIDE",
     "Checkpoints",
+    "Contents",
     "Converted",
+    "ModelFiles",
     "PROMPTS",
     "PublishedWeights",
     "Saved",
     "Verification",
+    "check_folder",
+    "check_initial",
     "export_hf",
     "iter_hf_weights",
     "latest",
@@ -32,4 +43,5 @@ __all__ = [
     "to_megatron",
     "verified",
     "verify",
+    "written_ends",
 ]

@@ -21,14 +21,15 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_fork.checkpoint import folder as checkpoint_folder
-from megatron_fork.checkpoint.bridge import check_shape, sources_of
-from megatron_fork.checkpoint.hugging_face import SHARD_BYTES, WeightFolder, read_config, written_aside
+from megatron_fork.checkpoint.agreement import check_folder, check_weights
+from megatron_fork.checkpoint.hugging_face import SHARD_BYTES, read_config, written_aside
 from megatron_fork.checkpoint.located import MODEL_FILES, Located, locate
 from megatron_fork.checkpoint.places import Outline, Place, outline_of
 from megatron_fork.checkpoint.published import PublishedWeights
-from megatron_fork.checkpoint.table import EMBEDDING, LM_HEAD, Entry, model_entries
+from megatron_fork.checkpoint.table import Entry, model_entries
 from megatron_fork.checkpoint.torch_dist import Reader, write
 from megatron_fork.checkpoint.weight_files import Specification, WeightFiles
+from megatron_fork.checkpoint.weight_folder import WeightFolder
 from megatron_fork.errors import CheckpointError, ModelError
 from megatron_fork.models import family_of
 
@@ -71,15 +72,14 @@ def to_megatron(
     with closing(WeightFolder(hf_dir)) as weights, written_aside(out) as aside:
         entries = {entry.megatron: entry for entry in model_entries(config)}
         outline = outline_of(config)
-        check_names(weights, entries.values(), config)
-        wanted = {name: (outline.places[name], _dtype_of(entry, weights, dtype)) for name, entry in entries.items()}
-        for name, entry in entries.items():
-            _check_sources(entry, outline.places[name], weights, config)
+        check_weights(weights, config)
+        headers = PublishedWeights(weights.headers())
+        wanted = {name: (outline.places[name], _dtype_of(entry, headers, dtype)) for name, entry in entries.items()}
         counter = _Counter(len(entries), progress)
         published = PublishedWeights(weights)
 
         def read(name: str) -> Tensor:
-            tensors = sources_of(entries[name], published)
+            tensors = [published[source] for source in entries[name].hugging_face]
             counter.advance()
             return entries[name].rule.shards(tensors, 1, config)[0].to(wanted[name][1])
 
@@ -146,8 +146,7 @@ def to_hf(
             with ThreadPoolExecutor(workers) as pool:
                 for _ in pool.map(convert, source.entries):
                     pass
-        with closing(WeightFolder(aside)) as written:
-            check_names(written, source.entries, read_config(aside))
+        check_folder(aside, read_config(aside))
     return Converted(out, len(specifications), sum(each.bytes for each in specifications.values()))
 
 
@@ -216,31 +215,6 @@ def check_places(reader: Reader, wanted: Mapping[str, tuple[Place, torch.dtype |
             raise CheckpointError(f"{reader.folder} has {place.key} as {stored.properties.dtype}, not {dtype}")
 
 
-def check_names(weights: WeightFolder, entries: Iterable[Entry], config: PretrainedConfig) -> None:
-    """Raise `CheckpointError` unless a folder has exactly the model's tensors; buffers and a tied head may be there."""
-    wanted = {name for entry in entries for name in entry.hugging_face}
-    found = set(PublishedWeights(weights))
-    if missing := sorted(wanted - found):
-        raise CheckpointError(
-            f"the folder has no tensor {missing[0]}, and {len(missing) - 1} more",
-            hint="it is incomplete, or config.json is of another model",
-        )
-    tied = LM_HEAD.hugging_face[0]
-    surplus = {name for name in found - wanted if not name.endswith(_BUFFERS)}
-    if config.tie_word_embeddings and tied in surplus:
-        if not torch.equal(weights[tied], weights[EMBEDDING.hugging_face[0]]):
-            raise CheckpointError(
-                f"config.json ties the embeddings, but {tied} differs from {EMBEDDING.hugging_face[0]}",
-                hint="set tie_word_embeddings=false in config.json: the model has a head of its own",
-            )
-        surplus.discard(tied)
-    if surplus:
-        raise CheckpointError(
-            f"the folder has a tensor {min(surplus)}, which the model lacks, and {len(surplus) - 1} more",
-            hint="config.json is of another model, or the architecture is not supported",
-        )
-
-
 def carry_model_files(source: Path, target: Path, dtype: Dtype | None) -> None:
     """Copy config, tokenizer and generation config; config.json tells the dtype of the weights beside it."""
     target.mkdir(parents=True, exist_ok=True)
@@ -254,8 +228,8 @@ def carry_model_files(source: Path, target: Path, dtype: Dtype | None) -> None:
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _dtype_of(entry: Entry, weights: WeightFolder, dtype: Dtype | None) -> torch.dtype:
-    found = {specification_of(weights, name).dtype for name in entry.hugging_face if name in PublishedWeights(weights)}
+def _dtype_of(entry: Entry, headers: Mapping[str, Tensor], dtype: Dtype | None) -> torch.dtype:
+    found = {headers[name].dtype for name in entry.hugging_face}
     if dtype is not None:
         return _DTYPES[dtype]
     if len(found) != 1:
@@ -264,20 +238,6 @@ def _dtype_of(entry: Entry, weights: WeightFolder, dtype: Dtype | None) -> torch
             hint="choose one: --dtype bf16",
         )
     return found.pop()
-
-
-def _check_sources(entry: Entry, place: Place, weights: WeightFolder, config: PretrainedConfig) -> None:
-    wanted = entry.rule.join([torch.empty(place.parameter_shape, device="meta")], config)
-    for name, like in zip(entry.hugging_face, wanted, strict=True):
-        check_shape(name, specification_of(weights, name).shape, tuple(like.shape))
-
-
-def specification_of(weights: WeightFolder, name: str) -> Specification:
-    """Of a tensor by its published name, whether the folder has it so or fused with others."""
-    if name in weights:
-        return weights.specification(name)
-    tensor = PublishedWeights(weights)[name]
-    return Specification(tensor.dtype, tuple(tensor.shape))
 
 
 def _seal(folder: Path) -> None:

@@ -42,7 +42,8 @@ class Saved:
 def latest(root: Path, *, run: str = "", group: collectives.Group = None) -> Saved | None:
     """The checkpoint that `LATEST` names or, where that one is damaged, the newest complete one before it.
 
-    Every rank of `group` must call it: each checks its share of the files. None where nothing was ever saved.
+    Where `LATEST` is missing or names none, the newest complete one of all. Every rank of `group` must call it: each checks its
+    share of the files. None where nothing was ever saved.
 
     Args:
         root: the folder of the checkpoints.
@@ -54,22 +55,25 @@ def latest(root: Path, *, run: str = "", group: collectives.Group = None) -> Sav
 
     """
     pointer = root / "LATEST"
-    if not pointer.is_file():
+    complete = [folder.name for folder in reversed(complete_folders(root))]
+    if not (pointer.is_file() or complete):
         return None
-    named = pointer.read_text().strip()
-    candidates = [
-        named,
-        *(folder.name for folder in reversed(complete_folders(root)) if _order(folder.name) < _order(named)),
-    ]
+    named = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    if _NAME.fullmatch(named):
+        passed_over: list[str] = []
+        candidates = [named, *(name for name in complete if _order(name) < _order(named))]
+    else:
+        passed_over = [f"{pointer}, which is missing or names no checkpoint: {named[:40]!r}"]
+        candidates = complete
     refused: list[str] = []
     for name in candidates:
         try:
-            return Saved(root / name, verified(root / name, run=run, group=group), tuple(refused))
+            return Saved(root / name, verified(root / name, run=run, group=group), (*passed_over, *refused))
         except CheckpointError as error:
             refused.append(error.message)
     raise CheckpointError(
-        refused[0],
-        hint=f"no checkpoint in {root} is complete; remove {pointer} to start anew, or choose another run.folder",
+        (refused or passed_over)[0],
+        hint=f"no checkpoint in {root} is complete; remove {root} to start anew, or choose another run.folder",
     )
 
 

@@ -3,21 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from megatron_fork import models
+from megatron_fork.checkpoint.agreement import Contents, check_folder
 from megatron_fork.checkpoint.bridge import load_weights
-from megatron_fork.checkpoint.hugging_face import load_hf, read_config
+from megatron_fork.checkpoint.hugging_face import GENERATION, load_hf, read_config, read_json
 
 
 def resolve_config(source: models.Config) -> PretrainedConfig:
-    """The Hugging Face config of a run's model, its architecture known; nothing is allocated."""
+    """The Hugging Face config of a run's model, its architecture known; nothing is allocated.
+
+    Its `eos_token_id` is what somebody wrote: the default of a config class is a word of some other model's vocabulary.
+    """
     config = read_config(Path(source.path)) if source.path else models.config_from_recipe(source.hf_config or {})
     models.family_of(config)
+    *_, of_config = written_ends(source).values()
+    if of_config is None:
+        config.eos_token_id = None
     return config
+
+
+def check_initial(source: models.Config, config: PretrainedConfig) -> Contents | None:
+    """What the folder of `source` holds; raises unless it is `config`'s model. None where weights are drawn."""
+    return check_folder(Path(source.path), config) if source.path else None
+
+
+def written_ends(source: models.Config) -> dict[str, object]:
+    """What the model says of the tokens that end a response, as it is written: by where it says so, its config last."""
+    if not source.path:
+        return {"model.hf_config.eos_token_id": (source.hf_config or {}).get("eos_token_id")}
+    files = [Path(source.path) / name for name in (GENERATION, "config.json")]
+    return {f"eos_token_id of {file}": read_json(file).get("eos_token_id") for file in files}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a folder of the model has beside weights: config, tokenizer, and `generation_config.json` as it was given."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    generation_config: bytes | None
+
+    @classmethod
+    def of(cls, source: models.Config, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFiles:
+        """Read now: the folder of `source` need not outlive the run."""
+        given = Path(source.path) / GENERATION if source.path else None
+        return cls(config, tokenizer, given.read_bytes() if given and given.is_file() else None)
+
+    def write(self, folder: Path) -> None:
+        self.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.generation_config is not None:
+            (folder / GENERATION).write_bytes(self.generation_config)
 
 
 def load_initial(model: Sequence[models.PackedModel], source: models.Config, *, seed: int) -> None:

@@ -23,6 +23,7 @@ from megatron_fork.checkpoint.folder import Descriptions, Saved
 from megatron_fork.checkpoint.requests import one_after_the_other
 from megatron_fork.checkpoint.safe_pickle import require_known_classes
 from megatron_fork.distributed import collectives, device
+from megatron_fork.distributed.versions import own_writer
 from megatron_fork.errors import CheckpointError
 
 BESIDE = "step"
@@ -124,7 +125,7 @@ class Checkpoints:
             with _one_thread():
                 requests = [
                     dist_checkpointing.save(
-                        _sharded(network, loading=False), str(aside / name), async_sharded_save=True
+                        _sharded(network, loading=False), str(aside / name), async_sharded_save=True, **own_writer()
                     )
                     for name, network in networks.items()
                 ]

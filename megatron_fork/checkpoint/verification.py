@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +15,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from megatron_fork import distributed
+from megatron_fork.checkpoint.agreement import check_folder
 from megatron_fork.checkpoint.config_differences import Difference, argument_differences, config_differences
-from megatron_fork.checkpoint.conversion import MegatronWeights, check_names
-from megatron_fork.checkpoint.hugging_face import WeightFolder, read_config
+from megatron_fork.checkpoint.conversion import MegatronWeights
+from megatron_fork.checkpoint.hugging_face import read_config
 from megatron_fork.checkpoint.located import locate
 from megatron_fork.checkpoint.parameters import unwrap_chunks
 from megatron_fork.checkpoint.published import PublishedWeights
 from megatron_fork.checkpoint.safe_pickle import require_known_classes
+from megatron_fork.checkpoint.second_reading import SecondReading
 from megatron_fork.checkpoint.table import Entry
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import build_model
@@ -67,21 +68,23 @@ def verify(
     """
     config, located = read_config(hf_dir), locate(megatron_dir)
     source = MegatronWeights(located, config)
-    with closing(WeightFolder(hf_dir)) as folder:
-        check_names(folder, source.entries, config)
-        published, dtypes = PublishedWeights(folder), set()
+    names, second = check_folder(hf_dir, config).names, SecondReading(hf_dir)
+    if names != set(second):
+        raise CheckpointError(f"{hf_dir}: two ways to read it find other tensors, first {min(names ^ set(second))}")
+    # Not by the reader that conversions use: its faults would be on both sides, and nothing would differ.
+    published, dtypes = PublishedWeights(second), set()
 
-        def differing(entry: Entry) -> list[str]:
-            found = []
-            for name, ours in source.read(entry):
-                theirs = published[name]
-                dtypes.add((theirs.dtype, ours.dtype))
-                if not _same_bits(ours, theirs):
-                    found.append(name)
-            return found
+    def differing(entry: Entry) -> list[str]:
+        found = []
+        for name, ours in source.read(entry):
+            theirs = published[name]
+            dtypes.add((theirs.dtype, ours.dtype))
+            if not _same_bits(ours, theirs):
+                found.append(name)
+        return found
 
-        with ThreadPoolExecutor(workers) as pool:
-            different = [name for names in pool.map(differing, source.entries) for name in names]
+    with ThreadPoolExecutor(workers) as pool:
+        different = [name for names in pool.map(differing, source.entries) for name in names]
     differences = argument_differences(source.reader.common().get("args"), config)
     if located.model_files is not None:
         differences += config_differences(config, read_config(located.model_files))
@@ -108,8 +111,10 @@ def _logit_difference(hf_dir: Path, megatron: Path, config: PretrainedConfig, pr
     theirs = _of_hugging_face(hf_dir, rows)
     ours = _of_megatron(megatron, config, rows)
     pairs = list(zip(ours, theirs, strict=True))
-    size = max(float(reference.abs().max()) for _, reference in pairs)
-    return max(float((found - reference).abs().max()) for found, reference in pairs) / max(size, 1e-30)
+    # torch's maximum, which keeps a NaN.
+    size = torch.stack([reference.abs().max() for _, reference in pairs]).max()
+    largest = torch.stack([(found - reference).abs().max() for found, reference in pairs]).max()
+    return float(largest / size.clamp(min=1e-30))
 
 
 def _token_ids(hf_dir: Path, config: PretrainedConfig, prompts: Sequence[str]) -> list[list[int]]:
@@ -138,7 +143,9 @@ def _tokens(hf_dir: Path, prompt: str) -> list[int]:
 
 @torch.no_grad()
 def _of_hugging_face(hf_dir: Path, rows: Sequence[Tensor]) -> list[Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32, trust_remote_code=False).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        hf_dir, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
     return [model(row).logits.float() for row in rows]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megatron_fork.errors import CheckpointError
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _DTYPES = {
     torch.float64: "F64",
@@ -147,7 +148,7 @@ def _shards(tensors: Mapping[str, Specification], limit: int) -> Iterator[list[s
 
 
 def _file_name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+    return SINGLE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
 def _write_all(descriptor: int, data: memoryview, start: int) -> None:

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_fork.data.columns import AnswerForm, Columns
+from megatron_fork.data.answers import NO_ANSWER, AnswerForm, AnswerLists, Boxes
+from megatron_fork.data.columns import Columns
 from megatron_fork.data.presets import PRESETS
 from megatron_fork.errors import ConfigError
 
@@ -40,9 +41,19 @@ class Config:
     """Fills in the fields below for a published file: `dapo_math_17k`, `math`, `gsm8k`, `aime_2024`, ... (docs/data.md)."""
     split: str | None = None
     """Of a folder that has several."""
+    subset: str | None = None
+    """Of a folder that has several, as its README.md or its folders name them; `*`: all of them together."""
     columns: Columns = field(default_factory=Columns)
     answer_form: AnswerForm = "whole"
     r"""Where the answer stands in its column: all of it, in its last `\boxed{...}`, or after `####`."""
+    boxes: Boxes = "refuse"
+    """Of a solution with several different boxes: `last`, as MATH is evaluated, or `all`, as one answer of several parts."""
+    answer_lists: AnswerLists = "alternatives"
+    """A list has `alternatives`, any of which is right, or `parts` of one answer; `json` hands it on as JSON text."""
+    unanswered: Literal["refuse", "drop"] = "refuse"
+    """Rows without an answer: null, empty, not a number, or a word of `no_answer`."""
+    no_answer: list[str] = field(default_factory=lambda: list(NO_ANSWER))
+    """Words that stand where a set has no answer; case does not count."""
     prompt_prefix: str = ""
     """What the file puts before every question, and is taken off; so with the suffix."""
     prompt_suffix: str = ""
@@ -59,8 +70,8 @@ class Config:
     max_prompt_tokens: int = 2048
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     held_out: int = 256
-    """Prompts kept from reinforcement learning, for evaluation. Demonstrations cover all: the warm start stands for a base
-    model, which has seen the arithmetic."""
+    """Prompts kept from reinforcement learning, for evaluation, each with a question of its own. Demonstrations cover all: the
+    warm start stands for a base model, which has seen the arithmetic."""
     seed: int = 0
     """Of the split; not of the order, which the run's seed gives."""
 

@@ -7,16 +7,18 @@ where it shares `ngram` words in a row with an evaluation question; one of fewer
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_fork.data.columns import Columns, answer_of, question_of
+from megatron_fork.data.columns import Columns, pick, question_of
 from megatron_fork.data.presets import PRESETS
 from megatron_fork.data.rows import read_rows
 from megatron_fork.errors import ConfigError, DataError
@@ -31,12 +33,14 @@ class RowFile:
     path: Path
     split: str | None = None
     columns: Columns = field(default_factory=Columns)
+    subset: str | None = None
 
     def questions(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-        """(place, question, answer, row); the answer as its column has it."""
-        for place, row in read_rows(self.path, self.split):
+        """(place, question, answer, row); the answer as its column has it, as JSON where it is no text."""
+        for place, row in read_rows(self.path, self.split, self.subset):
             question = question_of(row, self.columns.prompt, place)
-            yield place, question, answer_of(row, self.columns.answer, "whole", place), row
+            answer = pick(row, self.columns.answer, place)
+            yield place, question, answer if isinstance(answer, str) else _json(answer, place), row
 
 
 @dataclass
@@ -60,16 +64,21 @@ class ContaminationCounts:
     removed_by: dict[str, int] = field(default_factory=dict)
 
 
-def named_file(text: str, split: str | None, columns: Columns | None) -> RowFile:
-    """`PRESET:PATH` or a path; a preset knows the columns and the split of its file."""
+def named_file(text: str, split: str | None, columns: Columns | None, subset: str | None = None) -> RowFile:
+    """`PRESET:PATH` or a path; a preset knows the columns, the split and the subset of its file."""
     name, colon, path = text.partition(":")
     if colon and name in PRESETS:
         data = PRESETS[name]["data"]
         folder = Path(path).is_dir()
-        return RowFile(Path(path), split or (data["split"] if folder else None), columns or Columns(**data["columns"]))
+        return RowFile(
+            Path(path),
+            split or (data["split"] if folder else None),
+            columns or Columns(**data["columns"]),
+            subset or data.get("subset"),
+        )
     if colon and not Path(text).exists():
         raise ConfigError(f"{name} is not a preset", hint=f"known: {', '.join(PRESETS)}")
-    return RowFile(Path(text), split, columns or Columns())
+    return RowFile(Path(text), split, columns or Columns(), subset)
 
 
 def deduplicate(source: RowFile, out: Path, *, conflicts: Literal["drop", "first"] = "drop") -> DuplicateCounts:
@@ -147,6 +156,19 @@ def summary(counts: DuplicateCounts | ContaminationCounts) -> str:
     return ", ".join(shown)
 
 
+def _json(value: Any, place: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_dated)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{place} has what JSON cannot hold: {error}", hint="write it as text or numbers") from error
+
+
+def _dated(value: Any) -> str:
+    if isinstance(value, datetime.date | datetime.time | Decimal):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__}")
+
+
 def _grams(text: list[str], size: int) -> Iterator[bytes]:
     """Digests of all runs of `size` words; of a shorter text, one of all it has, marked as whole."""
     if len(text) < size:
@@ -167,7 +189,7 @@ def _write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
     try:
         with partial.open("w", encoding="utf-8") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                file.write(_json(row, "a row") + "\n")
         partial.replace(out)
     except (OSError, UnicodeEncodeError) as error:
         raise DataError(f"{out} cannot be written: {error}", hint="is the folder there, and is there room?") from error

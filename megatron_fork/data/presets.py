@@ -28,8 +28,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         prompt_prefix=DAPO_PREFIX,
         prompt_suffix=DAPO_SUFFIX,
     ),
-    "math": _preset("problem", "solution", 7_500, split="train", answer_form="boxed"),
-    "math_test": _preset("problem", "solution", 5_000, split="test", answer_form="boxed"),
+    # Seven subjects, each a subset; of several boxes the last, by which everybody evaluates.
+    "math": _preset("problem", "solution", 7_500, split="train", answer_form="boxed", subset="*", boxes="last"),
+    "math_test": _preset("problem", "solution", 5_000, split="test", answer_form="boxed", subset="*", boxes="last"),
     "gsm8k": _preset("question", "answer", 7_473, split="train", answer_form="hashes"),
     "gsm8k_test": _preset("question", "answer", 1_319, split="test", answer_form="hashes"),
     "aime_2024": _preset("problem", "answer", 30, columns={"id": "id"}),
@@ -37,5 +38,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "amc_2023": _preset("question", "answer", 40, columns={"id": "id"}),
     "math_500": _preset("problem", "answer", 500, columns={"id": "unique_id"}),
     "minerva_math": _preset("question", "answer", 272),
-    "olympiad_bench": _preset("question", "final_answer", 674, columns={"id": "id"}),
+    "olympiad_bench": _preset("question", "final_answer", 674, columns={"id": "id"}, answer_lists="parts"),
 }

@@ -1,6 +1,6 @@
 """Prompts of a file, kept out of memory: text and answer lie in an unlinked temporary file, tokens are made when drawn.
 
-A million prompts take 12 MB of memory. The file is made where `TMPDIR` says, and disappears with the process.
+A million prompts take 24 MB of memory. The file is made where `TMPDIR` says, and disappears with the process.
 """
 
 from __future__ import annotations

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_fork.data.subsets import choose, one_of
 from megatron_fork.errors import DataError
 
 Row = dict[str, Any]
 PlacedRow = tuple[str, Row]
 
 BATCH_ROWS = 1024
-SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev)(?=[-_./]|$)", re.IGNORECASE)
 READABLE = "JSON lines (.jsonl, .json), .parquet, .csv, .arrow, or a folder of a Hugging Face dataset"
 
 
-def read_rows(source: Path, split: str | None = None) -> Iterator[PlacedRow]:
+def read_rows(source: Path, split: str | None = None, subset: str | None = None) -> Iterator[PlacedRow]:
     """Every row of `source`, in the order of its files' names; raises `DataError` by file and line."""
     found = 0
-    for path in data_files(source, split):
+    for path in data_files(source, split, subset):
         for placed in READERS[path.suffix.lower()](path):
             found += 1
             yield placed
@@ -34,8 +33,8 @@ def read_rows(source: Path, split: str | None = None) -> Iterator[PlacedRow]:
         raise DataError(f"data.source={source} has no rows", hint="is the file complete?")
 
 
-def data_files(source: Path, split: str | None = None) -> list[Path]:
-    """The files that hold the rows of `split`."""
+def data_files(source: Path, split: str | None = None, subset: str | None = None) -> list[Path]:
+    """The files that hold the rows of `split` and `subset`; a file is what it is."""
     if source.is_file():
         if source.suffix.lower() not in READERS:
             raise DataError(f"data.source={source} has the suffix {source.suffix!r}", hint=f"readable: {READABLE}")
@@ -45,28 +44,21 @@ def data_files(source: Path, split: str | None = None) -> list[Path]:
     saved = _saved_by_datasets(source, split)
     if saved is not None:
         return saved
-    files = sorted(
-        path
-        for path in source.rglob("*")
-        if path.suffix.lower() in READERS and path.is_file() and not _is_beside(path.relative_to(source))
-    )
-    by_split: dict[str, list[Path]] = {}
-    for path in files:
-        name = SPLIT.search(path.relative_to(source).as_posix())
-        by_split.setdefault(name[1].lower() if name else "", []).append(path)
-    return _of_split(source, by_split, split)
 
+    def is_rows(path: Path) -> bool:
+        return path.suffix.lower() in READERS and path.is_file() and not _is_beside(path.relative_to(source))
 
-def _of_split(source: Path, by_split: dict[str, list[Path]], split: str | None) -> list[Path]:
-    if not by_split:
+    files = sorted(path for path in source.rglob("*") if is_rows(path))
+    if not files:
         raise DataError(f"data.source={source} has no data files", hint=f"readable: {READABLE}")
-    if split is None and len(by_split) == 1:
-        return next(iter(by_split.values()))
-    if split in by_split:
-        return by_split[split]
-    names = ", ".join(sorted(name or "(none)" for name in by_split))
-    problem = "several splits" if split is None else f"no split {split!r}"
-    raise DataError(f"data.source={source} has {problem}; there are: {names}", hint="set data.split to one of them")
+    chosen = choose(source, files, split, subset, is_rows=is_rows)
+    if len({path.suffix.lower() for path in chosen}) > 1:
+        raise DataError(
+            f"data.source={source} has rows in several formats, as of one set twice: "
+            f"{', '.join(str(path.relative_to(source)) for path in chosen[:4])}",
+            hint="name the file, or a folder with one format",
+        )
+    return chosen
 
 
 def _is_beside(path: Path) -> bool:
@@ -81,7 +73,7 @@ def _saved_by_datasets(source: Path, split: str | None) -> list[Path] | None:
     splits = source / "dataset_dict.json"
     if splits.is_file():
         names = _json_file(splits).get("splits", [])
-        return data_files(source / _of_split(source, {name: [Path(name)] for name in names}, split)[0])
+        return data_files(source / one_of(source, {name: name for name in names}, split, "split"))
     state = source / "state.json"
     if not state.is_file():
         return None

@@ -6,29 +6,34 @@ import hashlib
 import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from megatron_fork.data import arithmetic, reach
-from megatron_fork.data.columns import answer_of, pick, question_of, without
+from megatron_fork.data.answers import NoAnswer, reader
+from megatron_fork.data.columns import pick, question_of, without
 from megatron_fork.data.config import GENERATED, Config
 from megatron_fork.data.prompt_rows import PromptRows, PromptStore
 from megatron_fork.data.rows import data_files, read_rows
+from megatron_fork.data.split import question_key, split_by_question
 from megatron_fork.data.templates import brings_special_tokens, find_template
 from megatron_fork.errors import ConfigError, DataError
 from megatron_fork.experience import Demonstration, Prompt
-from megatron_fork.rewards import generate_tasks
+from megatron_fork.rewards import Reference, generate_tasks, read_reference
 
 BATCH_PROMPTS = 1024
 
 Demonstrator = Callable[[Prompt, random.Random], str]
 """(prompt, random numbers) to a response as text, without the end token."""
-PlacedPrompt = tuple[str, str, str]
-"""(place, text, answer)"""
+Task = tuple[str, str, Reference | None, dict[str, Any]]
+"""(place, question, answers, row); None: it has no answer."""
+PlacedPrompt = tuple[str, str, str, int]
+"""(place, text, answers as one string, key of the question)"""
 
 
 @dataclass
@@ -39,14 +44,22 @@ class PromptCounts:
     kept: int = 0
     duplicates: int = 0
     over_long: int = 0
+    unanswered: int = 0
+    alternatives: int = 0
+    """Kept, with several answers of which any is right."""
+    of_held_out: int = 0
+    """In neither part: their question is held out with another row."""
 
     def __str__(self) -> str:
-        dropped = [
-            f"{count:,} {name} dropped"
-            for name, count in (("duplicates", self.duplicates), ("over-long", self.over_long))
-            if count
-        ]
-        return ", ".join([f"{self.kept:,} prompts of {self.rows:,} rows", *dropped])
+        counted = (
+            (self.duplicates, "duplicates dropped"),
+            (self.over_long, "over-long dropped"),
+            (self.unanswered, "without an answer dropped"),
+            (self.alternatives, "with several answers, any of which is right"),
+            (self.of_held_out, "left out as repeats of a held-out question"),
+        )
+        shown = [f"{count:,} {what}" for count, what in counted if count]
+        return ", ".join([f"{self.kept:,} prompts of {self.rows:,} rows", *shown])
 
 
 @dataclass(frozen=True)
@@ -84,10 +97,11 @@ class PromptSource:
         return demonstrations
 
 
-def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> PromptSource:
+def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase | None, *, with_rows: bool = False) -> PromptSource:
     """The prompt set that `config` names; raises `DataError` when it is missing, unreadable or too small.
 
-    `tokenizer` is the model's; "reach" and "arithmetic" bring their own and need none.
+    `tokenizer` is the model's; "reach" and "arithmetic" bring their own and need none. `with_rows`: answers carry the row's
+    data_source and extra_info, for a verifier that takes them.
     """
     tokenizer = tokenizer or _tokenizer_of_task(config.source)
     if config.source not in GENERATED:
@@ -95,40 +109,46 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> P
     demonstrator = DEMONSTRATORS.get(config.source)
     store = PromptStore(tokenizer, add_special_tokens=not brings_special_tokens(config.template))
     counts = PromptCounts()
-    longest = _fill(store, _prompts(config, tokenizer, counts), config, counts)
+    keys: array[int] = array("Q")
+    longest = _fill(store, keys, _prompts(config, tokenizer, counts, with_rows), config, counts)
     counts.kept = len(store)
     if config.rows is not None and counts.rows != config.rows:
         raise DataError(
             f"data.source={config.source} has {counts.rows} rows, not data.rows={config.rows}",
             hint="download it again; data.rows=null takes any number",
         )
-    if len(store) <= config.held_out:
+    training, held_out = split_by_question(keys, config.held_out, config.seed)
+    if not training:
+        questions = f" with {len(held_out)} different questions" if len(held_out) < len(store) else ""
         raise DataError(
-            f"data.source={config.source} has {len(store)} prompts, data.held_out={config.held_out} leaves none to train on",
+            f"data.source={config.source} has {len(store)} prompts{questions}, data.held_out={config.held_out} leaves none "
+            "to train on",
             hint="give more prompts or hold out fewer",
         )
-    places = array("L", range(len(store)))
-    random.Random(f"{config.seed}/held-out").shuffle(places)
-    training, held_out = PromptRows(store, places[config.held_out :]), PromptRows(store, places[: config.held_out])
-    return PromptSource(training, held_out, tokenizer, longest, counts, demonstrator)
+    counts.of_held_out = len(store) - len(training) - len(held_out)
+    parts = PromptRows(store, training), PromptRows(store, held_out)
+    return PromptSource(*parts, tokenizer, longest, counts, demonstrator)
 
 
-def _fill(store: PromptStore, prompts: Iterator[PlacedPrompt], config: Config, counts: PromptCounts) -> int:
-    """Append all prompts that are short enough, in batches; the length of the longest in tokens."""
+def _fill(
+    store: PromptStore, keys: array[int], prompts: Iterator[PlacedPrompt], config: Config, counts: PromptCounts
+) -> int:
+    """Append all prompts that are short enough, in batches, and their keys; the length of the longest in tokens."""
     longest = 0
     while batch := list(islice(prompts, BATCH_PROMPTS)):
         try:
-            tokens = store.tokenize([text for _, text, _ in batch])
+            tokens = store.tokenize([text for _, text, _, _ in batch])
         except Exception as error:  # the tokenizers library raises nothing more special
             raise DataError(
                 f"the tokenizer cannot read a prompt between {batch[0][0]} and {batch[-1][0]}: {error}",
                 hint="set model.path to a model whose tokenizer knows the text",
             ) from error
-        for (place, text, answer), ids in zip(batch, tokens, strict=True):
+        for (place, text, answer, key), ids in zip(batch, tokens, strict=True):
             if not ids:
                 raise DataError(f"{place} has the prompt {text!r}", hint="a prompt is text of at least one token")
             if len(ids) <= config.max_prompt_tokens:
                 store.append(text, answer)
+                keys.append(key)
                 longest = max(longest, len(ids))
             elif config.over_long == "drop":
                 counts.over_long += 1
@@ -141,15 +161,20 @@ def _fill(store: PromptStore, prompts: Iterator[PlacedPrompt], config: Config, c
     return longest
 
 
-def _prompts(config: Config, tokenizer: PreTrainedTokenizerBase, counts: PromptCounts) -> Iterator[PlacedPrompt]:
-    """Every prompt of the source as text, duplicates dealt with."""
+def _prompts(
+    config: Config, tokenizer: PreTrainedTokenizerBase, counts: PromptCounts, with_rows: bool
+) -> Iterator[PlacedPrompt]:
+    """Every prompt of the source as text, duplicates and rows without an answer dealt with."""
     make = GENERATORS.get(config.source, _of_file)
     template = find_template(config.template, tokenizer)
     seen: set[bytes] = set()
-    for place, question, answer, row in make(config):
+    for place, question, reference, row in make(config):
         counts.rows += 1
+        if reference is None:
+            counts.unanswered += 1
+            continue
         if config.duplicates != "keep":
-            content = f"{len(question)} {question}{answer}".encode("utf-8", "surrogatepass")
+            content = f"{len(question)} {question}{reference.encoded()}".encode("utf-8", "surrogatepass")
             digest = hashlib.blake2b(content, digest_size=16).digest()
             if digest in seen and config.duplicates == "refuse":
                 raise DataError(f"{place} repeats the question and answer of another row", hint="data.duplicates=drop")
@@ -157,12 +182,34 @@ def _prompts(config: Config, tokenizer: PreTrainedTokenizerBase, counts: PromptC
                 counts.duplicates += 1
                 continue
             seen.add(digest)
-        yield place, template(question, row, place), answer
+        counts.alternatives += len(reference.answers) > 1
+        if with_rows:
+            reference = _of_row(reference, row, config.source)
+        yield place, template(question, row, place), _encoded(reference, place), question_key(question)
 
 
-def _of_file(config: Config) -> Iterator[tuple[str, str, str, dict]]:
+def _of_row(reference: Reference, row: dict[str, Any], source: str) -> Reference:
+    """With what verifiers of verl's form take besides: the row's columns of these names."""
+    named = row.get("data_source")
+    return replace(reference, data_source=named if isinstance(named, str) else source, extra_info=row.get("extra_info"))
+
+
+def _encoded(reference: Reference, place: str) -> str:
+    try:
+        return reference.encoded()
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{place} has in extra_info what JSON cannot hold: {error}",
+            hint="write it as text, numbers, lists and objects",
+        ) from error
+
+
+def _of_file(config: Config) -> Iterator[Task]:
     places: dict[str, str] = {}
-    for place, row in read_rows(Path(config.source), config.split):
+    answers = reader(
+        config.columns.answer, config.answer_form, config.answer_lists, config.boxes, no_answer=config.no_answer
+    )
+    for place, row in read_rows(Path(config.source), config.split, config.subset):
         question = without(
             question_of(row, config.columns.prompt, place), config.prompt_prefix, config.prompt_suffix, place
         )
@@ -174,25 +221,38 @@ def _of_file(config: Config) -> Iterator[tuple[str, str, str, dict]]:
                     hint="make them unique, or set data.columns.id=null",
                 )
             places[name] = place
-        yield place, question, answer_of(row, config.columns.answer, config.answer_form, place), row
+        reference = None
+        try:
+            reference = Reference(answers.read(pick(row, config.columns.answer, place), place))
+        except NoAnswer as error:
+            if config.unanswered == "refuse":
+                message, hint = error.args
+                raise DataError(message, hint=hint) from error
+        yield place, question, reference, row
 
 
-def _of_reach(config: Config) -> Iterator[tuple[str, str, str, dict]]:
+def _of_reach(config: Config) -> Iterator[Task]:
     for number, (question, answer) in enumerate(reach.all_tasks()):
-        yield f"reach task {number}", question, answer, {}
+        yield f"reach task {number}", question, Reference((answer,)), {}
 
 
-def _of_arithmetic(config: Config) -> Iterator[tuple[str, str, str, dict]]:
+def _of_arithmetic(config: Config) -> Iterator[Task]:
     generator = config.generator
     for chain in arithmetic.chains(generator.size, generator.seed, generator.parameters):
-        yield f"chain {chain}", arithmetic.prompt_text(chain), chain, {}
+        yield f"chain {chain}", arithmetic.prompt_text(chain), Reference((chain,)), {}
 
 
-def _of_reasoning_gym(config: Config) -> Iterator[tuple[str, str, str, dict]]:
+def _of_reasoning_gym(config: Config) -> Iterator[Task]:
     generator = config.generator
     tasks = generate_tasks(generator.task, size=generator.size, seed=generator.seed, parameters=generator.parameters)
     for number, (question, answer) in enumerate(tasks):
-        yield f"{generator.task} task {number}", question, answer, {}
+        yield f"{generator.task} task {number}", question, Reference((answer,)), {}
+
+
+def _task_of(prompt: Prompt) -> str:
+    """What the task's own verifier is given, without what goes along for another."""
+    (task,) = read_reference(prompt.answer).answers
+    return task
 
 
 def _tokenizer_of_task(source: str) -> PreTrainedTokenizerFast:
@@ -202,7 +262,7 @@ def _tokenizer_of_task(source: str) -> PreTrainedTokenizerFast:
 
 
 def _check_file(config: Config) -> None:
-    files = data_files(Path(config.source), config.split)
+    files = data_files(Path(config.source), config.split, config.subset)
     if config.sha256 is None:
         return
     if len(files) != 1:
@@ -227,6 +287,6 @@ def _order(count: int, seed: int, epoch: int) -> array[int]:
 GENERATORS = {"reach": _of_reach, "arithmetic": _of_arithmetic, "reasoning_gym": _of_reasoning_gym}
 TOKENIZERS = {"reach": reach.build_tokenizer, "arithmetic": arithmetic.build_tokenizer}
 DEMONSTRATORS: dict[str, Demonstrator] = {
-    "reach": lambda prompt, generator: reach.demonstrate(prompt.answer, generator),
-    "arithmetic": lambda prompt, generator: arithmetic.demonstrate(prompt.answer, generator),
+    "reach": lambda prompt, generator: reach.demonstrate(_task_of(prompt), generator),
+    "arithmetic": lambda prompt, generator: arithmetic.demonstrate(_task_of(prompt), generator),
 }

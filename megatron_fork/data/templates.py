@@ -6,6 +6,7 @@ the user, with and without thinking. Anything else is a Jinja template with `que
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import jinja2
 import jinja2.sandbox
 from transformers import PreTrainedTokenizerBase
 
+from megatron_fork.data.answers import short
 from megatron_fork.errors import DataError
 
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -62,7 +64,7 @@ def _source(name: str) -> str:
 def _jinja(source: str, name: str) -> Template:
     # Sandboxed: a recipe may come from somebody else.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_as_text
     )
     try:
         template = environment.from_string(source)
@@ -80,6 +82,17 @@ def _jinja(source: str, name: str) -> Template:
             ) from error
 
     return fill
+
+
+def _as_text(value: Any) -> Any:
+    """What a template writes; a list or nothing would come out as Python prints it."""
+    if (
+        value is None
+        or isinstance(value, list | tuple | dict | set)
+        or (isinstance(value, float) and math.isnan(value))
+    ):
+        raise TypeError(f"{short(value)} is not text; take what is in it, or use join or default")
+    return value
 
 
 def _of_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:

@@ -1,11 +1,20 @@
 """Process groups, layouts, the device backend and the few collectives; the only room that knows Megatron's global state."""
 
-from megatron_fork.distributed.backend import device, finalize, initialize, is_launched, rank, world_size
+from megatron_fork.distributed.backend import (
+    choose_threads,
+    device,
+    finalize,
+    initialize,
+    is_launched,
+    rank,
+    world_size,
+)
 from megatron_fork.distributed.layout import Config, Layout, parallel_layout
 
 __all__ = [
     "Config",
     "Layout",
+    "choose_threads",
     "device",
     "finalize",
     "initialize",

@@ -12,30 +12,50 @@ import torch
 import torch.distributed as dist
 
 from megatron_fork.errors import LayoutError
-
-_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+from megatron_fork.launcher import launch
 
 
 def device() -> torch.device:
-    """The device of this rank: `cuda:LOCAL_RANK` or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    """The device of this rank: `cuda:LOCAL_RANK`, the one GPU that its launcher lets it see, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    place = launch()
+    return torch.device("cuda", place.local_rank if place and torch.cuda.device_count() > 1 else 0)
 
 
 def is_launched() -> bool:
-    """True under torchrun, srun or any launcher that sets RANK and WORLD_SIZE."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """True under torchrun, srun or mpirun with several ranks."""
+    return launch() is not None
 
 
 def rank() -> int:
     """This process's rank, known before `initialize` from the launcher's variables."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    if dist.is_initialized():
+        return dist.get_rank()
+    place = launch()
+    return place.rank if place else 0
 
 
 def world_size() -> int:
     """Ranks that were started, known before `initialize` from the launcher's variables."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    if dist.is_initialized():
+        return dist.get_world_size()
+    place = launch()
+    return place.world_size if place else 1
+
+
+def choose_threads() -> str:
+    """Set how many threads this process computes with on a CPU; returns how many, and why.
+
+    One, unless OMP_NUM_THREADS says otherwise: two that share a core with another process wait for each other at every small
+    operation, and the models that are trained on a CPU are too small to gain by a second.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return f"{torch.get_num_threads()} threads by OMP_NUM_THREADS"
+    if torch.cuda.is_available():
+        return f"{torch.get_num_threads()} threads beside the GPU"
+    torch.set_num_threads(1)
+    return "1 thread a process; more for a large model by OMP_NUM_THREADS"
 
 
 def initialize(*, timeout_minutes: float = 30.0) -> None:
@@ -45,24 +65,24 @@ def initialize(*, timeout_minutes: float = 30.0) -> None:
     """
     if dist.is_initialized():
         return
+    choose_threads()
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
-    if not is_launched():
+    place = launch()
+    if place is None:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
-    missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
+    missing = [name for name, value in (("MASTER_ADDR", place.address), ("MASTER_PORT", place.port)) if not value]
     if missing:
         raise LayoutError(
             f"the launcher did not set {', '.join(missing)}",
             hint="start ranks with torchrun, or export it in the job script",
         )
-    # Oversubscribed cores make CPU ranks several times slower: one thread a rank unless the user says otherwise.
-    if backend == "gloo" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    os.environ.update(place.variables)  # for torch, and for engines in this process
+    address = f"{place.address}:{place.port}"
     try:
         dist.init_process_group(backend, timeout=timeout)
     except (dist.DistNetworkError, dist.DistStoreError) as error:

@@ -3,7 +3,7 @@
 Megatron names the CUDA device all over (`device="cuda"`, `torch.cuda.current_device()`, `tensor.cuda()`). On a CPU those
 names must mean the CPU. Inside `megatron.*` modules, and there alone, the global name `torch` is bound to a thin view of
 torch (`_CpuTorch`) that does just that; torch itself, as seen by everybody else, keeps its meaning. Where CUDA is
-available only the last difference, which is about Transformer Engine, is active.
+available only the last two differences and the fifth are active.
 
 Each patch and its reason, in every version from 0.16.1 to 0.19 unless said otherwise:
 
@@ -23,6 +23,9 @@ Each patch and its reason, in every version from 0.16.1 to 0.19 unless said othe
    Gathers are padded, and reduce-scatters are an all-reduce of which each rank keeps its part.
 8. The router asks whether `te_general_gemm` is None, a name that does not exist without Transformer Engine (GPU or not);
    until 0.16.
+9. The writer of checkpoints, a fork of the trainer, reports where each tensor lies through a queue in a third process, which
+   imports torch and Megatron to pass the report on: seconds of a core at every run's first checkpoint. The report is left in
+   memory that both processes have.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+from megatron_fork.distributed.reports import ReportsOfForks
 
 _MEGATRON = "megatron."
 _CPU = torch.device("cpu")
@@ -199,6 +204,7 @@ def install() -> None:
     """Make megatron-core run on this machine. Safe to call many times."""
     _patch_router_without_transformer_engine()
     _patch_distributed_optimizer()
+    _patch_reports_of_writers()
     if torch.cuda.is_available():
         return
     view = _CpuTorch()
@@ -217,6 +223,12 @@ def _patch_router_without_transformer_engine() -> None:
 
     if not moe_utils.HAVE_TE:
         moe_utils.te_general_gemm = None
+
+
+def _patch_reports_of_writers() -> None:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = ReportsOfForks()
 
 
 def _patch_tensor_methods() -> None:

@@ -1,8 +1,9 @@
 """What differs between the versions of megatron-core that this project runs on; no other file tells them apart.
 
-|                              | 0.16, 0.17       | 0.18, 0.19                            |
-|------------------------------|------------------|---------------------------------------|
-| experts in a layer's spec    | a `ModuleSpec`   | a `functools.partial` of their module |
+|                              | 0.16, 0.17       | 0.18, 0.19                                          |
+|------------------------------|------------------|-----------------------------------------------------|
+| experts in a layer's spec    | a `ModuleSpec`   | a `functools.partial` of their module               |
+| writer of checkpoints        | Megatron's own   | `nvidia-resiliency-ext`, not installed; or its own  |
 
 Without a distinction in the code: from 0.17 on Python 3.12 is needed and a router is told whether it belongs to a layer of
 multi-token prediction, which `PackedRouter` passes on; from 0.18 on `GPTModel` has a hook for what follows its last layer,
@@ -12,9 +13,11 @@ but overriding its last step works in all versions; 0.19 announces the end of `G
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+from megatron.core import dist_checkpointing
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
 
@@ -30,3 +33,9 @@ def replace_experts(layer: ModuleSpec, module: type[MoELayer], router: Callable[
     else:
         experts.module = module
         experts.submodules.router = router
+
+
+def own_writer() -> dict[str, str]:
+    """Keywords that make `dist_checkpointing.save` write with Megatron's own writer, whatever its default is."""
+    choice = "async_strategy"
+    return {choice: "mcore"} if choice in inspect.signature(dist_checkpointing.save).parameters else {}

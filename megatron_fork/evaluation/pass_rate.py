@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.experience import Prompt, Trajectory
+from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
 
 # Far beyond any training draw: held-out responses use their own random numbers, the same at every evaluation.
@@ -41,6 +42,8 @@ class Evaluation:
     greedy: float
     response_tokens: float
     trajectories: list[Trajectory]
+    failures: Failures
+    """Among all responses, the greedy ones included."""
 
 
 def evaluate(collector: Collector, prompts: Sequence[Prompt], config: Config) -> Evaluation:
@@ -48,12 +51,14 @@ def evaluate(collector: Collector, prompts: Sequence[Prompt], config: Config) ->
     trajectories = collector.sample(prompts, config.samples, first_draw=_FIRST_DRAW)
     rewards = [trajectory.reward for trajectory in trajectories]
     pass_rate, standard_error = average_at_k(rewards, config.samples)
-    greedy = math.nan
+    failures, greedy = Failures(), math.nan
+    failures.add((trajectory.failure, trajectory.reason) for trajectory in trajectories)
     if config.greedy:
         answers = collector.sample(prompts, 1, first_draw=_FIRST_DRAW, greedy=True)
         greedy = sum(trajectory.reward for trajectory in answers) / len(answers)
+        failures.add((trajectory.failure, trajectory.reason) for trajectory in answers)
     tokens = sum(len(trajectory.response) for trajectory in trajectories) / len(trajectories)
-    return Evaluation(pass_rate, standard_error, greedy, tokens, trajectories)
+    return Evaluation(pass_rate, standard_error, greedy, tokens, trajectories, failures)
 
 
 def average_at_k(rewards: Sequence[float], samples: int) -> tuple[float, float]:

@@ -91,6 +91,11 @@ def family_of(config: PretrainedConfig) -> Family:
         if found != supported:
             shown = str(found).lower() if isinstance(found, bool) else found
             raise ModelError(f"model config {name}={shown} is not supported for {architecture}", hint=hint)
+    if quantised := vars(config).get("quantization_config"):
+        raise ModelError(
+            f"model config quantization_config={quantised} is not supported",
+            hint="quantised weights are not supported: take the model's bf16 folder",
+        )
     rotary_positions(config)
     if family.has_experts:
         router_settings(config)

@@ -49,4 +49,10 @@ def config_from_recipe(fields: dict[str, Any]) -> PretrainedConfig:
             f"model.hf_config.{unknown[0]} is not a field of {config_class.__name__}",
             hint="see the model's config.json",
         )
-    return config_class(architectures=[architecture], **fields)
+    try:
+        return config_class(architectures=[architecture], **fields)
+    except Exception as error:  # config classes check their fields, and raise whatever they like
+        raise ConfigError(
+            f"model.hf_config is no {config_class.__name__}: {' '.join(str(error).split())[:300]}",
+            hint="see the model's config.json",
+        ) from error

@@ -2,22 +2,30 @@
 
 from megatron_fork.rewards.dispatcher import PoolCounts
 from megatron_fork.rewards.extraction import stated_answer
+from megatron_fork.rewards.failures import Failures, FailureWatch
 from megatron_fork.rewards.pool import Config, RewardPool, ScoreStream
 from megatron_fork.rewards.procedural import generate_tasks
 from megatron_fork.rewards.reach import MAX_OPERATIONS, OPERATIONS
-from megatron_fork.rewards.score import RewardError, Score
-from megatron_fork.rewards.verifiers import score
+from megatron_fork.rewards.reference import Reference, read_reference
+from megatron_fork.rewards.score import Failure, RewardError, Score
+from megatron_fork.rewards.verifiers import score, takes_row
 
 __all__ = [
     "MAX_OPERATIONS",
     "OPERATIONS",
     "Config",
+    "Failure",
+    "FailureWatch",
+    "Failures",
     "PoolCounts",
+    "Reference",
     "RewardError",
     "RewardPool",
     "Score",
     "ScoreStream",
     "generate_tasks",
+    "read_reference",
     "score",
     "stated_answer",
+    "takes_row",
 ]

@@ -16,7 +16,7 @@ CHAIN = re.compile(r"[0-9]{1,9}(?: [+*-] [0-9]{1,9}){0,99}")
 def verify(response: str, answer: str) -> Score:
     r"""Reward 1 if the last `\boxed{...}` of the response, or else its last `Answer: ...` line, is the value of the chain."""
     if not CHAIN.fullmatch(answer):
-        return Score(0.0, f"the reference answer {excerpt(answer)} is no chain of integers with + - *")
+        return Score(0.0, f"the reference answer {excerpt(answer)} is no chain of integers with + - *", "error")
     stated = stated_answer(response)
     if stated is None:
         return Score(0.0, r"neither \boxed{...} nor an 'Answer:' line")

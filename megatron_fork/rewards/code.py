@@ -52,9 +52,9 @@ def verify(response: str, answer: str) -> Score:
         if not 0 < seconds <= MAX_SECONDS:
             raise ValueError("seconds")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return Score(0.0, f"the reference answer {excerpt(answer)} has no tests: {type(error).__name__}")
+        return Score(0.0, f"the reference answer {excerpt(answer)} has no tests: {type(error).__name__}", "error")
     if not tests:
-        return Score(0.0, "the reference answer has no tests")
+        return Score(0.0, "the reference answer has no tests", "error")
     fenced = FENCED.findall(response)
     if not fenced:
         return Score(0.0, "no fenced program")

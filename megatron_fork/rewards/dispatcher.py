@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_fork.rewards.process import WorkerProcess
-from megatron_fork.rewards.score import RewardError, Score
+from megatron_fork.rewards.score import Failure, RewardError, Score
 
 START_SECONDS = 120.0  # a cold shared file system needs its time to serve sympy
 START_ATTEMPTS = 3
@@ -37,9 +37,13 @@ class Job:
 
 @dataclass
 class PoolCounts:
-    """What a pool has done so far. A job that cost its worker was `timed_out` or made it die; each is scored 0, once."""
+    """What a pool has done so far. A job that cost its worker was `timed_out` or made it die; each is scored 0, once.
+
+    So is one on which the verifier fails by an error of its own, counted in `errors`.
+    """
 
     scored: int = 0
+    errors: int = 0
     timed_out: int = 0
     died: int = 0
     workers_started: int = 0
@@ -196,9 +200,12 @@ class Dispatcher:
                 self.refusal = RewardError(why, hint=hint)
                 self._fail_all(self.refusal)
                 return
-            case [int(index), float(value), str(reason)] if index == worker.job and math.isfinite(value):
+            case [int(index), float(value), str(reason), None | "error" as failure] if (
+                index == worker.job and math.isfinite(value)
+            ):
                 worker.job = None
-                self._finish(index, Score(value, reason))
+                self.counts.errors += failure is not None
+                self._finish(index, Score(value, reason, failure))
             case _:
                 raise ValueError("not the reply to the job")
         worker.deadline = math.inf
@@ -219,7 +226,8 @@ class Dispatcher:
             self.counts.timed_out += late
             self.counts.died += not late
             reason = f"verifier timed out after {worker.timeout_seconds:g} s" if late else "verifier died"
-            self._finish(job, Score(0.0, reason))
+            failure: Failure = "timed_out" if late else "died"
+            self._finish(job, Score(0.0, reason, failure))
         elif not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= START_ATTEMPTS:

@@ -20,6 +20,7 @@ from functools import partial
 from megatron_fork.errors import ConfigError
 from megatron_fork.rewards.confinement import require_means_for_programs
 from megatron_fork.rewards.dispatcher import Dispatcher, Job, Outcome, PoolCounts
+from megatron_fork.rewards.failures import FailureWatch
 from megatron_fork.rewards.process import WorkerProcess
 from megatron_fork.rewards.score import RewardError, Score
 from megatron_fork.rewards.verifiers import KNOWN_KINDS, RUNS_PROGRAMS, find_verifier, is_kind, score
@@ -40,6 +41,8 @@ class Config:
     """Address space of each worker, in GiB."""
     backlog: int = 4096
     """Responses that may wait for a worker before `submit` makes the caller wait."""
+    failure_warning: float = 0.05
+    """Share of a step's responses on which the verifier may fail, by an error, its time-out or its death, without a warning."""
     allow_code: bool = False
     """`kind: code` runs programs that the model wrote, in confined workers; it must be allowed by this."""
     confined: bool = True
@@ -56,6 +59,10 @@ class Config:
             )
         if self.workers < 0:
             raise ConfigError(f"rewards.workers is {self.workers}", hint="use 1 or more, or 0 to score in process")
+        if not 0.0 <= self.failure_warning <= 1.0:
+            raise ConfigError(
+                f"rewards.failure_warning is {self.failure_warning}", hint="a share from 0 to 1, say 0.05"
+            )
         if self.backlog < 1:
             raise ConfigError(f"rewards.backlog is {self.backlog}", hint="use 1 or more, say 4096")
         for field in ("timeout_seconds", "memory_gib"):
@@ -69,6 +76,7 @@ class RewardPool:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.watch = FailureWatch(config.kind, config.failure_warning)
         find_verifier(config.kind)  # a custom one that cannot be loaded is better missed here than in every worker
         if config.kind in RUNS_PROGRAMS:
             require_means_for_programs()

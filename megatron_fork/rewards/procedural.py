@@ -54,9 +54,9 @@ def verify(response: str, answer: str) -> Score:
         entry = dataset[recipe["index"]]
         question = recipe["question"]
     except (ValueError, KeyError, TypeError) as error:
-        return Score(0.0, f"the reference answer {excerpt(answer)} is no task: {type(error).__name__}")
+        return Score(0.0, f"the reference answer {excerpt(answer)} is no task: {type(error).__name__}", "error")
     if _digest(entry["question"]) != question:
-        return Score(0.0, "verifier made another task from the same seed: is PYTHONHASHSEED 0?")
+        return Score(0.0, "verifier made another task from the same seed: is PYTHONHASHSEED 0?", "error")
     tagged = TAGGED.findall(response)
     stated = tagged[-1] if tagged else stated_answer(response)
     if stated is None:

@@ -24,7 +24,7 @@ def verify(response: str, answer: str) -> Score:
     """
     numbers = ANSWER.fullmatch(answer)
     if numbers is None:
-        return Score(0.0, f"the reference answer {excerpt(answer)} is not '<start> <target>'")
+        return Score(0.0, f"the reference answer {excerpt(answer)} is not '<start> <target>'", "error")
     position, target = int(numbers[1]), int(numbers[2])
 
     words = response.split()

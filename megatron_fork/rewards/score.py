@@ -1,10 +1,21 @@
-"""What a verifier returns, and the error of this package."""
+"""What a verifier returns, what stands in for that where it failed, and the error of this package."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sysconfig
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 from megatron_fork.errors import MegatronForkError
+
+Failure = Literal["error", "timed_out", "died"]
+"""How a verifier failed: by an error of its own or an unusable reference answer, by its time-out, by the end of its process."""
+
+# Frames of these are not the user's own code.
+LIBRARIES = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+FOREIGN = (f"{Path(__file__).parents[1]}/", *(f"{path}/" for path in LIBRARIES), "<")
 
 
 class RewardError(MegatronForkError):
@@ -17,6 +28,27 @@ class Score:
 
     value: float
     reason: str
+    failure: Failure | None = field(default=None, compare=False, repr=False)
+    """Where the response was not judged, because the verifier failed; the reason says how. Such a score is 0."""
+
+
+def failed(error: BaseException) -> Score:
+    """The score of a response on which a verifier raised `error`: its type, message, and the line of the user's code."""
+    try:
+        message = printable(str(error), 300)
+    except Exception:  # an exception of the user's may be as broken as the verifier
+        message = ""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [place for place in frames if not place[0].startswith(FOREIGN)]
+    places = [f" ({file}:{line})" for file, line in (own or frames)[-1:]]
+    said = f": {message}" if message else ""
+    return Score(0.0, f"verifier raised {type(error).__name__}{said}{''.join(places)}", "error")
+
+
+def printable(text: str, limit: int) -> str:
+    """One line of at most `limit` characters of `text`; each unprintable one is escaped."""
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text[:limit].split()))
+    return shown if len(text) <= limit else f"{shown}..."
 
 
 def excerpt(text: str, limit: int = 60) -> str:

@@ -5,32 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from megatron_fork.rewards import arithmetic, code, mathematics, procedural, reach
-from megatron_fork.rewards.custom import is_custom, load_custom
-from megatron_fork.rewards.score import RewardError, Score
+from megatron_fork.rewards.custom import CustomVerifier, is_custom, load_custom
+from megatron_fork.rewards.reference import read_reference
+from megatron_fork.rewards.score import RewardError, Score, failed
 
 
 def score(response: str, answer: str, *, kind: str = "math") -> Score:
     """Score one response in the calling process, without a time limit: `RewardPool` has one.
 
-    Raises RewardError where `kind` is unknown or its verifier is not installed, and nothing on any response.
+    Where the reference has several answers, the best score by any of them counts. Raises RewardError where `kind` is unknown or
+    its verifier is not installed, and nothing on any response.
     """
-    verifier = find_verifier(kind)
-    try:
-        return verifier(response, answer)
-    except RewardError:
-        raise
-    except Exception as error:
-        # Third-party parsers fail in any way there is; whatever makes them fail is not a right answer.
-        return Score(0.0, f"verifier raised {type(error).__name__}")
+    verifier, reference = find_verifier(kind), read_reference(answer)
+    scores = []
+    for each in reference.answers:
+        try:
+            if isinstance(verifier, CustomVerifier):
+                scores.append(verifier(response, each, reference))
+            else:
+                scores.append(verifier(response, each))
+        except RewardError:
+            raise
+        except (Exception, SystemExit) as error:
+            # Third-party parsers fail in any way there is; whatever makes them fail is not a right answer.
+            scores.append(failed(error))
+        if scores[-1].value >= 1.0:
+            break
+    # Of none that is right, a failure says more than an answer that is another's.
+    return max(scores, key=lambda score: (score.value, score.failure is not None))
 
 
-def find_verifier(kind: str) -> Callable[[str, str], Score]:
+def find_verifier(kind: str) -> Callable[[str, str], Score] | CustomVerifier:
     """The verifier of this name, or of this `module:function`; raises RewardError."""
     if is_custom(kind):
         return load_custom(kind)
     if kind not in VERIFIERS:
         raise RewardError(f"unknown kind of verifier {kind!r}", hint=KNOWN_KINDS)
     return VERIFIERS[kind]
+
+
+def takes_row(kind: str) -> bool:
+    """Whether a verifier asks for a row's data_source or extra_info; raises RewardError where there is no such verifier."""
+    verifier = find_verifier(kind)
+    return isinstance(verifier, CustomVerifier) and verifier.takes_row
 
 
 def is_kind(kind: str) -> bool:

@@ -1,8 +1,8 @@
 """The worker process: `python -m megatron_fork.rewards.worker KIND TIMEOUT_SECONDS MEMORY_BYTES CONFINED`.
 
 Standard input is a socket to the pool. The worker says ["ready", what confines it] once, or ["refused", why, what to do].
-Then it answers each `[index, response, answer]` with `[index, value, reason]`, and ends when the pool closes its end, or its
-process dies.
+Then it answers each `[index, response, answer]` with `[index, value, reason, failure]`, and ends when the pool closes its end,
+or its process dies.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 from megatron_fork.rewards.code import permit_programs
 from megatron_fork.rewards.confinement import confine, limit
-from megatron_fork.rewards.custom import is_custom
+from megatron_fork.rewards.custom import CustomVerifier
 from megatron_fork.rewards.frames import encode, received
 from megatron_fork.rewards.privileges import die_with_parent
 from megatron_fork.rewards.process import PATIENCE_WITH_MACHINE
@@ -34,19 +34,19 @@ def serve(channel: socket.socket, kind: str, timeout_seconds: float, holds: list
     # Importing a parser and building its tables is the cost of starting, and must not count against the first job.
     # What goes wrong here ends the process: a verifier that cannot even start would score 0 for ever.
     verifier = find_verifier(kind)
-    if not is_custom(kind):
+    if not isinstance(verifier, CustomVerifier):
         for response, answer in WARM_UP:
             verifier(response, answer)
     channel.sendall(encode(["ready", holds]))
     for index, response, answer in received(channel):
-        # The pool kills a late worker. If the pool is gone, nobody does: the default action of these alarms, one of CPU time
-        # and one of the clock, ends the process.
+        # The pool kills a late worker, and the kernel one whose pool is gone. Should neither, the default action of these
+        # alarms, one of CPU time and one of the clock, ends the process.
         signal.setitimer(signal.ITIMER_PROF, 2 * timeout_seconds)
         signal.setitimer(signal.ITIMER_REAL, (PATIENCE_WITH_MACHINE + 1) * timeout_seconds)
         result = score(response, answer, kind=kind)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        channel.sendall(encode([index, result.value, result.reason]))
+        channel.sendall(encode([index, result.value, result.reason, result.failure]))
 
 
 def main(kind: str, timeout_seconds: str, memory_bytes: str, confined: str) -> None:
@@ -56,9 +56,8 @@ def main(kind: str, timeout_seconds: str, memory_bytes: str, confined: str) -> N
     holds = []
     try:
         if kind in RUNS_PROGRAMS:
-            holds += (
-                permit_programs()
-            )  # which forks the runner: before this process may no longer, and holds any answer
+            # This forks the runner: while this process may, and before it holds any answer.
+            holds += permit_programs()
         if confined == "confined":
             holds += confine()
     except RewardError as error:

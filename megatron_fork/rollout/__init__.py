@@ -5,6 +5,7 @@ from megatron_fork.rollout.colocated import ColocatedConfig, ColocatedEngine
 from megatron_fork.rollout.config import Config, RemoteConfig
 from megatron_fork.rollout.dealt import DealtEngine
 from megatron_fork.rollout.embedded import EmbeddedEngine
+from megatron_fork.rollout.ends import ends_in_words, stop_tokens_of
 from megatron_fork.rollout.engine import Begun, Completion, Engine, Request
 from megatron_fork.rollout.probe import probe
 from megatron_fork.rollout.producer import Tally
@@ -31,5 +32,7 @@ __all__ = [
     "Rollouts",
     "Tally",
     "check_colocated",
+    "ends_in_words",
     "probe",
+    "stop_tokens_of",
 ]

@@ -3,18 +3,23 @@
 The first rank asks servers, or the engines of all ranks, as a stream (see `producer`). The embedded engine draws in rounds
 instead, each rank its share: what shares a batch then does not hang on how fast rewards are scored, and a run repeats bit for
 bit. Seeds come from the draw, so that the rollouts of a step are the same under every layout.
+
+A round replaces the groups without signal. As its few responses take the engine almost as long as many, the first one that is
+needed brings along those that are likely to follow; groups that then were not needed are dropped, and drawn again by the next
+step, so that a step is what rounds one by one would have given.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives
 from megatron_fork.experience import Prompt, Trajectory
-from megatron_fork.rewards import RewardPool
+from megatron_fork.rewards import Failures, RewardPool
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.engine import Completion, Engine, Request
 from megatron_fork.rollout.producer import Producer, Tally
@@ -34,6 +39,8 @@ class Rollouts:
     rounds: int
     mean_reward: float
     """Over all responses of the finished groups, those without signal included."""
+    failures: Failures = field(default_factory=Failures)
+    """Among those responses."""
     groups_under_way: int = 0
     """Begun, and left for later steps."""
     was_stopped: bool = False
@@ -75,20 +82,29 @@ class Collector:
             goes_on = self.config.engine == "embedded"
             return self._from_stream(self._producer, start, version, (lambda: False) if goes_on else should_stop)
         kept: list[list[Trajectory]] = []
+        ahead: list[list[Trajectory]] = []  # drawn together with an earlier round, and not looked at yet
         drawn = rounds = 0
-        reward = 0.0
+        reward, failures = 0.0, Failures()
         while len(kept) < self.groups and rounds < self.config.max_rounds:
-            prompts = self.source.draw(self.groups - len(kept), start=start + drawn, seed=self.seed)
-            trajectories = self.sample(prompts, self.config.samples, first_draw=start + drawn)
-            drawn += len(prompts)
+            missing = self.groups - len(kept)
+            if len(ahead) < missing:
+                count = draws_to_come(missing, len(kept), drawn, self.config.max_rounds - rounds) - len(ahead)
+                ahead += self._draw_groups(count, start + drawn + len(ahead))
+            judged, ahead = ahead[:missing], ahead[missing:]
+            drawn += missing
             rounds += 1
-            reward += sum(trajectory.reward for trajectory in trajectories)
-            size = self.config.samples
-            by_prompt = [trajectories[first : first + size] for first in range(0, len(trajectories), size)]
-            kept += [group for group in by_prompt if not self.config.dynamic_sampling or _has_signal(group)]
+            reward += sum(trajectory.reward for group in judged for trajectory in group)
+            failures.add((trajectory.failure, trajectory.reason) for group in judged for trajectory in group)
+            kept += [group for group in judged if not self.config.dynamic_sampling or _has_signal(group)]
             if not self.config.dynamic_sampling:
                 break
-        return Rollouts(_numbered(kept), drawn, drawn, len(kept), rounds, self._mean(reward, drawn))
+        return Rollouts(_numbered(kept), drawn, drawn, len(kept), rounds, self._mean(reward, drawn), failures)
+
+    def _draw_groups(self, count: int, first_draw: int) -> list[list[Trajectory]]:
+        prompts = self.source.draw(count, start=first_draw, seed=self.seed)
+        size = self.config.samples
+        trajectories = self.sample(prompts, size, first_draw=first_draw)
+        return [trajectories[first : first + size] for first in range(0, len(trajectories), size)]
 
     @property
     def is_stream(self) -> bool:
@@ -121,6 +137,7 @@ class Collector:
                 len(groups),
                 tally.rounds,
                 self._mean(tally.reward, tally.judged),
+                tally.failures,
                 len(producer.window.groups),
                 harvest.was_stopped,
             )
@@ -174,6 +191,17 @@ class Collector:
         if self.engine.is_coordinated:
             return requests if rank == 0 else []
         return requests[rank::ranks]
+
+
+def draws_to_come(missing: int, kept: int, drawn: int, rounds: int) -> int:
+    """How many prompts a step will still draw, as far as its groups so far tell; at least the next round's.
+
+    Each of `missing` places takes a new prompt in up to `rounds` rounds, until one has signal. Of `drawn` groups `kept` had it;
+    before any is known, all are thought to have.
+    """
+    share = (kept + 1) / (drawn + 1)
+    a_place = (1.0 - (1.0 - share) ** rounds) / share  # rounds that one place is expected to take
+    return min(max(missing, math.ceil(missing * a_place)), missing * rounds)
 
 
 def _has_signal(group: Sequence[Trajectory]) -> bool:

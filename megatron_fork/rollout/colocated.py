@@ -82,14 +82,14 @@ class ColocatedEngine:
         config: ColocatedConfig,
         hf_config: PretrainedConfig,
         *,
-        stop_token: int,
+        stop_tokens: Sequence[int],
         batch_size: int,
         max_tokens: int,
         dtype: torch.dtype,
     ) -> None:
         """All ranks together. `max_tokens` is of the longest prompt with its response; `batch_size` responses run at a time."""
         self.config = config
-        self.stop_token = stop_token
+        self.stop_tokens = tuple(stop_tokens)
         self.version = -1
         self.parameters = 0
         self._aborted = False
@@ -207,7 +207,7 @@ class ColocatedEngine:
         self._submitted += 1
         try:
             sampling = vllm.SamplingParams(
-                **vllm_sampling(draft, self.stop_token, stream_interval=_STREAM_INTERVAL),
+                **vllm_sampling(draft, self.stop_tokens, stream_interval=_STREAM_INTERVAL),
                 output_kind=vllm.RequestOutputKind.DELTA,
             )
             self._llm.add_request(name, vllm_module("vllm.inputs").tokens_input(draft.prompt), sampling)

@@ -59,7 +59,7 @@ class Config:
     top_k: int = 0
     """0: the whole vocabulary."""
     stop_tokens: list[int] = field(default_factory=list)
-    """Token ids that end a response, beside the tokenizer's end of text."""
+    """Token ids that end a response, beside those that the tokenizer, generation_config.json and config.json name."""
     entropy_temperature: EntropyTemperature = field(default_factory=EntropyTemperature)
     max_response_tokens: int = 20480
     batch_size: int = 256

@@ -33,7 +33,7 @@ class EmbeddedEngine:
         self,
         hf_config: PretrainedConfig,
         *,
-        stop_token: int,
+        stop_tokens: Sequence[int],
         pad_token: int,
         batch_size: int,
         device: torch.device,
@@ -43,7 +43,7 @@ class EmbeddedEngine:
         self.model = (
             AutoModelForCausalLM.from_config(hf_config, dtype=dtype, attn_implementation="sdpa").to(device).eval()
         )
-        self.stop_token = stop_token
+        self.stop_tokens = tuple(stop_tokens)
         self.pad_token = pad_token
         self.batch_size = batch_size
         self.device = device
@@ -110,7 +110,7 @@ class EmbeddedEngine:
     def _decode(self, requests: Sequence[Request]) -> Iterator[Completion | None]:
         prompts, mask, uniform = self._inputs(requests)
         limits = torch.tensor([r.max_tokens - len(r.begun.tokens) for r in requests], device=self.device)
-        sampler = Sampler(requests, self.stop_token, self.device)
+        sampler = Sampler(requests, self.stop_tokens, self.device)
         tokens = torch.full((len(requests), int(limits.max())), self.pad_token, device=self.device)
         logprobs = torch.zeros(tokens.shape, device=self.device)
         active = torch.arange(len(requests), device=self.device)
@@ -129,7 +129,7 @@ class EmbeddedEngine:
                 experts.add(step, active, scores)
             chosen, logprob = sampler.draw(logits, active, uniform[active, step])
             tokens[active[alive], step], logprobs[active[alive], step] = chosen[alive], logprob[alive]
-            stopped = sampler.stops(chosen, active)
+            stopped = sampler.stops(chosen)
             ended = alive & (stopped | (step + 1 >= limits[active]))
             for place in ended.nonzero()[:, 0].tolist():
                 row = int(active[place])

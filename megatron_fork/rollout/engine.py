@@ -34,8 +34,6 @@ class Request:
     max_tokens: int
     top_p: float = 1.0
     top_k: int = 0
-    stop_tokens: tuple[int, ...] = ()
-    """Token ids that end the response, beside the engine's own."""
     entropy_temperature: EntropyTemperature | None = None
     """In place of a temperature, which is 1 then."""
     begun: Begun = Begun()

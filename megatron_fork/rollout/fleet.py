@@ -30,10 +30,10 @@ _MISSES = 2
 class Fleet:
     """The servers, the drafts that wait for one, and the queue of each submission for its completions."""
 
-    def __init__(self, servers: Sequence[Server], config: RemoteConfig, *, stop_token: int) -> None:
+    def __init__(self, servers: Sequence[Server], config: RemoteConfig, *, stop_tokens: Sequence[int]) -> None:
         self.servers = list(servers)
         self.config = config
-        self.stop_token = stop_token
+        self.stop_tokens = tuple(stop_tokens)
         self.error: Exception | None = None
         """What ends the run."""
         self.versions: dict[str, int] = {}
@@ -191,7 +191,7 @@ class Fleet:
 
     async def _draw(self, draft: Draft, server: Server, share: Share) -> FinishReason | None:
         finish: FinishReason | None = None
-        async with contextlib.aclosing(server.pieces(draft, self.stop_token)) as pieces:
+        async with contextlib.aclosing(server.pieces(draft, self.stop_tokens)) as pieces:
             async for piece in pieces:
                 share.add(piece)
                 self.heard = time.monotonic()

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from megatron_fork.data import PromptSource
 from megatron_fork.errors import RolloutError
-from megatron_fork.rewards import RewardPool, Score, ScoreStream
+from megatron_fork.rewards import Failures, RewardPool, Score, ScoreStream
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.engine import Begun, Completion, Engine
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
@@ -31,6 +32,13 @@ class Tally:
     reward: float = 0.0
     """Sum over all responses of the judged groups."""
     rounds: int = 0
+    failures: Failures = field(default_factory=Failures)
+    """Among the responses of the judged groups."""
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> Tally:
+        """What a checkpoint's manifest kept; earlier ones knew nothing of failures."""
+        return cls(**{**record, "failures": Failures(**record.get("failures", {}))})
 
 
 @dataclass
@@ -187,6 +195,7 @@ class Producer:
             return False
         harvest.tally.judged += 1
         harvest.tally.reward += sum(trajectory.reward for trajectory in group.answers.values())
+        harvest.tally.failures.add((answer.failure, answer.reason) for answer in group.answers.values())
         if self.config.dynamic_sampling and not group.has_signal:
             self.window.remove(group)
             if replaces and group.round < self.config.max_rounds:

@@ -48,7 +48,7 @@ class RemoteEngine:
         config: Config,
         hf_config: PretrainedConfig,
         *,
-        stop_token: int,
+        stop_tokens: Sequence[int],
         folder: Path,
         world: collectives.Group,
         save: Callable[[], None] = lambda: None,
@@ -69,12 +69,12 @@ class RemoteEngine:
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
         if self._orders.leads:
             self._loop = _Loop()
-            self._loop.call(self._build(hf_config, stop_token, folder))
+            self._loop.call(self._build(hf_config, stop_tokens, folder))
 
-    async def _build(self, hf_config: PretrainedConfig, stop_token: int, folder: Path) -> None:
+    async def _build(self, hf_config: PretrainedConfig, stop_tokens: Sequence[int], folder: Path) -> None:
         make, remote = _SERVERS[self.config.engine], self.config.remote
         servers = [make(url, remote, hf_config.vocab_size) for url in self.config.servers]
-        self.fleet = Fleet(servers, remote, stop_token=stop_token)
+        self.fleet = Fleet(servers, remote, stop_tokens=stop_tokens)
         self._delivery: Delivery = (
             DiskDelivery(remote, self.fleet.drop, folder, hf_config)
             if self.config.sync == "disk"

@@ -24,7 +24,6 @@ def request_for(prompt: Prompt, number: int, seed: int, config: Config, *, greed
         max_tokens=config.max_response_tokens,
         top_p=1.0 if greedy else config.top_p,
         top_k=0 if greedy else config.top_k,
-        stop_tokens=tuple(config.stop_tokens),
         entropy_temperature=by_entropy,
     )
 
@@ -42,6 +41,7 @@ def trajectory_of(completion: Completion, prompt: Prompt, text: str, score: Scor
         text=text,
         reward=score.value,
         reason=score.reason,
+        failure=score.failure,
     )
 
 

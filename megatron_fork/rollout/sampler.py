@@ -15,7 +15,7 @@ from megatron_fork.vocab_parallel import token_statistics
 class Sampler:
     """The requests of one batch; `rows` in its methods say which of them are meant."""
 
-    def __init__(self, requests: Sequence[Request], stop_token: int, device: torch.device) -> None:
+    def __init__(self, requests: Sequence[Request], stop_tokens: Sequence[int], device: torch.device) -> None:
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values, device=device)
 
@@ -29,11 +29,7 @@ class Sampler:
         )
         self._has_entropy = any(request.entropy_temperature is not None for request in requests)
         self._truncates = any(request.top_p < 1.0 or request.top_k > 0 for request in requests)
-        most = max(len(request.stop_tokens) for request in requests)
-        # Rows with fewer stop tokens repeat the engine's own.
-        self.stop_tokens = torch.tensor(
-            [[stop_token, *r.stop_tokens] + [stop_token] * (most - len(r.stop_tokens)) for r in requests], device=device
-        )
+        self.stop_tokens = torch.tensor(list(stop_tokens), dtype=torch.long, device=device)
 
     def draw(self, logits: Tensor, rows: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """(token, its log-prob) for each row of `[rows, vocab]` logits; temperature 0 takes the most likely token.
@@ -54,9 +50,9 @@ class Sampler:
         chosen = torch.where(greedy, scaled.argmax(-1), drawn)
         return chosen, token_statistics(scaled, chosen).logprob
 
-    def stops(self, chosen: Tensor, rows: Tensor) -> Tensor:
-        """Bool `[rows]`: the token ends its response."""
-        return (self.stop_tokens[rows] == chosen[:, None]).any(-1)
+    def stops(self, chosen: Tensor) -> Tensor:
+        """Bool of `chosen`'s shape: the token ends its response."""
+        return torch.isin(chosen, self.stop_tokens)
 
 
 def _truncated(probability: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

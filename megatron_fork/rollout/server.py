@@ -82,8 +82,8 @@ class Server(ABC):
     # What each engine says in its own words.
 
     @abstractmethod
-    def pieces(self, draft: Draft, stop_token: int) -> AsyncGenerator[Piece, None]:
-        """Draw the rest of a draft; raises `ServerFault` where it breaks off."""
+    def pieces(self, draft: Draft, stop_tokens: Sequence[int]) -> AsyncGenerator[Piece, None]:
+        """Draw the rest of a draft, to one of `stop_tokens` at the latest; raises `ServerFault` where it breaks off."""
 
     @abstractmethod
     async def stop_all(self) -> None:

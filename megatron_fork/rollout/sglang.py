@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,8 +18,8 @@ _SESSION = "no weight-update session"
 
 
 class SglangServer(Server):
-    async def pieces(self, draft: Draft, stop_token: int) -> AsyncGenerator[Piece, None]:
-        body = self._body(draft, stop_token)
+    async def pieces(self, draft: Draft, stop_tokens: Sequence[int]) -> AsyncGenerator[Piece, None]:
+        body = self._body(draft, stop_tokens)
         room, seen = draft.remaining, 0
         async for event in self.events("/generate", body):
             piece, seen = _piece(event, seen)
@@ -27,7 +27,7 @@ class SglangServer(Server):
             room -= len(piece.tokens)
             yield piece
 
-    def _body(self, draft: Draft, stop_token: int) -> dict[str, Any]:
+    def _body(self, draft: Draft, stop_tokens: Sequence[int]) -> dict[str, Any]:
         request = draft.request
         sampling: dict[str, Any] = {
             "temperature": request.temperature,
@@ -36,7 +36,7 @@ class SglangServer(Server):
             "sampling_seed": (request.seed + len(draft.tokens)) % (1 << 31),
             "max_new_tokens": draft.remaining,
             # Not `ignore_eos`, which would ignore these as well.
-            "stop_token_ids": [stop_token, *request.stop_tokens],
+            "stop_token_ids": list(stop_tokens),
             "stream_interval": self.config.stream_interval,
         }
         body: dict[str, Any] = {

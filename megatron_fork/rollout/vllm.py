@@ -7,7 +7,7 @@ The server needs `--enable-scale-out`, `VLLM_SERVER_DEV_MODE=1`, `--logprobs-mod
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from megatron_fork.rollout.draft import Draft, Piece
@@ -18,8 +18,8 @@ _RESETS = 50
 
 
 class VllmServer(Server):
-    async def pieces(self, draft: Draft, stop_token: int) -> AsyncGenerator[Piece, None]:
-        sampling = vllm_sampling(draft, stop_token, stream_interval=self.config.stream_interval)
+    async def pieces(self, draft: Draft, stop_tokens: Sequence[int]) -> AsyncGenerator[Piece, None]:
+        sampling = vllm_sampling(draft, stop_tokens, stream_interval=self.config.stream_interval)
         room = draft.remaining
         body = {"token_ids": draft.prompt, "stream": True, "sampling_params": sampling}
         async for event in self.events("/inference/v1/generate", body):

@@ -41,7 +41,8 @@ def check_colocated(config: ColocatedConfig, *, ranks: int) -> None:
 def start_vllm(config: ColocatedConfig, **arguments: Any) -> Any:
     """An `LLMEngine` in this process, with weights yet to come; raises `ConfigError` with vLLM's words where it refuses."""
     llm_engine, engine_args = vllm_module("vllm.v1.engine.llm_engine"), vllm_module("vllm.engine.arg_utils")
-    os.environ.setdefault("RANK", str(distributed.rank()))
+    for name, value in (("RANK", distributed.rank()), ("WORLD_SIZE", distributed.world_size())):
+        os.environ.setdefault(name, str(value))
     on_gpu = torch.cuda.is_available()
     cache = config.kv_cache_mebibytes << 20 or (None if on_gpu else _CPU_CACHE_BYTES)
     if not on_gpu:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_fork.rollout.draft import Draft
 
 
-def vllm_sampling(draft: Draft, stop_token: int, *, stream_interval: int) -> dict[str, Any]:
+def vllm_sampling(draft: Draft, stop_tokens: Sequence[int], *, stream_interval: int) -> dict[str, Any]:
     """Fields of vLLM's `SamplingParams` for what is left of a draft."""
     request = draft.request
     sampling: dict[str, Any] = {
@@ -18,7 +19,7 @@ def vllm_sampling(draft: Draft, stop_token: int, *, stream_interval: int) -> dic
         "max_tokens": draft.remaining,
         "logprobs": 0,
         "ignore_eos": True,  # the stop tokens are this side's to say
-        "stop_token_ids": [stop_token, *request.stop_tokens],
+        "stop_token_ids": list(stop_tokens),
         "stream_interval": stream_interval,
         "detokenize": False,
     }

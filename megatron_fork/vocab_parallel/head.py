@@ -3,8 +3,8 @@
 Design note. A product of 1,024 tokens with 2,048 rows of the weight is large enough for a CPU's matrix library to run at full
 speed and small enough that the tile is still in cache when it is swept; on a GPU the tile is 16,384 columns wide. Column tiles
 are the outer loop: the weight is read once, and a tile's part of d_weight is complete when the loop leaves it. Products run in
-the model's dtype and sum in float32 (`out_dtype` on a GPU); a CPU without bfloat16 instructions widens the operands of one
-tile instead, which is faster there and more exact.
+the model's dtype and sum in float32 (`out_dtype` on a GPU). A CPU rounds a product of half-precision operands, where
+it has instructions for it, or is slow: there the operands of one tile are widened instead, and every CPU computes the same.
 """
 
 from __future__ import annotations
@@ -26,19 +26,14 @@ _GPU_COLUMNS = 16384
 
 def _widened_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype in which products of `tensor` run."""
-    if tensor.device.type != "cpu" or tensor.dtype in (torch.float32, torch.float64):
-        return tensor.dtype
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return tensor.dtype if tensor.dtype == torch.bfloat16 and native else torch.float32
+    return accumulation_dtype(tensor.dtype) if tensor.device.type == "cpu" else tensor.dtype
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """`left @ right`, summed and returned in float32 (float64 for float64)."""
     if left.dtype in (torch.float32, torch.float64):
         return left @ right
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).to(torch.float32)
+    return torch.mm(left, right, out_dtype=torch.float32)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:

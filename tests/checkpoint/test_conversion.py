@@ -60,6 +60,8 @@ def test_the_checkpoint_is_as_megatron_writes_it(family: str, tmp_path: Path) ->
     from megatron.core import dist_checkpointing
     from torch.distributed.checkpoint import FileSystemReader
 
+    from megatron_fork.distributed.versions import own_writer
+
     theirs = hf_folder(tmp_path / "theirs", family, tie_word_embeddings=False)
     to_megatron(theirs, tmp_path / "ours")
     distributed.initialize()
@@ -67,7 +69,7 @@ def test_the_checkpoint_is_as_megatron_writes_it(family: str, tmp_path: Path) ->
         model = build_model(family_config(family, tie_word_embeddings=False), layout.config)
         load_megatron(model, tmp_path / "ours" / "release")
         (tmp_path / "megatron").mkdir()
-        dist_checkpointing.save({"model": model.sharded_state_dict()}, str(tmp_path / "megatron"))
+        dist_checkpointing.save({"model": model.sharded_state_dict()}, str(tmp_path / "megatron"), **own_writer())
     ours, reference = (
         FileSystemReader(folder).read_metadata().state_dict_metadata
         for folder in (tmp_path / "ours" / "release", tmp_path / "megatron")

@@ -148,6 +148,20 @@ def test_what_is_damaged_is_refused_and_the_one_before_is_used(damage: str, tmp_
     assert "no checkpoint" in caught.value.hint
 
 
+@pytest.mark.parametrize("pointer", [None, "", "\n", "step-1", "../elsewhere", "\x00\xff", "step-000002 and more"])
+def test_without_a_pointer_the_newest_complete_one_is_taken_and_said(pointer: str | None, tmp_path: Path) -> None:
+    complete_pair(tmp_path)
+    if pointer is None:
+        (tmp_path / "LATEST").unlink()
+    else:
+        (tmp_path / "LATEST").write_text(pointer)
+    found = latest(tmp_path, run="this")
+    assert found is not None and found.progress == {"step": 2}
+    assert len(found.refused) == 1 and "LATEST, which is missing or names no checkpoint" in found.refused[0]
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        latest(tmp_path, run="another")
+
+
 def test_an_older_format_is_refused(tmp_path: Path) -> None:
     complete_pair(tmp_path)
     for step in (1, 2):

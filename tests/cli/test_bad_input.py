@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import QUICKSTART, TINY, environment, run
+from tiny_qwen3 import family_config, hugging_face_model
 from typer.testing import CliRunner
 
 from megatron_fork import cli, guard
@@ -54,6 +55,10 @@ CASES = {
         ["GPT2LMHeadModel", "architecture", "Qwen3ForCausalLM"],
     ),
     "unknown model field": ([str(QUICKSTART), "model.hf_config.hiden_size=8"], ["hiden_size"]),
+    "model field of the wrong kind": (
+        [str(QUICKSTART), "model.hf_config.num_hidden_layers=two"],
+        ["num_hidden_layers", "two"],
+    ),
     "small vocabulary": ([str(QUICKSTART), "model.hf_config.vocab_size=100"], ["vocab_size", "135"]),
     "beyond the model's positions": (
         [str(QUICKSTART), "rollout.max_response_tokens=124"],
@@ -134,8 +139,8 @@ def test_empty_prompt_set(stays: None, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     from megatron_fork.data.reach import build_tokenizer
 
+    hugging_face_model(family_config("qwen3", vocab_size=135)).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
-    (folder / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
     words = [
         "model.hf_config=null",
         f"model.path={folder}",

@@ -1,4 +1,7 @@
-"""Runs on tasks and files: they train with their verifier in workers, a file's order resumes, what does not fit is refused."""
+"""Runs on tasks and files: they train with their verifier in workers, a file's order resumes, what does not fit is refused.
+
+A verifier that fails is no model that is wrong: where it fails on all a run ends, and where on some it says so.
+"""
 
 from __future__ import annotations
 
@@ -59,9 +62,56 @@ def test_a_file_of_prompts_resumes_by_the_number_drawn(folder: Path, tmp_path: P
         (("data.preset=gsm9k",), "data.preset=gsm9k is not a preset"),
         (("rewards.kind=code",), "rewards.kind=code runs what the model wrote"),
         (("rewards.kind=absent:verify",), "module absent cannot be imported"),
+        (("rewards.kind=tests.misbehaving:stopped",), "rewards.kind=tests.misbehaving:stopped takes (action)"),
     ],
 )
 def test_what_does_not_fit_is_one_line(words: tuple[str, ...], message: str) -> None:
     code, output = run("train", str(QUICKSTART), *TINY, *words)
     assert code in (1, 2)
     assert message in output and "Traceback" not in output
+
+
+FAILING = (
+    *("sft.steps=0", "train.steps=2", "evaluation.greedy=false", "rewards.workers=1", "rollout.max_response_tokens=12"),
+    *("objective.overlong.max_response=12", "objective.overlong.cache=2"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "engine",
+    [(), ("rollout.max_staleness=1", "rollout.tail=stop", "objective.correction=tis")],
+    ids=["rounds", "stream"],
+)
+def test_a_verifier_that_fails_on_some_is_counted(tmp_path: Path, engine: tuple[str, ...]) -> None:
+    folder = tmp_path / "run"
+    words = ("train", str(QUICKSTART), *TINY, *FAILING, *engine, "run.trace_trajectories=16")
+    code, output = run(*words, "rewards.kind=tests.misbehaving:judges_most", f"run.folder={folder}")
+    assert code == 0, output[-3000:]
+    for record in [*metrics_of(folder, "train"), *metrics_of(folder, "evaluation")]:
+        counts = [record[f"rewards/{kind}"] for kind in ("error", "timed_out", "died")]
+        responses = 4 * record.get("rollout/groups_sampled", 4)
+        assert counts[1:] == [0, 0] and record["rewards/failed"] == pytest.approx(counts[0] / max(1, responses))
+    assert "the verifier failed on" in output and "misbehaving.py:" in output and "which count as wrong" in output
+    traced = [json.loads(line) for line in (folder / "traces" / "step-000001.jsonl").read_text().splitlines()]
+    raised = [trace for trace in traced if trace["reason"].startswith("verifier raised LookupError: on this response")]
+    assert {trace["reason"] for trace in traced} - {trace["reason"] for trace in raised} <= {"an odd number"}
+    assert raised
+    if not engine:  # a stream may train on groups that it counted with an earlier step
+        assert len(raised) == metrics_of(folder, "train")[0]["rewards/error"]
+    assert all(trace["reward"] == 0.0 for trace in raised)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["raises", "returns_nan"])
+def test_a_verifier_that_fails_on_all_ends_the_run(tmp_path: Path, kind: str) -> None:
+    code, output = run(
+        *("train", str(QUICKSTART), *TINY, *FAILING),
+        f"rewards.kind=tests.misbehaving:{kind}",
+        f"run.folder={tmp_path / 'run'}",
+    )
+    assert code == 1, output[-3000:]
+    said = {"raises": "verifier raised LookupError: on every response", "returns_nan": "verifier returned nan"}[kind]
+    assert f"the verifier failed on all 16 responses of the evaluation after step 0: {said}" in output
+    assert "misbehaving.py:" in output and "Traceback" not in output
+    assert not (tmp_path / "run" / "summary.json").exists()

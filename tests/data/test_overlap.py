@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
@@ -104,3 +107,26 @@ def test_bad_input_is_one_line(tmp_path: Path, words: list[str], message: str) -
     assert code in (1, 2)
     assert message in output and "Traceback" not in output
     assert len(output.strip().splitlines()) <= 3
+
+
+def test_answers_of_every_type_are_compared_and_kept(tmp_path: Path) -> None:
+    """These commands clean files: what a run refuses they still read, and a list is no other answer than itself."""
+    answers = [None, None, ["1", "2"], ["1", "2"], {"tests": []}, 7, "7", '["1", "2"]', "8"]
+    questions_of = ["a", "a", "b", "b", "c", "d", "d", "b", "d"]
+    rows = [{"prompt": q, "answer": a} for q, a in zip(questions_of, answers, strict=True)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    counts = deduplicate(RowFile(tmp_path / "a.jsonl"), tmp_path / "out.jsonl")
+    kept = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert kept == [rows[0], rows[2], rows[4]]
+    assert (counts.kept, counts.duplicates, counts.conflicting) == (3, 3, 3)
+
+
+def test_nothing_is_written_as_python_prints_it(tmp_path: Path) -> None:
+    when = datetime.datetime(2026, 1, 2, 3, 4)
+    for name, extra in (("dates", when), ("bytes", b"raw")):
+        table = pyarrow.table({"prompt": ["a"], "answer": ["1"], "extra": [extra]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+    deduplicate(RowFile(tmp_path / "dates.parquet"), tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["extra"] == str(when)
+    with pytest.raises(DataError, match="what JSON cannot hold: a bytes"):
+        deduplicate(RowFile(tmp_path / "bytes.parquet"), tmp_path / "out.jsonl")

@@ -104,9 +104,10 @@ def test_duplicates_are_counted_and_dropped(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{n % 3}", "answer": str(n % 2)} for n in range(60)]
     path = write(tmp_path / "a.jsonl", *rows)
     source = load_prompts(Config(source=path, duplicates="drop", held_out=1), TOKENIZER)
-    assert (source.counts.rows, source.counts.kept, source.counts.duplicates) == (60, 6, 54)
-    assert len(everything(source)) == 6
-    assert "54 duplicates dropped" in str(source.counts)
+    counts = source.counts
+    assert (counts.rows, counts.kept, counts.duplicates, counts.of_held_out) == (60, 6, 54, 1)
+    assert len(everything(source)) == 5  # each question has two answers, and one question is held out
+    assert "54 duplicates dropped, 1 left out as repeats of a held-out question" in str(counts)
     with pytest.raises(DataError, match=r"a\.jsonl line 7 repeats"):
         load_prompts(Config(source=path, duplicates="refuse", held_out=1), TOKENIZER)
 
@@ -135,17 +136,18 @@ def test_templates(tmp_path: Path, template: str, text: str) -> None:
         "<|im_end|>",
         chat_template="[{{ messages[0].content }}]{% if enable_thinking %} thinking{% endif %}",
     )
-    path = write(tmp_path / "a.jsonl", *[{"prompt": "1+1?", "answer": "2", "level": 5}] * 2)
-    prompt = load_prompts(Config(source=path, template=template, held_out=1), tokenizer).training[0]
+    rows = ({"prompt": "1+1?", "answer": "2", "level": 5}, {"prompt": "1+2?", "answer": "3", "level": 5})
+    path = write(tmp_path / "a.jsonl", *rows)
+    prompt = everything(load_prompts(Config(source=path, template=template, held_out=1), tokenizer))[0]
     assert prompt.text == text
     assert tokenizer.decode(prompt.tokens) == text
 
 
 def test_a_template_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("Q: {{ question }}\n")
-    path = write(tmp_path / "a.jsonl", *[{"prompt": "1+1?", "answer": "2"}] * 2)
+    path = write(tmp_path / "a.jsonl", {"prompt": "1+1?", "answer": "2"}, {"prompt": "1+2?", "answer": "3"})
     config = Config(source=path, template=str(tmp_path / "mine.jinja"), held_out=1)
-    assert load_prompts(config, TOKENIZER).training[0].text == "Q: 1+1?\n"
+    assert everything(load_prompts(config, TOKENIZER))[0].text == "Q: 1+1?\n"
 
 
 @pytest.mark.parametrize(
@@ -153,10 +155,15 @@ def test_a_template_from_a_file(tmp_path: Path) -> None:
     [
         ({"template": "papper"}, r"data\.template=papper is not a template"),
         ({"template": "{{ question"}, r"data\.template is not valid Jinja, line 1"),
-        ({"template": "{{ level }}"}, r"a\.jsonl line 1 does not fit data\.template"),
+        ({"template": "{{ grade }}"}, r"a\.jsonl line 1 does not fit data\.template"),
         ({"template": "{{ question.__class__.__mro__ }}"}, r"line 1 does not fit data\.template"),
         ({"template": "chat"}, r"the tokenizer has no chat template"),
-        ({"columns": Columns(prompt="question")}, r"a\.jsonl line 1 has no column question; it has prompt, answer, id"),
+        ({"template": "{{ question }} {{ choices }}"}, r"line 1 does not fit data\.template.*\['A', 'B'\] is not text"),
+        ({"template": "{{ question }} {{ level }}"}, r"line 1 does not fit data\.template.*None is not text"),
+        (
+            {"columns": Columns(prompt="question")},
+            r"a\.jsonl line 1 has no column question; it has prompt, answer, id, choices, level",
+        ),
         ({"columns": Columns(answer="answer.0")}, r"a\.jsonl line 1 has no column answer\.0; it has a str"),
         ({"columns": Columns(id="id")}, r"a\.jsonl line 2 has the id '7' of .*a\.jsonl line 1"),
         ({"answer_form": "boxed"}, r"a\.jsonl line 1 has the answer '2', which is not data\.answer_form=boxed"),
@@ -168,14 +175,15 @@ def test_a_template_from_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    path = write(tmp_path / "a.jsonl", *[{"prompt": "1+1?", "answer": "2", "id": "7"}] * 2)
+    row = {"prompt": "1+1?", "answer": "2", "id": "7", "choices": ["A", "B"], "level": None}
+    path = write(tmp_path / "a.jsonl", row, row)
     with pytest.raises(DataError, match=message) as caught:
         load_prompts(Config(source=path, held_out=1, **settings), TOKENIZER)
     assert caught.value.hint
 
 
 def test_a_checksum_that_is_right(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", *[{"prompt": "1+1?", "answer": "2"}] * 2)
+    path = write(tmp_path / "a.jsonl", {"prompt": "1+1?", "answer": "2"}, {"prompt": "1+2?", "answer": "3"})
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     assert load_prompts(Config(source=path, held_out=1, sha256=digest), TOKENIZER).counts.kept == 2
 

@@ -64,14 +64,14 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
 
 
 def test_numbers_may_be_answers(tmp_path: Path) -> None:
-    source = load_prompts(write(tmp_path / "a.jsonl", record(answer=7), record(answer=7)), TOKENIZER)
-    assert source.training[0].answer == "7"
+    config = write(tmp_path / "a.jsonl", record(answer=7), record("from 3 to 5 :", answer=7))
+    assert load_prompts(config, TOKENIZER).training[0].answer == "7"
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085"])
 def test_only_a_line_feed_ends_a_line(tmp_path: Path, character: str) -> None:
     text = f"from 3{character}to 4 :"
-    source = load_prompts(write(tmp_path / "a.jsonl", record(text), record()), TOKENIZER)
+    source = load_prompts(write(tmp_path / "a.jsonl", record(text), record("from 4 to 4 :")), TOKENIZER)
     assert text in {prompt.text for prompt in [*source.training, *source.held_out]}
 
 

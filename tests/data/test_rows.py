@@ -52,13 +52,17 @@ def test_a_folder_as_hugging_face_repositories_are(tmp_path: Path) -> None:
         write(tmp_path / name / "test-00000-of-00001.parquet", ROWS[20:23])
     write(tmp_path / ".cache" / "train.jsonl", ROWS[:1])
     (tmp_path / "README.md").write_text("# train")
-    assert [row for _, row in read_rows(tmp_path, "train")] == ROWS[:9]
-    assert [row for _, row in read_rows(tmp_path, "test")] == ROWS[20:23] * 2
+    assert [row for _, row in read_rows(tmp_path, "train", "*")] == ROWS[:9]
+    assert [row for _, row in read_rows(tmp_path, "test", "*")] == ROWS[20:23] * 2
+    assert [row for _, row in read_rows(tmp_path, "train", "geometry")] == ROWS[5:9]
+    with pytest.raises(DataError, match=r"has several subsets; there are: algebra, geometry") as caught:
+        list(read_rows(tmp_path, "train"))
+    assert "data.subset" in caught.value.hint
     with pytest.raises(DataError, match=r"has several splits; there are: test, train") as caught:
-        list(read_rows(tmp_path))
+        list(read_rows(tmp_path, subset="algebra"))
     assert "data.split" in caught.value.hint
     with pytest.raises(DataError, match=r"no split 'dev'"):
-        list(read_rows(tmp_path, "dev"))
+        list(read_rows(tmp_path, "dev", "*"))
 
 
 def test_one_split_needs_no_name(tmp_path: Path) -> None:

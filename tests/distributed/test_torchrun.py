@@ -1,12 +1,18 @@
-"""The quickstart under torchrun, on every layout the README names: same first step as on one rank, and it ends in order.
+"""The quickstart on two ranks, on every layout the README names: same first step as on one rank, and it ends in order.
+
+One layout is started by torchrun, the others' ranks have its variables.
 
 Rollouts come from seeds of their own, so that from one warm start all layouts sample the same responses.
 """
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, TINY, metrics_of, run
+from commands import PROJECT, QUICKSTART, TINY, environment, metrics_of, run
 
 LAYOUTS = {
     "tensor": ["parallel.tensor=2"],
@@ -39,8 +45,40 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_same_first_step(name: str, one_rank: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*STEPS, "sft.steps=0", "model.hf_config=null", f"model.path={one_rank / 'warm_start'}"]
-    code, output = run("train", str(QUICKSTART), *words, *LAYOUTS[name], f"run.folder={folder}", ranks=2)
+    code, output = run(
+        "train", str(QUICKSTART), *words, *LAYOUTS[name], f"run.folder={folder}", ranks=2, torchrun=name == "tensor"
+    )
     assert code == 0, output
     ours, theirs = (metrics_of(each, "train")[0] for each in (folder, one_rank))
     assert {key: ours[key] for key in COMPARED} == pytest.approx({key: theirs[key] for key in COMPARED}, rel=1e-5)
     assert (folder / "report.html").is_file() and (folder / "summary.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["srun", "batch step"])
+def test_tasks_of_slurm_are_ranks_of_one_run(command: str, one_rank: Path, tmp_path: Path) -> None:
+    """Not as many runs of one rank: `srun` gives each process its number, and the shell of a job has none of them."""
+    words = [*STEPS, "sft.steps=0", "model.hf_config=null", f"model.path={one_rank / 'warm_start'}"]
+    program = [
+        sys.executable,
+        "-m",
+        "megatron_fork",
+        "train",
+        str(QUICKSTART),
+        *words,
+        f"run.folder={tmp_path / 'run'}",
+    ]
+    options = {"capture_output": True, "text": True, "cwd": PROJECT, "timeout": 240}
+    if command == "batch step":
+        job = {**environment(), "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"}
+        done = subprocess.run(program, env=job, **options)
+        assert done.returncode == 2 and "SLURM_NTASKS=2" in done.stderr and "srun" in done.stderr
+        return
+    if shutil.which("srun") is None or subprocess.run(["sinfo"], capture_output=True, timeout=60).returncode:
+        pytest.skip("no Slurm controller answers here")
+    launcher = ["srun", "--nodes=1", "--ntasks=2", "--overcommit"]
+    done = subprocess.run([*launcher, *program], env={**os.environ, **environment()}, **options)
+    assert done.returncode == 0, done.stderr
+    assert "(data 2)" in done.stdout
+    (ours,), (theirs, *_) = metrics_of(tmp_path / "run", "train"), metrics_of(one_rank, "train")
+    assert {key: ours[key] for key in COMPARED} == pytest.approx({key: theirs[key] for key in COMPARED}, rel=1e-5)

@@ -42,7 +42,7 @@ def new_engine(hf_config: PretrainedConfig, *, tensor: int = 1) -> ColocatedEngi
     return ColocatedEngine(
         ColocatedConfig(tensor=tensor, kv_cache_mebibytes=64),
         hf_config,
-        stop_token=STOP,
+        stop_tokens=(STOP,),
         batch_size=16,
         max_tokens=128,
         dtype=torch.float32,
@@ -136,14 +136,13 @@ def test_weights_of_another_model_are_refused(started, model) -> None:
     judge(model, *answered(engine, requests(1))[0])
 
 
-def test_truncated_sampling_and_stop_tokens(engine, model) -> None:
+def test_truncated_sampling_and_stop_tokens(engine, model, monkeypatch: pytest.MonkeyPatch) -> None:
     stops = tuple(range(2, 60))
     for completion, request in answered(engine, requests(12, max_tokens=30, top_k=5)):
         ordered = logits_of(model, request, completion.tokens).sort(-1, descending=True).indices
         assert int((ordered == torch.tensor(completion.tokens)[:, None]).nonzero()[:, 1].max()) < 5
-    ended = [
-        c for c, _ in answered(engine, requests(20, max_tokens=60, stop_tokens=stops)) if c.finish_reason == "stop"
-    ]
+    monkeypatch.setattr(engine, "stop_tokens", (STOP, *stops))
+    ended = [c for c, _ in answered(engine, requests(20, max_tokens=60)) if c.finish_reason == "stop"]
     assert len(ended) > 10
     for completion in ended:
         assert completion.tokens[-1] in (STOP, *stops) and not set(completion.tokens[:-1]) & {STOP, *stops}
@@ -151,7 +150,7 @@ def test_truncated_sampling_and_stop_tokens(engine, model) -> None:
 
 def test_temperature_by_entropy_is_the_embedded_engines(engine, model) -> None:
     embedded = EmbeddedEngine(
-        model.config, stop_token=STOP, pad_token=0, batch_size=64, device=torch.device("cpu"), dtype=torch.float32
+        model.config, stop_tokens=(STOP,), pad_token=0, batch_size=64, device=torch.device("cpu"), dtype=torch.float32
     )
     embedded.update_weights(weights_of(model), 3)
     (first,) = requests(1, max_tokens=60)

@@ -63,7 +63,9 @@ def remote(tmp_path: Path) -> Iterator:
     """Makes engines for servers, and closes them."""
     made: list[RemoteEngine] = []
 
-    def make(kind: str, urls: list[str], *, sync: str = "gloo", **settings: float) -> RemoteEngine:
+    def make(
+        kind: str, urls: list[str], *, sync: str = "gloo", stop_tokens: tuple[int, ...] = (STOP,), **settings: float
+    ) -> RemoteEngine:
         quick = RemoteConfig(
             control_seconds=60.0,
             patience_seconds=90.0,
@@ -76,7 +78,7 @@ def remote(tmp_path: Path) -> Iterator:
             setattr(quick, name, value)
         config = Config(engine=kind, servers=urls, sync=sync, remote=quick, mismatch_limit=float("inf"))
         hf_config = resolve_config(load_config(QUICKSTART).model)
-        engine = RemoteEngine(config, hf_config, stop_token=STOP, folder=tmp_path / "weights", world=None)
+        engine = RemoteEngine(config, hf_config, stop_tokens=stop_tokens, folder=tmp_path / "weights", world=None)
         made.append(engine)
         return engine
 

@@ -69,9 +69,11 @@ def test_tokens_are_drawn_from_the_distribution_that_is_reported(engine) -> None
     assert abs(float(((drawn - expected) ** 2 / expected).sum()) - freedom) < 4.5 * (2 * freedom) ** 0.5
 
 
-def test_stop_tokens_end_a_response(engine) -> None:
+def test_any_stop_token_ends_a_response(server, remote) -> None:
     stops = tuple(range(2, 60))
-    completions = list(engine.generate(requests(20, max_tokens=60, stop_tokens=stops)))
+    engine = remote(server.engine, [server.server.url], stop_tokens=(STOP, *stops))
+    engine.update_weights(weights_of(new_model(tied=True, seed=1)), 3)
+    completions = list(engine.generate(requests(20, max_tokens=60)))
     ended = [completion for completion in completions if completion.finish_reason == "stop"]
     assert len(ended) > 10
     for completion in ended:
@@ -99,7 +101,7 @@ def test_truncated_sampling_keeps_to_its_tokens(server, engine, settings) -> Non
 def test_temperature_by_entropy_is_the_same_in_all_engines(server, engine) -> None:
     model = new_model(tied=True, seed=1)
     embedded = EmbeddedEngine(
-        model.config, stop_token=STOP, pad_token=0, batch_size=64, device=torch.device("cpu"), dtype=torch.float32
+        model.config, stop_tokens=(STOP,), pad_token=0, batch_size=64, device=torch.device("cpu"), dtype=torch.float32
     )
     embedded.update_weights(weights_of(model), 3)
     by_entropy = EntropyTemperature(threshold=4.3, high=1.3, low=0.4)

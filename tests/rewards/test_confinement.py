@@ -58,17 +58,19 @@ def test_reading_is_allowed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("raises", "verifier raised LookupError"),
+        ("raises", "verifier raised LookupError: on every response"),
         ("eats_memory", "verifier raised MemoryError"),
         ("recurses", "verifier raised RecursionError"),
         ("counts_digits", "verifier raised ValueError"),
-        ("returns_text", "verifier raised ValueError"),
-        ("returns_nan", "verifier raised ValueError"),
+        ("returns_text", "verifier returned 'very good'"),
+        ("returns_nan", "verifier returned nan"),
     ],
 )
 def test_limits_cost_the_response_and_not_the_worker(kind: str, reason: str) -> None:
     with RewardPool(Config(kind=f"{module}:{kind}")) as pool:
-        assert pool.score_many([("1", "1")] * 3) == [Score(0.0, reason)] * 3
+        results = pool.score_many([("1", "1")] * 3)
+        assert [(result.value, result.failure) for result in results] == [(0.0, "error")] * 3
+        assert all(result.reason.startswith(reason) and "misbehaving.py:" in result.reason for result in results)
         assert pool.counts.workers_started == 1
         assert (pool.counts.scored, pool.counts.died, pool.counts.timed_out) == (3, 0, 0)
 

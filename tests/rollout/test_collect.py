@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from megatron_fork import data, rewards, rollout
 from megatron_fork.checkpoint import resolve_config
 from megatron_fork.config import load_config
 from megatron_fork.rollout import Collector, EmbeddedEngine
+from megatron_fork.rollout.collect import draws_to_come
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def parts():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(hf_config)
     engine = EmbeddedEngine(
-        hf_config, stop_token=1, pad_token=0, batch_size=64, device=torch.device("cpu"), dtype=torch.float32
+        hf_config, stop_tokens=(1,), pad_token=0, batch_size=64, device=torch.device("cpu"), dtype=torch.float32
     )
     engine.update_weights(model.named_parameters(), 0)
     return source, engine
@@ -50,6 +53,44 @@ def test_groups_without_signal_are_replaced(parts) -> None:
         group = rollouts.trajectories[first : first + 3]
         assert len({trajectory.prompt.index for trajectory in group}) == 1
         assert len({trajectory.reward for trajectory in group}) == 2
+
+
+def round_by_round(drawer: Collector, start: int) -> tuple[list[list[int]], int, int, float]:
+    """(responses kept, draws, rounds, mean reward) of replacing what has no signal one round after the other."""
+    kept, drawn, rounds, rewards_seen = [], 0, 0, []
+    while len(kept) < drawer.groups and rounds < drawer.config.max_rounds:
+        prompts = drawer.source.draw(drawer.groups - len(kept), start=start + drawn, seed=drawer.seed)
+        answers = drawer.sample(prompts, drawer.config.samples, first_draw=start + drawn)
+        drawn, rounds = drawn + len(prompts), rounds + 1
+        rewards_seen += [answer.reward for answer in answers]
+        groups = [answers[first : first + 3] for first in range(0, len(answers), 3)]
+        kept += [group for group in groups if len({answer.reward for answer in group}) > 1]
+    responses = [list(answer.response) for group in kept for answer in group]
+    return responses, drawn, rounds, sum(rewards_seen) / len(rewards_seen)
+
+
+@pytest.mark.parametrize("max_rounds", [1, 2, 50])
+@pytest.mark.parametrize("start", [0, 37, 911])
+def test_drawing_ahead_gives_what_rounds_one_by_one_give(parts, start: int, max_rounds: int) -> None:
+    drawer = collector(parts, 6, max_rounds=max_rounds)
+    asked: list[int] = []
+    sample = drawer.sample
+    drawer.sample = lambda prompts, *rest, **options: asked.append(len(prompts)) or sample(prompts, *rest, **options)
+    found = drawer.collect(start=start, version=0)
+    batches = len(asked)
+    responses, drawn, rounds, mean = round_by_round(drawer, start)
+    assert [list(trajectory.response) for trajectory in found.trajectories] == responses
+    assert (found.prompts_drawn, found.groups_sampled, found.rounds) == (drawn, drawn, rounds)
+    assert found.mean_reward == pytest.approx(mean)
+    assert batches <= rounds
+
+
+@given(missing=st.integers(1, 64), kept=st.integers(0, 64), more=st.integers(0, 200), rounds=st.integers(1, 20))
+def test_at_least_the_next_round_and_never_more_than_all_rounds(
+    missing: int, kept: int, more: int, rounds: int
+) -> None:
+    assert missing <= draws_to_come(missing, kept, kept + more, rounds) <= missing * rounds
+    assert draws_to_come(missing, 0, 0, rounds) == missing
 
 
 def test_a_step_ends_after_its_rounds(parts) -> None:

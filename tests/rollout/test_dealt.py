@@ -39,7 +39,7 @@ def new_engine() -> Counting:
     torch.manual_seed(0)
     weights = list(AutoModelForCausalLM.from_config(hf_config).named_parameters())
     engine = Counting(
-        hf_config, stop_token=1, pad_token=0, batch_size=BATCH, device=torch.device("cpu"), dtype=torch.float32
+        hf_config, stop_tokens=(1,), pad_token=0, batch_size=BATCH, device=torch.device("cpu"), dtype=torch.float32
     )
     engine.update_weights(weights, 0)
     return engine

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import pytest
 import torch
 from test_collect import parity_pool, parts  # noqa: F401
 
-from megatron_fork import rollout, unfinished
+from megatron_fork import rewards, rollout, unfinished
 from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.rollout import Collector, Tally
 from megatron_fork.rollout.producer import Producer
@@ -49,6 +49,34 @@ def test_without_staleness_the_stream_gives_what_rounds_give(parts, batch_size, 
     assert [each.response for each in drawn] == [each.response for each in expected.trajectories]
     assert (harvest.tally.drawn, harvest.tally.judged) == (expected.prompts_drawn, expected.groups_sampled)
     assert harvest.tally.reward / (3 * harvest.tally.judged) == pytest.approx(expected.mean_reward)
+
+
+def fails_on_some(response: str, answer: str) -> bool:
+    if len(response) % 3 == 0:
+        raise LookupError("on this response")
+    return len(response.split()) % 2 == 0
+
+
+def test_failures_of_a_verifier_are_counted_as_in_rounds(parts) -> None:  # noqa: F811
+    source, engine = parts
+    pool = rewards.RewardPool(rewards.Config(kind=f"{__name__}:fails_on_some", workers=0))
+    expected = Collector(config(), engine, source, pool, groups=6, world=None, seed=4).collect(start=0, version=0)
+    tally = Producer(config(), engine, source, pool, groups=6, seed=4).take(start=0, version=0).tally
+    counts = asdict(tally.failures)
+    assert {**counts, "example": ""} == {**asdict(expected.failures), "example": ""}
+    assert counts["responses"] == 3 * tally.judged > counts["error"] > 0
+    assert counts["example"].startswith("verifier raised LookupError: on this response (")
+    kept = [trajectory for trajectory in expected.trajectories if trajectory.failure == "error"]
+    assert all(trajectory.reward == 0.0 and "LookupError" in trajectory.reason for trajectory in kept)
+
+
+def test_a_tally_survives_its_record() -> None:
+    failures = rewards.Failures()
+    failures.add([("died", "verifier died"), (None, "right")])
+    tally = Tally(drawn=3, judged=2, reward=1.5, rounds=1, failures=failures)
+    assert Tally.of_record(asdict(tally)) == tally
+    before = {name: value for name, value in asdict(tally).items() if name != "failures"}
+    assert Tally.of_record(before) == replace(tally, failures=rewards.Failures())
 
 
 def test_tails_are_kept_and_go_on_under_newer_weights(parts) -> None:  # noqa: F811

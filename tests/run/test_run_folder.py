@@ -28,7 +28,7 @@ def test_resuming_forgets_what_comes_after(tmp_path: Path) -> None:
         folder.metrics("train", step, {"loss": float(step)})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "train", "st')  # the line that a killed run left unfinished
-    folder.forget_after(2)
+    folder.forget(after=2)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(record["stage"], record["step"]) for record in records] == [("sft", 9), ("train", 1), ("train", 2)]
 
@@ -37,7 +37,7 @@ def test_every_update_is_a_line_and_resuming_forgets_those_that_come_after(tmp_p
     folder = RunFolder(tmp_path, writes=True)
     for step in (1, 2):
         folder.updates(step, [{"selection/threshold": 0.5 * step}, {"selection/threshold": math.nan}])
-    folder.forget_after(1)
+    folder.forget(after=1)
     records = [json.loads(line) for line in (tmp_path / "updates.jsonl").read_text().splitlines()]
     assert records == [
         {"step": 1, "update": 0, "selection/threshold": 0.5},
@@ -67,9 +67,11 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    folder = RunFolder(tmp_path / "run", writes=True, wandb_project="forking", resolved="seed: 3\n")
-    folder.metrics("train", 1, {"loss": 0.5, "selection/threshold": math.nan})
-    folder.close()
-    runs = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
-    assert len(runs) == 1
-    assert list(runs[0].glob("*.wandb"))
+    for step in (1, 2):  # begun, and resumed
+        folder = RunFolder(tmp_path / "run", writes=True, wandb_project="forking", resolved="seed: 3\n")
+        folder.metrics("train", step, {"loss": 0.5, "selection/threshold": math.nan})
+        folder.close()
+    files = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert files and {file.name for file in files} == {
+        f"run-{(tmp_path / 'run' / 'wandb_run').read_text().strip()}.wandb"
+    }

@@ -44,9 +44,9 @@ def make(tokens: int, columns: int, dtype: torch.dtype = torch.float32, seed: in
     return logits.to(DEVICE), column.to(DEVICE), (torch.arange(tokens) % 3 != 1).to(DEVICE)
 
 
-def apart(tile_tv: Tensor, gap: int) -> Tensor:
-    """The same tile with `gap` columns of 7 between its rows."""
-    wide = torch.full((tile_tv.shape[0], tile_tv.shape[1] + gap), 7.0, dtype=tile_tv.dtype, device=tile_tv.device)
+def apart(tile_tv: Tensor, gap: int, between: float = 7.0) -> Tensor:
+    """The same tile with `gap` columns of a number between its rows."""
+    wide = torch.full((tile_tv.shape[0], tile_tv.shape[1] + gap), between, dtype=tile_tv.dtype, device=tile_tv.device)
     wide[:, : tile_tv.shape[1]] = tile_tv
     return wide[:, : tile_tv.shape[1]]
 
@@ -137,12 +137,19 @@ def test_gradient(dtype: torch.dtype, temperature: float, of_entropy: bool) -> N
 
 @pytest.mark.parametrize("gap", [3, 4096])
 def test_rows_apart(gap: int) -> None:
+    """What lies between rows has no part in any result, and is not written. Other strides may add up in another order."""
     logits, column, held = make(3, SPLIT + 77, torch.bfloat16)
     tile = apart(logits, gap)
-    assert torch.equal(check_sweep(tile, column, held), triton_tile.sweep(logits, column, held, 1.0))
+    swept = check_sweep(tile, column, held)
+    check_sweep(logits, column, held)
+    for between in (math.nan, math.inf, -1e30):
+        assert torch.equal(triton_tile.sweep(apart(logits, gap, between), column, held, 1.0), swept)
     case = Backward(logits, column, held, 1.0, of_entropy=True)
+    given = apart(logits, gap, math.nan)
     for out in (apart(torch.zeros_like(logits, dtype=torch.float32), gap + 1), tile):
-        case.check(triton_tile.logits_gradient(tile, *case.given, out))
+        gradient = triton_tile.logits_gradient(tile, *case.given, out).clone()
+        case.check(gradient)
+        assert torch.equal(triton_tile.logits_gradient(given, *case.given, given if out is tile else out), gradient)
         between = torch.as_strided(out, (2, gap), (out.stride(0), 1), out.shape[1])
         assert (between == 7.0).all()
 

@@ -1,0 +1,160 @@
+"""From an answer column to the answers of a row: as text, without guessing, and never where there is none.
+
+A column may have text, a number, a list, or an object. Nothing is written as Python would print it: no verifier reads that.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from megatron_fork.data.boxes import boxed_answers
+from megatron_fork.errors import DataError
+
+AnswerForm = Literal["whole", "boxed", "hashes"]
+AnswerLists = Literal["alternatives", "parts", "json"]
+Boxes = Literal["refuse", "last", "all"]
+
+# What published sets, and the libraries that write them, have in place of an answer: NuminaMath-1.5 "proof" and "notfound".
+NO_ANSWER = (
+    *("null", "none", "nan", "<na>", "#n/a", "n/a", "nil", "notfound", "not found", "no answer"),
+    *("proof", "see proof", "see the proof", "see solution", "see the solution", "see explanation"),
+)
+HASHES = re.compile(r"####(.*)")
+QUOTED_LIST = re.compile(r"\[\s*[\"']")
+FORMS = (
+    r"whole takes the column as it is, boxed what is in \boxed{...}, hashes what follows ####; "
+    "data.unanswered=drop leaves such rows out"
+)
+LISTS = "data.answer_lists=json hands lists and objects on as JSON text, to a verifier of your own"
+
+
+class NoAnswer(Exception):
+    """A row that has no answer; the message says what it has instead, the second argument is a hint."""
+
+
+@dataclass(frozen=True)
+class AnswerReader:
+    """How the answers of a row are read; the fields are those of `data`."""
+
+    column: str
+    form: AnswerForm
+    lists: AnswerLists
+    boxes: Boxes
+    no_answer: frozenset[str]
+
+    def read(self, value: Any, place: str) -> tuple[str, ...]:
+        """The right answers, one or several; raises `NoAnswer` where there is none, `DataError` on what cannot be one."""
+        texts = [self._stated(text, place) for text in self._texts(value, place)]
+        if not texts or any(self._is_none(text) for text in texts):
+            raise NoAnswer(
+                f"{place} has no answer in {self.column}: {short(value)}",
+                "data.unanswered=drop leaves such rows out; data.no_answer has the words that stand for none",
+            )
+        return (", ".join(texts),) if self.lists == "parts" else tuple(dict.fromkeys(texts))
+
+    def _texts(self, value: Any, place: str) -> list[str]:
+        if (
+            isinstance(value, str)
+            and self.form == "whole"
+            and self.lists != "json"
+            and QUOTED_LIST.match(value.strip())
+        ):
+            value = self._list_in_text(value.strip(), place)
+        if isinstance(value, list) and self.lists != "json":
+            return [self._text(entry, place) for entry in value]
+        if (isinstance(value, dict) and "tests" in value) or (isinstance(value, dict | list) and self.lists == "json"):
+            return [self._json(value, place)] if value else []
+        return [self._text(value, place)]
+
+    def _list_in_text(self, text: str, place: str) -> list[Any]:
+        """A list that was written into a column of text, by JSON or by Python."""
+        for read, write in ((json.loads, None), (ast.literal_eval, repr)):
+            try:
+                value = read(text)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+            # Python reads `['1' '2']`, which NumPy writes for two entries, as one.
+            if isinstance(value, list) and (write is None or write(value) == text):
+                return value
+        raise DataError(
+            f"{place} has text in {self.column} that looks like a list and is none: {short(text)}",
+            hint=f"write lists as JSON; {LISTS}, and such text as it is",
+        )
+
+    def _text(self, value: Any, place: str) -> str:
+        if isinstance(value, str):
+            return value
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, int):
+            return str(value)
+        if value is None or (isinstance(value, float | Decimal) and not math.isfinite(value)):
+            return ""
+        if isinstance(value, float | Decimal):  # in digits: 1e-05 is Python's way to write, and no answer's
+            return format(Decimal(str(value)), "f")
+        raise DataError(
+            f"{place} has in {self.column} {_named(value)}, not an answer: {short(value)}",
+            hint='name what is in it, as in reward_model.ground_truth; an object has {"tests": ...}; ' + LISTS,
+        )
+
+    def _json(self, value: Any, place: str) -> str:
+        try:
+            return json.dumps(_without_nulls(value), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{place} has in {self.column} what JSON cannot hold ({error}): {short(value)}",
+                hint="write it as text, numbers, lists and objects",
+            ) from error
+
+    def _stated(self, text: str, place: str) -> str:
+        """What of `text` is the answer."""
+        if self.form == "whole" or self._is_none(text):
+            return text
+        if self.form == "hashes":
+            match = HASHES.search(text)
+            found = [match[1].strip()] if match else []
+        else:
+            found = boxed_answers(text)
+        if not found:
+            raise NoAnswer(f"{place} has the answer {short(text)}, which is not data.answer_form={self.form}", FORMS)
+        if len(found) > 1 and self.boxes == "refuse":
+            raise DataError(
+                f"{place} has in {self.column} {len(found)} different boxes: {short(', '.join(found))}",
+                hint="data.boxes=last takes the last, as MATH is evaluated; data.boxes=all takes them as one answer",
+            )
+        return ", ".join(found) if self.boxes == "all" else found[-1]
+
+    def _is_none(self, text: str) -> bool:
+        return not text.strip() or " ".join(text.split()).strip(".()[]$ ").casefold() in self.no_answer
+
+
+def reader(
+    column: str, form: AnswerForm, lists: AnswerLists, boxes: Boxes, no_answer: Iterable[str] = NO_ANSWER
+) -> AnswerReader:
+    return AnswerReader(column, form, lists, boxes, frozenset(word.casefold() for word in no_answer))
+
+
+def short(value: Any) -> str:
+    """A value for a message, at most 80 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _without_nulls(value: Any) -> Any:
+    """Columnar files have every field of any row in all rows, as null where a row has it not."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _named(value: Any) -> str:
+    names = {dict: "an object", list: "a list in a list", bytes: "bytes", datetime.datetime: "a time"}
+    return names.get(type(value), f"a {type(value).__name__}")

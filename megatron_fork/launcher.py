@@ -1,0 +1,138 @@
+"""What started this process: its rank among how many, and where the ranks meet.
+
+torchrun says so in RANK and WORLD_SIZE; srun and mpirun in variables of their own. A process that overlooked them would be a
+run of one rank, as many times as there are tasks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megatron_fork.errors import LayoutError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process's place among the ranks that were started together."""
+
+    launcher: str
+    rank: int
+    world_size: int
+    local_rank: int
+    """Its place among those of this machine."""
+    address: str
+    """Of the machine on which the ranks find each other; empty where nothing says so."""
+    port: int
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """As torchrun would have set them."""
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_RANK": str(self.local_rank),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+        }
+
+
+@dataclass(frozen=True)
+class _Variables:
+    """Where a launcher writes what; of several names the first that is set counts."""
+
+    launcher: str
+    rank: str
+    world_size: tuple[str, ...]
+    local_rank: tuple[str, ...]
+
+
+_TORCHRUN = _Variables("torchrun", "RANK", ("WORLD_SIZE",), ("LOCAL_RANK",))
+_SLURM = _Variables(
+    "srun", "SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"), ("SLURM_LOCALID",)
+)
+_OTHERS = (
+    _Variables("mpirun", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_LOCAL_RANK",)),
+    _Variables("mpirun", "PMI_RANK", ("PMI_SIZE",), ("MPI_LOCALRANKID",)),
+)
+# Below Linux's range of ports for outgoing connections, so that none of those holds it.
+_FIRST_PORT, _PORTS = 15_000, 15_000
+
+
+def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
+    """How this process was launched; None where it was started by itself.
+
+    Raises `LayoutError` where a launcher's variables contradict each other, or do not say where the ranks meet.
+    """
+    given = {name: value for name, value in environment.items() if value.strip()}
+    if "RANK" in given or "WORLD_SIZE" in given:
+        missing = [name for name in ("RANK", "WORLD_SIZE") if name not in given]
+        if missing:
+            raise LayoutError(
+                f"the launcher did not set {', '.join(missing)}",
+                hint="start ranks with torchrun, or export it in the job script",
+            )
+        return _place(_TORCHRUN, given)
+    for names in (_SLURM, *_OTHERS):
+        if names.rank in given and _first(names.world_size, given, 1) > 1:
+            found = _place(names, given)
+            return _meeting_of_slurm(found, given) if names is _SLURM else _with_address(found)
+    return None
+
+
+def _place(names: _Variables, given: Mapping[str, str]) -> Launch:
+    rank, world_size = _number(names.rank, given), _first(names.world_size, given, 1)
+    if not 0 <= rank < world_size:
+        raise LayoutError(
+            f"{names.rank}={rank} is no rank of a world of {world_size}", hint="let the launcher set both, or neither"
+        )
+    port = _number("MASTER_PORT", given) if "MASTER_PORT" in given else 0
+    if not 0 <= port < 1 << 16:
+        raise LayoutError(f"MASTER_PORT={port} is not a port", hint="choose a free one from 1024 to 65535")
+    local_rank = _first(names.local_rank, given, 0)
+    return Launch(names.launcher, rank, world_size, local_rank, given.get("MASTER_ADDR", ""), port)
+
+
+def _meeting_of_slurm(found: Launch, given: Mapping[str, str]) -> Launch:
+    """On the first node of the job step, which has its first rank; at a port that follows from the step's number."""
+    alone = _first(("SLURM_STEP_NUM_NODES",), given, 0) == 1
+    node = "127.0.0.1" if alone else first_host(given.get("SLURM_STEP_NODELIST", ""))
+    if "SLURM_STEP_NUM_TASKS" not in given and not (found.address and found.port):
+        raise LayoutError(
+            f"the job has SLURM_NTASKS={found.world_size} tasks, and this process was not started by srun",
+            hint="start it with `srun megatron-fork ...` or torchrun; for a run of one rank, with `srun --ntasks=1`",
+        )
+    step = sum(_first((name,), given, 0) * factor for name, factor in (("SLURM_JOB_ID", 7), ("SLURM_STEP_ID", 1)))
+    address, port = found.address or node, found.port or _FIRST_PORT + step % _PORTS
+    return _with_address(Launch(found.launcher, found.rank, found.world_size, found.local_rank, address, port))
+
+
+def _with_address(found: Launch) -> Launch:
+    missing = [name for name, value in (("MASTER_ADDR", found.address), ("MASTER_PORT", found.port)) if not value]
+    if missing:
+        raise LayoutError(
+            f"this is rank {found.rank} of {found.world_size} of {found.launcher}, and {' and '.join(missing)} is not set",
+            hint="export the first rank's machine and a free port of it to every rank, or start them with torchrun",
+        )
+    return found
+
+
+def first_host(nodes: str) -> str:
+    """The first machine of Slurm's list: `n01` of `n[01-03,7],m2`; empty for an empty list."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0]) if first else ""
+
+
+def _first(names: tuple[str, ...], given: Mapping[str, str], default: int) -> int:
+    return next((_number(name, given) for name in names if name in given), default)
+
+
+def _number(name: str, given: Mapping[str, str]) -> int:
+    try:
+        return int(given[name])
+    except ValueError:
+        raise LayoutError(
+            f"{name}={given[name]!r} is not a number", hint="let the launcher set it, or unset it"
+        ) from None
