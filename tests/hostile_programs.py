@@ -137,7 +137,12 @@ def ended(pid: int) -> bool:
 
 
 def children_of(pid: int) -> set[int]:
-    return {int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()}
+    """None where it is gone."""
+    found: set[int] = set()
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found.update(map(int, file.read_text().split()))
+    return found
 
 
 def eventually(condition: Callable[[], bool], seconds: float) -> bool:

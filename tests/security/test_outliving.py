@@ -45,16 +45,16 @@ def family(trainer: Trainer) -> list[int]:
     return [*workers, *(child for worker in workers for child in children_of(worker))]
 
 
-def running_programs(trainer: Trainer) -> set[int]:
-    """What the runner has started; one of them may be a first thread that has ended before others."""
-    return {program for member in family(trainer) for program in children_of(member)} - set(family(trainer))
+def below(pid: int) -> set[int]:
+    return {pid for child in children_of(pid) for pid in (child, *below(child))}
 
 
 def started(trainer: Trainer, behaviour: str) -> set[int]:
-    """Begin a program, and wait until it does what it does."""
+    """Begin a program, and wait until it does what it does; what runs now and did not before."""
+    before = below(trainer.process.pid)
     trainer.begin(PROGRAMS[behaviour], seconds=25.0)
-    assert eventually(lambda: bool(running_programs(trainer)), 10.0)
-    programs = running_programs(trainer)
+    assert eventually(lambda: bool(below(trainer.process.pid) - before), 10.0)
+    programs = below(trainer.process.pid) - before
     if behaviour == THREADS:
         assert eventually(lambda: all(map(first_thread_ended, programs)), 10.0)
     time.sleep(0.2)
