@@ -1,4 +1,6 @@
-r"""How many attacks of hostile programs hold off, by kind: `tests/security` against this package, and against another checkout.
+r"""How many attacks of hostile programs are held off, by kind, and what that costs.
+
+`tests/security` is run against this package, and against another checkout:
 
     git worktree add --detach /elsewhere COMMIT
     python benchmarks/attacks.py --before /elsewhere --out benchmarks/results/attacks.json
@@ -17,6 +19,7 @@ import os
 import platform
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +47,36 @@ def attack(package: Path, kind: str) -> dict[str, list[int]]:
     return dict(counts)
 
 
+# Prints the median time of a program that only prints, in ms.
+TRIVIAL = """
+import json, statistics, time
+from megatron_fork.rewards import Config, RewardPool
+times = []
+with RewardPool(Config(kind="code", allow_code=True, timeout_seconds=30.0)) as pool:
+    pool.warm()
+    for _ in range(50):
+        began = time.perf_counter()
+        tests = {"tests": [{"input": "", "output": "3"}]}
+        assert pool.score_many([("```python\\nprint(3)\\n```", json.dumps(tests))])[0].value == 1.0
+        times.append(time.perf_counter() - began)
+print(1000 * statistics.median(times))
+"""
+ROUNDS = 5
+
+
+def times_of_a_program(packages: list[Path]) -> dict[str, float]:
+    """The median of the rounds' medians, in ms; the checkouts take turns."""
+    found: dict[str, list[float]] = collections.defaultdict(list)
+    for _ in range(ROUNDS):
+        for package in packages:
+            environment = os.environ | {"PYTHONPATH": str(package)}
+            run = subprocess.run(
+                [sys.executable, "-P", "-c", TRIVIAL], env=environment, capture_output=True, check=True
+            )
+            found[commit_of(package)].append(float(run.stdout))
+    return {commit: statistics.median(times) for commit, times in found.items()}
+
+
 def commit_of(package: Path) -> str:
     return subprocess.run(
         ["git", "-C", str(package), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
@@ -60,6 +93,7 @@ def main() -> None:
         "command": "python benchmarks/attacks.py --before CHECKOUT",
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, Linux {platform.release()}, uid {os.getuid()}, Python {platform.python_version()}",
+        "milliseconds_of_a_trivial_program": times_of_a_program(packages),
         "held": {commit_of(package): {kind: attack(package, kind) for kind in KINDS} for package in packages},
     }
     print(json.dumps(record, indent=1))
