@@ -208,7 +208,7 @@ def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:
     if not source.path:
         return None
     try:
-        return AutoTokenizer.from_pretrained(source.path)
+        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model.path={source.path} has no readable tokenizer",

@@ -1,6 +1,9 @@
 """Verifiers that try what a worker must not do; each is right exactly when it was stopped. `rewards.kind: misbehaving:NAME`."""
 
+import ctypes
+import fcntl
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -67,6 +70,35 @@ def forks(response: str, answer: str):
 
 def kills_its_parent(response: str, answer: str):
     return stopped(lambda: os.kill(os.getppid(), signal.SIGTERM))
+
+
+def owns_a_pipe_for_its_parent(response: str, answer: str):
+    return stopped(lambda: fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid()))
+
+
+def limits_its_parent(response: str, answer: str):
+    return stopped(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE))
+
+
+def places_its_parent(response: str, answer: str):
+    return stopped(lambda: os.sched_setaffinity(os.getppid(), os.sched_getaffinity(0)))
+
+
+def of_the_library(name: str, *given):
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*given) < 0:
+        raise OSError(ctypes.get_errno(), name)
+
+
+def reads_its_parents_memory(response: str, answer: str):
+    return stopped(lambda: of_the_library("process_vm_readv", os.getppid(), None, 0, None, 0, 0))
+
+
+def leaves_memory_behind(response: str, answer: str):
+    return stopped(lambda: of_the_library("shmget", 0, 4096, 0o1600))
+
+
+def outlives_its_parent(response: str, answer: str):
+    return stopped(lambda: of_the_library("prctl", 1, 0, 0, 0, 0))
 
 
 def reads(response: str, answer: str):

@@ -45,7 +45,7 @@ def read_config(folder: Path) -> PretrainedConfig:
             f"model.path={folder} has no config.json", hint="give the folder that holds config.json and *.safetensors"
         )
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # config classes check their fields, and raise whatever they like
         raise ModelError(
             f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())[:300] or type(error).__name__}",

@@ -37,9 +37,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from megatron_fork.checkpoint.places import Place
+from megatron_fork.checkpoint.safe_pickle import COMMON, read_metadata, read_object
 from megatron_fork.errors import CheckpointError
-
-_COMMON = "common.pt"
 
 
 def write(
@@ -64,7 +63,7 @@ def write(
     """
     writer = FileSystemWriter(folder, thread_count=workers, single_file_per_rank=False)
     save({}, storage_writer=writer, planner=_Writing(places, read, objects), no_dist=True)
-    torch.save(dict(common), folder / _COMMON)
+    torch.save(dict(common), folder / COMMON)
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
 
@@ -109,12 +108,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         """Read what there is; raises `CheckpointError` where `folder` is not what it should be."""
         self.folder = folder
-        try:
-            self._metadata: Metadata = FileSystemReader(folder).read_metadata()
-        except (OSError, EOFError, pickle.UnpicklingError, ValueError) as error:
-            raise CheckpointError(
-                f"{folder / '.metadata'} cannot be read: {error!r}", hint="the checkpoint was not completed"
-            ) from error
+        self._metadata = read_metadata(folder)
         self.tensors: dict[str, TensorStorageMetadata] = {
             key: entry
             for key, entry in self._metadata.state_dict_metadata.items()
@@ -122,12 +116,9 @@ class Reader:
         }
 
     def common(self) -> dict[str, Any]:
-        """What Megatron stored for all ranks; may hold objects of the code that wrote it, and is trusted to be one's own."""
-        file = self.folder / _COMMON
-        try:
-            loaded = torch.load(file, weights_only=False, map_location="cpu") if file.is_file() else {}
-        except (ImportError, AttributeError, pickle.UnpicklingError, RuntimeError):
-            return {}  # written by a program that is not installed here: only a comparison of settings is lost
+        """What Megatron stored for all ranks; raises `CheckpointError` where that has objects that Megatron does not know."""
+        file = self.folder / COMMON
+        loaded = read_object(file, str(file)) if file.is_file() else {}
         return loaded if isinstance(loaded, dict) else {}
 
     def read(self, key: str, offset: Sequence[int], shape: Sequence[int]) -> Tensor:

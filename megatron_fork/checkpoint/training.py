@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_fork.checkpoint import folder, optimizer_state, random_state
 from megatron_fork.checkpoint.folder import Descriptions, Saved
 from megatron_fork.checkpoint.requests import one_after_the_other
+from megatron_fork.checkpoint.safe_pickle import require_known_classes
 from megatron_fork.distributed import collectives, device
 from megatron_fork.distributed.versions import own_writer
 from megatron_fork.errors import CheckpointError
@@ -185,6 +186,7 @@ def load_training_state(saved: Saved, networks: Mapping[str, Trained]) -> None:
             raise CheckpointError(
                 f"checkpoint {saved.folder} has no {name}", hint="resume with the settings of the run's resolved.yaml"
             )
+        require_known_classes(saved.folder / name)
         try:
             state = dist_checkpointing.load(_sharded(network, loading=True), str(saved.folder / name))
         except (CheckpointingException, CheckpointException, KeyError, RuntimeError) as error:

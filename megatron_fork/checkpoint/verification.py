@@ -22,6 +22,7 @@ from megatron_fork.checkpoint.hugging_face import read_config
 from megatron_fork.checkpoint.located import locate
 from megatron_fork.checkpoint.parameters import unwrap_chunks
 from megatron_fork.checkpoint.published import PublishedWeights
+from megatron_fork.checkpoint.safe_pickle import require_known_classes
 from megatron_fork.checkpoint.second_reading import SecondReading
 from megatron_fork.checkpoint.table import Entry
 from megatron_fork.errors import CheckpointError
@@ -134,14 +135,17 @@ def _tokens(hf_dir: Path, prompt: str) -> list[int]:
     if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return []
     try:
-        return list(AutoTokenizer.from_pretrained(hf_dir)(prompt)["input_ids"])
+        tokenizer = AutoTokenizer.from_pretrained(hf_dir, trust_remote_code=False)
+        return list(tokenizer(prompt)["input_ids"])
     except Exception:  # tokenizers raise this very class
         return []
 
 
 @torch.no_grad()
 def _of_hugging_face(hf_dir: Path, rows: Sequence[Tensor]) -> list[Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32, use_safetensors=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        hf_dir, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
     return [model(row).logits.float() for row in rows]
 
 
@@ -163,6 +167,7 @@ def load_megatron(model: nn.Module | Sequence[nn.Module], folder: Path) -> None:
 
     Weights of another dtype are converted. Raises `CheckpointError` where the checkpoint is not of this model.
     """
+    require_known_classes(folder)
     for chunk in unwrap_chunks(model):
         state = chunk.sharded_state_dict()
         try:

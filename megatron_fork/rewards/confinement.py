@@ -11,6 +11,9 @@ import resource
 import signal
 import sys
 
+from megatron_fork.rewards import filters, landlock
+from megatron_fork.rewards.privileges import die_with_parent, hide
+from megatron_fork.rewards.score import RewardError
 from megatron_fork.rewards.system_calls import forbid_side_effects
 
 RECURSION_LIMIT = 3000
@@ -35,20 +38,36 @@ def limit(memory_bytes: int) -> None:
     logging.disable(logging.CRITICAL)
 
 
-def confine(*, processes: bool) -> list[str]:
+def confine() -> list[str]:
     """Give up network, files and other processes, as far as this kernel allows; the names of what holds.
 
-    `processes` leaves other processes to a worker that runs programs. The process must have one thread.
+    From here on others without privileges cannot look into the process. It must have one thread.
     """
     holds = ["no file may grow"]
-    if _unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC):
+    if leave_networks():
         holds.append("no network (namespace)")
-    if forbid_side_effects(processes=processes):
+    hide()
+    die_with_parent()  # again: what has changed above undoes it
+    if forbid_side_effects(processes=False):
         holds.append("no network, no change to files (seccomp)")
-        if not processes:
-            holds.append("no new processes, no signals (seccomp)")
+        holds.append("no new processes, no signals (seccomp)")
     return holds
 
 
-def _unshare(flags: int) -> bool:
-    return ctypes.CDLL(None, use_errno=True).unshare(flags) == 0
+def leave_networks() -> bool:
+    """Whether the kernel gave this process a network and System V objects of its own, with nothing in them."""
+    return ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC) == 0
+
+
+def require_means_for_programs() -> None:
+    """Raises RewardError where this machine cannot confine a program: before a worker is started."""
+    missing = []
+    if not filters.available():
+        missing.append("filters of system calls (seccomp), on x86-64 or AArch64")
+    if not landlock.version():
+        missing.append("Landlock (Linux 5.13 or newer, and not switched off)")
+    if missing:
+        raise RewardError(
+            f"rewards.kind=code runs programs that nobody has read, and this machine lacks {' and '.join(missing)}",
+            hint="run it where these are, or choose another rewards.kind; docs/security.md says what each is for",
+        )

@@ -58,6 +58,8 @@ class Dispatcher:
         self.counts = PoolCounts()
         self.holds: list[str] = []
         """What confines the workers, as the last one to start has reported."""
+        self.refusal: RewardError | None = None
+        """Why no worker can do its work on this machine, if one has said so."""
         self._start_worker = start_worker
         self._most = workers
         self._describe = describe
@@ -180,11 +182,11 @@ class Dispatcher:
                 self._accept(worker, message)
         except (OSError, ValueError):
             self._lose(worker, late=False)
-        else:
+        if worker in self._workers:
             self._selector.modify(worker.socket, worker.events, worker)
 
     def _accept(self, worker: WorkerProcess, message: Any) -> None:
-        """Take "ready" or the reply to the worker's job; raises ValueError on any other message."""
+        """Take "ready", a refusal or the reply to the worker's job; raises ValueError on any other message."""
         match message:
             case ["ready", list(holds)] if not worker.ready:
                 worker.ready = True
@@ -192,6 +194,12 @@ class Dispatcher:
                     self._failed_starts = 0
                     self.holds = holds
                     self.changed.notify_all()
+            case ["refused", str(why), str(hint)] if not worker.ready:
+                self._discard(worker)
+                self._wanted = 0
+                self.refusal = RewardError(why, hint=hint)
+                self._fail_all(self.refusal)
+                return
             case [int(index), float(value), str(reason), None | "error" as failure] if (
                 index == worker.job and math.isfinite(value)
             ):

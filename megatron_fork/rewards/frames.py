@@ -6,10 +6,13 @@ Lone surrogates are legal in a Python string and come out of broken detokenizers
 from __future__ import annotations
 
 import json
+import socket
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 LENGTH = struct.Struct("!I")
+CHUNK_BYTES = 1 << 16
 
 
 def encode(message: object) -> bytes:
@@ -33,3 +36,13 @@ def pop_frame(buffer: bytearray, *, limit_bytes: int | None = None) -> Any | Non
     message = json.loads(bytes(buffer[LENGTH.size : end]).decode("utf-8", "surrogatepass"))
     del buffer[:end]
     return message
+
+
+def received(channel: socket.socket) -> Iterator[Any]:
+    """The messages that arrive, until the other side closes its end."""
+    buffer = bytearray()
+    while chunk := channel.recv(CHUNK_BYTES):
+        buffer += chunk
+        message = pop_frame(buffer)
+        if message is not None:
+            yield message

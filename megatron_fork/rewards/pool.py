@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.rewards.confinement import require_means_for_programs
 from megatron_fork.rewards.dispatcher import Dispatcher, Job, Outcome, PoolCounts
 from megatron_fork.rewards.failures import FailureWatch
 from megatron_fork.rewards.process import WorkerProcess
@@ -77,6 +78,8 @@ class RewardPool:
         self.config = config
         self.watch = FailureWatch(config.kind, config.failure_warning)
         find_verifier(config.kind)  # a custom one that cannot be loaded is better missed here than in every worker
+        if config.kind in RUNS_PROGRAMS:
+            require_means_for_programs()
         self._closed = False
         start = partial(
             WorkerProcess,
@@ -123,13 +126,15 @@ class RewardPool:
         return ScoreStream(self)
 
     def warm(self, *, seconds: float = 120.0) -> int:
-        """Start all workers and wait until they are ready; how many are."""
+        """Start all workers and wait until they are ready; how many are. Raises RewardError where one refuses its work."""
         self._check_open()
         if self.config.workers:
             deadline = time.monotonic() + seconds
             with self._dispatcher.changed:
                 self._dispatcher.want(self.config.workers)
                 while self._dispatcher.ready() < self.config.workers and time.monotonic() < deadline:
+                    if self._dispatcher.refusal is not None:
+                        raise self._dispatcher.refusal
                     self._dispatcher.changed.wait(0.1)
         return self._dispatcher.ready()
 

@@ -76,7 +76,7 @@ class WorkerProcess:
     def granted_more_time(self) -> bool:
         """At its deadline: whether the job has not had its CPU time yet. If so, the deadline moves."""
         left = self.timeout_seconds - (self._cpu_seconds() - self._cpu_at_begin)
-        patience = PATIENCE if self._status()[0] in ASLEEP else PATIENCE_WITH_MACHINE
+        patience = PATIENCE if status(self.process.pid)[0] in ASLEEP else PATIENCE_WITH_MACHINE
         last = self._began + patience * self.timeout_seconds
         if self.job is None or left <= 0 or time.monotonic() >= last:
             return False
@@ -107,15 +107,25 @@ class WorkerProcess:
         self.socket.close()
 
     def _cpu_seconds(self) -> float:
-        """User and system time of the worker and of its ended children."""
-        return sum(int(ticks) for ticks in self._status()[11:15]) / CLOCK_TICKS
+        """User and system time of the worker and of all that it has started."""
+        return sum(int(ticks) for pid in family(self.process.pid) for ticks in status(pid)[11:15]) / CLOCK_TICKS
 
-    def _status(self) -> list[str]:
-        """The kernel's line on the worker, from its state on; a dead one's where there is none."""
-        try:
-            return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return ["X"]
+
+def status(pid: int) -> list[str]:
+    """The kernel's line on a process, from its state on; a dead one's where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["X"]
+
+
+def family(pid: int) -> list[int]:
+    """A process that has one thread, and what runs below it, where the kernel lists children."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return [pid]
+    return [pid, *(member for child in children for member in family(int(child)))]
 
 
 def worker_environment() -> dict[str, str]:

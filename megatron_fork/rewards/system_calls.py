@@ -1,175 +1,132 @@
-"""A filter of system calls (seccomp, Linux): no network, no change to any file, no new process, no signal.
+"""Which system calls a worker, and a program that a model wrote, may make.
 
-A process puts it on itself without any privilege and can never take it off; programs that it executes inherit it. The numbers
-are those of the kernel's tables; only x86-64 has been run, AArch64 stands as its table says.
+A worker runs verifiers that somebody chose: what reaches beyond a computation is denied to it. A program runs what nobody has
+read: it may make the calls of a Python that computes, with the arguments of one, and no other.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import platform
-import struct
-import sys
-from typing import NamedTuple
-
-# What a computation has no need of, by number: (x86-64, AArch64); None where an architecture has no such call.
-FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
-    "socket": (41, 198),
-    "connect": (42, 203),
-    "bind": (49, 200),
-    "listen": (50, 201),
-    "socketpair": (53, 199),
-    "io_uring_setup": (425, 425),
-    "ptrace": (101, 117),
-    "process_vm_writev": (311, 271),
-    "pidfd_getfd": (438, 438),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "creat": (85, None),
-    "truncate": (76, 45),
-    "fallocate": (285, 47),
-    "rename": (82, None),
-    "renameat": (264, 38),
-    "renameat2": (316, 276),
-    "mkdir": (83, None),
-    "mkdirat": (258, 34),
-    "rmdir": (84, None),
-    "link": (86, None),
-    "linkat": (265, 37),
-    "unlink": (87, None),
-    "unlinkat": (263, 35),
-    "symlink": (88, None),
-    "symlinkat": (266, 36),
-    "mknod": (133, None),
-    "mknodat": (259, 33),
-    "chmod": (90, None),
-    "fchmod": (91, 52),
-    "fchmodat": (268, 53),
-    "fchmodat2": (452, 452),
-    "chown": (92, None),
-    "lchown": (94, None),
-    "fchown": (93, 55),
-    "fchownat": (260, 54),
-    "utime": (132, None),
-    "utimes": (235, None),
-    "futimesat": (261, None),
-    "utimensat": (280, 88),
-    "setxattr": (188, 5),
-    "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7),
-    "removexattr": (197, 14),
-    "lremovexattr": (198, 15),
-    "fremovexattr": (199, 16),
-    "mq_open": (240, 180),
-}
-OPENAT2, CLONE3 = 437, 435
-# What only a process that minds others needs: to start them, to leave their group, to signal them.
-OTHERS: dict[str, tuple[int | None, int | None]] = {
-    "fork": (57, None),
-    "vfork": (58, None),
-    "setpgid": (109, 154),
-    "setsid": (112, 157),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_send_signal": (424, 424),
-}
-
-
-class Machine(NamedTuple):
-    """What differs between architectures: the column of the table, and calls whose arguments are looked at."""
-
-    column: int
-    audit: int
-    clone: int
-    open_flags: dict[int, int]
-    """Number of a call that opens -> which argument holds its flags."""
-
-
-MACHINES = {
-    "x86_64": Machine(0, 0xC000003E, 56, {2: 1, 257: 2}),
-    "aarch64": Machine(1, 0xC00000B7, 220, {56: 2}),
-}
+from megatron_fork.rewards.filters import (
+    ABSENT,
+    ALLOWED,
+    DENIED,
+    NOTIFIED,
+    Only,
+    Rule,
+    Without,
+    assemble,
+    install,
+    install_notifying,
+    this_machine,
+)
 
 # Opening for anything but reading: O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_APPEND.
 WRITING = 0x1 | 0x2 | 0x40 | 0x200 | 0x400
 CLONE_THREAD = 0x10000
-X32_CALLS = 0x40000000
+# The flags with which glibc and musl start a thread; any other use of clone makes a process or a namespace.
+THREADS = (0x3D0F00, 0x7D0F00)
+F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETFL = 8, 10, 15, 4
+O_ASYNC = 0x2000
+FIOASYNC, FIOSETOWN, SIOCSPGRP, TIOCSTI, TIOCSETD, TIOCLINUX = 0x5452, 0x8901, 0x8902, 0x5412, 0x5423, 0x541C
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_PTRACER = 1, 4, 0x59616D61
+MAP_LOCKED, MAP_HUGETLB = 0x2000, 0x40000
 
-LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-ALLOW, FAIL = 0x7FFF0000, 0x00050000
-PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, FILTER = 22, 38, 2
+OPENING = {"open": Rule(ALLOWED, (Without(1, WRITING),)), "openat": Rule(ALLOWED, (Without(2, WRITING),))}
+OWN_PROCESS = Rule(ALLOWED, (Only(0, (0,)),))
+
+_OUTSIDE = """
+socket connect bind listen socketpair io_uring_setup io_uring_enter io_uring_register
+ptrace process_vm_readv process_vm_writev process_madvise process_mrelease pidfd_getfd kcmp move_pages migrate_pages ioprio_set
+bpf perf_event_open userfaultfd
+unshare setns mount umount2 pivot_root chroot fsopen fsmount fsconfig fspick move_mount open_tree mount_setattr
+creat truncate fallocate rename renameat renameat2 mkdir mkdirat rmdir link linkat unlink unlinkat symlink symlinkat
+mknod mknodat chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat
+utime utimes futimesat utimensat
+setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr setxattrat removexattrat file_setattr
+mq_open mq_unlink shmget shmat shmctl msgget msgsnd msgrcv msgctl semget semop semtimedop semctl add_key request_key keyctl
+name_to_handle_at open_by_handle_at fanotify_init
+kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff sethostname setdomainname
+settimeofday clock_settime adjtimex clock_adjtime acct quotactl quotactl_fd syslog iopl ioperm modify_ldt personality vhangup
+"""
+# What no worker needs: everything that lasts, is shared, or acts on another process.
+WORKER: dict[str, Rule] = {
+    **{name: Rule(DENIED) for name in _OUTSIDE.split()},
+    **OPENING,
+    "openat2": Rule(ABSENT),
+    "prlimit64": OWN_PROCESS,
+    "setpriority": Rule(ALLOWED, (Only(0, (0,)), Only(1, (0,)))),
+    "sched_setaffinity": OWN_PROCESS,
+    "sched_setparam": OWN_PROCESS,
+    "sched_setscheduler": OWN_PROCESS,
+    "sched_setattr": OWN_PROCESS,
+    "fcntl": Rule(DENIED, (Only(1, (F_SETOWN, F_SETSIG, F_SETOWN_EX)),), otherwise=ALLOWED),
+    "ioctl": Rule(
+        DENIED, (Only(1, (FIOASYNC, FIOSETOWN, SIOCSPGRP, TIOCSTI, TIOCSETD, TIOCLINUX)),), otherwise=ALLOWED
+    ),
+}
+# What only a process that minds others needs: to start them, to signal them, to see to it that they die with it.
+OTHERS: dict[str, Rule] = {
+    **{
+        name: Rule(DENIED)
+        for name in "fork vfork setpgid setsid kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open "
+        "pidfd_send_signal".split()
+    },
+    "prctl": Rule(DENIED, (Only(0, (PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_PTRACER)),), otherwise=ALLOWED),
+    "clone3": Rule(ABSENT),
+    "clone": Rule(DENIED, (Without(0, CLONE_THREAD),), otherwise=ALLOWED),
+}
+
+_COMPUTING = """
+read write readv writev pread64 close close_range stat fstat lstat newfstatat statx poll ppoll select pselect6 lseek
+mprotect munmap mremap brk rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack
+access faccessat faccessat2 pipe dup dup2 dup3 nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times
+getitimer setitimer alarm pause getpid gettid getppid getuid geteuid getgid getegid getgroups getresuid getresgid
+getpgrp getpgid getsid getcwd chdir fchdir readlink readlinkat getdents getdents64 uname sysinfo getrlimit setrlimit getrusage
+umask futex set_tid_address set_robust_list rseq exit exit_group execve getrandom sched_yield sched_getaffinity sched_getparam
+sched_getscheduler sched_get_priority_max sched_get_priority_min getcpu getpriority fadvise64 statfs fstatfs restart_syscall
+"""
+# All that a program may do. `execve` is there because the program is started under this filter; what may be executed
+# then, and which files may be opened, is not for a filter to see (`landlock.py`).
+PROGRAM: dict[str, Rule] = {
+    **{name: Rule(ALLOWED) for name in _COMPUTING.split()},
+    **OPENING,
+    "mmap": Rule(ALLOWED, (Without(3, MAP_LOCKED | MAP_HUGETLB),)),
+    # Advice on own memory that frees, splits or joins pages; not to poison or share them.
+    "madvise": Rule(ALLOWED, (Only(2, (0, 1, 2, 3, 4, 8, 14, 15, 16, 17)),)),
+    # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC; signals about a descriptor could go to anybody.
+    "fcntl": Rule(ALLOWED, (Only(1, (0, 1, 2, 3, F_SETFL, 1030)), Without(2, O_ASYNC))),
+    # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX.
+    "ioctl": Rule(ALLOWED, (Only(1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),)),
+    "pipe2": Rule(ALLOWED, (Without(1, ~(0x800 | 0x80000) & 0xFFFFFFFF),)),
+    "prlimit64": OWN_PROCESS,
+    # PR_SET_NAME, PR_GET_NAME; others would undo that it dies with its parent.
+    "prctl": Rule(ALLOWED, (Only(0, (15, 16)),)),
+    # ARCH_SET_FS, ARCH_GET_FS: where a thread's own variables lie.
+    "arch_prctl": Rule(ALLOWED, (Only(0, (0x1002, 0x1003)),)),
+    "clone": Rule(ALLOWED, (Only(0, THREADS),)),
+}
+THREADS_ASKED_FOR: dict[str, Rule] = {"clone": Rule(ALLOWED, (Without(0, CLONE_THREAD),), otherwise=NOTIFIED)}
 
 
 def forbid_side_effects(*, processes: bool) -> bool:
-    """Filter this thread's calls from now on; `processes` leaves it fork and signals. False where that cannot be had."""
-    machine = MACHINES.get(platform.machine())
-    if machine is None or sys.maxsize < 2**32:
-        return False
-    program = b"".join(_program(machine, processes=processes))
-    return _install(program)
+    """Filter a worker's calls from now on; `processes` leaves it fork and signals. False where that cannot be had."""
+    machine = this_machine()
+    rules = WORKER if processes else WORKER | OTHERS
+    return machine is not None and install(assemble(machine, rules, default=ALLOWED))
 
 
-def _program(machine: Machine, *, processes: bool) -> list[bytes]:
-    denied = FAIL | errno.EPERM
-    absent = FAIL | errno.ENOSYS  # the C library then falls back on a call whose flags can be seen
-    steps = [
-        _step(LOAD, 4),
-        _step(JUMP_EQUAL, machine.audit, 1, 0),
-        _step(RETURN, denied),
-        _step(LOAD, 0),
-    ]
-    if machine.column == 0:
-        steps += [_step(JUMP_AT_LEAST, X32_CALLS, 0, 1), _step(RETURN, denied)]
-    table = FORBIDDEN if processes else FORBIDDEN | OTHERS
-    for numbers in table.values():
-        number = numbers[machine.column]
-        if number is not None:
-            steps += [_step(JUMP_EQUAL, number, 0, 1), _step(RETURN, denied)]
-    steps += [_step(JUMP_EQUAL, OPENAT2, 0, 1), _step(RETURN, absent)]
-    for number, argument in machine.open_flags.items():
-        steps += [
-            _step(JUMP_EQUAL, number, 0, 4),
-            _step(LOAD, 16 + 8 * argument),
-            _step(JUMP_ANY_BIT, WRITING, 0, 1),
-            _step(RETURN, denied),
-            _step(RETURN, ALLOW),
-        ]
-    if not processes:
-        steps += [
-            _step(JUMP_EQUAL, CLONE3, 0, 1),
-            _step(RETURN, absent),
-            _step(JUMP_EQUAL, machine.clone, 0, 4),
-            _step(LOAD, 16),
-            _step(JUMP_ANY_BIT, CLONE_THREAD, 1, 0),
-            _step(RETURN, denied),
-            _step(RETURN, ALLOW),
-        ]
-    return [*steps, _step(RETURN, ALLOW)]
+def program_filter(*, threads: bool) -> bytes:
+    """The filter for a program, to be installed by the process that becomes it; `threads` where they are counted.
+
+    Raises OSError on a machine without filters.
+    """
+    machine = this_machine()
+    if machine is None:
+        raise OSError("no filter of system calls")
+    return assemble(machine, PROGRAM if threads else PROGRAM | {"clone": Rule(DENIED)}, default=DENIED)
 
 
-def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    return struct.pack("HBBI", code, if_true, if_false, value)
-
-
-def _install(program: bytes) -> bool:
-    library = ctypes.CDLL(None, use_errno=True)
-    buffer = ctypes.create_string_buffer(program, len(program))
-
-    class Filter(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_void_p)]
-
-    whole = Filter(len(program) // 8, ctypes.addressof(buffer))
-    if library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        return False
-    return library.prctl(PR_SET_SECCOMP, FILTER, ctypes.byref(whole), 0, 0) == 0
+def ask_about_threads() -> int | None:
+    """Have every new thread of this process and its children wait for leave; the descriptor that they ask through."""
+    machine = this_machine()
+    return None if machine is None else install_notifying(assemble(machine, THREADS_ASKED_FOR, default=ALLOWED))

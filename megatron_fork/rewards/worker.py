@@ -1,8 +1,8 @@
 """The worker process: `python -m megatron_fork.rewards.worker KIND TIMEOUT_SECONDS MEMORY_BYTES CONFINED`.
 
-Standard input is a socket to the pool. The worker says ["ready", what confines it] once, then answers each
-`[index, response, answer]` with `[index, value, reason, failure]`, and ends when the pool closes its end, which the kernel
-does too when the pool's process dies.
+Standard input is a socket to the pool. The worker says ["ready", what confines it] once, or ["refused", why, what to do].
+Then it answers each `[index, response, answer]` with `[index, value, reason, failure]`, and ends when the pool closes its end,
+or its process dies.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 from megatron_fork.rewards.code import permit_programs
 from megatron_fork.rewards.confinement import confine, limit
 from megatron_fork.rewards.custom import CustomVerifier
-from megatron_fork.rewards.frames import encode, pop_frame
+from megatron_fork.rewards.frames import encode, received
+from megatron_fork.rewards.privileges import die_with_parent
 from megatron_fork.rewards.process import PATIENCE_WITH_MACHINE
+from megatron_fork.rewards.score import RewardError
 from megatron_fork.rewards.verifiers import RUNS_PROGRAMS, find_verifier, score
 
-CHUNK_BYTES = 1 << 16
 # Each sort of expression has the parser and sympy load modules and fill caches, which takes a second altogether.
 WARM_UP = (
     (r"\boxed{x}", "y"),
@@ -40,8 +39,8 @@ def serve(channel: socket.socket, kind: str, timeout_seconds: float, holds: list
             verifier(response, answer)
     channel.sendall(encode(["ready", holds]))
     for index, response, answer in received(channel):
-        # The pool kills a late worker. If the pool is gone, nobody does: the default action of these alarms, one of CPU time
-        # and one of the clock, ends the process.
+        # The pool kills a late worker, and the kernel one whose pool is gone. Should neither, the default action of these
+        # alarms, one of CPU time and one of the clock, ends the process.
         signal.setitimer(signal.ITIMER_PROF, 2 * timeout_seconds)
         signal.setitimer(signal.ITIMER_REAL, (PATIENCE_WITH_MACHINE + 1) * timeout_seconds)
         result = score(response, answer, kind=kind)
@@ -50,22 +49,22 @@ def serve(channel: socket.socket, kind: str, timeout_seconds: float, holds: list
         channel.sendall(encode([index, result.value, result.reason, result.failure]))
 
 
-def received(channel: socket.socket) -> Iterator[Any]:
-    buffer = bytearray()
-    while chunk := channel.recv(CHUNK_BYTES):
-        buffer += chunk
-        message = pop_frame(buffer)
-        if message is not None:
-            yield message
-
-
 def main(kind: str, timeout_seconds: str, memory_bytes: str, confined: str) -> None:
     limit(int(memory_bytes))
-    holds = confine(processes=kind in RUNS_PROGRAMS) if confined == "confined" else []
-    if kind in RUNS_PROGRAMS:
-        permit_programs(holds)
+    die_with_parent()
+    channel = socket.socket(fileno=0)
+    holds = []
     try:
-        serve(socket.socket(fileno=0), kind, float(timeout_seconds), holds)
+        if kind in RUNS_PROGRAMS:
+            # This forks the runner: while this process may, and before it holds any answer.
+            holds += permit_programs()
+        if confined == "confined":
+            holds += confine()
+    except RewardError as error:
+        channel.sendall(encode(["refused", error.message, error.hint]))
+        raise SystemExit(1) from None
+    try:
+        serve(channel, kind, float(timeout_seconds), holds)
     except ConnectionError:
         return  # The pool closed its end while an answer was on the way.
 

@@ -78,6 +78,30 @@ def test_programs_are_bounded(pool: RewardPool, text: str) -> None:
     assert result[0].value == 0.0, result[0].reason
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \t\r\n"])
+@pytest.mark.parametrize("language", ["python", "py", "Python3", ""])
+def test_whatever_ends_lines(pool: RewardPool, language: str, end: str) -> None:
+    lines = ["a, b = map(int, input().split())", "if True:", "    print(a + b)"]
+    result = pool.score_many([(end.join(["Here:", f"```{language}", *lines, "```", "."]), ADD)])[0]
+    assert result.value == 1.0, result.reason
+
+
+@pytest.mark.parametrize("seconds", ["NaN", "Infinity", "-1", "0", "null", "1e999", "1e300"])
+def test_a_limit_that_is_none(pool: RewardPool, seconds: str) -> None:
+    answer = f'{{"tests": [{{"input": "", "output": "3"}}], "seconds": {seconds}}}'
+    result = pool.score_many([(program("print(3)"), answer)])[0]
+    assert result.value == 0.0
+    assert "has no tests" in result.reason
+
+
+def test_time_is_that_of_all_programs_of_a_job() -> None:
+    tests = {"tests": [{"input": "", "output": ""}] * 6, "seconds": 10}
+    text = "import time\nwhile time.process_time() < 0.5: pass"
+    with RewardPool(Config(kind="code", allow_code=True, timeout_seconds=1.0)) as pool:
+        result = pool.score_many([(program(text), json.dumps(tests))])[0]
+    assert result.reason == "verifier timed out after 1 s"
+
+
 def test_no_program_and_no_tests(pool: RewardPool) -> None:
     assert pool.score_many([("print(3)", ADD)])[0].reason == "no fenced program"
     for answer in ("", "{}", "[]", '{"tests": []}', '{"tests": [1]}'):

@@ -12,7 +12,9 @@ from megatron_fork.errors import ConfigError
 from megatron_fork.rewards import Config, RewardError, RewardPool, Score, score
 
 ATTEMPTS = (
-    "writes appends removes renames makes_a_folder changes_mode connects listens starts_a_program forks kills_its_parent"
+    "writes appends removes renames makes_a_folder changes_mode connects listens starts_a_program forks kills_its_parent "
+    "owns_a_pipe_for_its_parent limits_its_parent places_its_parent reads_its_parents_memory leaves_memory_behind "
+    "outlives_its_parent"
 ).split()
 
 
