@@ -126,7 +126,7 @@ def _is_started_again() -> bool:
 
 def _remove_run(path: Path, say: Say) -> None:
     """`resolved.yaml` goes first: what a kill leaves of the rest is then refused, and not taken for a run."""
-    held = [name for name in (RESOLVED, *_LEFT_BY_RUNS) if (path / name).exists()]
+    held = _held(path, (RESOLVED, *_LEFT_BY_RUNS))
     if held:
         say(f"run.overwrite=true: removing {', '.join(held)} from {path}")
     with writing_to(path):
@@ -139,11 +139,16 @@ def _remove_run(path: Path, say: Say) -> None:
                 leaving.unlink()
 
 
+def _held(path: Path, names: tuple[str, ...]) -> list[str]:
+    """Which of the names are files or folders there: a run leaves nothing else."""
+    return [name for name in names if (path / name).is_file() or (path / name).is_dir()]
+
+
 def _check_same_run(path: Path, config: RunConfig, may_change: tuple[str, ...]) -> None:
     resolved = path / RESOLVED
     out = "choose another run.folder, or begin clean with run.overwrite=true"
     if not resolved.exists():
-        held = [name for name in _LEFT_BY_RUNS if (path / name).exists()]
+        held = _held(path, _LEFT_BY_RUNS)
         if held:
             raise RunFolderError(
                 f"run.folder={path} holds {', '.join(held)} and no {RESOLVED}: of which settings is not known", hint=out
