@@ -56,7 +56,7 @@ def leave(folder: Path, leavings: set[str], *overrides: str, resolved: bool = Tr
 
 
 SOME = st.sets(st.sampled_from(LEAVINGS), min_size=1)
-examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+examples = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @examples
