@@ -42,7 +42,7 @@ RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", stric
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 
 # Characters of no ASCII that the tokenizer itself tells apart: roots without braces, and money.
-KEPT = frozenset("√∛€£¥₹")
+KEPT = frozenset("√∛€£¥₹¢")
 SPELLINGS: dict[int, str] = {
     ord(character): spelling
     for character, spelling in {
@@ -56,7 +56,7 @@ SPELLINGS: dict[int, str] = {
 }
 RAISED_RUN = re.compile(f"[{''.join(RAISED)}]+")
 LOWERED_RUN = re.compile(f"[{''.join(LOWERED)}]+")
-BASED = re.compile(r"[^\x20-\x7e√∛€£¥₹\u4e00-\u9fff]")
+BASED = re.compile(r"[^\x20-\x7e√∛€£¥₹¢\u4e00-\u9fff]")
 
 
 def canonical(text: str) -> str:

@@ -89,8 +89,7 @@ def _compare_named(reference: Value, claimed: Value, rules: Rules) -> tuple[bool
     if isinstance(reference, Relation):
         return _compare_sets(reference, _as_relation(claimed))
     value = claimed.value
-    variable = len(claimed.name) == 1 or "_" in claimed.name and "(" not in claimed.name
-    if isinstance(value, Scalar) and variable and claimed.letters & value.node.symbols:
+    if isinstance(value, Scalar) and claimed.letters & value.node.symbols:
         return False, f"names {claimed.name} by itself"
     if isinstance(reference, Scalar) and not reference.node.symbols and len(claimed.name) == 1:
         exact = reference.node.is_literal or isinstance(value, Scalar) and value.node.is_literal
@@ -114,6 +113,8 @@ def _as_relation(value: Value) -> Value:
 def _compare_scalars(reference: Scalar, claimed: Scalar, rules: Rules) -> tuple[bool, str]:
     if claimed.node.symbols - reference.node.symbols:
         return False, "has variables that the answer has not"
+    if claimed.node.bases != reference.node.bases:
+        return False, "is not in the base of the answer"
     if rules.unevaluated == "refuse" and reference.node.is_literal and not claimed.node.is_literal:
         return False, "is not evaluated"
     if reference.unit and claimed.unit and reference.unit != claimed.unit:
@@ -168,7 +169,7 @@ def _compare_items(reference: Items, claimed: Items, rules: Rules) -> tuple[bool
     named = [all(isinstance(item, Named) for item in side.items) for side in (reference, claimed)]
     if any(named) and reference.items and claimed.items:
         if not named[0]:
-            if rules.named_numbers == "refuse" or _one_name(claimed) is None:
+            if _one_name(claimed) is None or (rules.named_numbers == "refuse" and claimed.joined != "or"):
                 return False, "is equations, and the answer is values"
             claimed = _unnamed(claimed)
         elif not named[1] or _one_name(reference) is not None:
@@ -228,7 +229,7 @@ def _compare_assignments(reference: Value, claimed: Value, rules: Rules) -> tupl
     for side in (reference, claimed):
         if isinstance(side, Items):
             names = [item.name for item in side.items if isinstance(item, Named)]
-            if len(set(names)) != len(side.items) or side.braces or _one_name(side) is not None:
+            if len(set(names)) != len(side.items) or side.braces or side.joined == "or" or _one_name(side) is not None:
                 return False, f"is {describe(claimed)} and not {describe(reference)}"
             sides.append(_by_name(side))
         else:

@@ -17,7 +17,7 @@ from megatron_fork.rewards.unread import NotAValueError
 MAX_NESTING = 30
 MAX_VARIABLES = 3
 FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt max min gcd".split()
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt abs max min gcd".split()
 )
 SYNONYMS = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan"}
 INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
@@ -98,7 +98,7 @@ class Expressions(Cursor):
                 return False
             known = name in GREEK or name in FUNCTIONS or name in CONSTANTS or name in FRACTIONS
             return known or name in ("binom", "dbinom", "tbinom", "lvert", "lfloor", "lceil", "operatorname")
-        return token.text in ("(", "{", "[", "√", "∛") or (token.text == "|" and not self.bars)
+        return token.text in ("(", "{", "√", "∛") or (token.text == "|" and not self.bars)
 
     def _is_unit(self, token: Token) -> bool:
         before = self.previous()
@@ -124,7 +124,11 @@ class Expressions(Cursor):
         base = self._postfix(self._atom())
         if not self.take("^", "**"):
             return base
+        if base == number(1):
+            raise NotAValueError("has a power of 1, which says nothing")
         power = Node("power", (base, self._exponent()))
+        if power.parts[1] == number(1):
+            raise NotAValueError("has 1 as a power, which says nothing")
         if self.at("^", "**", "!"):
             raise NotAValueError(f"has a power of a power without braces, {self.here}")
         return self._postfix(power)
@@ -149,6 +153,8 @@ class Expressions(Cursor):
             if self.take("!"):
                 if self.at("!"):
                     raise NotAValueError("has a double factorial")
+                if self.peek() is None and node.kind == "number" and node.value <= 2:
+                    raise NotAValueError("ends in a factorial that says nothing")
                 node = Node("call", (node,), name="factorial")
             elif self.at("%", r"\%"):
                 self.take("%", r"\%")
@@ -194,7 +200,7 @@ class Expressions(Cursor):
         inner = self.expression()
         self.bars = bars
         self.expect(CLOSERS[token.text])
-        if self.at("_") and inner.kind == "number" and token.text in "({":
+        if token.text == "(" and inner.kind == "number" and self.at("_"):
             return self._of_base(inner)
         return inner
 
@@ -213,14 +219,14 @@ class Expressions(Cursor):
             raise NotAValueError("has an index at a number that is no base")
         if int(max(digits)) >= base.value:
             raise NotAValueError("has digits that its base has not")
-        return number(int(digits, int(base.value)))
+        return _based(Fraction(int(digits, int(base.value))), int(base.value))
 
     def _mixed(self, token: Token) -> Node:
         """A number, with the fraction of a mixed one: `1\\frac12`, `1 1/2`."""
         assert token.value is not None
-        whole = number(token.value)
+        whole = _based(token.value, token.base)
         after = self.peek()
-        if token.value.denominator != 1 or "." in token.text or after is None or token.value == 0:
+        if token.value.denominator != 1 or token.base != 10 or "." in token.text or after is None or token.value == 0:
             return whole
         if after.kind == "command" and after.text[1:] in FRACTIONS and not self._is_fraction_of_units():
             place = self.place
@@ -334,7 +340,7 @@ class Expressions(Cursor):
         if name == "log" and index is not None or name == "lg":
             base = index or number(10)
             return Node("quotient", (Node("call", (inner,), name="ln"), Node("call", (base,), name="ln")))
-        return Node("call", (inner,), name=name)
+        return Node("call", (inner,), name="absolute" if name == "abs" else name)
 
     def _begins_function(self) -> bool:
         token = self.peek()
@@ -347,13 +353,15 @@ class Expressions(Cursor):
             self.expect("]")
         token = self.peek()
         plain = self.previous()
-        if token is not None and token.text == "(" or plain is not None and plain.kind == "word":
-            return self._root_of_node(index, self._atom())
-        return self._root_of_node(index, self._argument())
+        bare = token is not None and token.text == "(" or plain is not None and plain.kind == "word"
+        inner = self._atom() if bare else self._argument()
+        if token is not None and token.text not in ("(", "{") and self.at("^", "**", "!"):
+            raise NotAValueError("has a root without braces that a power follows")
+        return Node("root", (index, inner))
 
     def _root_of(self, index: int) -> Node:
-        return self._root_of_node(number(index), self._atom())
+        return Node("root", (number(index), self._atom()))
 
-    @staticmethod
-    def _root_of_node(index: Node, inner: Node) -> Node:
-        return Node("root", (index, inner))
+
+def _based(value: Fraction, base: int) -> Node:
+    return number(value) if base == 10 else Node("number", value=value, name=f"base {base}")

@@ -20,6 +20,7 @@ from megatron_fork.rewards.values import (
     Brackets,
     Combined,
     Items,
+    Joined,
     Matrix,
     Named,
     NumberSet,
@@ -37,11 +38,13 @@ SIGNS = {
 JOINED = {r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus", r"\backslash": "setminus", r"\bigcup": "cup"}
 OPENING = ("(", "[", r"\{", r"\lbrace", r"\langle", r"\lbrack")
 CLOSING = (")", "]", r"\}", r"\rbrace", r"\rangle", r"\rbrack")
+CLOSED = (r"\}", r"\rbrace", "}")
 SPELLED = {r"\lbrack": "[", r"\rbrack": "]", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\langle": "(", r"\rangle": ")"}
 SUCH_THAT = ("|", r"\mid", ":", r"\colon", r"\vert", r"\lvert")
 MATRICES = frozenset("matrix pmatrix bmatrix Bmatrix smallmatrix array".split())
 DETERMINANTS = frozenset(("vmatrix", "Vmatrix"))
 EMPTY = (r"\emptyset", r"\varnothing")
+ABBREVIATED = frozenset("in sq cu ft yd mi hr hrs min sec lb lbs oz deg yr yrs gal".split())
 MAX_ITEMS = 300
 
 
@@ -76,8 +79,10 @@ def _whole(grammar: Grammar) -> Value:
 
 
 def _without_blanks(tokens: list[Token]) -> list[Token]:
-    kept = []
+    kept: list[Token] = []
     for token, after in zip(tokens, [*tokens[1:], None], strict=False):
+        if token.text == "." and kept and kept[-1].text in ABBREVIATED and kept[-1].end == token.start:
+            continue  # `sq. in.`
         if token.kind != "blank":
             kept.append(token)
         elif after is not None and after.text in ("^", "_", "'", "!"):
@@ -86,31 +91,37 @@ def _without_blanks(tokens: list[Token]) -> list[Token]:
 
 
 class Grammar(Measured, Expressions):
-    """Recursive descent over the tokens of one answer."""
+    """Recursive descent over the tokens of one answer; `joined` is the word between the statements read last."""
+
+    joined: Joined = ","
 
     def answer(self) -> Value:
         items = self._statements()
         named = _name_before_list(items)
         if named is not None:
             return named
-        return items[0] if len(items) == 1 else Items(tuple(items))
+        return items[0] if len(items) == 1 else Items(tuple(items), joined=self.joined)
 
-    def _statements(self, *closing: str) -> list[Value]:
+    def _statements(self) -> list[Value]:
         items: list[Value] = []
+        words = set()
         while True:
             items += _both_signs(self._statement())
             if len(items) > MAX_ITEMS:
                 raise NotAValueError(f"has more than {MAX_ITEMS} parts")
-            if not self._separator() or (closing and self.at(*closing)):
+            separator = self._separator()
+            words.add(separator)
+            if not separator:
+                self.joined = "or" if "or" in words else "and" if "and" in words else ","
                 return items
 
-    def _separator(self) -> bool:
-        """Past `,`, `;`, "and", "or", or a comma and one of the words."""
-        found = self.take(*SEPARATORS) is not None
+    def _separator(self) -> str:
+        """Past `,`, `;`, "and", "or", or a comma and one of the words; which it was, empty for none."""
+        found = "," if self.take(*SEPARATORS) is not None else ""
         token = self.peek()
         if token is not None and token.kind == "word" and token.text.lower() in ("and", "or"):
             self.place += 1
-            return True
+            return token.text.lower()
         return found
 
     def _statement(self) -> Value:
@@ -129,7 +140,10 @@ class Grammar(Measured, Expressions):
         signs: list[str] = []
         if self.take(r"\in") is not None:
             _check_is_variable(sides[0])
-            return self._side()
+            side = self._side()
+            if not isinstance(side, Brackets | Combined | NumberSet) and not (isinstance(side, Items) and side.braces):
+                raise NotAValueError("has an element of what is no set")
+            return side
         while (token := self.peek()) is not None and token.text in SIGNS and token.kind in ("mark", "command"):
             signs.append(SIGNS[self.next().text])
             sides.append(self._side())
@@ -171,7 +185,7 @@ class Grammar(Measured, Expressions):
             self.expect(")" if token.text == "(" else "]")
             return matrix
         if token.kind in ("mark", "command"):
-            if token.text in (r"\{", r"\lbrace"):
+            if token.text in (r"\{", r"\lbrace") or (token.text == "{" and self._is_plain_set()):
                 return self._braces()
             if token.text in (*OPENING, "]") and self._is_list(token):
                 return self._brackets()
@@ -185,6 +199,12 @@ class Grammar(Measured, Expressions):
         if letter not in ("R", "Z", "N", "Q", "C"):
             raise NotAValueError(f"has the set {letter!r}, which is not known")
         return letter
+
+    def _is_plain_set(self) -> bool:
+        """Whether the brace here is meant to be seen: `{1, 2}` and `{x | x > 2}`, in plain text."""
+        variable, mark = self.peek(1), self.peek(2)
+        described = variable is not None and variable.kind == "word" and mark is not None and mark.text in SUCH_THAT
+        return described or self._is_list(self.tokens[self.place])
 
     def _is_list(self, token: Token) -> bool:
         """Whether the bracket here holds a comma of its own, so that it is more than a group."""
@@ -224,7 +244,7 @@ class Grammar(Measured, Expressions):
 
     def _braces(self) -> Value:
         self.next()
-        if self.take(r"\}", r"\rbrace"):
+        if self.take(*CLOSED):
             return Items((), braces=True)
         place = self.place
         described = self._described()
@@ -232,7 +252,7 @@ class Grammar(Measured, Expressions):
             return described
         self.place = place
         items = self._statements()
-        if self.take(r"\}", r"\rbrace") is None:
+        if self.take(*CLOSED) is None:
             raise NotAValueError(f"has a brace that is not closed {self.here}")
         return Items(tuple(items), braces=True)
 
@@ -248,11 +268,11 @@ class Grammar(Measured, Expressions):
         if self.take(*SUCH_THAT) is None:
             return None
         statements = self._statements()
-        if self.take(r"\}", r"\rbrace") is None:
+        if self.take(*CLOSED) is None:
             raise NotAValueError(f"has a brace that is not closed {self.here}")
         if len(statements) == 1:
             return statements[0]
-        return Items(tuple(statements))
+        return Items(tuple(statements), joined=self.joined)
 
     def _matrix(self, begin: Token) -> Value:
         if begin.text not in MATRICES | DETERMINANTS:
@@ -317,9 +337,9 @@ class Grammar(Measured, Expressions):
         if any(token.text == "=" for token in after[: _statement_length(after)]):
             raise NotAValueError("is a chain of relations and not a value")
         self.place = stop + 1
-        letters = frozenset(token.text.lstrip("\\") for token in written if token.kind in ("word", "command"))
-        name = "".join(token.text for token in written if token.text not in ("{", "}", "\\angle"))
-        return name, frozenset(letter for letter in letters if len(letter) == 1 or letter in ("theta", "alpha", "beta"))
+        name = "".join(token.text for token in written if token.text not in ("{", "}", r"\angle"))
+        variable = name.lstrip("\\")
+        return name, frozenset((variable,)) if "(" not in name else frozenset()
 
 
 def _statement_length(tokens: list[Token]) -> int:
@@ -340,7 +360,7 @@ def _is_name(tokens: list[Token]) -> bool:
     inside = False
     for token in tokens:
         if token.kind == "number":
-            if before not in ("_", "{", "(", ","):
+            if before not in ("_", "{") and (before not in ("(", ",") or tokens[0].text == "("):
                 return False
         elif token.kind == "word":
             if token.text in ("e", "i", "pi") and not inside:
@@ -380,7 +400,8 @@ def _check_is_variable(value: Value) -> None:
 def _both_signs(value: Value) -> list[Value]:
     r"""`a \pm b` as both of its values."""
     if isinstance(value, Named) and isinstance(value.value, Scalar):
-        return [Named(value.name, value.letters, each) for each in _both_signs(value.value)]
+        both = _both_signs(value.value)
+        return [value] if len(both) == 1 else [Named(value.name, value.letters, Items(tuple(both)))]
     if not isinstance(value, Scalar):
         return [value]
     either = [node for node in value.node.walk() if node.kind == "either"]

@@ -48,7 +48,8 @@ def intervals(value: Value) -> list[Interval] | None:
         case Combined(joined="setminus"):
             return _without_points(value)
         case Items(braces=False):
-            return _joined(value.items, points=False)
+            found = _joined(value.items, points=False)
+            return _common(found) if found is not None and value.joined == "and" else found
     return None
 
 
@@ -68,6 +69,20 @@ def _joined(parts: tuple[Value, ...], *, points: bool) -> list[Interval] | None:
             return None
         found += inner
     return found
+
+
+def _common(found: list[Interval]) -> list[Interval] | None:
+    """`x > -2` and `x < 3`: what is in both of two half-lines; None where they are anything else."""
+    if len(found) != 2:
+        return None
+    upward = [each for each in found if each.high.has("infinity") and not each.low.has("infinity")]
+    downward = [each for each in found if each.low.has("infinity") and not each.high.has("infinity")]
+    if len(upward) != 1 or len(downward) != 1:
+        return None
+    low, high = upward[0], downward[0]
+    if sign_of(Node("sum", (high.high, negative(low.low)))) <= 0:
+        return None
+    return [Interval(low.low, high.high, low.low_closed, high.high_closed)]
 
 
 def _of_brackets(value: Brackets) -> list[Interval] | None:

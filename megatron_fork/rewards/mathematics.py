@@ -14,7 +14,7 @@ from megatron_fork.rewards.grammar import parse
 from megatron_fork.rewards.score import Score, excerpt
 from megatron_fork.rewards.tokens import tokenize
 from megatron_fork.rewards.unread import NotAValueError
-from megatron_fork.rewards.values import Scalar, Value
+from megatron_fork.rewards.values import Items, Scalar, Value
 from megatron_fork.rewards.words import PLACEHOLDERS, choice_letters, chosen, plain_words, same_words, shown
 
 # No answer of a problem set comes near; a parser can be made to crawl with less than a megabyte.
@@ -51,6 +51,8 @@ def judge(reference: str | None, claimed: str, rules: Rules) -> tuple[bool, str]
     """Whether `claimed` equals `reference`, and what decided it, as the rest of a sentence about `claimed`."""
     if not reference:
         return False, "has no reference answer"
+    if claimed.strip().startswith("~") and not claimed.strip().endswith("~"):
+        return False, "begins with a tilde, which says 'about'"
     letters = choice_letters(reference)
     if letters:
         return _judge_choice(reference, letters, claimed, rules)
@@ -58,6 +60,8 @@ def judge(reference: str | None, claimed: str, rules: Rules) -> tuple[bool, str]
     phrase = _phrase(reference)
     if words and phrase is None and not _is_value(reference):
         return same_words(words, claimed), f"is compared with the words {excerpt(words)}"
+    if reference.isalpha() and len(reference) > 1 and plain_words(claimed, any_text=True) == reference.casefold():
+        return True, "is the word of the reference answer"
     reference, claimed = QUALIFIER.sub("", reference), QUALIFIER.sub("", claimed)
     reference, claimed = phrase or reference, _phrase(claimed) or claimed
     try:
@@ -98,8 +102,9 @@ def _judge_choice(reference: str, letters: str, claimed: str, rules: Rules) -> t
         value = parse(content)
     except NotAValueError:
         return False, "has a choice and words about it"
-    named = re.search(r"(?<![a-zA-Z\\])[A-Z](?![a-zA-Z])", shown(content))
-    return named is None and value is not None, f"is the choice {letters} with its content"
+    other = re.search(r"(?<![a-zA-Z\\])[A-Z](?![a-zA-Z])", shown(content))
+    several = isinstance(value, Items) and value.joined == "or"
+    return other is None and not several, f"is the choice {letters} with its content"
 
 
 def _is_value(text: str) -> bool:
@@ -112,9 +117,9 @@ def _phrase(text: str) -> str | None:
     return next((symbols for phrase, symbols in PHRASES if phrase.fullmatch(said)), None)
 
 
-def _normalised(text: str) -> tuple[tuple[str, bool], ...] | str:
+def _normalised(text: str) -> tuple[str, ...] | str:
     """The tokens of a text, or the text itself where even they cannot be told."""
     try:
-        return tuple((token.text, token.upright) for token in tokenize(text))
+        return tuple(token.text for token in tokenize(text) if token.kind != "blank")
     except NotAValueError:
         return text.strip()

@@ -87,6 +87,8 @@ class Measured(Expressions):
             name, power = factor
             speed = SPEEDS.get(name)
             factors += [(each, exponent * sign) for each, exponent in speed] if speed else [(name, power * sign)]
+            if name == "year":
+                self._take_word("old")
             if self.take("/") or self._take_word("per"):
                 sign, wanted = -1, True
             else:

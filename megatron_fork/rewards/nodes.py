@@ -15,7 +15,10 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Node:
-    """`value` of a number, `name` of a symbol, constant or called function; `either` is the plus or minus of its part."""
+    """`value` of a number, `name` of a symbol, constant or called function, or of the base that a number is written in.
+
+    `either` is the plus or minus of its part.
+    """
 
     kind: Kind
     parts: tuple[Node, ...] = ()
@@ -32,6 +35,10 @@ class Node:
     @property
     def symbols(self) -> frozenset[str]:
         return frozenset(node.name for node in self.walk() if node.kind == "symbol")
+
+    @property
+    def bases(self) -> frozenset[str]:
+        return frozenset(node.name for node in self.walk() if node.kind == "number" and node.name)
 
     def has(self, *names: str) -> bool:
         """Whether a constant or function of these names is in it."""

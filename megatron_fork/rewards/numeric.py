@@ -23,6 +23,8 @@ MAX_BITS = 30_000
 MAX_WORK = 2_000_000
 # The largest argument of an exponential function, as a power of two.
 MAX_ARGUMENT_BITS = 40
+# tanh(x) is nearer to 1 than 2^(-2.9 x).
+BITS_OF_AN_ARGUMENT = 3
 APART = 0.7531903
 
 REAL = {
@@ -97,6 +99,7 @@ class Numeric:
         return self._call(node.name, values)
 
     def _of(self, value: Fraction) -> Any:
+        self.weight += value.numerator.bit_length() + value.denominator.bit_length()
         return self.context.mpf(value.numerator) / value.denominator
 
     def _powered(self, node: Node) -> Any:
@@ -137,7 +140,7 @@ class Numeric:
         size = self._size(argument) if not isinstance(argument, Fraction | int) else int(abs(argument)).bit_length()
         if size > MAX_ARGUMENT_BITS:
             raise TooCostlyError("would cost more to evaluate than an answer may")
-        self.weight += float(abs(argument)) * 1.5
+        self.weight += float(abs(argument)) * BITS_OF_AN_ARGUMENT
 
     def _call(self, name: str, values: list[Any]) -> Any:
         context, first = self.context, values[0]

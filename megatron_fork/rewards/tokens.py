@@ -21,13 +21,15 @@ MAX_DIGITS = 2000
 
 @dataclass(frozen=True)
 class Token:
-    """`text` as written, `value` of a number, `end` where it ends in the canonical text; `spaced`: white space before it."""
+    """`text` as written, `value` of a number, `base` of a number with an index; `end` where it ends in the
+    canonical text; `spaced`: white space before it."""
 
     kind: Kind
     text: str
     start: int
     end: int
     value: Fraction | None = None
+    base: int = 10
     spaced: bool = False
     upright: bool = False
 
@@ -43,7 +45,8 @@ PATTERN = re.compile(
   | (?P<style>\\(?:displaystyle|textstyle|scriptstyle|left|right|middle|[bB]igg?[lrm]?|[lL]arge|LARGE|huge|Huge|normalsize
        |small|bf|bfseries|rm|it|limits|nolimits|boldmath)(?![a-zA-Z])(?:\s*\.(?![0-9]))?)
   | (?P<color>\\(?:color|textcolor)\s*(?:\[[a-z]+\])?\{{[a-zA-Z0-9!, ]*\}})
-  | (?P<based>(?:[0-9][0-9A-Z]*|[0-9A-F]+(?=_\{{\s*16\s*\}}))_(?:[0-9]|\{{\s*(?:\\(?:text|mathrm)\{{\s*)?\(?(?P<base>[0-9]{{1,2}}|[a-z]+)\)?\s*\}}?\s*\}}))
+  | (?P<based>(?:[0-9][0-9A-Z]*|[0-9A-F]+(?=_\{{\s*16\s*\}}))_(?:[0-9]|\{{\s*\(?(?P<base>[0-9]{{1,2}}|[a-z]+)\)?\s*\}}
+       |\{{\s*\\(?:text|mathrm)\{{\s*(?P<named>[0-9]{{1,2}}|[a-z]+)\s*\}}\s*\}}))
   | (?P<number>(?:{GROUPED}|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)
   | (?P<begin>\\begin\s*\{{(?P<environment>[a-zA-Z]+)\}}(?:\{{[lcr| ]*\}})?)
   | (?P<end>\\end\s*\{{(?P<ended>[a-zA-Z]+)\}})
@@ -64,6 +67,11 @@ SCIENTIFIC = re.compile(r"[eE]([+-]?[0-9]{1,3})(?![0-9.])")
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12,
          "sixteen": 16}  # fmt: skip
 MODULES = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
+# `11 \text{ base } 2`, `11 \text{ (base two)}` and `11_{\text{base }2}`.
+BASE_IN_WORDS = re.compile(
+    r"([0-9]+)\s*(?:\\text|\\mathrm)\s*\{\s*\(?(?:in )?base\s*(?:([0-9]{1,2}|[a-z]+)\)?\s*\}|\}\s*([0-9]{1,2})(?![0-9]))"
+)
+BASE_IN_INDEX = re.compile(r"_\s*\{\s*\\text\s*\{\s*base\s*(?:\}\s*([0-9]{1,2})\s*\}|([0-9]{1,2}|[a-z]+)\s*\}\s*\})")
 GROUPING_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 VECTOR = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*[ijk]\s*\}")
 
@@ -73,6 +81,8 @@ def tokenize(text: str, *, grouping: bool = True) -> list[Token]:
     text = _undelimited(MODULES.sub("", canonical(text)))
     if not grouping:
         text = GROUPING_COMMA.sub(", ", text)
+    text = BASE_IN_INDEX.sub(lambda said: f"_{{{said[1] or said[2]}}}", text.replace("{:}", ":"))
+    text = BASE_IN_WORDS.sub(lambda said: f"{said[1]}_{{{said[2] or said[3]}}}", text)
     if VECTOR.search(text):
         raise NotAValueError("has a bold i, j or k, which is a vector")
     tokens: list[Token] = []
@@ -86,7 +96,10 @@ def _undelimited(text: str) -> str:
     before = None
     while text != before:
         before = text
-        text = text.removesuffix(".").strip() if not text.endswith(r"\.") else text
+        if text.endswith("..") or text.startswith(".."):
+            raise NotAValueError("goes on with dots")
+        if text.endswith(".") and not text.endswith((r"\.", "..")):
+            text = text[:-1].strip()
         for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("~", "~")):
             inside = text[len(opening) : len(text) - len(closing)]
             if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
@@ -149,7 +162,7 @@ def _number(text: str, match: re.Match[str], stop: int, spaced: bool, upright: b
     value = Fraction(int(digits or "0")) + (Fraction(int(decimals), 10 ** len(decimals)) if decimals else 0)
     repeating = REPEATING.match(text, end, stop) if point else None
     if repeating:
-        period = repeating["bar"] or repeating["digit"] or "".join(repeating.group("first", "between", "last") or "")
+        period = repeating["bar"] or repeating["digit"] or "".join(part or "" for part in repeating.group("first", "between", "last"))
         value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(decimals))
         end = repeating.end()
         if REPEATING.match(text, end, stop) or text[end : end + 1].isdigit():
@@ -172,7 +185,7 @@ def _letter(text: str, place: int, stop: int) -> bool:
 
 def _based(match: re.Match[str], spaced: bool) -> Token:
     digits, _, _ = match["based"].partition("_")
-    named = match["base"] or match["based"][-1]
+    named = match["base"] or match["named"] or match["based"][-1]
     base = BASES.get(named, 0) if named.isalpha() else int(named)
     try:
         value = Fraction(int(digits, base)) if 2 <= base <= 36 else None
@@ -180,7 +193,7 @@ def _based(match: re.Match[str], spaced: bool) -> Token:
         value = None
     if value is None:
         raise NotAValueError(f"has {match['based']!r}, which is no number of that base")
-    return Token("number", match[0], match.start(), match.end(), value=value, spaced=spaced)
+    return Token("number", match[0], match.start(), match.end(), value=value, base=base, spaced=spaced)
 
 
 def excerpt_of(text: str, start: int) -> str:

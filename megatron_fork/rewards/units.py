@@ -84,7 +84,7 @@ degree degrees deg degs 度
 radian radians rad rads
 °C Celsius celsius
 °F Fahrenheit fahrenheit
-dollar dollars USD usd US$ bucks buck
+dollar dollars USD usd bucks buck
 cent cents ¢
 euro euros EUR eur
 GBP gbp
@@ -125,7 +125,7 @@ IRREGULAR = (
 # Words of one letter that are units behind a space, where a variable would stand close.
 SHORT = frozenset("m g s h L l t N J W V A".split())
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
-MONEY = {"$": "dollar", "€": "euro", "£": "GBP", "¥": "yuan", "₹": "rupee"}
+MONEY = {"$": "dollar", "€": "euro", "£": "GBP", "¥": "yuan", "₹": "rupee", "¢": "cent"}
 MULTIPLES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "millions": 10**6, "billion": 10**9, "billions": 10**9,
     "trillion": 10**12, "dozen": 12,

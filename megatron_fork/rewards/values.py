@@ -9,6 +9,9 @@ from megatron_fork.rewards.nodes import Node
 from megatron_fork.rewards.units import Unit
 
 
+Joined = Literal[",", "and", "or"]
+
+
 @dataclass(frozen=True)
 class Scalar:
     """A number or expression, with its unit where it has one."""
@@ -28,10 +31,11 @@ class Brackets:
 
 @dataclass(frozen=True)
 class Items:
-    """A list in any order; a set where `braces` are around it, in which nothing counts twice."""
+    """A list in any order, with what joined it; a set where `braces` are around it, in which nothing counts twice."""
 
     items: tuple[Value, ...]
     braces: bool = False
+    joined: Joined = ","
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ SYNONYMS = (
 )
 SAME_AS = {word: row.split("|")[0] for row in SYNONYMS for word in row.split("|")}
 SENTENCE = re.compile(r"(yes|no)\s*[,.;:]\s*(?P<rest>.+)", re.DOTALL)
+NEGATION = re.compile(r"\b(?:not|cannot|never|impossible|none)\b|n't\b")
 DOUBT = frozenset("yes no but or maybe wait false wrong incorrect true unless except perhaps actually".split())
 # What a data set has where its answer was not found.
 PLACEHOLDERS = frozenset(("notfound", "not found", "[invalid]", "nan", "null", "n/a", "invalid", "unknown answer", "no answer"))
@@ -89,7 +90,8 @@ def plain_words(text: str, *, any_text: bool = False) -> str:
     """
     inside = shown(text)
     marked = TEXT.search(text) is not None
-    said = inside.strip(" .\"'").casefold()
+    quoted = re.fullmatch(r"(['\"])(.*)\1", inside.removesuffix("."))
+    said = (quoted[2] if quoted else inside.removesuffix(".")).strip().casefold()
     if not WORD.fullmatch(said):
         return ""
     longest = max(len(word) for word in re.findall(r"[^\W\d_]+", said))
@@ -103,4 +105,6 @@ def same_words(reference: str, claimed: str) -> bool:
     if SAME_AS.get(said, said) == SAME_AS.get(reference, reference):
         return True
     sentence = SENTENCE.fullmatch(shown(claimed).casefold())
-    return sentence is not None and sentence[1] == reference and not DOUBT & set(re.findall(r"\w+", sentence["rest"]))
+    if sentence is None or sentence[1] != reference or DOUBT & set(re.findall(r"\w+", sentence["rest"])):
+        return False
+    return (NEGATION.search(sentence["rest"]) is not None) == (reference == "no")
