@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (characters that look like others are what this is about)
 r"""The characters that may stand in an answer, in one spelling: full-width digits, `√`, `½`, `x²`, `−`, `π` and their like.
 
 A character that is not known here makes the text no answer: what a zero-width space, a control character or a letter of
@@ -35,9 +36,7 @@ PLAIN = {
     "｝": r"\}", "“": '"', "”": '"', "’": "'", "‘": "'", "￥": "¥", "＄": "$", "⟨": r"\langle ", "⟩": r"\rangle ",
     "⌉": r"\rceil ", "…": r"\ldots ", "°": r"^{\circ}", "℃": r"^{\circ}C", "㎝": "cm", "㎏": "kg", "㎡": r"\text{m}^2",
 }  # fmt: skip
-FRACTIONS = dict(
-    zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "12 13 23 14 34 15 25 35 45 16 56 18 38 58 78".split(), strict=True)
-)
+FRACTIONS = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "12 13 23 14 34 15 25 35 45 16 56 18 38 58 78".split(), strict=True))
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 

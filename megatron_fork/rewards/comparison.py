@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal
-
 from megatron_fork.rewards.equality import equal, proportional
 from megatron_fork.rewards.intervals import intervals, same
 from megatron_fork.rewards.nodes import Node, negative, number, product
+from megatron_fork.rewards.rules import Rules
 from megatron_fork.rewards.units import CONVERTED, Unit
 from megatron_fork.rewards.unread import NotAValueError
 from megatron_fork.rewards.values import (
@@ -25,18 +22,12 @@ from megatron_fork.rewards.values import (
     describe,
 )
 
-Policy = Literal["accept", "refuse"]
+# How many times the parts of a set may be in what is compared with it: each costs a comparison with each.
+MOST_REPETITIONS = 3
+
 DEGREE: Unit = (("degree", 1),)
 RADIAN: Unit = (("radian", 1),)
 TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What is a matter of taste: `17 \\times 23` for 391, and `x = 5` for 5."""
-
-    unevaluated: Policy = "accept"
-    named_numbers: Policy = "refuse"
 
 
 def compare(reference: Value, claimed: Value, rules: Rules) -> tuple[bool, str]:
@@ -58,7 +49,7 @@ def compare(reference: Value, claimed: Value, rules: Rules) -> tuple[bool, str]:
         case Matrix(), Matrix():
             return _compare_matrices(reference, claimed, rules)
         case (Matrix(), Brackets()) | (Brackets(), Matrix()):
-            return _in_order(*(_column(side) for side in (reference, claimed)), rules)
+            return _in_order(_column(reference), _column(claimed), rules)
         case Ratio(), Ratio():
             items = [tuple(Scalar(node) for node in side.items) for side in (reference, claimed)]
             return _in_order(items[0], items[1], rules)
@@ -92,7 +83,7 @@ def _compare_named(reference: Value, claimed: Value, rules: Rules) -> tuple[bool
     if isinstance(value, Scalar) and claimed.letters & value.node.symbols:
         return False, f"names {claimed.name} by itself"
     if isinstance(reference, Scalar) and not reference.node.symbols and len(claimed.name) == 1:
-        exact = reference.node.is_literal or isinstance(value, Scalar) and value.node.is_literal
+        exact = reference.node.is_literal or (isinstance(value, Scalar) and value.node.is_literal)
         if exact and rules.named_numbers == "refuse":
             return False, "is an equation, and the answer is a number"
     return compare(reference, value, rules)
@@ -182,6 +173,8 @@ def _compare_items(reference: Items, claimed: Items, rules: Rules) -> tuple[bool
 
 
 def _unordered(left: list[Value], right: list[Value], rules: Rules, distinct: bool) -> tuple[bool, str]:
+    if len(right) > MOST_REPETITIONS * max(len(left), 2):
+        return False, f"has {len(right)} parts and not {len(left)}"
     if distinct:
         left, right = _distinct(left, rules), _distinct(right, rules)
     if len(left) != len(right):
@@ -261,7 +254,9 @@ def _column(value: Value) -> tuple[Value, ...]:
 
 
 def _all_relations(*sides: Items) -> bool:
-    return all(isinstance(item, Relation) for side in sides for item in side.items) and all(side.items for side in sides)
+    return all(isinstance(item, Relation) for side in sides for item in side.items) and all(
+        side.items for side in sides
+    )
 
 
 def _compare_sets(reference: Value, claimed: Value) -> tuple[bool, str]:
@@ -301,6 +296,3 @@ def _as_difference(relation: Relation) -> tuple[Node, str] | None:
         return None
     left, right = relation.sides
     return Node("sum", (left.node, negative(right.node))), relation.signs[0]
-
-
-__all__ = ["Fraction", "Policy", "Rules", "compare"]

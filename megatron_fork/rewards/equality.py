@@ -1,7 +1,7 @@
 """Whether two expressions are equal: exactly where they are rational, else by numbers of sufficient precision.
 
 With variables, two expressions are equal if they are at every one of a dozen points where both are defined; the points are
-rational numbers that no expression is made to vanish at. Whole numbers are tried where nothing else is defined (`(-1)^n`, `n!`).
+rational numbers that no expression is made to vanish at. Whole numbers are tried where nothing else is defined: `(-1)^n`, `n!`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,20 @@ from fractions import Fraction
 
 from megatron_fork.rewards.exact import Exact, Undefined
 from megatron_fork.rewards.nodes import Node, negative, number
-from megatron_fork.rewards.numeric import is_zero
-from megatron_fork.rewards.unread import NotAValueError, TooCostlyError
+from megatron_fork.rewards.numeric import FIRST_BITS, Numeric, is_zero
 
 ENOUGH = 4
 # (smallest, largest) of the points of a round, in thousandths.
-ROUNDS = ((1100, 3900), (150, 950), (1100, 2900), (-2900, -1100), (4000, 19000), (-950, -150), (300, 7000), (-7000, -300))
+ROUNDS = (
+    (1100, 3900),
+    (150, 950),
+    (1100, 2900),
+    (-2900, -1100),
+    (4000, 19000),
+    (-950, -150),
+    (300, 7000),
+    (-7000, -300),
+)
 WHOLE = ((1, 4), (2, 9), (3, 12), (1, 15), (5, 20), (2, 30))
 DENOMINATOR = 1009
 
@@ -109,8 +117,6 @@ def replaced(node: Node, values: dict[str, Node]) -> Node:
 
 def sign_of(node: Node) -> int:
     """-1, 0 or 1 of a constant; raises NotAValueError where it is not real."""
-    from megatron_fork.rewards.numeric import FIRST_BITS, Numeric
-
     value = Exact({}).value(node)
     if value is not None:
         return (value > 0) - (value < 0)
@@ -132,6 +138,3 @@ def _infinity(node: Node) -> int | None:
         inner = _infinity(node.parts[0])
         return None if inner is None else -inner
     return 1 if node.kind == "constant" and node.name == "infinity" else None
-
-
-__all__ = ["NotAValueError", "TooCostlyError", "equal", "proportional", "replaced", "sign_of"]

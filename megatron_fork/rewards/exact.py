@@ -91,7 +91,7 @@ class Exact:
         if base == 0 and exponent <= 0:
             raise Undefined("has a power of zero that is undefined")
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if abs(exponent) > MAX_BITS and base not in (0, 1, -1) or bits > 1 and bits * abs(exponent) > 2 * MAX_BITS:
+        if (abs(exponent) > MAX_BITS and base not in (0, 1, -1)) or (bits > 1 and bits * abs(exponent) > 2 * MAX_BITS):
             raise TooCostlyError("would cost more to evaluate than an answer may")
         if base in (0, 1, -1):
             return base if exponent % 2 else base * base

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from megatron_fork.rewards.cursor import Cursor
+from megatron_fork.rewards.functions import (
+    CONSTANTS,
+    FRACTIONS,
+    FUNCTIONS,
+    GREEK,
+    OVER,
+    SYNONYMS,
+    Functions,
+)
 from megatron_fork.rewards.nodes import Node, negative, number, product, total
 from megatron_fork.rewards.tokens import Token
 from megatron_fork.rewards.units import MULTIPLES, POWERS, SHORT, unit_named
@@ -16,30 +24,16 @@ from megatron_fork.rewards.unread import NotAValueError
 
 MAX_NESTING = 30
 MAX_VARIABLES = 3
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt abs max min gcd".split()
-)
-SYNONYMS = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan"}
-INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 APPLIED = frozenset("fg")
-CONSTANTS = {"pi": "pi", "e": "e", "i": "i", "infty": "infinity", "infinity": "infinity", "oo": "infinity", "inf": "infinity"}
-GREEK = frozenset(
-    (
-        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi "
-        "varphi chi psi omega Gamma Delta Theta Lambda Xi Phi Psi Omega ell"
-    ).split()
-)
-FRACTIONS = frozenset(("frac", "dfrac", "tfrac", "cfrac"))
 BARS = {r"\lvert": r"\rvert", r"\vert": r"\vert", "|": "|"}
 ROUNDED = {r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceiling")}
 TIMES = ("*", r"\cdot", r"\times", r"\ast")
-OVER = ("/", r"\div")
 CLOSERS = {"(": ")", "[": "]", "{": "}", r"\lbrack": r"\rbrack"}
 # Words that begin what may stand behind a value and are no unit themselves.
 BEFORE_UNITS = frozenset((*MULTIPLES, *POWERS, "percent", "percents", "pct", "per"))
 
 
-class Expressions(Cursor):
+class Expressions(Functions):
     """Reads expressions from where the cursor stands; `bars` counts the absolute values that are open."""
 
     depth = 0
@@ -70,22 +64,22 @@ class Expressions(Cursor):
         return negative(term) if sign.text == "-" else term
 
     def _term(self) -> Node:
-        factors = [self._power()]
+        factors = [self.power()]
         while True:
             if self.take(*TIMES):
                 factors.append(self._after_operator())
             elif self.take(*OVER):
                 below = self._after_operator()
                 factors = [Node("quotient", (product(factors), below))]
-            elif self._begins_factor():
-                factors.append(self._power())
+            elif self.begins_factor():
+                factors.append(self.power())
             else:
                 return product(factors)
 
     def _after_operator(self) -> Node:
-        return negative(self._power()) if self.take("-") else self._power()
+        return negative(self.power()) if self.take("-") else self.power()
 
-    def _begins_factor(self) -> bool:
+    def begins_factor(self) -> bool:
         """Whether what comes multiplies what was before it, with no sign between."""
         token = self.peek()
         if token is None or self._is_unit(token) or self._is_separator(token):
@@ -109,7 +103,9 @@ class Expressions(Cursor):
         if token.text.lower() in BEFORE_UNITS:
             return True
         named = unit_named(token.text) is not None
-        return named and (not token.text.isascii() or len(token.text) > 1 or (token.text in SHORT and (token.upright or token.spaced)))
+        return named and (
+            not token.text.isascii() or len(token.text) > 1 or (token.text in SHORT and (token.upright or token.spaced))
+        )
 
     def _is_fraction_of_units(self) -> bool:
         first, second = self.peek(1), self.peek(2)
@@ -120,35 +116,35 @@ class Expressions(Cursor):
     def _is_separator(token: Token) -> bool:
         return token.kind == "word" and token.text.lower() in ("and", "or")
 
-    def _power(self) -> Node:
-        base = self._postfix(self._atom())
+    def power(self) -> Node:
+        base = self.postfix(self.atom())
         if not self.take("^", "**"):
             return base
         if base == number(1):
             raise NotAValueError("has a power of 1, which says nothing")
-        power = Node("power", (base, self._exponent()))
+        power = Node("power", (base, self.exponent()))
         if power.parts[1] == number(1):
             raise NotAValueError("has 1 as a power, which says nothing")
         if self.at("^", "**", "!"):
             raise NotAValueError(f"has a power of a power without braces, {self.here}")
-        return self._postfix(power)
+        return self.postfix(power)
 
-    def _exponent(self) -> Node:
+    def exponent(self) -> Node:
         if self.take("-"):
-            return negative(self._exponent())
+            return negative(self.exponent())
         token = self.peek()
         if token is not None and token.kind == "word" and len(token.text) > 1:
             return self._letter_of_word(token)
-        return self._atom()
+        return self.atom()
 
     def _letter_of_word(self, token: Token) -> Node:
         """`x^ab` is x to the a, times b."""
         if token.text in CONSTANTS or token.upright:
-            return self._atom()
+            return self.atom()
         self.split(token)
-        return self._atom()
+        return self.atom()
 
-    def _postfix(self, node: Node) -> Node:
+    def postfix(self, node: Node) -> Node:
         while True:
             if self.take("!"):
                 if self.at("!"):
@@ -169,17 +165,17 @@ class Expressions(Cursor):
             else:
                 return node
 
-    def _atom(self) -> Node:
+    def atom(self) -> Node:
         token = self.next()
         if token.kind == "number":
             assert token.value is not None
             return self._mixed(token)
         if token.kind == "word":
-            return self._word(token)
+            return self.word(token)
         if token.text in ("(", "[", "{"):
-            return self._grouped(token)
+            return self.grouped(token)
         if token.text in ("√", "∛"):
-            return self._root_of(2 if token.text == "√" else 3)
+            return self.root_of(2 if token.text == "√" else 3)
         if token.text in BARS:
             self.bars += 1
             inner = self.expression()
@@ -192,10 +188,10 @@ class Expressions(Cursor):
             self.expect(closing)
             return Node("call", (inner,), name=name)
         if token.kind == "command":
-            return self._command(token)
+            return self.command(token)
         raise NotAValueError(f"has {token} where a value would be")
 
-    def _grouped(self, token: Token) -> Node:
+    def grouped(self, token: Token) -> Node:
         bars, self.bars = self.bars, 0
         inner = self.expression()
         self.bars = bars
@@ -222,7 +218,7 @@ class Expressions(Cursor):
         return _based(Fraction(int(digits, int(base.value))), int(base.value))
 
     def _mixed(self, token: Token) -> Node:
-        """A number, with the fraction of a mixed one: `1\\frac12`, `1 1/2`."""
+        r"""A number, with the fraction of a mixed one: `1\frac12`, `1 1/2`."""
         assert token.value is not None
         whole = _based(token.value, token.base)
         after = self.peek()
@@ -230,7 +226,7 @@ class Expressions(Cursor):
             return whole
         if after.kind == "command" and after.text[1:] in FRACTIONS and not self._is_fraction_of_units():
             place = self.place
-            fraction = self._atom()
+            fraction = self.atom()
             if fraction.kind == "quotient" and all(part.kind == "number" for part in fraction.parts):
                 above, below = (part.value for part in fraction.parts)
                 if 0 < above < below and above.denominator == below.denominator == 1 and not self.at("^", "!"):
@@ -240,127 +236,39 @@ class Expressions(Cursor):
             above_token, slash, below_token = self.peek(), self.peek(1), self.peek(2)
             if slash is not None and slash.text == "/" and below_token is not None and below_token.value is not None:
                 assert above_token is not None and above_token.value is not None
-                if 0 < above_token.value < below_token.value and above_token.text.isdigit() and below_token.text.isdigit():
+                if (
+                    0 < above_token.value < below_token.value
+                    and above_token.text.isdigit()
+                    and below_token.text.isdigit()
+                ):
                     self.place += 3
                     return number(token.value + above_token.value / below_token.value)
         return whole
 
-    def _word(self, token: Token) -> Node:
+    def word(self, token: Token) -> Node:
         name = SYNONYMS.get(token.text, token.text)
         if name in FUNCTIONS:
-            return self._call(name)
+            return self.call(name)
         if name in CONSTANTS:
             return Node("constant", name=CONSTANTS[name])
         if len(name) == 1 and name.isascii():
-            return self._symbol(name)
+            return self.symbol(name)
         for known in sorted((*FUNCTIONS, *SYNONYMS, "pi"), key=len, reverse=True):
             at = name.find(known)
             if at >= 0 and not token.upright and len(name) - len(known) <= MAX_VARIABLES:
                 self.split(token, at or len(known), back=True)
-                return self._word(self.next())
+                return self.word(self.next())
         if token.upright or len(name) > MAX_VARIABLES or not name.isascii():
             raise NotAValueError(f"has the word {token}")
         self.split(token, back=True)
-        return self._word(self.next())
+        return self.word(self.next())
 
-    def _symbol(self, name: str) -> Node:
+    def symbol(self, name: str) -> Node:
         if self.take("_"):
             name += "_" + self.subscript()
         elif name in APPLIED and self.at("("):
-            return self._arguments(name)
+            return self.arguments(name)
         return Node("symbol", name=name)
-
-    def _arguments(self, name: str) -> Node:
-        self.expect("(")
-        arguments = [self.expression()]
-        while self.take(","):
-            arguments.append(self.expression())
-        self.expect(")")
-        return Node("call", tuple(arguments), name=name)
-
-    def _command(self, token: Token) -> Node:
-        name = SYNONYMS.get(token.text[1:], token.text[1:])
-        if name in FRACTIONS:
-            return Node("quotient", (self._argument(), self._argument()))
-        if name in ("binom", "dbinom", "tbinom"):
-            return Node("call", (self._argument(), self._argument()), name="binomial")
-        if name in FUNCTIONS:
-            return self._call(name)
-        if name in CONSTANTS:
-            return Node("constant", name=CONSTANTS[name])
-        if name in GREEK:
-            return self._symbol("epsilon" if name == "varepsilon" else "phi" if name == "varphi" else name)
-        if name == "operatorname":
-            return self._word(self.next())
-        raise NotAValueError(f"has {token}, which is not known")
-
-    def _argument(self) -> Node:
-        r"""The argument of a command: a group, or one digit or letter, so that `\frac12` is a half."""
-        token = self.peek()
-        if token is not None and token.text == "{":
-            return self._grouped(self.next())
-        if token is not None and token.kind in ("number", "word") and len(token.text) > 1:
-            self.split(token)
-        if token is not None and token.kind == "command" and token.text[1:] not in (*CONSTANTS, *GREEK, "sqrt", *FRACTIONS):
-            raise NotAValueError(f"has {token} where an argument would be")
-        return self._atom()
-
-    def _call(self, name: str) -> Node:
-        if name == "sqrt":
-            return self._root()
-        index = None
-        if name == "log" and self.take("_"):
-            index = self._argument()
-        exponent = self._exponent() if self.take("^") else None
-        if exponent is not None and exponent == negative(number(1)):
-            name, exponent = INVERSES.get(name, ""), None
-            if not name:
-                raise NotAValueError("has an inverse function that is not known")
-        call = self._applied(name, index)
-        return call if exponent is None else Node("power", (call, exponent))
-
-    def _applied(self, name: str, index: Node | None) -> Node:
-        if name in ("max", "min", "gcd"):
-            return self._arguments(name)
-        if self.at("(", "[", "{"):
-            inner = self._postfix(self._grouped(self.next()))
-        else:
-            sign = self.take("-")
-            factors = [self._power()]
-            while self._begins_factor() and not self._begins_function() or self.at(*OVER):
-                if self.take(*OVER):
-                    factors = [Node("quotient", (product(factors), self._power()))]
-                elif self.at("(", "["):
-                    break
-                else:
-                    factors.append(self._power())
-            inner = negative(product(factors)) if sign else product(factors)
-        if name == "exp":
-            return Node("power", (Node("constant", name="e"), inner))
-        if name == "log" and index is not None or name == "lg":
-            base = index or number(10)
-            return Node("quotient", (Node("call", (inner,), name="ln"), Node("call", (base,), name="ln")))
-        return Node("call", (inner,), name="absolute" if name == "abs" else name)
-
-    def _begins_function(self) -> bool:
-        token = self.peek()
-        return token is not None and SYNONYMS.get(token.text.lstrip("\\"), token.text.lstrip("\\")) in FUNCTIONS
-
-    def _root(self) -> Node:
-        index = number(2)
-        if self.take("["):
-            index = self.expression()
-            self.expect("]")
-        token = self.peek()
-        plain = self.previous()
-        bare = token is not None and token.text == "(" or plain is not None and plain.kind == "word"
-        inner = self._atom() if bare else self._argument()
-        if token is not None and token.text not in ("(", "{") and self.at("^", "**", "!"):
-            raise NotAValueError("has a root without braces that a power follows")
-        return Node("root", (index, inner))
-
-    def _root_of(self, index: int) -> Node:
-        return Node("root", (number(index), self._atom()))
 
 
 def _based(value: Fraction, base: int) -> Node:

@@ -16,7 +16,9 @@ BOX_OR_BRACE = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{|\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(r"\\f?boxed\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?|[A-Za-z](?![A-Za-z]))")
 JOINED = re.compile(r"[\s$]*(?:,|;|,?\s*\\?(?:text\{)?\s*(?:and|or)\s*\}?)[\s$]*")
 # A brace that may be open around a box: a group of its own, or text.
-HARMLESS = re.compile(r"(?:^|[\s$({&=:,.]|\\(?:text|textbf|mathbf|textit|large|Large|huge|Huge|color\{[a-z]+\}|mbox)\s*)$")
+HARMLESS = re.compile(
+    r"(?:^|[\s$({&=:,.]|\\(?:text|textbf|mathbf|textit|large|Large|huge|Huge|color\{[a-z]+\}|mbox)\s*)$"
+)
 THOUGHT = re.compile(r"<(/?)think>")
 
 ANSWER_LINE = re.compile(r"\banswer\b[^\n:.,;]{0,60}:([^\n]*)", re.IGNORECASE)
@@ -24,6 +26,7 @@ SAID = re.compile(r"\b(?:final )?answer is:?[ \t]+([^\n]+)", re.IGNORECASE)
 HEADING = re.compile(r"^[\s#*]*final answer[\s:*]*\n+([^\n]+)\s*\Z", re.IGNORECASE | re.MULTILINE)
 HASHES = re.compile(r"^####[ \t]+([^\n]+)$", re.MULTILINE)
 
+MAX_BOXES_IN_BOXES = 10
 CUT_OFF = "the response is cut off in a box or in its thoughts"
 
 
@@ -72,8 +75,9 @@ def boxes(text: str) -> list[Box] | None:
             outer -= is_box
             if is_box and outer == 0:
                 found.append(Box(start, token.end(), text[inside : token.start()]))
-            elif not is_box and outer == 0 and found and start in around[-8:] and start < found[-1].start:
-                if not HARMLESS.search(text[max(0, start - 24) : start]):
+            elif not is_box and outer == 0 and found and start in around[-8:]:
+                inside_formula = HARMLESS.search(text[max(0, start - 24) : start]) is None
+                if start < found[-1].start and inside_formula:
                     return None
     if outer:
         return None
@@ -108,14 +112,15 @@ def _joins(between: str) -> bool:
 
 
 def unwrapped(content: str) -> str:
-    r"""`\boxed{7}` as 7, however often it is boxed."""
-    while True:
+    r"""`\boxed{7}` as 7, also where it is boxed a few times."""
+    for _ in range(MAX_BOXES_IN_BOXES):
         content = content.strip()
         opening = BOX.match(content)
         inner = boxes(content) if opening else None
         if not inner or len(inner) != 1 or inner[0].end != len(content):
             return content
         content = inner[0].content
+    return content
 
 
 def last_answer_line(text: str) -> str | None:

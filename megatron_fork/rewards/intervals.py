@@ -1,9 +1,8 @@
-r"""Sets of real numbers as intervals: what `[1,2)`, `1 \le x < 2`, `|x| < 2`, `x \ne 4` and `\mathbb{R} \setminus \{4\}` say alike."""
+r"""Sets of real numbers as intervals: `[1,2)`, `1 \le x < 2`, `|x| < 2`, `x \ne 4`, `\mathbb{R} \setminus \{4\}`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from itertools import pairwise
 
 from megatron_fork.rewards.equality import equal, replaced, sign_of
@@ -185,7 +184,8 @@ def _linear(middle: Node, where: list[Interval]) -> list[Interval] | None:
     if sign == 0:
         return None
     found = [
-        replace(each, low=_back(each.low, slope, offset, sign), high=_back(each.high, slope, offset, sign)) for each in where
+        replace(each, low=_back(each.low, slope, offset, sign), high=_back(each.high, slope, offset, sign))
+        for each in where
     ]
     if sign < 0:
         found = [Interval(each.high, each.low, each.high_closed, each.low_closed) for each in reversed(found)]
@@ -231,6 +231,3 @@ def same(first: list[Interval], second: list[Interval]) -> bool:
             return False
         del left[place]
     return not left
-
-
-__all__ = ["Fraction", "Interval", "intervals", "same"]

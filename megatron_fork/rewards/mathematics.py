@@ -1,16 +1,17 @@
 r"""Mathematical answers: parsed whole by one grammar, the reference and the response alike, and compared exactly within a kind.
 
-A response of which a single token is not understood is no value and wrong, whatever its other tokens are. A reference that is not
-understood is compared as text. Nothing is decided by a tolerance.
+A response of which a single token is not understood is no value and wrong, whatever its other tokens are. A reference that is
+not understood is compared as text. Nothing is decided by a tolerance.
 """
 
 from __future__ import annotations
 
 import re
 
-from megatron_fork.rewards.comparison import Rules, compare
+from megatron_fork.rewards.comparison import compare
 from megatron_fork.rewards.extraction import stated_answer, why_none
 from megatron_fork.rewards.grammar import parse
+from megatron_fork.rewards.rules import Rules
 from megatron_fork.rewards.score import Score, excerpt
 from megatron_fork.rewards.tokens import tokenize
 from megatron_fork.rewards.unread import NotAValueError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_fork.rewards.expressions import Expressions
 from megatron_fork.rewards.nodes import Node, number, product
 from megatron_fork.rewards.tokens import Token
-from megatron_fork.rewards.units import MONEY, MULTIPLES, POWERS, SHORT, SPEEDS, Unit, combined, unit_named
+from megatron_fork.rewards.units import MONEY, MULTIPLES, POWERS, SHORT, SPEEDS, combined, unit_named
 from megatron_fork.rewards.unread import NotAValueError
 from megatron_fork.rewards.values import Scalar
 
@@ -55,12 +55,12 @@ class Measured(Expressions):
         return money
 
     def _scaled(self, node: Node) -> Node:
-        """Words that multiply or make a percentage: `7\\text{ million}`, `28 percent`."""
+        r"""Words that multiply or make a percentage: `7\text{ million}`, `28 percent`."""
         token = self.peek()
         if token is None or token.kind != "word":
             return node
         word = token.text.lower()
-        if word in PERCENT or word == "per" and self._word_at(1) == "cent":
+        if word in PERCENT or (word == "per" and self._word_at(1) == "cent"):
             self.place += 1 if word in PERCENT else 2
             if node.kind in ("percent", "degrees"):
                 raise NotAValueError("has two signs of percent")
@@ -132,7 +132,9 @@ class Measured(Expressions):
         if token is None or token.kind != "word":
             return None
         name = unit_named(token.text)
-        short_and_close = len(token.text) == 1 and not (token.upright or token.spaced or self._after_operator_of_units())
+        short_and_close = len(token.text) == 1 and not (
+            token.upright or token.spaced or self._after_operator_of_units()
+        )
         if len(token.text) == 1 and token.text.isascii() and (token.text not in SHORT or short_and_close):
             return None
         return name
@@ -167,4 +169,3 @@ class Measured(Expressions):
             self.place = place
             return []
         return sides[0] + [(name, -power) for name, power in sides[1]]
-

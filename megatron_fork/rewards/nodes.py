@@ -46,7 +46,7 @@ class Node:
 
     @property
     def is_literal(self) -> bool:
-        """Whether it is a number as one writes it, with nothing left to compute: `-3`, `3/4`, `1\\frac12`, `50\\%`."""
+        r"""Whether it is a number as one writes it, with nothing left to compute: `-3`, `3/4`, `1\frac12`, `50\%`."""
         inner = self.parts[0] if self.kind in ("negative", "percent", "degrees") else self
         if inner.kind == "negative":
             inner = inner.parts[0]

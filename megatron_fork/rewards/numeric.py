@@ -137,7 +137,8 @@ class Numeric:
         return context.sqrt(below) if exponent == Fraction(1, 2) else below ** self._of(exponent)
 
     def _check_argument(self, argument: Any) -> None:
-        size = self._size(argument) if not isinstance(argument, Fraction | int) else int(abs(argument)).bit_length()
+        rational = isinstance(argument, Fraction | int)
+        size = (int(abs(argument)) if rational else 0).bit_length() if rational else self._size(argument)
         if size > MAX_ARGUMENT_BITS:
             raise TooCostlyError("would cost more to evaluate than an answer may")
         self.weight += float(abs(argument)) * BITS_OF_AN_ARGUMENT
@@ -240,11 +241,11 @@ def _bounds(node: Node, point: Point) -> tuple[float, float] | None:
         index = _root_index(node, point)
         return upper / index, lower / index
     if node.kind == "power":
-        value = Exact(point).value(node.parts[1])
-        if value is None:
+        exponent = Exact(point).value(node.parts[1])
+        if exponent is None:
             return None
-        size = float(abs(value))
-        return (upper * size, lower * size) if value >= 0 else (lower * size, upper * size)
+        size = float(abs(exponent))
+        return (upper * size, lower * size) if exponent >= 0 else (lower * size, upper * size)
     if node.kind == "quotient":
         return upper + known[1][1], lower + known[1][0]
     if node.kind == "product":

@@ -22,7 +22,8 @@ MAX_DIGITS = 2000
 @dataclass(frozen=True)
 class Token:
     """`text` as written, `value` of a number, `base` of a number with an index; `end` where it ends in the
-    canonical text; `spaced`: white space before it."""
+    canonical text; `spaced`: white space before it.
+    """
 
     kind: Kind
     text: str
@@ -102,9 +103,9 @@ def _undelimited(text: str) -> str:
             text = text[:-1].strip()
         for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("~", "~")):
             inside = text[len(opening) : len(text) - len(closing)]
-            if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
-                if opening not in inside and not inside.endswith("\\"):
-                    text = inside.strip()
+            around = len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing)
+            if around and opening not in inside and not inside.endswith("\\"):
+                text = inside.strip()
     return text
 
 
@@ -162,7 +163,11 @@ def _number(text: str, match: re.Match[str], stop: int, spaced: bool, upright: b
     value = Fraction(int(digits or "0")) + (Fraction(int(decimals), 10 ** len(decimals)) if decimals else 0)
     repeating = REPEATING.match(text, end, stop) if point else None
     if repeating:
-        period = repeating["bar"] or repeating["digit"] or "".join(part or "" for part in repeating.group("first", "between", "last"))
+        period = (
+            repeating["bar"]
+            or repeating["digit"]
+            or "".join(part or "" for part in repeating.group("first", "between", "last"))
+        )
         value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(decimals))
         end = repeating.end()
         if REPEATING.match(text, end, stop) or text[end : end + 1].isdigit():

@@ -8,7 +8,6 @@ from typing import Literal
 from megatron_fork.rewards.nodes import Node
 from megatron_fork.rewards.units import Unit
 
-
 Joined = Literal[",", "and", "or"]
 
 
@@ -46,7 +45,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Combined:
-    """Sets joined by `\\cup`, `\\cap` or `\\setminus`."""
+    r"""Sets joined by `\cup`, `\cap` or `\setminus`."""
 
     joined: Literal["cup", "cap", "setminus"]
     parts: tuple[Value, ...]

@@ -33,7 +33,9 @@ SENTENCE = re.compile(r"(yes|no)\s*[,.;:]\s*(?P<rest>.+)", re.DOTALL)
 NEGATION = re.compile(r"\b(?:not|cannot|never|impossible|none)\b|n't\b")
 DOUBT = frozenset("yes no but or maybe wait false wrong incorrect true unless except perhaps actually".split())
 # What a data set has where its answer was not found.
-PLACEHOLDERS = frozenset(("notfound", "not found", "[invalid]", "nan", "null", "n/a", "invalid", "unknown answer", "no answer"))
+PLACEHOLDERS = frozenset(
+    ("notfound", "not found", "[invalid]", "nan", "null", "n/a", "invalid", "unknown answer", "no answer")
+)
 
 
 def shown(text: str) -> str:

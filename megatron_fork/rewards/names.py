@@ -1,0 +1,63 @@
+r"""Names before an equals sign: `x`, `x_1`, `f(x)`, `f'(x)`, `P(A)`, `\angle ABC`, `(p,q)`, `V_1:V_2`, `\text{Area}`."""
+
+from __future__ import annotations
+
+from megatron_fork.rewards.tokens import Token
+
+SEPARATORS = (",", ";")
+SIGNS = {
+    "=": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", r"\lt": "<", r"\gt": ">", r"\le": "<=", r"\leq": "<=",
+    r"\leqslant": "<=", r"\ge": ">=", r"\geq": ">=", r"\geqslant": ">=", r"\ne": "!=", r"\neq": "!=",
+}  # fmt: skip
+OPENING = ("(", "[", r"\{", r"\lbrace", r"\langle", r"\lbrack")
+CLOSING = (")", "]", r"\}", r"\rbrace", r"\rangle", r"\rbrack")
+
+
+def statement_length(tokens: list[Token]) -> int:
+    depth = 0
+    for place, token in enumerate(tokens):
+        if token.kind in ("mark", "command"):
+            depth += (token.text in (*OPENING, "{")) - (token.text in (*CLOSING, "}"))
+        if depth <= 0 and (token.text in SEPARATORS or token.text in ("and", "or")):
+            return place
+    return len(tokens)
+
+
+def is_name(tokens: list[Token]) -> bool:
+    r"""`x`, `x_1`, `f(x)`, `f'(x)`, `P(A)`, `\angle ABC`, `(p,q)`, `V_1:V_2`, `\text{Area}`: no digits but of an index."""
+    if not tokens or tokens[0].kind == "number":
+        return False
+    before = ""
+    inside = False
+    for token in tokens:
+        if token.kind == "number":
+            if before not in ("_", "{") and (before not in ("(", ",") or tokens[0].text == "("):
+                return False
+        elif token.kind == "word":
+            if token.text in ("e", "i", "pi") and not inside:
+                return False
+        elif token.kind == "command":
+            if not token.text[1:].isalpha() or token.text[1:] not in NAME_COMMANDS:
+                return False
+        elif token.text not in ("_", "{", "}", "(", ")", ",", "'", ":"):
+            return False
+        inside = token.text in ("(", "_", "{", ",") or (inside and token.text not in (")", "}"))
+        before = token.text
+    first = tokens[0].text
+    if tokens[-1].text == ":":
+        return False
+    applied = first != "(" and any(token.text == "(" for token in tokens)
+    separators = {token.text for token in tokens} & {",", ":"}
+    if applied and (len(first.lstrip("\\")) > 1 or tokens[-1].text != ")"):
+        return False
+    if not applied and first != "(" and "," in separators:
+        return False
+    return first.isalpha() or first[1:].isalpha() or first == "("
+
+
+NAME_COMMANDS = frozenset(
+    (
+        "alpha beta gamma delta epsilon varepsilon theta lambda mu omega phi varphi psi rho sigma tau Delta Omega angle "
+        "triangle ell max min"
+    ).split()
+)
