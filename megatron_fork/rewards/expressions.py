@@ -210,6 +210,8 @@ class Expressions(Functions):
             self.expect(")")
         if braced:
             self.expect("}")
+        if self.at("_"):
+            raise NotAValueError("has two bases")
         digits = str(inner.value)
         if base.value is None or base.value.denominator != 1 or not digits.isdigit() or not 2 <= base.value <= 10:
             raise NotAValueError("has an index at a number that is no base")

@@ -48,7 +48,11 @@ def plain_number(text: str) -> Fraction | None:
     """The exact value of a number written as one, without a unit; None where `text` is anything else."""
     try:
         value = parse(text)
-        return Exact({}).value(value.node) if isinstance(value, Scalar) and value.node.is_literal else None
+        return (
+            Exact({}).value(value.node)
+            if isinstance(value, Scalar) and value.node.is_literal and not value.unit
+            else None
+        )
     except NotAValueError:
         return None
 
@@ -133,6 +137,8 @@ class Grammar(Bracketed):
         chain = len(signs) == 2 and (set(signs) <= {"<", "<="} or set(signs) <= {">", ">="})
         if len(scalars) < len(sides) or not (len(signs) == 1 or chain):
             raise NotAValueError("is a chain of relations and not a value")
+        if any(side.node.bases for side in scalars):
+            raise NotAValueError("has a number of another base in a relation")
         return Relation(tuple(scalars), tuple(signs))
 
     def side(self) -> Value:
@@ -176,7 +182,7 @@ class Grammar(Bracketed):
 
 
 def _check_is_variable(value: Value) -> None:
-    if not isinstance(value, Scalar) or value.unit or value.node.kind != "symbol":
+    if not isinstance(value, Scalar) or value.unit or value.node.kind != "symbol" or value.node.name[0].isupper():
         raise NotAValueError("says of what is no variable that it is in a set")
 
 

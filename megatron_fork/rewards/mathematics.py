@@ -104,7 +104,7 @@ def _judge_choice(reference: str, letters: str, claimed: str, rules: Rules) -> t
     except NotAValueError:
         return False, "has a choice and words about it"
     other = re.search(r"(?<![a-zA-Z\\])[A-Z](?![a-zA-Z])", shown(content))
-    several = isinstance(value, Items) and value.joined == "or"
+    several = isinstance(value, Items)
     return other is None and not several, f"is the choice {letters} with its content"
 
 

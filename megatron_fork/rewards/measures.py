@@ -9,7 +9,6 @@ from megatron_fork.rewards.units import MONEY, MULTIPLES, POWERS, SHORT, SPEEDS,
 from megatron_fork.rewards.unread import NotAValueError
 from megatron_fork.rewards.values import Scalar
 
-LENGTHS = frozenset("mm cm dm m km in ft yd mi unit".split())
 PERCENT = frozenset(("percent", "pct", "percents"))
 
 
@@ -66,7 +65,8 @@ class Measured(Expressions):
                 raise NotAValueError("has two signs of percent")
             return Node("percent", (node,))
         if word in MULTIPLES:
-            if not node.is_literal or node.kind in ("percent", "degrees"):
+            zero = node.kind == "number" and not node.value
+            if zero or not node.is_literal or node.kind in ("percent", "degrees") or node.bases:
                 raise NotAValueError(f"has the word {token} behind what is no number")
             self.next()
             factor = number(MULTIPLES[word])
@@ -124,8 +124,6 @@ class Measured(Expressions):
             if power > 1:
                 raise NotAValueError("has a unit with two powers")
             power = self._unit_power()
-        elif name in LENGTHS and power == 1 and self._word_at(0) in ("squared", "cubed"):
-            power = 2 if self.next().text.lower() == "squared" else 3
         return name, power
 
     def _named(self, token: Token | None) -> str | None:

@@ -36,6 +36,9 @@ def is_name(tokens: list[Token]) -> bool:
         elif token.kind == "word":
             if token.text in ("e", "i", "pi") and not inside:
                 return False
+            points = token.text.isupper() and len(token.text) <= MOST_POINTS
+            if len(token.text) > 1 and not points and not (token.text in NAMES and len(tokens) == 1) and not inside:
+                return False
         elif token.kind == "command":
             if not token.text[1:].isalpha() or token.text[1:] not in NAME_COMMANDS:
                 return False
@@ -55,6 +58,11 @@ def is_name(tokens: list[Token]) -> bool:
     return first.isalpha() or first[1:].isalpha() or first == "("
 
 
+# `ABCD` is a name; of other words these are, by themselves.
+MOST_POINTS = 4
+NAMES = frozenset(
+    "Area area Perimeter perimeter Volume volume Answer answer Speed speed Distance distance Total total".split()
+)
 NAME_COMMANDS = frozenset(
     (
         "alpha beta gamma delta epsilon varepsilon theta lambda mu omega phi varphi psi rho sigma tau Delta Omega angle "

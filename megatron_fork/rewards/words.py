@@ -71,7 +71,8 @@ def chosen(text: str) -> tuple[str, str]:
     plain = shown(text)
     if SEVERAL.fullmatch(plain):
         letters = re.findall(rf"[{CHOICES}]", plain)
-        return ("".join(sorted(letters)), "") if len(set(letters)) == len(letters) else ("", "")
+        wellformed = len(set(letters)) == len(letters) and plain.count("(") == plain.count(")")
+        return ("".join(sorted(letters)), "") if wellformed else ("", "")
     grouped = re.fullmatch(r"\{\s*([^{}]*)\}(?P<rest>.*)", plain, re.DOTALL)
     if grouped:
         plain = grouped[1] + grouped["rest"]
@@ -79,7 +80,7 @@ def chosen(text: str) -> tuple[str, str]:
     if match is None:
         return "", ""
     letter, rest = (match[1] or match[2]).upper(), match["rest"].strip()
-    if not rest or rest in (".", ")"):
+    if not rest or rest == ".":
         return letter, ""
     content = CONTENT.match(match["rest"])
     return (letter, rest) if content else ("", "")
