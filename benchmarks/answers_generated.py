@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables)
 r"""Answers made by rules: right ones in many spellings, and wrong ones that a trusting verifier takes for right.
 
 A value has spellings that keep it; a decoration changes what it stands for; a joint puts another value beside it; a near miss is

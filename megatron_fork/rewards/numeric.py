@@ -18,11 +18,15 @@ from megatron_fork.rewards.unread import NotAValueError, TooCostlyError
 
 FIRST_BITS = 96
 MARGIN_BITS = 160
-MAX_BITS = 30_000
+MAX_BITS = 60_000
 # Bits times nodes of one evaluation.
 MAX_WORK = 2_000_000
 # The largest argument of an exponential function, as a power of two.
 MAX_ARGUMENT_BITS = 40
+# 1 - cos(x) is of the size of x squared.
+BITS_OF_WEIGHT = 4
+# Other nodes have no sizes but those of their parts.
+NEW_SIZES = ("number", "symbol", "constant", "power", "root", "call")
 # tanh(x) is nearer to 1 than 2^(-2.9 x).
 BITS_OF_AN_ARGUMENT = 3
 APART = 0.7531903
@@ -51,7 +55,8 @@ class Numeric:
         if self.real and isinstance(found, self.context.mpc):
             raise Undefined("is not real")
         size = self._size(found)
-        self.weight += abs(size)
+        if node.kind in NEW_SIZES:
+            self.weight += abs(size)
         self.peak = max(self.peak, size)
         if self.weight > MAX_BITS:
             raise TooCostlyError("would cost more to evaluate than an answer may")
@@ -141,12 +146,13 @@ class Numeric:
         size = (int(abs(argument)) if rational else 0).bit_length() if rational else self._size(argument)
         if size > MAX_ARGUMENT_BITS:
             raise TooCostlyError("would cost more to evaluate than an answer may")
-        self.weight += float(abs(argument)) * BITS_OF_AN_ARGUMENT
 
     def _call(self, name: str, values: list[Any]) -> Any:
         context, first = self.context, values[0]
         if name in REAL:
             self._check_argument(first)
+            if name.endswith("h"):
+                self.weight += float(abs(first)) * BITS_OF_AN_ARGUMENT
             try:
                 return getattr(context, REAL[name])(first)
             except ZeroDivisionError:
@@ -186,7 +192,7 @@ def is_zero(node: Node, point: Point, *, real: bool) -> bool:
     size = sum(1 for _ in node.walk())
     first = Numeric(point, FIRST_BITS, real=real)
     first.value(node)
-    bits = MARGIN_BITS + 2 * int(first.weight)
+    bits = MARGIN_BITS + BITS_OF_WEIGHT * int(first.weight)
     separation = separation_bits(node, point)
     if separation is not None and 1.4 * separation < MAX_BITS / 4:
         bits = max(bits, int(1.4 * separation) + MARGIN_BITS)

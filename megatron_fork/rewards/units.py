@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-# One line a unit: its name, then its other spellings. A name of more than one word is written with a hyphen.
+# One line a unit: its name, then its other spellings.
 NAMES = """
 mm millimeter millimeters millimetre millimetres
 cm centimeter centimeters centimetre centimetres cms 厘米
@@ -17,12 +17,12 @@ dm decimeter decimeters decimetre decimetres 分米
 m meter meters metre metres mtr 米
 km kilometer kilometers kilometre kilometres kms 千米 公里
 nm nanometer nanometers nanometre nanometres
-µm um micrometer micrometers micron microns
+um micrometer micrometers micron microns
 in inch inches
 ft foot feet
 yd yard yards yds
 mi mile miles
-ly light-year light-years lightyear lightyears
+ly lightyear lightyears
 mg milligram milligrams
 g gram grams gm gms 克
 kg kilogram kilograms kilo kilos kgs 千克 公斤
@@ -58,7 +58,7 @@ kJ kilojoule kilojoules
 W watt watts
 kW kilowatt kilowatts
 MW megawatt megawatts
-kWh kilowatt-hour kilowatt-hours
+kWh
 V volt volts
 mA milliamp milliamps milliampere milliamperes
 A ampere amperes amp amps
