@@ -146,14 +146,9 @@ def test_units_have_the_dimension_that_a_units_package_gives_them(name: str) -> 
     known = registry.Unit(name)
     assert right(rf"7\text{{ {name}s}}" if name not in ("inch", "foot", "hertz") else rf"7\text{{ {name}}}", "7")
     for spelling, unit in UNITS.items():
-        if (
-            unit == UNITS[name]
-            and len(spelling) > 3
-            and spelling not in MISREAD
-            and spelling.isascii()
-            and spelling.lower() in registry
-        ):
-            assert registry.Unit(spelling.lower()) == known, spelling
+        said = spelling.lower()
+        if unit == UNITS[name] and len(said) > 3 and said not in MISREAD and said.isascii() and said in registry:
+            assert registry.Unit(said) == known, spelling
 
 
 @pytest.mark.parametrize("spelling", sorted(UNITS))

@@ -261,10 +261,8 @@ def test_worker_is_light_confined_and_knows_no_secrets(monkeypatch: pytest.Monke
 
 
 def test_worker_that_cannot_start_is_an_error_and_not_a_zero() -> None:
-    with (
-        RewardPool(Config(kind="math_verify", memory_gib=0.04)) as pool,
-        pytest.raises(RewardError, match="could be started") as caught,
-    ):
+    config = Config(kind="math_verify", memory_gib=0.04)
+    with RewardPool(config) as pool, pytest.raises(RewardError, match="could be started") as caught:
         pool.score_many([(r"\boxed{7}", "7")])
     assert "rewards.memory_gib" in caught.value.hint
 
