@@ -19,7 +19,7 @@ from megatron_fork.rewards.functions import (
 )
 from megatron_fork.rewards.nodes import Node, negative, number, product, total
 from megatron_fork.rewards.tokens import Token
-from megatron_fork.rewards.units import MULTIPLES, POWERS, SHORT, unit_named
+from megatron_fork.rewards.units import CLOSE, MULTIPLES, POWERS, SHORT, unit_named
 from megatron_fork.rewards.unread import NotAValueError
 
 MAX_NESTING = 30
@@ -102,10 +102,9 @@ class Expressions(Functions):
             return False
         if token.text.lower() in BEFORE_UNITS:
             return True
-        named = unit_named(token.text) is not None
-        return named and (
-            not token.text.isascii() or len(token.text) > 1 or (token.text in SHORT and (token.upright or token.spaced))
-        )
+        if unit_named(token.text) is None or not token.text.isascii() or len(token.text) > 1:
+            return unit_named(token.text) is not None
+        return token.text in SHORT and (token.spaced or (token.upright and token.text in CLOSE))
 
     def _is_fraction_of_units(self) -> bool:
         first, second = self.peek(1), self.peek(2)

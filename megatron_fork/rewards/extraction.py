@@ -19,6 +19,11 @@ JOINED = re.compile(r"[\s$]*(?:,|;|,?\s*\\?(?:text\{)?\s*(?:and|or)\s*\}?)[\s$]*
 HARMLESS = re.compile(
     r"(?:^|[\s$({&=:,.]|\\(?:text|textbf|mathbf|textit|large|Large|huge|Huge|color\{[a-z]+\}|mbox)\s*)$"
 )
+# What makes another value of a box, or none.
+DENIED_BEFORE = re.compile(r"(?:-|[0-9]|\\(?:not|lnot|neg)|(?:\\neq?|≠|\bnot(?: equal to)?|\bisn't|\\not\s*=)[\s$]*)$")
+DENIED_BEHIND = re.compile(
+    r"[\^!_/0-9]|\$*\s*(?:is|was|would be|isn't)\s+(?:not|wrong|incorrect|false|impossible)\b|\$*\s*isn't\b"
+)
 THOUGHT = re.compile(r"<(/?)think>")
 
 ANSWER_LINE = re.compile(r"\banswer\b[^\n:.,;]{0,60}:([^\n]*)", re.IGNORECASE)
@@ -100,9 +105,9 @@ def _joined(found: list[Box], text: str) -> str | None:
     while first > 0 and _joins(text[found[first - 1].end : found[first].start]):
         first -= 1
     contents = list(dict.fromkeys(unwrapped(box.content) for box in found[first:]))
-    before = text[max(0, found[first].start - 8) : found[first].start]
-    behind = text[found[last].end : found[last].end + 8]
-    if before.endswith(("-", "\\not", "\\lnot", "\\neg")) or behind.startswith(("^", "!", "_", "/")):
+    before = text[max(0, found[first].start - 24) : found[first].start]
+    behind = text[found[last].end : found[last].end + 24]
+    if DENIED_BEFORE.search(before) or DENIED_BEHIND.match(behind):
         return None
     return ", ".join(contents)
 
@@ -132,10 +137,7 @@ def last_answer_line(text: str) -> str | None:
     if not found:
         return None
     last = max(found, key=lambda match: (match.end(), -match.start(1)))
-    stated = last[1].strip().removeprefix("**").removesuffix("**").strip()
-    if last.re is SAID:
-        return stated.removesuffix(".")
-    return last[1].lstrip("*").strip() if stated.startswith("*") else stated
+    return last[1].strip().removesuffix(".").strip("*").strip()
 
 
 def braces_balance(text: str) -> bool:

@@ -21,6 +21,7 @@ from megatron_fork.rewards.values import (
     Items,
     Named,
     NumberSet,
+    Ratio,
     Relation,
     Scalar,
     Value,
@@ -119,7 +120,11 @@ class Grammar(Bracketed):
     def _relation(self) -> Value:
         name = self._name()
         if name is not None:
-            return Named(name[0], name[1], self.side())
+            side = self.side()
+            several = "(" if name[0].startswith("(") else ":" if ":" in name[0] else ""
+            if (several == "(" and not isinstance(side, Brackets)) or (several == ":" and not isinstance(side, Ratio)):
+                raise NotAValueError("names several by one value")
+            return Named(name[0], name[1], side)
         sides = [self.side()]
         signs: list[str] = []
         if self.take(r"\in") is not None:

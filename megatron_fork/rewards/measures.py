@@ -9,6 +9,7 @@ from megatron_fork.rewards.units import MONEY, MULTIPLES, POWERS, SHORT, SPEEDS,
 from megatron_fork.rewards.unread import NotAValueError
 from megatron_fork.rewards.values import Scalar
 
+MONEY_WORDS = {"rs": "rupee", "inr": "rupee", "usd": "dollar", "eur": "euro"}
 PERCENT = frozenset(("percent", "pct", "percents"))
 
 
@@ -51,6 +52,12 @@ class Measured(Expressions):
         money = self._currency_at(0)
         if money is not None:
             self.next()
+        after = self.peek(1)
+        if money is None and after is not None and (after.kind == "number" or after.text == "."):
+            money = MONEY_WORDS.get(self._word_at(0))
+            if money is not None:  # `Rs. 500`
+                self.next()
+                self.take(".")
         return money
 
     def _scaled(self, node: Node) -> Node:
@@ -85,6 +92,8 @@ class Measured(Expressions):
         sign, wanted = 1, False
         while (factor := self._factor()) is not None:
             name, power = factor
+            if sign < 0 and self._take_word("squared"):
+                power = 2  # `meters per second squared`
             speed = SPEEDS.get(name)
             factors += [(each, exponent * sign) for each, exponent in speed] if speed else [(name, power * sign)]
             if name == "year":
@@ -120,6 +129,9 @@ class Measured(Expressions):
         self.next()
         if name in ("degree",) and self._word_at(0) in ("celsius", "fahrenheit", "c", "f"):
             return f"°{self.next().text[0].upper()}", 1
+        digit = self.peek()
+        if digit is not None and digit.text in ("2", "3") and digit.upright and not digit.spaced and power == 1:
+            power = int(self.next().text)  # `cm2`
         if self.at("^"):
             if power > 1:
                 raise NotAValueError("has a unit with two powers")
@@ -139,7 +151,7 @@ class Measured(Expressions):
 
     def _after_operator_of_units(self) -> bool:
         before = self.previous()
-        return before is not None and before.text in (r"\cdot", "*", "/")
+        return before is not None and before.text in (r"\cdot", "*", "/", "{", "per")
 
     def _unit_power(self) -> int:
         self.expect("^")

@@ -118,13 +118,15 @@ THINGS = (
     "walnut watch watermelon wheel window word worker worm zebra"
 )
 IRREGULAR = (
-    "squares cubes roots times people person men man women woman children child mice geese feet teeth sheep deer "
+    "squares cubes people person men man women woman children child mice geese feet teeth sheep deer "
     "fish vertices indices matrices dice die cookies candies cherries berries strawberries puppies puppy babies "
     "baby families stories batteries pennies ways way boys boy girls girl toys days loaves leaves knives shelves "
     "cents pages clips rabbits chickens 页 个 只 名 人 本 棵 条 张 支 辆 盒 袋 次 种 位 道 件 间 头 朵 颗 块 组 对"
 )
 # Words of one letter that are units behind a space, where a variable would stand close.
 SHORT = frozenset("m g s h L l t N J W V A".split())
+# The ones that may stand upright right behind a number: `7\mathrm{m}`.
+CLOSE = frozenset("m g s h L".split())
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 MONEY = {"$": "dollar", "€": "euro", "£": "GBP", "¥": "yuan", "₹": "rupee", "¢": "cent"}
 MULTIPLES = {
@@ -133,7 +135,12 @@ MULTIPLES = {
 }  # fmt: skip
 # What a value in one unit is in the other.
 CONVERTED = {"cent": ("dollar", Fraction(1, 100))}
-COUNTED = "counted"
+# Plurals of the list that are not made by a rule, and words for the same.
+SAME_THINGS = {
+    "people": "person", "persons": "person", "men": "man", "women": "woman", "children": "child", "kid": "child",
+    "mice": "mouse", "geese": "goose", "teeth": "tooth", "vertices": "vertex", "indices": "index", "matrices": "matrix",
+    "dice": "die", "人": "person", "页": "page",
+}  # fmt: skip
 
 
 def _spellings() -> dict[str, str]:
@@ -141,7 +148,7 @@ def _spellings() -> dict[str, str]:
     for thing in (*THINGS.split(), *IRREGULAR.split()):
         plural = thing + ("es" if thing.endswith(("s", "x", "ch", "sh")) else "s")
         for word in (thing, plural, thing[:-1] + "ies" if thing.endswith("y") else plural):
-            found.setdefault(word, COUNTED)
+            found.setdefault(word, SAME_THINGS.get(thing, thing))
     return found
 
 
@@ -158,11 +165,11 @@ def unit_named(word: str) -> str | None:
 
 
 def combined(factors: list[tuple[str, int]]) -> Unit:
-    """The product of powers of units, in one order; counted things and "units" are of no kind: 36 square units are 36."""
+    """The product of powers of units, in one order; what is counted in "units" has none: 36 square units are 36."""
     powers: dict[str, int] = {}
     for name, power in factors:
         powers[name] = powers.get(name, 0) + power
-    return tuple(sorted((name, power) for name, power in powers.items() if power and name not in (COUNTED, "unit")))
+    return tuple(sorted((name, power) for name, power in powers.items() if power and name != "unit"))
 
 
 SPEEDS: dict[str, Unit] = {"mph": (("h", -1), ("mi", 1)), "kph": (("h", -1), ("km", 1))}
