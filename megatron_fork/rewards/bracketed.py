@@ -168,6 +168,7 @@ class Bracketed(Measured):
             self.place += 4
 
     def _ratio_or_scalar(self) -> Value:
+        began = self.place
         first = self.measured()
         if not self.at(":", r"\colon"):
             return first
@@ -176,7 +177,9 @@ class Bracketed(Measured):
             items.append(self.measured())
         if any(item.unit for item in items):
             raise NotAValueError("has a ratio with units")
-        return Ratio(tuple(item.node for item in items))
+        written = self.tokens[began : self.place]
+        clock = any(token.kind == "number" and token.text[0] == "0" and len(token.text) > 1 for token in written)
+        return Ratio(tuple(item.node for item in items), clock)
 
 
 def both_signs(value: Value) -> list[Value]:

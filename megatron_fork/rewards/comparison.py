@@ -51,6 +51,8 @@ def compare(reference: Value, claimed: Value, rules: Rules) -> tuple[bool, str]:
         case (Matrix(), Brackets()) | (Brackets(), Matrix()):
             return _in_order(_column(reference), _column(claimed), rules)
         case Ratio(), Ratio():
+            if reference.clock != claimed.clock:
+                return False, "is a time of the day, or the answer is one"
             items = [tuple(Scalar(node) for node in side.items) for side in (reference, claimed)]
             return _in_order(items[0], items[1], rules)
         case NumberSet(), NumberSet():
@@ -75,6 +77,8 @@ def _compare_named(reference: Value, claimed: Value, rules: Rules) -> tuple[bool
     if isinstance(reference, Named):
         if isinstance(claimed, Relation):
             return _compare_sets(_as_relation(reference), claimed)
+        if isinstance(claimed, Items) and _one_name(claimed) == reference.name:
+            claimed = _unnamed(claimed)  # `x = 2, x = 3` for `x = 2, 3`
         return compare(reference.value, claimed, rules)
     assert isinstance(claimed, Named)
     if isinstance(reference, Relation):
@@ -160,7 +164,10 @@ def _compare_items(reference: Items, claimed: Items, rules: Rules) -> tuple[bool
     named = [all(isinstance(item, Named) for item in side.items) for side in (reference, claimed)]
     if any(named) and reference.items and claimed.items:
         if not named[0]:
-            if _one_name(claimed) is None or (rules.named_numbers == "refuse" and claimed.joined != "or"):
+            stated = claimed.joined == "or" or all(
+                "_" in item.name for item in claimed.items if isinstance(item, Named)
+            )
+            if _one_name(claimed) is None or (rules.named_numbers == "refuse" and not stated):
                 return False, "is equations, and the answer is values"
             claimed = _unnamed(claimed)
         elif not named[1] or _one_name(reference) is not None:
@@ -203,8 +210,8 @@ def _distinct(items: list[Value], rules: Rules) -> list[Value]:
 
 def _one_name(items: Items) -> str | None:
     """The one letter that all parts are named by, an index aside: `x_1 = 2, x_2 = 3`, `x = 2` or `x = 3`."""
-    names = {item.name.partition("_")[0] for item in items.items if isinstance(item, Named)}
-    return names.pop() if len(names) == 1 else None
+    names = {item.name.partition("_")[0] if isinstance(item, Named) else "" for item in items.items}
+    return names.pop() or None if len(names) == 1 else None
 
 
 def _unnamed(items: Items) -> Items:

@@ -15,6 +15,7 @@ from megatron_fork.rewards.nodes import Node, negative, number
 from megatron_fork.rewards.numeric import FIRST_BITS, Numeric, is_zero
 
 ENOUGH = 4
+MOST = 8
 # (smallest, largest) of the points of a round, in thousandths.
 ROUNDS = (
     (1100, 3900),
@@ -26,7 +27,7 @@ ROUNDS = (
     (300, 7000),
     (-7000, -300),
 )
-WHOLE = ((1, 4), (2, 9), (3, 12), (1, 15), (5, 20), (2, 30))
+WHOLE = ((1, 4), (2, 9), (3, 12), (1, 15), (5, 20), (2, 30)) * 4
 DENOMINATOR = 1009
 
 
@@ -66,6 +67,8 @@ def _agree(difference: Node, symbols: list[str], rounds: tuple[tuple[int, int], 
             if not is_zero(difference, point, real=real):
                 return -1
             agreed += 1
+            if agreed == MOST:
+                return agreed
         except Undefined:
             continue
     return agreed

@@ -122,7 +122,7 @@ class Expressions(Functions):
         if base == number(1):
             raise NotAValueError("has a power of 1, which says nothing")
         power = Node("power", (base, self.exponent()))
-        if power.parts[1] == number(1):
+        if power.parts[1] == number(1) and base != number(10):
             raise NotAValueError("has 1 as a power, which says nothing")
         if self.at("^", "**", "!"):
             raise NotAValueError(f"has a power of a power without braces, {self.here}")

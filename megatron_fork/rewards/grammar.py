@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from megatron_fork.rewards.bracketed import MAX_ITEMS, Bracketed, both_signs
 from megatron_fork.rewards.exact import Exact
-from megatron_fork.rewards.names import CLOSING, OPENING, SEPARATORS, SIGNS, is_name, statement_length
+from megatron_fork.rewards.names import CLOSING, OPENING, SEPARATORS, SIGNS, is_name, statement_length, without_inverse
 from megatron_fork.rewards.tokens import Token, tokenize
 from megatron_fork.rewards.unread import NotAValueError
 from megatron_fork.rewards.values import (
@@ -149,6 +149,8 @@ class Grammar(Bracketed):
     def side(self) -> Value:
         parts = [self.set_or_value()]
         joined = None
+        if isinstance(parts[0], NumberSet) and self.take("-"):
+            return Combined("setminus", (parts[0], self.set_or_value()))
         while (token := self.take(*JOINED)) is not None:
             if joined not in (None, JOINED[token.text]):
                 raise NotAValueError("joins sets in more than one way")
@@ -174,7 +176,8 @@ class Grammar(Bracketed):
             elif (depth == 0 and plain and (token.text in SEPARATORS or token.text in SIGNS)) or depth < 0:
                 return None
             stop += 1
-        written = self.tokens[self.place : stop]
+        whole = self.tokens[self.place : stop]
+        written = without_inverse(whole)
         if stop == len(self.tokens) or not is_name(written):
             return None
         after = self.tokens[stop + 1 :]
@@ -182,6 +185,8 @@ class Grammar(Bracketed):
             raise NotAValueError("is a chain of relations and not a value")
         self.place = stop + 1
         name = "".join(token.text for token in written if token.text not in ("{", "}", r"\angle"))
+        if len(written) < len(whole):
+            name = f"inverse {name}"
         variable = name.lstrip("\\")
         return name, frozenset((variable,)) if "(" not in name else frozenset()
 

@@ -224,6 +224,8 @@ def _of_absolute(sizes: list[Interval]) -> list[Interval]:
 
 def same(first: list[Interval], second: list[Interval]) -> bool:
     """Whether the two unions have the same intervals, in any order; nothing is merged."""
+    if _symbols(second) - _symbols(first):
+        return False
     left = list(second)
     for one in first:
         place = next((place for place, other in enumerate(left) if one.equals(other)), None)
@@ -231,3 +233,7 @@ def same(first: list[Interval], second: list[Interval]) -> bool:
             return False
         del left[place]
     return not left
+
+
+def _symbols(found: list[Interval]) -> frozenset[str]:
+    return frozenset().union(*(each.low.symbols | each.high.symbols for each in found))

@@ -21,11 +21,15 @@ from megatron_fork.rewards.words import PLACEHOLDERS, choice_letters, chosen, pl
 # No answer of a problem set comes near; a parser can be made to crawl with less than a megabyte.
 MAX_ANSWER_CHARACTERS = 2000
 DEFAULT = Rules()
+# Two choices, where they are not a product or a line from one point to another.
+TWO_LETTERS = re.compile(r"A[B-E]|B[C-E]|C[DE]|DE")
 # Phrases that have a spelling in symbols.
 PHRASES = (
+    (re.compile(r"no (?:real )?solutions?", re.IGNORECASE), r"\emptyset"),
     (re.compile(r"(?:all|the|any|every)?\s*(?:set of )?(?:all )?real(?: numbers?|s)", re.IGNORECASE), r"\mathbb{R}"),
     (re.compile(r"(?:all|the|any|every)?\s*(?:set of )?(?:all )?integers?", re.IGNORECASE), r"\mathbb{Z}"),
 )
+NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 # What is said of a constant of integration and its like, and changes nothing.
 QUALIFIER = re.compile(
     r",?\s*\\text\s*\{\s*,?\s*(?:for (?:any|some|every|all|an arbitrary|arbitrary)|where)\s+(?:real |arbitrary |fixed )*"
@@ -61,6 +65,8 @@ def judge(reference: str | None, claimed: str, rules: Rules) -> tuple[bool, str]
     phrase = _phrase(reference)
     if words and phrase is None and not _is_value(reference):
         return same_words(words, claimed), f"is compared with the words {excerpt(words)}"
+    if TWO_LETTERS.fullmatch(reference) and chosen(claimed)[0] == reference:
+        return True, f"is the choices {reference}"
     if reference.isalpha() and len(reference) > 1 and plain_words(claimed, any_text=True) == reference.casefold():
         return True, "is the word of the reference answer"
     reference, claimed = QUALIFIER.sub("", reference), QUALIFIER.sub("", claimed)
@@ -114,13 +120,18 @@ def _is_value(text: str) -> bool:
 
 
 def _phrase(text: str) -> str | None:
-    said = shown(text).strip(" .")
+    said = shown(text).removesuffix(".").strip()
+    if said.lower() in NUMERALS:
+        return str(NUMERALS.index(said.lower()))
     return next((symbols for phrase, symbols in PHRASES if phrase.fullmatch(said)), None)
 
 
 def _normalised(text: str) -> tuple[str, ...] | str:
     """The tokens of a text, or the text itself where even they cannot be told."""
     try:
-        return tuple(token.text for token in tokenize(text) if token.kind != "blank")
+        texts = [token.text for token in tokenize(text) if token.kind != "blank"]
+        single = [place for place in range(len(texts) - 2) if texts[place] == "{" and texts[place + 2] == "}"]
+        dropped = {end for place in single for end in (place, place + 2)}
+        return tuple(word for place, word in enumerate(texts) if place not in dropped)
     except NotAValueError:
         return text.strip()

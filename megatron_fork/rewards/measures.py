@@ -26,9 +26,14 @@ class Measured(Expressions):
         behind = self._currency()
         if money and behind:
             raise NotAValueError("has two signs of currency")
-        unit = combined(self._unit())
         money = money or behind
-        if money is not None:
+        rate = money is not None and self._take_word("per")
+        unit = combined(self._unit())
+        if rate and money is not None:
+            if not unit:
+                raise NotAValueError(f"has no unit {self.here}")
+            unit = combined([(money, 1), *((name, -power) for name, power in unit)])
+        elif money is not None:
             if unit not in ((), ((money, 1),)):
                 raise NotAValueError("has a currency and a unit")
             unit = ((money, 1),)

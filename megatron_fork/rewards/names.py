@@ -2,6 +2,8 @@ r"""Names before an equals sign: `x`, `x_1`, `f(x)`, `f'(x)`, `P(A)`, `\angle AB
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from megatron_fork.rewards.tokens import Token
 
 SEPARATORS = (",", ";")
@@ -21,6 +23,13 @@ def statement_length(tokens: list[Token]) -> int:
         if depth <= 0 and (token.text in SEPARATORS or token.text in ("and", "or")):
             return place
     return len(tokens)
+
+
+def without_inverse(tokens: list[Token]) -> list[Token]:
+    r"""The name `f(x)` of `f^{-1}(x)`."""
+    if [token.text for token in tokens[1:6]] != ["^", "{", "-", "1", "}"] or len(tokens) < 8:
+        return tokens
+    return [tokens[0], *tokens[6:]]
 
 
 def is_name(tokens: list[Token]) -> bool:
@@ -46,6 +55,8 @@ def is_name(tokens: list[Token]) -> bool:
             return False
         inside = token.text in ("(", "_", "{", ",") or (inside and token.text not in (")", "}"))
         before = token.text
+    if _has_two_words(tokens):
+        return False
     first = tokens[0].text
     if tokens[-1].text == ":":
         return False
@@ -56,6 +67,14 @@ def is_name(tokens: list[Token]) -> bool:
     if not applied and first != "(" and "," in separators:
         return False
     return first.isalpha() or first[1:].isalpha() or first == "("
+
+
+def _has_two_words(tokens: list[Token]) -> bool:
+    """Whether two words that are no points stand side by side: `n m`."""
+    return any(
+        one.kind == other.kind == "word" and not (one.text.isupper() and other.text.isupper())
+        for one, other in pairwise(tokens)
+    )
 
 
 # `ABCD` is a name; of other words these are, by themselves.

@@ -97,6 +97,8 @@ def _undelimited(text: str) -> str:
     before = None
     while text != before:
         before = text
+        if text.endswith("\\") and not text.endswith("\\\\"):
+            text = text[:-1].strip()
         if text.endswith("..") or text.startswith(".."):
             raise NotAValueError("goes on with dots")
         if text.endswith(".") and not text.endswith((r"\.", "..")):

@@ -60,9 +60,10 @@ class NumberSet:
 
 @dataclass(frozen=True)
 class Ratio:
-    """`3:4`, and times of the day."""
+    """`3:4`, and times of the day: `clock` tells `3:04` from them."""
 
     items: tuple[Node, ...]
+    clock: bool = False
 
 
 @dataclass(frozen=True)

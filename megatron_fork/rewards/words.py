@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 TEXT = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|textnormal|boldsymbol|bf|rm)\s*\{([^{}]*)\}")
-STYLE = re.compile(r"\\(?:left|right|bf|rm|displaystyle|textstyle|large|Large)(?![a-zA-Z])|\$")
+STYLE = re.compile(r"\\(?:left|right|bf|rm|displaystyle|textstyle|large|Large)(?![a-zA-Z])")
 
 CHOICES = "A-J"
 LETTER = re.compile(rf"\(?\s*([{CHOICES}])\s*\)?\.?")
@@ -42,6 +42,9 @@ def shown(text: str) -> str:
     """The text of an answer without the commands that say how it is set."""
     before = None
     text = text.strip()
+    for mark in ("**", "$$", "$"):
+        if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
+            text = text[len(mark) : -len(mark)].strip()
     while before != text:
         before, text = text, TEXT.sub(r"\1", text)
     return " ".join(STYLE.sub("", text).replace("~", " ").replace("\\ ", " ").split()).strip()
