@@ -55,16 +55,19 @@ SPELLINGS: dict[int, str] = {
 }
 RAISED_RUN = re.compile(f"[{''.join(RAISED)}]+")
 LOWERED_RUN = re.compile(f"[{''.join(LOWERED)}]+")
-BASED = re.compile(r"[^\x20-\x7e√∛€£¥₹¢\u4e00-\u9fff]")
+PLAIN_ASCII = re.compile(r"[ -~]*")
+UNKNOWN = re.compile(r"[^\x20-\x7e√∛€£¥₹¢\u4e00-\u9fff]")
 
 
 def canonical(text: str) -> str:
     """`text` in ASCII, `√∛€£¥₹` and Chinese characters; raises NotAValueError on any other."""
+    if PLAIN_ASCII.fullmatch(text):
+        return text
     if not text.isascii():
         text = RAISED_RUN.sub(lambda run: "^{" + "".join(RAISED[each] for each in run[0]) + "}", text)
         text = LOWERED_RUN.sub(lambda run: "_{" + "".join(LOWERED[each] for each in run[0]) + "}", text)
     text = text.translate(SPELLINGS)
-    unknown = BASED.search(text)
+    unknown = UNKNOWN.search(text)
     if unknown:
         raise NotAValueError(f"has the character U+{ord(unknown[0]):04X}, which is in no answer")
     return text

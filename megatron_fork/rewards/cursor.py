@@ -16,6 +16,7 @@ class Cursor:
         self.tokens = list(tokens)
         self.place = 0
         self.units_allowed = units_allowed
+        self.has_equals = any(token.text == "=" for token in tokens)
 
     def peek(self, ahead: int = 0) -> Token | None:
         place = self.place + ahead

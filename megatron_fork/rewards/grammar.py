@@ -162,6 +162,8 @@ class Grammar(Bracketed):
 
     def _name(self) -> tuple[str, frozenset[str]] | None:
         """What stands before the first `=`, where that can be a name; the cursor is behind the `=` then."""
+        if not self.has_equals:
+            return None
         stop = self.place
         depth = 0
         while stop < len(self.tokens):

@@ -7,6 +7,8 @@ not understood is compared as text. Nothing is decided by a tolerance.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from functools import lru_cache
 
 from megatron_fork.rewards.comparison import compare
 from megatron_fork.rewards.extraction import stated_answer, why_none
@@ -21,6 +23,9 @@ from megatron_fork.rewards.words import PLACEHOLDERS, choice_letters, chosen, pl
 # No answer of a problem set comes near; a parser can be made to crawl with less than a megabyte.
 MAX_ANSWER_CHARACTERS = 2000
 DEFAULT = Rules()
+# Every phrase and numeral has three letters side by side, in no command.
+LETTERS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
+COMMA_IN_NUMBER = re.compile(r"[0-9],[0-9]{3}")
 # Two choices, where they are not a product or a line from one point to another.
 TWO_LETTERS = re.compile(r"A[B-E]|B[C-E]|C[DE]|DE")
 # Phrases that have a spelling in symbols.
@@ -44,67 +49,96 @@ def verify(response: str, answer: str, rules: Rules = DEFAULT) -> Score:
         return Score(0.0, why_none(response))
     if len(claimed) > MAX_ANSWER_CHARACTERS:
         return Score(0.0, f"the answer has {len(claimed)} characters, more than {MAX_ANSWER_CHARACTERS}")
-    if not answer.strip():
+    written = answer.strip().casefold()
+    if not written:
         return Score(0.0, "the reference answer is empty")
-    if " ".join(answer.casefold().split()) in PLACEHOLDERS:
+    if written in PLACEHOLDERS:
         return Score(0.0, f"the reference answer {excerpt(answer)} says that none was found")
-    right, how = judge(stated_answer(answer) if r"\boxed" in answer else answer, claimed, rules)
+    reference = stated_answer(answer) if r"\boxed" in answer else answer
+    if not reference:
+        return Score(0.0, f"the reference answer {excerpt(answer)} has no box that is closed")
+    right, how = judge(understood(reference), claimed.strip(), rules)
     return Score(float(right), f"{excerpt(claimed)} {how}")
 
 
-def judge(reference: str | None, claimed: str, rules: Rules) -> tuple[bool, str]:
-    """Whether `claimed` equals `reference`, and what decided it, as the rest of a sentence about `claimed`."""
-    if not reference:
-        return False, "has no reference answer"
-    if claimed.strip().startswith("~") and not claimed.strip().endswith("~"):
-        return False, "begins with a tilde, which says 'about'"
-    letters = choice_letters(reference)
+@dataclass(frozen=True)
+class Reference:
+    """A reference answer and what it was understood as: letters of choices, words, a value, or none for a reason."""
+
+    text: str
+    letters: str = ""
+    words: str = ""
+    value: Value | None = None
+    problem: str = ""
+
+
+@lru_cache(maxsize=4096)
+def understood(text: str) -> Reference:
+    """The reference answer `text`; all the responses to a question are compared with one."""
+    letters = choice_letters(text)
     if letters:
-        return _judge_choice(reference, letters, claimed, rules)
-    words = plain_words(reference)
-    phrase = _phrase(reference)
-    if words and phrase is None and not _is_value(reference):
-        return same_words(words, claimed), f"is compared with the words {excerpt(words)}"
-    if TWO_LETTERS.fullmatch(reference) and chosen(claimed)[0] == reference:
-        return True, f"is the choices {reference}"
-    if reference.isalpha() and len(reference) > 1 and plain_words(claimed, any_text=True) == reference.casefold():
-        return True, "is the word of the reference answer"
-    reference, claimed = QUALIFIER.sub("", reference), QUALIFIER.sub("", claimed)
-    reference, claimed = phrase or reference, _phrase(claimed) or claimed
+        return Reference(text, letters=letters)
+    phrase = _phrase(text)
+    words = "" if phrase or _is_value(text) else plain_words(text)
+    if words:
+        return Reference(text, words=words)
+    text = phrase or QUALIFIER.sub("", text)
     try:
-        expected = parse(reference)
+        return Reference(text, value=parse(text))
     except NotAValueError as error:
-        text = _normalised(reference) == _normalised(claimed)
-        return text, f"is compared as text, as the reference answer {error}"
-    return judge_value(expected, reference, claimed, rules)
+        return Reference(text, problem=str(error))
+
+
+def judge(reference: Reference, claimed: str, rules: Rules) -> tuple[bool, str]:
+    """Whether `claimed` equals the reference, and what decided it, as the rest of a sentence about `claimed`."""
+    if claimed.startswith("~") and not claimed.endswith("~"):
+        return False, "begins with a tilde, which says 'about'"
+    if reference.letters:
+        return _judge_choice(reference, claimed, rules)
+    if reference.words:
+        return same_words(reference.words, claimed), f"is compared with the words {excerpt(reference.words)}"
+    if reference.text.isalpha() and _is_the_word(reference.text, claimed):
+        return True, "is the word of the reference answer"
+    claimed = _phrase(claimed) or QUALIFIER.sub("", claimed)
+    if reference.value is None:
+        same_text = _normalised(reference.text) == _normalised(claimed)
+        return same_text, f"is compared as text, as the reference answer {reference.problem}"
+    return judge_value(reference.value, reference.text, claimed, rules)
 
 
 def judge_value(expected: Value, reference: str, claimed: str, rules: Rules) -> tuple[bool, str]:
     try:
         found = parse(claimed)
         right, how = compare(expected, found, rules)
-        if not right and not isinstance(expected, Scalar):
+        if not right and not isinstance(expected, Scalar) and COMMA_IN_NUMBER.search(f"{reference} {claimed}"):
             # `(100,200)` and `100, 200, 300`: a comma before three digits need not be of one number.
-            again = parse(reference, grouping=False), parse(claimed, grouping=False)
-            if again != (expected, found):
-                return compare(*again, rules)
+            return compare(parse(reference, grouping=False), parse(claimed, grouping=False), rules)
         return right, how
     except NotAValueError as error:
         same_text = _normalised(reference) == _normalised(claimed)
         return same_text, "is the text of the reference answer" if same_text else str(error)
 
 
-def _judge_choice(reference: str, letters: str, claimed: str, rules: Rules) -> tuple[bool, str]:
+def _is_the_word(word: str, claimed: str) -> bool:
+    """Whether `claimed` is this word of two letters or more, or the two choices that it may be."""
+    if len(word) < 2:
+        return False
+    choices = TWO_LETTERS.fullmatch(word) and chosen(claimed)[0] == word
+    return bool(choices) or plain_words(claimed, any_text=True) == word.casefold()
+
+
+def _judge_choice(reference: Reference, claimed: str, rules: Rules) -> tuple[bool, str]:
+    letters = reference.letters
     found, content = chosen(claimed)
-    _, expected = chosen(reference)
+    _, expected = chosen(reference.text)
     if found != letters:
         if expected and not found:
-            return judge(expected, claimed, rules)
+            return judge(understood(expected), claimed, rules)
         return False, f"is compared with the choice {letters}"
     if not content:
         return True, f"is the choice {letters}"
     if expected:
-        return judge(expected, content, rules)
+        return judge(understood(expected), content, rules)
     try:
         value = parse(content)
     except NotAValueError:
@@ -120,6 +154,8 @@ def _is_value(text: str) -> bool:
 
 
 def _phrase(text: str) -> str | None:
+    if not LETTERS.search(text):
+        return None
     said = shown(text).removesuffix(".").strip()
     if said.lower() in NUMERALS:
         return str(NUMERALS.index(said.lower()))

@@ -67,6 +67,9 @@ REPEATING = re.compile(
 SCIENTIFIC = re.compile(r"[eE]([+-]?[0-9]{1,3})(?![0-9.])")
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12,
          "sixteen": 16}  # fmt: skip
+LETTER = re.compile(r"[a-z:]")
+# What a text ends with that has a mark around or behind it.
+END_MARKS = ".\\$)]*~"
 MODULES = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
 # `11 \text{ base } 2`, `11 \text{ (base two)}` and `11_{\text{base }2}`.
 BASE_IN_WORDS = re.compile(
@@ -79,22 +82,31 @@ VECTOR = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*[ijk]\s*\}")
 
 def tokenize(text: str, *, grouping: bool = True) -> list[Token]:
     """The tokens of an answer; raises NotAValueError. Without `grouping`, a bare comma never separates thousands."""
-    text = _undelimited(MODULES.sub("", canonical(text)))
+    text = _undelimited(canonical(text))
     if not grouping:
         text = GROUPING_COMMA.sub(", ", text)
-    text = BASE_IN_INDEX.sub(lambda said: f"_{{{said[1] or said[2]}}}", text.replace("{:}", ":"))
-    text = BASE_IN_WORDS.sub(lambda said: f"{said[1]}_{{{said[2] or said[3]}}}", text)
-    if VECTOR.search(text):
-        raise NotAValueError("has a bold i, j or k, which is a vector")
+    if LETTER.search(text):
+        text = _rewritten(text)
     tokens: list[Token] = []
     _read(text, 0, len(text), False, tokens)
     return tokens
 
 
+def _rewritten(text: str) -> str:
+    """Bases in words as indices, `{:}` as a colon, and no names of modules."""
+    text = MODULES.sub("", text.replace("{:}", ":"))
+    if "base" in text:
+        text = BASE_IN_INDEX.sub(lambda said: f"_{{{said[1] or said[2]}}}", text)
+        text = BASE_IN_WORDS.sub(lambda said: f"{said[1]}_{{{said[2] or said[3]}}}", text)
+    if VECTOR.search(text):
+        raise NotAValueError("has a bold i, j or k, which is a vector")
+    return text
+
+
 def _undelimited(text: str) -> str:
     """Without the marks of mathematics, of bold and of the end of a sentence around the whole."""
     text = text.strip()
-    before = None
+    before = None if text and (text[-1] in END_MARKS or text[0] == ".") else text
     while text != before:
         before = text
         if text.endswith("\\") and not text.endswith("\\\\"):
@@ -162,7 +174,7 @@ def _number(text: str, match: re.Match[str], stop: int, spaced: bool, upright: b
     digits, start, end = re.sub(r"[^0-9]", "", whole), match.start(), match.end()
     if len(digits) + len(decimals) > MAX_DIGITS:
         raise NotAValueError(f"has a number of more than {MAX_DIGITS} digits")
-    value = Fraction(int(digits or "0")) + (Fraction(int(decimals), 10 ** len(decimals)) if decimals else 0)
+    value = Fraction(int(digits + decimals or "0"), 10 ** len(decimals)) if decimals else Fraction(int(digits or "0"))
     repeating = REPEATING.match(text, end, stop) if point else None
     if repeating:
         period = (

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables)
 r"""What a verifier may not be talked into: every rule is a property of answers that a generator makes.
 
 A right value in another spelling is right. A value with something around it that changes what it stands for is wrong, and so
