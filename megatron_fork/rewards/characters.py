@@ -12,6 +12,7 @@ import re
 from megatron_fork.rewards.unread import NotAValueError
 
 SPACES = "\t\n\r\f\v\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+WHITE = " " + SPACES
 # Every full-width form of ASCII but those that TeX gives a meaning of their own.
 FULL_WIDTH = {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F) if chr(code) not in "\\#$&@_`~\"'{}"}
 GREEK = dict(

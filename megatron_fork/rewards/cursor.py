@@ -38,11 +38,19 @@ class Cursor:
         return token
 
     def at(self, *texts: str) -> bool:
-        token = self.peek()
-        return token is not None and token.kind in ("mark", "command") and token.text in texts
+        if self.place >= len(self.tokens):
+            return False
+        token = self.tokens[self.place]
+        return token.text in texts and token.kind in ("mark", "command")
 
     def take(self, *texts: str) -> Token | None:
-        return self.next() if self.at(*texts) else None
+        if self.place >= len(self.tokens):
+            return None
+        token = self.tokens[self.place]
+        if token.text not in texts or token.kind not in ("mark", "command"):
+            return None
+        self.place += 1
+        return token
 
     def expect(self, text: str) -> None:
         if self.take(text) is None:

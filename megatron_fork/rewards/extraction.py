@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from megatron_fork.rewards.characters import WHITE
+
 BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
 BOX_OR_BRACE = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{|\\.|[{}]", re.DOTALL)
 # TeX takes one token for the argument where no brace follows; who writes `\boxed 42` means the whole number.
@@ -119,7 +121,7 @@ def _joins(between: str) -> bool:
 def unwrapped(content: str) -> str:
     r"""`\boxed{7}` as 7, also where it is boxed a few times."""
     for _ in range(MAX_BOXES_IN_BOXES):
-        content = content.strip()
+        content = content.strip(WHITE)
         opening = BOX.match(content)
         inner = boxes(content) if opening else None
         if not inner or len(inner) != 1 or inner[0].end != len(content):

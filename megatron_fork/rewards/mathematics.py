@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from megatron_fork.rewards.characters import WHITE
 from megatron_fork.rewards.comparison import compare
 from megatron_fork.rewards.extraction import stated_answer, why_none
 from megatron_fork.rewards.grammar import parse
@@ -57,7 +58,7 @@ def verify(response: str, answer: str, rules: Rules = DEFAULT) -> Score:
     reference = stated_answer(answer) if r"\boxed" in answer else answer
     if not reference:
         return Score(0.0, f"the reference answer {excerpt(answer)} has no box that is closed")
-    right, how = judge(understood(reference), claimed.strip(), rules)
+    right, how = judge(understood(reference), claimed.strip(WHITE), rules)
     return Score(float(right), f"{excerpt(claimed)} {how}")
 
 

@@ -7,6 +7,7 @@ in rounding), and for roots from a bound on how near to zero an algebraic number
 from __future__ import annotations
 
 import math
+import threading
 from fractions import Fraction
 from typing import Any
 
@@ -37,12 +38,22 @@ REAL = {
 }  # fmt: skip
 
 
+class OfThread(threading.local):
+    """One context for each thread; making one takes longer than most comparisons."""
+
+    def __init__(self) -> None:
+        self.context: Any = mpmath.MPContext()
+
+
+OF_THREAD = OfThread()
+
+
 class Numeric:
     """Values at one point with `bits` of precision; `weight` is what of it the sizes of the values may eat up."""
 
     def __init__(self, point: Point, bits: int, *, real: bool) -> None:
         self.point = point
-        self.context: Any = mpmath.MPContext()
+        self.context: Any = OF_THREAD.context
         self.context.prec = bits
         self.real = real
         self.weight = 0.0
