@@ -13,6 +13,7 @@ from megatron_fork.rewards.functions import (
     FRACTIONS,
     FUNCTIONS,
     GREEK,
+    OF_SEVERAL,
     OVER,
     SYNONYMS,
     Functions,
@@ -248,13 +249,13 @@ class Expressions(Functions):
 
     def word(self, token: Token) -> Node:
         name = SYNONYMS.get(token.text, token.text)
-        if name in FUNCTIONS:
+        if name in FUNCTIONS - OF_SEVERAL:
             return self.call(name)
         if name in CONSTANTS:
             return Node("constant", name=CONSTANTS[name])
         if len(name) == 1 and name.isascii():
             return self.symbol(name)
-        for known in sorted((*FUNCTIONS, *SYNONYMS, "pi"), key=len, reverse=True):
+        for known in sorted((*(FUNCTIONS - OF_SEVERAL), *SYNONYMS, "pi"), key=len, reverse=True):
             at = name.find(known)
             if at >= 0 and not token.upright and len(name) - len(known) <= MAX_VARIABLES:
                 self.split(token, at or len(known), back=True)

@@ -22,7 +22,7 @@ HARMLESS = re.compile(
     r"(?:^|[\s$({&=:,.]|\\(?:text|textbf|mathbf|textit|large|Large|huge|Huge|color\{[a-z]+\}|mbox)\s*)$"
 )
 # What makes another value of a box, or none.
-DENIED_BEFORE = re.compile(r"(?:-|[0-9]|\\(?:not|lnot|neg)|(?:\\neq?|≠|\bnot(?: equal to)?|\bisn't|\\not\s*=)[\s$]*)$")
+DENIED_BEFORE = re.compile(r"(?:-|[0-9]|\\(?:not|lnot|neg)|(?:\\neq?|≠|\bnot(?: equal to)?|\bisn't|\\not\s*=)[\s$}]*)$")
 DENIED_BEHIND = re.compile(
     r"[\^!_/0-9]|\$*\s*(?:is|was|would be|isn't)\s+(?:not|wrong|incorrect|false|impossible)\b|\$*\s*isn't\b"
 )

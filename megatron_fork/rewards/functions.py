@@ -10,6 +10,8 @@ from megatron_fork.rewards.unread import NotAValueError
 FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt abs max min gcd".split()
 )
+# Only as commands: `max(7,3)` in plain text is a program.
+OF_SEVERAL = frozenset(("max", "min", "gcd"))
 SYNONYMS = {
     "asin": "arcsin",
     "acos": "arccos",
@@ -123,7 +125,7 @@ class Functions(Cursor):
         return call if exponent is None else Node("power", (call, exponent))
 
     def _applied(self, name: str, index: Node | None) -> Node:
-        if name in ("max", "min", "gcd"):
+        if name in OF_SEVERAL:
             return self.arguments(name)
         if self.at("(", "[", "{"):
             inner = self.postfix(self.grouped(self.next()))
