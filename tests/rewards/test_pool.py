@@ -271,6 +271,8 @@ def test_worker_that_cannot_start_is_an_error_and_not_a_zero() -> None:
     ("field", "value"),
     [
         ("kind", "maths"),
+        ("unevaluated", "perhaps"),
+        ("named_numbers", "perhaps"),
         ("workers", -1),
         ("timeout_seconds", 0.0),
         ("timeout_seconds", float("inf")),
