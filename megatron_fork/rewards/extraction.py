@@ -30,6 +30,7 @@ THOUGHT = re.compile(r"<(/?)think>")
 
 ANSWER_LINE = re.compile(r"\banswer\b[^\n:.,;]{0,60}:([^\n]*)", re.IGNORECASE)
 SAID = re.compile(r"\b(?:final )?answer is:?[ \t]+([^\n]+)", re.IGNORECASE)
+FAREWELL = re.compile(r"\.?\s*I hope (?:it|this) is correct\.?$")
 HEADING = re.compile(r"^[\s#*]*final answer[\s:*]*\n+([^\n]+)\s*\Z", re.IGNORECASE | re.MULTILINE)
 HASHES = re.compile(r"^####[ \t]+([^\n]+)$", re.MULTILINE)
 
@@ -139,7 +140,9 @@ def last_answer_line(text: str) -> str | None:
     if not found:
         return None
     last = max(found, key=lambda match: (match.end(), -match.start(1)))
-    return last[1].strip().removesuffix(".").strip("*").strip()
+    stated = FAREWELL.sub("", last[1].strip())
+    again = SAID.search(stated)
+    return (again[1] if again else stated).removesuffix(".").strip("*").strip()
 
 
 def braces_balance(text: str) -> bool:

@@ -71,6 +71,14 @@ MHz megahertz
 GHz gigahertz
 mol mole moles mols
 cal calorie calories
+eV
+keV
+MeV
+GeV
+erg ergs
+amu
+AU
+pc parsec parsecs
 kcal kilocalorie kilocalories
 bit bits
 byte bytes
