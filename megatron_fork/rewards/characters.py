@@ -41,8 +41,6 @@ FRACTIONS = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "12 13 23 14 
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 
-# Characters of no ASCII that the tokenizer itself tells apart: roots without braces, and money.
-KEPT = frozenset("√∛€£¥₹¢")
 SPELLINGS: dict[int, str] = {
     ord(character): spelling
     for character, spelling in {

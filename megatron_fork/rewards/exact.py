@@ -55,7 +55,7 @@ class Exact:
         for part in node.parts:
             value = self.value(part)
             if value is None:
-                return self._of_zero(node)
+                return None
             values.append(value)
         match node.kind:
             case "sum":
@@ -72,10 +72,6 @@ class Exact:
                 return values[0] / values[1]
             case "power":
                 return self._power(values[0], values[1])
-        return None
-
-    def _of_zero(self, node: Node) -> Fraction | None:
-        """Zero times what is no fraction is left to the numbers that are not exact: it may be undefined."""
         return None
 
     def _folded(self, values: list[Fraction], *, add: bool) -> Fraction:

@@ -145,14 +145,5 @@ def last_answer_line(text: str) -> str | None:
     return (again[1] if again else stated).removesuffix(".").strip("*").strip()
 
 
-def braces_balance(text: str) -> bool:
-    depth = 0
-    for token in BOX_OR_BRACE.finditer(text):
-        depth += opens(token) - (token[0] == "}")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
 def opens(token: re.Match[str]) -> bool:
     return token[0].endswith("{") and token[0] != r"\{"
