@@ -22,6 +22,7 @@ RUNTIME = [
     "jinja2",
     "httpx",
     "math-verify",
+    "mpmath",
     "reasoning-gym",
     "pyarrow",
     "pyyaml",
@@ -31,6 +32,7 @@ DEVELOPMENT = [
     "pytest",
     "pytest-xdist",
     "hypothesis",
+    "pint",  # the units of answers are checked against it
     "ruff",
     "mypy",
     "types-PyYAML",

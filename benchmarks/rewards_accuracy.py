@@ -1,10 +1,10 @@
-r"""Accuracy on the labelled answers of `tests/rewards/answer_pairs.jsonl`, beside math-verify as it comes.
+r"""Accuracy of `kind=math` on labelled answers, beside math-verify as it comes (`kind=math_verify`), and what an answer costs.
 
     python benchmarks/rewards_accuracy.py --out benchmarks/results/rewards_accuracy.json
 
-math-verify is used as its documentation shows: both texts through `parse` with its defaults, the reference between dollar
-signs, then `verify`. The categories "equation trick" and "modular trick" are a rule of this project (a relation is wrong where
-the answer is a number), hence there is a second figure without them. False positives are listed by name.
+Three sets: the pairs of `tests/rewards/answer_pairs.jsonl`, the cases of `answer_cases.jsonl` beside them, most of which
+fooled an earlier verifier, and answers made by `answers_generated.py`. A false positive is a wrong answer that is rewarded.
+Cost is CPU time in this process, on the pairs, after one warm pass over them.
 """
 
 from __future__ import annotations
@@ -15,50 +15,86 @@ import datetime
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import math_verify
+from answers_generated import sample
 
-from megatron_fork.rewards import score
+from megatron_fork.rewards import Config, RewardPool, score
 
-PAIRS = Path(__file__).parent.parent / "tests" / "rewards" / "answer_pairs.jsonl"
-RULES = ("equation trick", "modular trick")
-
-
-def ours(response: str, answer: str) -> bool:
-    return score(response, answer).value > 0
+TESTS = Path(__file__).parent.parent / "tests" / "rewards"
+KINDS = ("math", "math_verify")
+GENERATED = 3000
+SHOWN = 40
 
 
-def plain(response: str, answer: str) -> bool:
-    reference = math_verify.parse(f"${answer}$", parsing_timeout=None)
-    return bool(math_verify.verify(reference, math_verify.parse(response, parsing_timeout=None), timeout_seconds=None))
+def labelled(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (TESTS / name).read_text("utf-8").splitlines()]
 
 
-def judge(verifier: Callable[[str, str], bool], pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    started = time.process_time()
-    verdicts = [verifier(pair["response"], pair["answer"]) for pair in pairs]
-    seconds = time.process_time() - started
-    judged = list(zip(pairs, verdicts, strict=True))
-    unruled = [(pair, verdict) for pair, verdict in judged if pair["category"] not in RULES]
-    false_positives = [pair for pair, verdict in judged if verdict and not pair["right"]]
-    false_negatives = [pair for pair, verdict in judged if pair["right"] and not verdict]
+def generated() -> list[dict[str, Any]]:
+    made = sample(GENERATED, seed=0)
+    return [
+        {"kind": kind, "answer": answer, "response": response, "right": right} for kind, answer, response, right in made
+    ]
+
+
+def verdicts_of(kind: str, cases: list[dict[str, Any]]) -> list[bool]:
+    """By a worker, since math-verify may compute for ever; what it is killed at is not right."""
+    with RewardPool(Config(kind=kind, timeout_seconds=5.0)) as pool:
+        return [result.value > 0 for result in pool.score_many([(case["response"], case["answer"]) for case in cases])]
+
+
+def costs_of(kind: str, cases: list[dict[str, Any]]) -> dict[str, float]:
+    """CPU milliseconds of an answer in this process."""
+    costs = []
+    for case in cases:
+        began = time.process_time()
+        score(case["response"], case["answer"], kind=kind)
+        costs.append(1e3 * (time.process_time() - began))
+    costs.sort()
     return {
-        "accuracy": sum(pair["right"] == verdict for pair, verdict in judged) / len(judged),
-        "accuracy_without_rules": sum(pair["right"] == verdict for pair, verdict in unruled) / len(unruled),
-        "cpu_ms_a_pair": 1e3 * seconds / len(pairs),
-        "false_positives": len(false_positives),
-        "false_negatives": len(false_negatives),
-        "false_positives_by_category": dict(collections.Counter(pair["category"] for pair in false_positives)),
-        "false_negatives_by_category": dict(collections.Counter(pair["category"] for pair in false_negatives)),
-        "false_positive_list": [[pair["answer"], pair["response"]] for pair in false_positives],
-        "false_negative_list": [[pair["answer"], pair["response"]] for pair in false_negatives],
+        "cpu_ms_mean": sum(costs) / len(costs),
+        "cpu_ms_median": costs[len(costs) // 2],
+        "cpu_ms_p99": costs[int(0.99 * len(costs))],
     }
+
+
+def figures(cases: list[dict[str, Any]], verdicts: list[bool]) -> dict[str, Any]:
+    positives = [case for case, verdict in zip(cases, verdicts, strict=True) if verdict and not case["right"]]
+    negatives = [case for case, verdict in zip(cases, verdicts, strict=True) if case["right"] and not verdict]
+    rights = sum(case["right"] for case in cases)
+    return {
+        "answers": len(cases),
+        "right": rights,
+        "accuracy": 1 - (len(positives) + len(negatives)) / len(cases),
+        "false_positives": len(positives),
+        "false_positive_share": len(positives) / (len(cases) - rights),
+        "false_negatives": len(negatives),
+        "false_negative_share": len(negatives) / rights,
+        "false_positives_by_kind": dict(collections.Counter(kind_of(case) for case in positives)),
+        "false_negatives_by_kind": dict(collections.Counter(kind_of(case) for case in negatives)),
+        "false_positive_list": [[case["answer"], case["response"]] for case in positives[:SHOWN]],
+        "false_negative_list": [[case["answer"], case["response"]] for case in negatives[:SHOWN]],
+    }
+
+
+def kind_of(case: dict[str, Any]) -> str:
+    return str(case.get("category") or case["kind"])
+
+
+def difference(cases: list[dict[str, Any]], ours: list[bool], theirs: list[bool], which: bool) -> list[list[Any]]:
+    """What one of the two calls right and the other does not, with the label."""
+    return [
+        [case["answer"], case["response"], case["right"]]
+        for case, one, other in zip(cases, ours, theirs, strict=True)
+        if one != other and one == which
+    ][:SHOWN]
 
 
 def main() -> None:
@@ -66,20 +102,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    pairs = [json.loads(line) for line in PAIRS.read_text("utf-8").splitlines()]
-    record = {
+    sets = {"pairs": labelled("answer_pairs.jsonl"), "cases": labelled("answer_cases.jsonl"), "generated": generated()}
+    record: dict[str, Any] = {
         "command": "python " + shlex.join(sys.argv),
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"Python {platform.python_version()}",
         "math_verify": importlib.metadata.version("math-verify"),
-        "pairs": len(pairs),
-        "right": sum(pair["right"] for pair in pairs),
-        "megatron_fork": judge(ours, pairs),
-        "plain_math_verify": judge(plain, pairs),
     }
-    for name in ("megatron_fork", "plain_math_verify"):
-        shown = {key: value for key, value in record[name].items() if not key.endswith("list")}
-        print(name, json.dumps(shown, indent=1))
+    for kind in KINDS:
+        costs_of(kind, sets["pairs"])  # warm
+        record[f"cost_{kind}"] = costs_of(kind, sets["pairs"])
+        print(kind, json.dumps(record[f"cost_{kind}"]))
+    for name, cases in sets.items():
+        verdicts = [verdicts_of(kind, cases) for kind in KINDS]
+        record[name] = {kind: figures(cases, found) for kind, found in zip(KINDS, verdicts, strict=True)}
+        record[name]["only_math_calls_right"] = difference(cases, verdicts[0], verdicts[1], True)
+        record[name]["only_math_verify_calls_right"] = difference(cases, verdicts[0], verdicts[1], False)
+        for kind in KINDS:
+            shown = {key: value for key, value in record[name][kind].items() if not key.endswith(("list", "kind"))}
+            print(name, kind, json.dumps(shown))
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -4,7 +4,7 @@ r"""200 hostile responses among 2,000 good ones: what they score, what they cost
 
 The good ones are right: integers, fractions, polynomials and expressions, a quarter each. The hostile ones are of twelve sorts,
 from towers of powers to a megabyte of braces; all are wrong. Both runs use the same warm pool settings, the second has the
-hostile ones strewn in at random. `--good` and `--hostile` make it smaller.
+hostile ones strewn in at random. `--good` and `--hostile` make it smaller, `--kind` takes another verifier.
 """
 
 from __future__ import annotations
@@ -70,11 +70,13 @@ def hostile(count: int, generator: random.Random) -> list[tuple[str, Pair]]:
     return chosen
 
 
-def attack(goods: int, hostiles: int, *, workers: int, timeout_seconds: float, seed: int = 0) -> dict[str, Any]:
+def attack(
+    goods: int, hostiles: int, *, workers: int, timeout_seconds: float, seed: int = 0, kind: str = "math"
+) -> dict[str, Any]:
     generator = random.Random(seed)
     right = good(goods, generator)
     wrong = hostile(hostiles, generator)
-    config = Config(workers=workers, timeout_seconds=timeout_seconds)
+    config = Config(kind=kind, workers=workers, timeout_seconds=timeout_seconds)
 
     with RewardPool(config) as pool:
         pool.warm()
@@ -95,6 +97,7 @@ def attack(goods: int, hostiles: int, *, workers: int, timeout_seconds: float, s
         lost = result.reason if result.reason.startswith("verifier") else "judged"
         by_sort[sort][f"{lost}, {result.value:g}"] += 1
     return {
+        "kind": kind,
         "good": goods,
         "good_right_alone": sum(result.value for result in alone),
         "good_right": sum(result.value for (sort, _), result in zip(mixed, scores, strict=True) if sort == "good"),
@@ -117,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--good", type=int, default=2000)
     parser.add_argument("--hostile", type=int, default=200)
+    parser.add_argument("--kind", default="math")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=5.0)
     parser.add_argument("--out", type=Path)
@@ -125,7 +129,13 @@ def main() -> None:
         "command": "python " + shlex.join(sys.argv),
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.python_version()}",
-        **attack(arguments.good, arguments.hostile, workers=arguments.workers, timeout_seconds=arguments.timeout),
+        **attack(
+            arguments.good,
+            arguments.hostile,
+            workers=arguments.workers,
+            timeout_seconds=arguments.timeout,
+            kind=arguments.kind,
+        ),
     }
     print(json.dumps(record, indent=1))
     if arguments.out:

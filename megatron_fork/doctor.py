@@ -41,7 +41,7 @@ _OPTIONAL = (
     ("vllm", "vllm", "rollout engine"),
     ("sglang", "sglang", "rollout engine"),
     ("wandb", "wandb", "run.wandb"),
-    ("math_verify", "math-verify", "rewards.kind=math"),
+    ("math_verify", "math-verify", "rewards.kind=math_verify"),
 )
 
 

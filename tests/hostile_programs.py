@@ -27,6 +27,7 @@ RUNS_HERE = platform.machine() == "x86_64"
 SETTINGS = {"kind": "code", "allow_code": True, "timeout_seconds": 30.0}
 
 # What hostile programs start with: any system call by number; negative results are errors.
+PROJECT = Path(__file__).parents[1]
 PRELUDE = """
 import ctypes, os, sys
 _library = ctypes.CDLL(None, use_errno=True)
@@ -55,7 +56,7 @@ class Trainer:
             [interpreter, __file__, json.dumps(refusing), json.dumps(SETTINGS | settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"API_KEY": self.secret},
+            env=os.environ | {"API_KEY": self.secret, "PYTHONPATH": str(PROJECT)},
             text=True,
             user=user,
             group=user,

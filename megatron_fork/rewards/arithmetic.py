@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from megatron_fork.rewards.cleaning import clean
 from megatron_fork.rewards.extraction import stated_answer
+from megatron_fork.rewards.grammar import plain_number
 from megatron_fork.rewards.mathematics import MAX_ANSWER_CHARACTERS
-from megatron_fork.rewards.rational import parse_number
 from megatron_fork.rewards.score import Score, excerpt
 
 CHAIN = re.compile(r"[0-9]{1,9}(?: [+*-] [0-9]{1,9}){0,99}")
@@ -20,7 +19,7 @@ def verify(response: str, answer: str) -> Score:
     stated = stated_answer(response)
     if stated is None:
         return Score(0.0, r"neither \boxed{...} nor an 'Answer:' line")
-    claimed = parse_number(clean(stated)) if len(stated) <= MAX_ANSWER_CHARACTERS else None
+    claimed = plain_number(stated) if len(stated) <= MAX_ANSWER_CHARACTERS else None
     if claimed is None:
         return Score(0.0, f"{excerpt(stated)} is not a plain number")
     value = chain_value(answer)

@@ -1,198 +1,174 @@
-r"""Mathematical answers: exact where both sides are plain numbers, part by part where they have parts, else math-verify.
+r"""Mathematical answers: parsed whole by one grammar, the reference and the response alike, and compared exactly within a kind.
 
-math-verify is generous: to it `1+1=7` and `3^{10} \bmod 7` equal 7, `50\%` equals 50, `52_8` equals `52_7`, 1.41421356237 the
-root of 2, and "no" equals "on". What it is wrong about is decided here, before it is asked. It may also compute for ever or
-eat all memory on a hostile answer (`10^{10^{10}}`), and its own time-outs need the main thread, so it belongs in a
-`RewardPool`; what would cost most is refused at once.
+A response of which a single token is not understood is no value and wrong, whatever its other tokens are. A reference that is
+not understood is compared as text. Nothing is decided by a tolerance.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
 
-from megatron_fork.rewards.cleaning import clean
-from megatron_fork.rewards.extraction import braces_balance, stated_answer
-from megatron_fork.rewards.forms import MAX_ITEMS, Form, parse_form, ungrouped
-from megatron_fork.rewards.rational import parse_number
-from megatron_fork.rewards.score import RewardError, Score, excerpt
-from megatron_fork.rewards.words import chosen_letter, plain_words, split_unit
+from megatron_fork.rewards.characters import WHITE
+from megatron_fork.rewards.comparison import compare
+from megatron_fork.rewards.extraction import stated_answer, why_none
+from megatron_fork.rewards.grammar import parse
+from megatron_fork.rewards.rules import Rules
+from megatron_fork.rewards.score import Score, excerpt
+from megatron_fork.rewards.tokens import tokenize
+from megatron_fork.rewards.unread import NotAValueError
+from megatron_fork.rewards.values import Items, Scalar, Value
+from megatron_fork.rewards.words import PLACEHOLDERS, choice_letters, chosen, plain_words, same_words, shown
 
 # No answer of a problem set comes near; a parser can be made to crawl with less than a megabyte.
 MAX_ANSWER_CHARACTERS = 2000
-MAX_NESTING = 30
-# `7^{10^9}`, `(10^8)!` and their like: the value itself is what costs.
-LARGE = r"\{?\s*\(?\s*(?:[0-9]{6,}|[0-9]+\s*\^)"
-COSTLY = re.compile(
-    rf"\^\s*{LARGE}|\^\s*\{{[^{{}}^]*\^\s*\{{[^{{}}^]*\^|[0-9]{{5,}}\s*!|\^\s*\{{?[^{{}}]*\}}?\s*\)\s*!|!\s*!|!\s*\)\s*!"
-    r"|\\binom\s*\{\s*(?:[0-9]{5,}|[0-9]+\s*\^)|[)\]}]\s*\^\s*(?:\{\s*[0-9]{3,}|\{[^{}]*\}\s*\^)|(?:\\sum|\\prod|\\int|\\lim)[^a-zA-Z]"
+DEFAULT = Rules()
+# Every phrase and numeral has three letters side by side, in no command.
+LETTERS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
+COMMA_IN_NUMBER = re.compile(r"[0-9],[0-9]{3}")
+# Two choices, where they are not a product or a line from one point to another.
+TWO_LETTERS = re.compile(r"A[B-E]|B[C-E]|C[DE]|DE")
+# Phrases that have a spelling in symbols.
+PHRASES = (
+    (re.compile(r"no (?:real )?solutions?", re.IGNORECASE), r"\emptyset"),
+    (re.compile(r"(?:all|the|any|every)?\s*(?:set of )?(?:all )?real(?: numbers?|s)", re.IGNORECASE), r"\mathbb{R}"),
+    (re.compile(r"(?:all|the|any|every)?\s*(?:set of )?(?:all )?integers?", re.IGNORECASE), r"\mathbb{Z}"),
+)
+NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+# What is said of a constant of integration and its like, and changes nothing.
+QUALIFIER = re.compile(
+    r",?\s*\\text\s*\{\s*,?\s*(?:for (?:any|some|every|all|an arbitrary|arbitrary)|where)\s+(?:real |arbitrary |fixed )*"
+    r"(?:constants?|numbers?|reals?)\s*\}\s*[a-zA-Z]?\s*$"
 )
 
-RELATION = re.compile(
-    r"[=<>≤≥≠≈≡→⇒]|\bmod\b|\\(?:[bp]?mod|leq?|geq?|leqslant|geqslant|neq?|equiv|approx|sim|simeq|cong|lt|gt|to|rightarrow|"
-    r"Rightarrow|implies|iff|mapsto|longrightarrow|mid)(?![a-zA-Z])"
-)
-NAMED_VALUE = re.compile(r"[A-Za-z](?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?\s*=\s*(?P<value>[^=]+)", re.DOTALL)
-ADJACENT_NUMBERS = re.compile(r"(?<![_0-9])[0-9]+ +[0-9]")  # but `\log_2 8`
-LETTERS = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]+")  # of no command
-CONSTANTS = frozenset(("e", "i"))
-WORDS = re.compile(r"\\(?:text|mathrm|mbox|operatorname)")
 
-IMAGINARY_UNIT = "i"
-# Digits that math-verify compares of two inexact values; its default of 6 takes 1.414214 for the root of 2.
-DIGITS = 20
-
-
-def verify(response: str, answer: str) -> Score:
+def verify(response: str, answer: str, rules: Rules = DEFAULT) -> Score:
     r"""Reward 1 if the last `\boxed{...}` of the response, or else its last `Answer: ...` line, equals `answer`."""
-    extracted = stated_answer(response)
-    if extracted is None:
-        return Score(0.0, r"neither \boxed{...} nor an 'Answer:' line")
-    if len(extracted) > MAX_ANSWER_CHARACTERS:
-        return Score(0.0, f"the answer has {len(extracted)} characters, more than {MAX_ANSWER_CHARACTERS}")
-    reference, claimed = clean(answer), clean(extracted)
+    claimed = stated_answer(response)
+    if claimed is None:
+        return Score(0.0, why_none(response))
+    if len(claimed) > MAX_ANSWER_CHARACTERS:
+        return Score(0.0, f"the answer has {len(claimed)} characters, more than {MAX_ANSWER_CHARACTERS}")
+    written = answer.strip().casefold()
+    if not written:
+        return Score(0.0, "the reference answer is empty", "error")
+    if written in PLACEHOLDERS:
+        return Score(0.0, f"the reference answer {excerpt(answer)} says that none was found")
+    reference = stated_answer(answer) if r"\boxed" in answer else answer
     if not reference:
-        return Score(0.0, "the reference answer is empty")
-    equal, how = compare(reference, claimed)
-    return Score(float(equal), f"{excerpt(claimed)} {how}")
+        return Score(0.0, f"the reference answer {excerpt(answer)} has no box that is closed")
+    right, how = judge(understood(reference), claimed.strip(WHITE), rules)
+    return Score(float(right), f"{excerpt(claimed)} {how}")
 
 
-def compare(reference: str, claimed: str) -> tuple[bool, str]:
-    """Whether two cleaned answers are equal, and what decided it, as the rest of a sentence about `claimed`."""
-    reference, claimed = ungrouped(reference), ungrouped(claimed)
-    if claimed == reference:
-        return True, "is the text of the reference answer"
-    if not braces_balance(claimed):
-        return False, "has unbalanced braces"
-    letter = chosen_letter(reference, strict=True)
-    if letter:
-        return chosen_letter(claimed) == letter, f"is compared with the choice {letter}"
-    words = plain_words(reference)
+@dataclass(frozen=True)
+class Reference:
+    """A reference answer and what it was understood as: letters of choices, words, a value, or none for a reason."""
+
+    text: str
+    letters: str = ""
+    words: str = ""
+    value: Value | None = None
+    problem: str = ""
+
+
+@lru_cache(maxsize=4096)
+def understood(text: str) -> Reference:
+    """The reference answer `text`; all the responses to a question are compared with one."""
+    letters = choice_letters(text)
+    if letters:
+        return Reference(text, letters=letters)
+    phrase = _phrase(text)
+    words = "" if phrase or _is_value(text) else plain_words(text)
     if words:
-        return plain_words(claimed, any_text=True) == words, f"is compared with the words {excerpt(words)}"
-    expected, found = (_form_unless_number(side) for side in (reference, claimed))
-    if expected is None and found is None:
-        return compare_values(reference, claimed)
-    if expected is None or found is None or not expected.matches(found):
-        return False, f"is {found or 'one value'} and not {expected or 'one value'}"
-    return compare_forms(expected, found)
-
-
-def compare_forms(expected: Form, found: Form) -> tuple[bool, str]:
-    if max(len(expected.items), len(found.items)) > MAX_ITEMS:
-        return expected == found, f"has more than {MAX_ITEMS} parts and is compared as text"
-    if expected.ordered:
-        if len(expected.items) != len(found.items):
-            return False, f"has {len(found.items)} parts and not {len(expected.items)}"
-        for number, (one, other) in enumerate(zip(expected.items, found.items, strict=True), start=1):
-            equal, how = compare(one, other)
-            if not equal:
-                return False, f"differs in part {number}, which {how}"
-        return True, "equals the reference answer part by part"
-    left, right = list(expected.items), list(found.items)
-    if "set" in (expected.kind, found.kind):
-        left, right = _distinct(left), _distinct(right)
-    if len(left) != len(right):
-        return False, f"has {len(right)} parts and not {len(left)}"
-    for one in left:
-        place = next((place for place, other in enumerate(right) if compare(one, other)[0]), None)
-        if place is None:
-            return False, f"has no part that equals {excerpt(one)}"
-        del right[place]
-    return True, "has the parts of the reference answer"
-
-
-def compare_values(reference: str, claimed: str) -> tuple[bool, str]:
-    """Two answers without parts: by exact arithmetic, or by math-verify where it may be asked."""
-    reference, unit = split_unit(reference)
-    claimed, claimed_unit = split_unit(claimed)
-    if unit and claimed_unit and unit != claimed_unit:
-        return False, f"is in {excerpt(claimed_unit)} and not in {excerpt(unit)}"
-    expected, number = parse_number(reference), parse_number(claimed)
-    if expected is not None and number is not None:
-        return number == expected, f"is compared with {excerpt(reference)} as exact numbers"
-    named = NAMED_VALUE.fullmatch(reference)
-    if named and parse_number(named["value"]) is not None and RELATION.search(claimed) is None:
-        return compare_values(named["value"], claimed)  # `x = 5` asks for 5
-    refusal = why_not_a_value(claimed, reference, is_number=expected is not None)
-    if refusal:
-        return False, refusal
-    return symbolically_equal(reference, claimed), f"is compared with {excerpt(reference)} by math-verify"
-
-
-def why_not_a_value(claimed: str, reference: str, *, is_number: bool) -> str:
-    """What forbids asking math-verify about `claimed`, as the rest of a sentence; empty where nothing does.
-
-    Where the reference is an expression, `y = expression` names its value and is let through; every other relation is
-    a statement, of which math-verify would take one side and ignore whether it is true.
-    """
-    if RELATION.search(claimed) and not RELATION.search(reference):
-        named = NAMED_VALUE.fullmatch(claimed)
-        if is_number or named is None or RELATION.search(named["value"]):
-            return "is a relation and not a value"
-    if is_number and "%" in claimed:
-        return "is not a plain percentage"
-    if is_number and any(name not in CONSTANTS for name in LETTERS.findall(claimed)):
-        return "has variables, and the answer is a number"
-    if ADJACENT_NUMBERS.search(claimed) and not ADJACENT_NUMBERS.search(reference):
-        return "has two numbers side by side"
-    if r"\\" in claimed and r"\\" not in reference:
-        return "has several lines"
-    if WORDS.search(claimed) and not WORDS.search(reference):
-        return "has words in it"
-    if claimed.count("|") % 2:
-        return "has an unpaired bar"
-    if _deepest(claimed) > MAX_NESTING:
-        return f"is nested more than {MAX_NESTING} deep"
-    if COSTLY.search(claimed) and not COSTLY.search(reference):
-        return "would cost more to evaluate than an answer may"
-    return ""
-
-
-def symbolically_equal(reference: str, claimed: str) -> bool:
-    """Ask math-verify; unbounded in time and memory. Raises RewardError where math-verify is not installed."""
+        return Reference(text, words=words)
+    text = phrase or QUALIFIER.sub("", text)
     try:
-        import math_verify  # type: ignore[import-untyped]
-        import sympy  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise RewardError("kind 'math' needs math-verify", hint="pip install 'math-verify[antlr4_13_2]'") from error
-    # Only LaTeX: the extractor of plain expressions takes the first number it finds, whatever stands around it.
-    extraction = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
-    sides = []
-    for text in (reference, claimed):
-        parsed = math_verify.parse(rf"\boxed{{{text}}}", extraction, parsing_timeout=None)
-        # Without a value, math-verify goes on to compare texts, which has been done better by now.
-        values = [value for value in parsed if isinstance(value, sympy.Basic)]
-        sides.append([_with_imaginary_unit(value, sympy.I) for value in values])
-    expected, value = sides
-    if not expected or not value:
+        return Reference(text, value=parse(text))
+    except NotAValueError as error:
+        return Reference(text, problem=str(error))
+
+
+def judge(reference: Reference, claimed: str, rules: Rules) -> tuple[bool, str]:
+    """Whether `claimed` equals the reference, and what decided it, as the rest of a sentence about `claimed`."""
+    if claimed.startswith("~") and not claimed.endswith("~"):
+        return False, "begins with a tilde, which says 'about'"
+    if reference.letters:
+        return _judge_choice(reference, claimed, rules)
+    if reference.words:
+        return same_words(reference.words, claimed), f"is compared with the words {excerpt(reference.words)}"
+    if reference.text.isalpha() and _is_the_word(reference.text, claimed):
+        return True, "is the word of the reference answer"
+    claimed = _phrase(claimed) or QUALIFIER.sub("", claimed)
+    if reference.value is None:
+        same_text = _normalised(reference.text) == _normalised(claimed)
+        return same_text, f"is compared as text, as the reference answer {reference.problem}"
+    return judge_value(reference.value, reference.text, claimed, rules)
+
+
+def judge_value(expected: Value, reference: str, claimed: str, rules: Rules) -> tuple[bool, str]:
+    try:
+        found = parse(claimed)
+        right, how = compare(expected, found, rules)
+        if not right and not isinstance(expected, Scalar) and COMMA_IN_NUMBER.search(f"{reference} {claimed}"):
+            # `(100,200)` and `100, 200, 300`: a comma before three digits need not be of one number.
+            return compare(parse(reference, grouping=False), parse(claimed, grouping=False), rules)
+        return right, how
+    except NotAValueError as error:
+        same_text = _normalised(reference) == _normalised(claimed)
+        return same_text, "is the text of the reference answer" if same_text else str(error)
+
+
+def _is_the_word(word: str, claimed: str) -> bool:
+    """Whether `claimed` is this word of two letters or more, or the two choices that it may be."""
+    if len(word) < 2:
         return False
-    return bool(
-        math_verify.verify(expected, value, timeout_seconds=None, float_rounding=DIGITS, numeric_precision=DIGITS + 10)
-    )
+    choices = TWO_LETTERS.fullmatch(word) and chosen(claimed)[0] == word
+    return bool(choices) or plain_words(claimed, any_text=True) == word.casefold()
 
 
-def _form_unless_number(text: str) -> Form | None:
-    """The parts of `text`; `1,250` has none."""
-    return parse_form(text) if parse_number(split_unit(text)[0]) is None else None
+def _judge_choice(reference: Reference, claimed: str, rules: Rules) -> tuple[bool, str]:
+    letters = reference.letters
+    found, content = chosen(claimed)
+    _, expected = chosen(reference.text)
+    if found != letters:
+        if expected and not found:
+            return judge(understood(expected), claimed, rules)
+        return False, f"is compared with the choice {letters}"
+    if not content:
+        return True, f"is the choice {letters}"
+    if expected:
+        return judge(understood(expected), content, rules)
+    try:
+        value = parse(content)
+    except NotAValueError:
+        return False, "has a choice and words about it"
+    other = re.search(r"(?<![a-zA-Z\\])[A-Z](?![a-zA-Z])", shown(content))
+    several = isinstance(value, Items)
+    return other is None and not several, f"is the choice {letters} with its content"
 
 
-def _with_imaginary_unit(value: Any, imaginary: Any) -> Any:
-    """`value` with the parser's symbol i, of whatever assumptions, read as the root of -1."""
-    return value.subs({symbol: imaginary for symbol in value.free_symbols if symbol.name == IMAGINARY_UNIT})
+def _is_value(text: str) -> bool:
+    """Whether words could be read as values all the same: `pi`, `infinity`."""
+    return shown(text).casefold() in ("pi", "infinity", "sqrt")
 
 
-def _distinct(items: list[str]) -> list[str]:
-    kept: list[str] = []
-    for item in items:
-        if not any(compare(item, other)[0] for other in kept):
-            kept.append(item)
-    return kept
+def _phrase(text: str) -> str | None:
+    if not LETTERS.search(text):
+        return None
+    said = shown(text).removesuffix(".").strip()
+    if said.lower() in NUMERALS:
+        return str(NUMERALS.index(said.lower()))
+    return next((symbols for phrase, symbols in PHRASES if phrase.fullmatch(said)), None)
 
 
-def _deepest(text: str) -> int:
-    depth = deepest = 0
-    for letter in text:
-        depth += (letter in "({[") - (letter in ")}]")
-        deepest = max(deepest, depth)
-    return deepest
+def _normalised(text: str) -> tuple[str, ...] | str:
+    """The tokens of a text, or the text itself where even they cannot be told."""
+    try:
+        texts = [token.text for token in tokenize(text) if token.kind != "blank"]
+        single = [place for place in range(len(texts) - 2) if texts[place] == "{" and texts[place + 2] == "}"]
+        dropped = {end for place in single for end in (place, place + 2)}
+        return tuple(word for place, word in enumerate(texts) if place not in dropped)
+    except NotAValueError:
+        return text.strip()

@@ -22,6 +22,7 @@ from megatron_fork.rewards.confinement import require_means_for_programs
 from megatron_fork.rewards.dispatcher import Dispatcher, Job, Outcome, PoolCounts
 from megatron_fork.rewards.failures import FailureWatch
 from megatron_fork.rewards.process import WorkerProcess
+from megatron_fork.rewards.rules import MATHEMATICS, Policy, Rules, kind_with
 from megatron_fork.rewards.score import RewardError, Score
 from megatron_fork.rewards.verifiers import KNOWN_KINDS, RUNS_PROGRAMS, find_verifier, is_kind, score
 
@@ -31,7 +32,11 @@ class Config:
     """How responses are scored. Raises ConfigError."""
 
     kind: str = "math"
-    """`math`, `reach`, `arithmetic`, `reasoning_gym`, `code`, or a function of yours as `module:function`."""
+    """`math`, `math_verify`, `reach`, `arithmetic`, `reasoning_gym`, `code`, or a function of yours as `module:function`."""
+    unevaluated: Policy = "accept"
+    r"""Whether `math` takes an expression that is still to be computed, `17 \times 23`, where the answer is a number."""
+    named_numbers: Policy = "refuse"
+    """Whether `math` takes `x = 5` where the answer is the number 5."""
     workers: int = 1
     """Processes. 0 scores in the calling process, without time or memory limit, which suits only verifiers that are bounded
     by construction ("reach")."""
@@ -57,6 +62,9 @@ class Config:
                 f"confined={self.confined}, workers={self.workers}",
                 hint="set rewards.allow_code=true, in confined workers; read docs/rewards.md first",
             )
+        for rule in ("unevaluated", "named_numbers"):
+            if getattr(self, rule) not in ("accept", "refuse"):
+                raise ConfigError(f"rewards.{rule} is {getattr(self, rule)!r}", hint="use accept or refuse")
         if self.workers < 0:
             raise ConfigError(f"rewards.workers is {self.workers}", hint="use 1 or more, or 0 to score in process")
         if not 0.0 <= self.failure_warning <= 1.0:
@@ -70,6 +78,12 @@ class Config:
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"rewards.{field} is {value}", hint="use a finite number above 0")
 
+    @property
+    def verifier(self) -> str:
+        """The kind, with what of its rules is not the default, as workers and `score` understand it."""
+        rules = Rules(unevaluated=self.unevaluated, named_numbers=self.named_numbers)
+        return kind_with(rules) if self.kind == MATHEMATICS else self.kind
+
 
 class RewardPool:
     """Workers that start with the first jobs and stay warm until `close`; any thread may use it."""
@@ -77,13 +91,13 @@ class RewardPool:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.watch = FailureWatch(config.kind, config.failure_warning)
-        find_verifier(config.kind)  # a custom one that cannot be loaded is better missed here than in every worker
+        find_verifier(config.verifier)  # a custom one that cannot be loaded is better missed here than in every worker
         if config.kind in RUNS_PROGRAMS:
             require_means_for_programs()
         self._closed = False
         start = partial(
             WorkerProcess,
-            config.kind,
+            config.verifier,
             config.timeout_seconds,
             int(config.memory_gib * 2**30),
             confined=config.confined,
@@ -178,7 +192,7 @@ class ScoreStream:
         self._pool._check_open()
         number, self._submitted = self._submitted, self._submitted + 1
         if self._pool.config.workers == 0:
-            self._scores[number] = score(response, answer, kind=self._pool.config.kind)
+            self._scores[number] = score(response, answer, kind=self._pool.config.verifier)
             self._fresh.append(number)
             return number
         with self._dispatcher.changed:

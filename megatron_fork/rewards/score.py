@@ -53,5 +53,7 @@ def printable(text: str, limit: int) -> str:
 
 def excerpt(text: str, limit: int = 60) -> str:
     """Quote `text` for a reason: one line, at most `limit` characters, every unprintable one escaped."""
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:limit])
+    shown = text[:limit]
+    if not shown.isprintable():
+        shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)
     return f"'{shown}'" if len(text) <= limit else f"'{shown}...'"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from megatron_fork.rewards import arithmetic, code, mathematics, procedural, reach
+from megatron_fork.rewards import arithmetic, code, mathematics, procedural, published, reach
 from megatron_fork.rewards.custom import CustomVerifier, is_custom, load_custom
 from megatron_fork.rewards.reference import read_reference
+from megatron_fork.rewards.rules import rules_of
 from megatron_fork.rewards.score import RewardError, Score, failed
 
 
@@ -36,9 +38,12 @@ def score(response: str, answer: str, *, kind: str = "math") -> Score:
 
 
 def find_verifier(kind: str) -> Callable[[str, str], Score] | CustomVerifier:
-    """The verifier of this name, or of this `module:function`; raises RewardError."""
+    """The verifier of this name, of `math` by other rules, or of this `module:function`; raises RewardError."""
     if is_custom(kind):
         return load_custom(kind)
+    rules = rules_of(kind)
+    if rules is not None:
+        return partial(mathematics.verify, rules=rules)
     if kind not in VERIFIERS:
         raise RewardError(f"unknown kind of verifier {kind!r}", hint=KNOWN_KINDS)
     return VERIFIERS[kind]
@@ -59,6 +64,7 @@ VERIFIERS: dict[str, Callable[[str, str], Score]] = {
     "arithmetic": arithmetic.verify,
     "code": code.verify,
     "math": mathematics.verify,
+    "math_verify": published.verify,
     "reach": reach.verify,
     "reasoning_gym": procedural.verify,
 }

@@ -1,60 +1,92 @@
-r"""Words in answers: units behind a value, letters of multiple choice, and answers that are nothing but words."""
+"""Answers that are words, and letters of multiple choice."""
 
 from __future__ import annotations
 
 import re
 
-TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname)\s*\{([^{}]*)\}")
-# Words that make a statement of what would else be a unit.
-SAYING = frozenset("and are but else except if is mod no not nor of or so than then to was wrong".split())
-POWER = r"(?:\s*\^\s*\{?\s*(?P<power>[23])\s*\}?|(?P<superscript>[²³]))?"
-UNIT = re.compile(
-    r"(?P<value>.*[^\s\\])\s*(?:\\text|\\textrm|\\mathrm|\\mbox)\s*\{(?P<unit>[^{}0-9=<>]*)\}" + POWER, re.DOTALL
-)
-SPELLED_OUT = (
-    "mm cm dm km m in ft yd mi inch inches foot feet yard yards mile miles meter meters metre metres g kg mg lb lbs pound "
-    "pounds s sec second seconds min minute minutes h hr hour hours day days week weeks month months year years dollar dollars "
-    "cent cents euro euros degree degrees unit units mph liter liters litre litres ml L people apples square"
-)
-PLAIN_UNIT = re.compile(rf"(?P<value>.*[0-9])\s+(?P<unit>(?:{'|'.join(SPELLED_OUT.split())}))" + POWER, re.DOTALL)
-LONGEST_UNIT = 5
+TEXT = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|textnormal|boldsymbol|bf|rm)\s*\{([^{}]*)\}")
+STYLE = re.compile(r"\\(?:left|right|bf|rm|displaystyle|textstyle|large|Large)(?![a-zA-Z])")
 
-LETTER = re.compile(r"\(?\s*([A-J])\s*\)?")
+CHOICES = "A-J"
+LETTER = re.compile(rf"\(?\s*([{CHOICES}])\s*\)?\.?")
+SEVERAL = re.compile(rf"\(?[{CHOICES}]\)?(?:(?:\s*(?:,|;|&|\band\b)\s*(?:and\s+)?|\s*)\(?[{CHOICES}]\)?)+\.?")
 CHOICE = re.compile(
-    r"(?:(?:option|choice)\s+)?(?:\(\s*([A-J])\s*\)|([A-J])(?:\s*[).:]|$))(?P<rest>.*)", re.DOTALL | re.IGNORECASE
+    rf"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\s*(?:is|:)?\s*)?"
+    rf"(?:\(\s*([{CHOICES}])\s*\)|([{CHOICES}])\s*(?:[).:]|$))(?P<rest>.*)",
+    re.DOTALL | re.IGNORECASE,
 )
+# What may follow the letter: the content of the choice, which has a digit or a command of mathematics in it.
+CONTENT = re.compile(r"(?:\s|\\[ ,;:]|~|\\q?quad)+(?=.*[0-9\\])", re.DOTALL)
+
 WORD = re.compile(r"[^\W\d_]+(?:[-', ]+[^\W_]+)*")
 KNOWN_WORDS = frozenset("yes no true false odd even none all both dne".split())
 SHORTEST_WORD = 4
+# Of each row the words say the same.
+SYNONYMS = (
+    "undefined|dne|does not exist|not defined|nonexistent",
+    "no solution|no solutions|none exist",
+    "true|correct",
+    "infinitely many|infinite|infinitely many solutions",
+)
+SAME_AS = {word: row.split("|")[0] for row in SYNONYMS for word in row.split("|")}
+SENTENCE = re.compile(r"(yes|no)\s*[,.;:]\s*(?P<rest>.+)", re.DOTALL)
+NEGATION = re.compile(r"\b(?:not|cannot|never|impossible|none)\b|n't\b")
+DOUBT = frozenset("yes no but or maybe wait false wrong incorrect true unless except perhaps actually".split())
+# What a data set has where its answer was not found.
+PLACEHOLDERS = frozenset(
+    ("notfound", "not found", "[invalid]", "nan", "null", "n/a", "invalid", "unknown answer", "no answer")
+)
 
 
-def split_unit(text: str) -> tuple[str, str]:
-    """(value, unit) of a cleaned answer; the unit is empty where there is none, and has one spelling."""
-    for pattern in (UNIT, PLAIN_UNIT):
-        match = pattern.fullmatch(text)
-        if match is None:
-            continue
-        words = re.findall(r"[^\W\d_]+", match["unit"].lower())
-        if len(words) <= LONGEST_UNIT and not SAYING & set(words):
-            power = match["power"] or {"²": "2", "³": "3"}.get(match["superscript"] or "", "")
-            return match["value"].strip(), "".join(match["unit"].lower().split()).strip(".~\\") + power
-    return text, ""
+def shown(text: str) -> str:
+    """The text of an answer without the commands that say how it is set."""
+    before = None
+    text = text.strip()
+    for mark in ("**", "$$", "$"):
+        if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
+            text = text[len(mark) : -len(mark)].strip()
+    while before != text:
+        before, text = text, TEXT.sub(r"\1", text)
+    return " ".join(STYLE.sub("", text).replace("~", " ").replace("\\ ", " ").split()).strip()
 
 
-def chosen_letter(text: str, *, strict: bool = False) -> str:
-    """The letter A to J that an answer chooses, upper case; empty where it chooses none, or more than one.
+def choice_letters(text: str) -> str:
+    """The letters A to J, in their order, that a reference chooses; empty where it is none of choices.
 
-    `strict` admits nothing beside the letter: it tells whether a reference is a choice at all.
+    One letter, alone or before its content `(B) 12`, or several different ones: `ABD`, `A, B, D`.
     """
-    text = TEXT.sub(r"\1", text).strip()
-    if strict:
-        match = LETTER.fullmatch(text)
-        return match[1] if match else ""
-    match = CHOICE.fullmatch(text)
+    plain = shown(text)
+    match = LETTER.fullmatch(plain)
+    if match:
+        return match[1]
+    if SEVERAL.fullmatch(plain):
+        letters = re.findall(rf"[{CHOICES}]", plain)
+        ordered = sorted(set(letters)) == letters
+        return "".join(letters) if ordered and (len(letters) > 2 or plain != "".join(letters)) else ""
+    match = CHOICE.fullmatch(plain)
+    if match and match["rest"] and match[1] is not None and match[1].isupper():
+        return match[1] if CONTENT.match(match["rest"]) else ""
+    return ""
+
+
+def chosen(text: str) -> tuple[str, str]:
+    """(letters, content behind the one letter) that a response chooses; no letters where it says anything else."""
+    plain = shown(text)
+    if SEVERAL.fullmatch(plain):
+        letters = re.findall(rf"[{CHOICES}]", plain)
+        wellformed = len(set(letters)) == len(letters) and plain.count("(") == plain.count(")")
+        return ("".join(sorted(letters)), "") if wellformed else ("", "")
+    grouped = re.fullmatch(r"\{\s*([^{}]*)\}(?P<rest>.*)", plain, re.DOTALL)
+    if grouped:
+        plain = grouped[1] + grouped["rest"]
+    match = CHOICE.fullmatch(plain)
     if match is None:
-        return ""
-    others = re.search(r"\b[A-Ja-j]\b|\bor\b|\band\b", match["rest"])
-    return "" if others else (match[1] or match[2]).upper()
+        return "", ""
+    letter, rest = (match[1] or match[2]).upper(), match["rest"].strip()
+    if not rest or rest == ".":
+        return letter, ""
+    content = CONTENT.match(match["rest"])
+    return (letter, rest) if content else ("", "")
 
 
 def plain_words(text: str, *, any_text: bool = False) -> str:
@@ -62,11 +94,23 @@ def plain_words(text: str, *, any_text: bool = False) -> str:
 
     Words of fewer than four letters that are not in `\text{...}` are products of variables, but for the usual ones.
     """
-    inside = TEXT.sub(r"\1", text)
-    shown = " ".join(inside.replace("~", " ").split()).strip(" .\"'").casefold()
-    if not WORD.fullmatch(shown):
+    inside = shown(text)
+    marked = TEXT.search(text) is not None
+    quoted = re.fullmatch(r"(['\"])(.*)\1", inside.removesuffix("."))
+    said = (quoted[2] if quoted else inside.removesuffix(".")).strip().casefold()
+    if not WORD.fullmatch(said):
         return ""
-    marked = inside != text
-    longest = max(len(word) for word in re.findall(r"[^\W\d_]+", shown))
-    shown = re.sub(r"^(?:an?|the) ", "", shown)
-    return shown if any_text or marked or longest >= SHORTEST_WORD or shown in KNOWN_WORDS else ""
+    longest = max(len(word) for word in re.findall(r"[^\W\d_]+", said))
+    said = re.sub(r"^(?:an?|the) ", "", said)
+    return said if any_text or marked or longest >= SHORTEST_WORD or said in KNOWN_WORDS else ""
+
+
+def same_words(reference: str, claimed: str) -> bool:
+    """Whether `claimed` says the words of a reference, a yes or no with a reason that takes nothing back included."""
+    said = plain_words(claimed, any_text=True)
+    if SAME_AS.get(said, said) == SAME_AS.get(reference, reference):
+        return True
+    sentence = SENTENCE.fullmatch(shown(claimed).casefold())
+    if sentence is None or sentence[1] != reference or DOUBT & set(re.findall(r"\w+", sentence["rest"])):
+        return False
+    return (NEGATION.search(sentence["rest"]) is not None) == (reference == "no")

@@ -15,8 +15,8 @@ import pytest
 from megatron_fork.rewards import score
 
 PAIRS = [json.loads(line) for line in (Path(__file__).parent / "answer_pairs.jsonl").read_text("utf-8").splitlines()]
-# Right, and not seen to be: the tangent of an angle in degrees.
-MISSED = {r"So the final answer is" + "\n" + r"\[\boxed{\tan 30^\circ}\]"}
+# Called right there, and refused: a response that is cut off in a later box has not given the older one as its answer.
+MISSED = {r"\boxed{7} and then, cut off, \boxed{8"}
 
 
 def test_the_set_is_large_balanced_and_without_repetition() -> None:

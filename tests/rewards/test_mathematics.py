@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fork.rewards import RewardError, score
-from megatron_fork.rewards.rational import parse_number
+from megatron_fork.rewards.grammar import plain_number
 
 RIGHT = [
     ("7", "7"),
@@ -95,7 +95,7 @@ def test_wrong_answers(answer: str, boxed: str) -> None:
     [
         (r"first \boxed{8}, no: \boxed{7}", 1.0),
         (r"first \boxed{7}, no: \boxed{8}", 0.0),
-        (r"\boxed{7} and then, cut off, \boxed{8", 1.0),
+        (r"\boxed{7} and then, cut off, \boxed{8", 0.0),
         (r"\boxed{\boxed{7}}", 1.0),
         (r"an open { before \boxed{7}", 1.0),
         (r"\boxed {7} } }", 1.0),
@@ -144,9 +144,14 @@ def spellings(value: Fraction) -> list[str]:
     return [*fractions, f"{sign}{top}", f"{sign}{top:,}", f"{sign}{top}.00", f"{sign}{top * 100}%"]
 
 
+@pytest.mark.parametrize("written", ["-100%", r"-100\%", "-1", "-1.00"])
+def test_a_sign_before_a_percentage_is_a_number_s(written: str) -> None:
+    assert plain_number(written) == -1
+
+
 @given(st.fractions(max_denominator=10**6), st.data())
 def test_every_spelling_of_a_number_has_its_value(value: Fraction, data: st.DataObject) -> None:
-    assert parse_number(data.draw(st.sampled_from(spellings(value)))) == value
+    assert plain_number(data.draw(st.sampled_from(spellings(value)))) == value
 
 
 @given(st.fractions(max_denominator=1000), st.fractions(max_denominator=1000), st.data())

@@ -19,7 +19,7 @@ from megatron_fork.rewards import Config, RewardError, RewardPool, Score, score
 from megatron_fork.rewards.frames import encode
 from megatron_fork.rewards.process import WorkerProcess
 
-# Costs this large are refused unless the reference answer has them too.
+# `math` computes nothing of this size; math-verify does, and hangs.
 HANGING = (r"\boxed{10^{10^{10}}}", "10^{10^{9}}+1")
 REACH = [("op+1 " * (index % 4) + "done", f"0 {index % 3}") for index in range(200)]
 
@@ -81,7 +81,7 @@ def test_no_workers_scores_in_process() -> None:
 def test_hanging_jobs_score_zero_and_the_others_are_unaffected() -> None:
     jobs = [(rf"\boxed{{{index}}}", str(index - index % 2)) for index in range(20)]
     jobs[3] = jobs[11] = HANGING
-    with RewardPool(Config(workers=2, timeout_seconds=1.0)) as pool:
+    with RewardPool(Config(kind="math_verify", workers=2, timeout_seconds=1.0)) as pool:
         results = pool.score_many(jobs)
         again = pool.score_many(jobs[:3])
     assert results[3] == results[11] == Score(0.0, "verifier timed out after 1 s")
@@ -100,7 +100,7 @@ def test_worker_killed_between_calls_costs_nothing(reach: RewardPool) -> None:
 
 
 def test_worker_killed_at_work_costs_its_job() -> None:
-    with RewardPool(Config(timeout_seconds=30.0)) as pool:
+    with RewardPool(Config(kind="math_verify", timeout_seconds=30.0)) as pool:
         pool.score_many([(r"\boxed{1}", "1")])
         killer = threading.Timer(0.5, os.kill, (pids(pool)[0], signal.SIGKILL))
         killer.start()
@@ -139,7 +139,7 @@ def test_interrupted_call_leaves_no_stale_answer() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with RewardPool(Config(timeout_seconds=30.0)) as pool:
+    with RewardPool(Config(kind="math_verify", timeout_seconds=30.0)) as pool:
         pool.score_many([(r"\boxed{1}", "1")])
         previous = signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.5)
@@ -230,7 +230,7 @@ def test_worker_ends_with_its_parent(job: tuple[str, str], tmp_path: Path) -> No
     script = tmp_path / "parent.py"  # without a __main__ guard, which workers must not need
     script.write_text(
         "from megatron_fork.rewards import Config, RewardPool\n"
-        f"pool = RewardPool(Config(kind={'math' if job is HANGING else 'reach'!r}, timeout_seconds=2.0))\n"
+        f"pool = RewardPool(Config(kind={'math_verify' if job is HANGING else 'reach'!r}, timeout_seconds=2.0))\n"
         "pool.score_many([('done', '0 0')])\n"
         "print(pool._dispatcher._workers[0].process.pid, flush=True)\n"
         f"pool.score_many([{job!r}])\n"
@@ -261,7 +261,8 @@ def test_worker_is_light_confined_and_knows_no_secrets(monkeypatch: pytest.Monke
 
 
 def test_worker_that_cannot_start_is_an_error_and_not_a_zero() -> None:
-    with RewardPool(Config(memory_gib=0.04)) as pool, pytest.raises(RewardError, match="could be started") as caught:
+    config = Config(kind="math_verify", memory_gib=0.04)
+    with RewardPool(config) as pool, pytest.raises(RewardError, match="could be started") as caught:
         pool.score_many([(r"\boxed{7}", "7")])
     assert "rewards.memory_gib" in caught.value.hint
 
@@ -270,6 +271,8 @@ def test_worker_that_cannot_start_is_an_error_and_not_a_zero() -> None:
     ("field", "value"),
     [
         ("kind", "maths"),
+        ("unevaluated", "perhaps"),
+        ("named_numbers", "perhaps"),
         ("workers", -1),
         ("timeout_seconds", 0.0),
         ("timeout_seconds", float("inf")),
