@@ -97,6 +97,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
                 keep=config.run.keep_checkpoints,
                 keep_every=config.run.keep_every,
                 write_model_files=model_files.write,
+                say=display.say,
             )
             yield Workplace(
                 config,

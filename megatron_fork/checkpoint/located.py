@@ -31,7 +31,7 @@ def locate(path: Path) -> Located:
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder", hint="give the folder of a checkpoint")
     for step in (path / "checkpoints", path):
-        if (step / "LATEST").is_file():
+        if (step / "LATEST").is_file() or checkpoint_folder.complete_folders(step):
             return _of_a_run(step)
     if (path / checkpoint_folder.MANIFEST).is_file() and (path / "policy").is_dir():
         return _of_a_step(path)
