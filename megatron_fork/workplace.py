@@ -209,10 +209,10 @@ def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:
     if not source.path:
         return None
     try:
-        return AutoTokenizer.from_pretrained(source.path)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
+    except Exception as error:  # tokenizers raise this very class
         raise ModelError(
-            f"model.path={source.path} has no readable tokenizer",
+            f"model.path={source.path} has no readable tokenizer: {models.shown(error) or type(error).__name__}",
             hint="copy the model's tokenizer files into the folder",
         ) from error
 

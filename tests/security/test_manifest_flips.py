@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_fork.checkpoint import latest, manifest
 from megatron_fork.checkpoint import folder as folders
+from megatron_fork.checkpoint import latest, manifest
 from megatron_fork.errors import CheckpointError
 from megatron_fork.progress import Progress
 
