@@ -170,7 +170,8 @@ def test_every_field_of_config_json(good: Path, tmp_path: Path) -> None:
         case = f"{name}={str(changed.get(name, 'missing'))[:60]}: {line}"
         if line is not None:
             refused += 1
-            assert name.strip("_") in line or "architecture" in line or "tensor" in line, case
+            # A size that some model has is refused by the weights that are not of that model.
+            assert name in line or "architecture" in line or line.startswith("the checkpoint"), case
             if refused % 10 == 0:  # one check makes them all: that it is asked everywhere is seen on some
                 assert None not in lines_of(folder, tmp_path)[1:], case
     assert refused > 40
