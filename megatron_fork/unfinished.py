@@ -25,6 +25,7 @@ from megatron_fork.rollout import Begun, Group
 
 _Columns = dict[str, Tensor]
 _GROUPS = "groups.pt"
+_MOST = 10**12  # that any run counts
 _DAMAGED = "the checkpoint is damaged or another version's: point LATEST to an earlier one, or begin anew"
 
 
@@ -139,6 +140,9 @@ def _plain_group(group: Group) -> dict[str, Any]:
 
 
 def _group(plain: dict[str, Any]) -> Group:
+    _check_counts(draw=plain["draw"], version=plain["version"], round=plain["round"])
+    for sample in (*plain["answers"], *plain["begun"]):
+        _check_counts(sample=sample)
     return Group(
         plain["draw"],
         _prompt(plain["prompt"]),
@@ -176,9 +180,8 @@ def _trajectory(plain: dict[str, Any]) -> Trajectory:
     response, logprob = _arrays(plain["response"], plain["rollout_logprob"])
     drawn = {"response": response, "rollout_logprob": logprob, "versions": _versions(plain["versions"], len(response))}
     trajectory = Trajectory(**{**plain, **drawn, "prompt": _prompt(plain["prompt"])})
-    counts = {"number": trajectory.number, "weight_version": trajectory.weight_version}
-    if wrong := [name for name, value in counts.items() if type(value) is not int or value < 0]:
-        raise ValueError(f"{wrong[0]}={counts[wrong[0]]!r} is no count")
+    _check_counts(number=trajectory.number, weight_version=trajectory.weight_version)
+    _check_texts(text=trajectory.text, reason=trajectory.reason, finish_reason=trajectory.finish_reason)
     if not (math.isfinite(trajectory.reward) and math.isfinite(trajectory.advantage)):
         raise ValueError(f"reward={trajectory.reward}, advantage={trajectory.advantage}: not finite")
     return trajectory
@@ -186,9 +189,23 @@ def _trajectory(plain: dict[str, Any]) -> Trajectory:
 
 def _prompt(plain: dict[str, Any]) -> Prompt:
     prompt = Prompt(**plain)
+    _check_counts(index=prompt.index)
+    _check_texts(text=prompt.text, answer=prompt.answer)
     if not prompt.tokens or any(type(token) is not int or token < 0 for token in prompt.tokens):
         raise ValueError(f"prompt {prompt.index} has tokens that are none")
     return prompt
+
+
+def _check_counts(**counts: object) -> None:
+    for name, value in counts.items():
+        if type(value) is not int or not 0 <= value <= _MOST:
+            raise ValueError(f"{name}={value!r} is no count")
+
+
+def _check_texts(**texts: object) -> None:
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name}={value!r} is no text")
 
 
 def _versions(plain: Sequence[Any], length: int) -> tuple[VersionSpan, ...]:
