@@ -78,8 +78,8 @@ def read(folder: Path, record: dict[str, Any]) -> Unfinished:
             "the step that was begun",
             hint=_DAMAGED,
         )
-    columns = {trajectory.number: columns for trajectory, columns in parts}
-    taught = Taught(record["metrics"], record["updates"], columns) if record["metrics"] is not None else None
+    by_number = {trajectory.number: columns for trajectory, columns in parts}
+    taught = Taught(record["metrics"], record["updates"], by_number) if record["metrics"] is not None else None
     return Unfinished(
         [trajectory for trajectory, _ in parts], record["rollout_metrics"], record["prompts_drawn"], taught
     )

@@ -99,11 +99,6 @@ def family_of(config: PretrainedConfig) -> Family:
         found = getattr(config, name)
         if found != supported:
             raise ModelError(f"model config {name}={shown(found)} is not supported for {architecture}", hint=hint)
-    if quantised := vars(config).get("quantization_config"):
-        raise ModelError(
-            f"model config quantization_config={shown(quantised)} is not supported",
-            hint="quantised weights are not supported: take the model's bf16 folder",
-        )
     check_together(config)
     rotary_positions(config)
     if family.has_experts:

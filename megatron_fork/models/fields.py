@@ -58,6 +58,11 @@ def check_fields(fields: Mapping[Any, Any], where: str, error: type[MegatronFork
 
     """
     for name, value in fields.items():
+        if name == "quantization_config" and value:
+            raise error(
+                f"{where}quantization_config={shown(value)} is not supported",
+                hint="quantised weights are not supported: take the model's bf16 folder",
+            )
         reason = _wrong(name, value)
         if reason:
             raise error(f"{where}{shown(name)}={shown(value)} {reason}", hint=_HINT)

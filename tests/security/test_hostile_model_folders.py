@@ -77,7 +77,7 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"num_labels": 2**40}, "num_labels"),
     ({"num_hidden_layers": 2**40, "layer_types": None}, "num_hidden_layers"),
     ({"head_dim": 15}, "head_dim"),
-    ({"head_dim": None, "num_attention_heads": 6}, "num_attention_heads"),
+    ({"head_dim": None, "num_attention_heads": 6}, "head"),
     ({"num_key_value_heads": 3}, "num_key_value_heads"),
     ({"pad_token_id": 10**6}, "pad_token_id"),
     ({"architectures": ["LlamaForCausalLM"]}, "architectures"),
