@@ -7,7 +7,7 @@ that it taught with their columns, and whoever resumes, under any layout, picks 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +25,7 @@ from megatron_fork.rollout import Begun, Group
 
 _Columns = dict[str, Tensor]
 _GROUPS = "groups.pt"
+_OF_EVERY_BATCH = {"advantage_t", "rollout_logprob_t"}
 _MOST = 10**12  # that any run counts
 _DAMAGED = "the checkpoint is damaged or another version's: point LATEST to an earlier one, or begin anew"
 
@@ -69,7 +70,7 @@ def read(folder: Path, record: dict[str, Any]) -> Unfinished:
         with _reading(file):
             parts += [(_trajectory(part["trajectory"]), part["columns"]) for part in _entries(file)]
             for trajectory, columns in parts:
-                _check_columns(trajectory, columns, parts[0][1].keys())
+                _check_columns(trajectory, columns, taught=record["metrics"] is not None)
     parts.sort(key=lambda part: part[0].number)
     numbers = [trajectory.number for trajectory, _ in parts]
     if len(set(numbers)) < len(numbers) or len(numbers) != record["trajectories"]:
@@ -117,9 +118,12 @@ def _entries(file: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _check_columns(trajectory: Trajectory, columns: _Columns, names: Iterable[str]) -> None:
-    if set(columns) != set(names):
-        raise ValueError(f"trajectory {trajectory.number} has the columns {sorted(columns)}, others {sorted(names)}")
+def _check_columns(trajectory: Trajectory, columns: _Columns, *, taught: bool) -> None:
+    """Those of a batch, one value a token; of a step of which nothing was taught there are none."""
+    known = {column.name for column in fields(Batch)} - {"sequences"}
+    needed = _OF_EVERY_BATCH if taught else set()
+    if not needed <= set(columns) <= known:
+        raise ValueError(f"trajectory {trajectory.number} has the columns {sorted(columns)}")
     for name, column in columns.items():
         if not isinstance(column, Tensor) or column.shape != (len(trajectory.response),):
             raise ValueError(f"{name} of trajectory {trajectory.number} is not one value a token")

@@ -23,12 +23,8 @@ RECORD = {**unfinished.Unfinished(DRAWN, {"rollout/pass_rate": 0.5}, 6).record()
 
 
 def parts() -> list[dict[str, Any]]:
-    return [
-        unfinished._plain(
-            each, {"entropy_t": torch.ones(len(each.response)), "selected_t": torch.ones(len(each.response))}
-        )
-        for each in DRAWN
-    ]
+    names = ("advantage_t", "rollout_logprob_t", "entropy_t")
+    return [unfinished._plain(each, {name: torch.ones(len(each.response)) for name in names}) for each in DRAWN]
 
 
 def write(folder: Path, content: object) -> None:
@@ -94,7 +90,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a column is short": lambda part: part["columns"].update(entropy_t=part["columns"]["entropy_t"][:-1]),
     "a column has two dimensions": lambda part: part["columns"].update(entropy_t=part["columns"]["entropy_t"][None]),
     "a column is a list": lambda part: part["columns"].update(entropy_t=part["columns"]["entropy_t"].tolist()),
-    "a column is missing": lambda part: part["columns"].pop("entropy_t"),
+    "a column is missing": lambda part: part["columns"].pop("advantage_t"),
     "a column is unknown": lambda part: part["columns"].update(other_t=part["columns"]["entropy_t"]),
     "columns are none": lambda part: part.update(columns=None),
     **{
