@@ -5,6 +5,12 @@
 Each process resumes from the newest complete checkpoint, then saves step after step and says when a save is complete. After a
 random number of saves it is killed with all its writers at a random moment of the next. A loss is a resume from an older step
 than the last whose save had returned.
+
+    python benchmarks/kills.py --kills 0 --runs 10 --out benchmarks/results/kills_of_runs.json
+
+Whole runs of the quickstart, made small, are killed in the warm start, while a step is drawn, and between two updates, as often
+each, and started again to their end. Then metrics.jsonl has each step once, and the weights are those of a run that nothing
+interrupted, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +38,14 @@ from megatron_fork.checkpoint import latest
 PROJECT = Path(__file__).parents[1]
 SAVER = PROJECT / "tests" / "checkpoint" / "saver.py"
 SAVES_BEFORE = 4  # at most
+SMALL = (
+    *("sft.steps=20", "train.steps=4", "train.prompts_per_step=4", "train.prompts_per_mini_batch=1"),
+    *("rollout.samples=4", "rollout.dynamic_sampling=false", "objective.entropy_coef=0.01"),
+    *("data.held_out=8", "evaluation.samples=2", "evaluation.every=0", "run.checkpoint_every=1"),
+)
+STEPS = {"sft": 20, "train": 4}
+UPDATES = STEPS["train"] * 4
+PHASES = ("warm start", "rollout", "between two updates")
 
 
 def one_life(folder: Path, generator: random.Random) -> tuple[int, int]:
@@ -88,9 +103,91 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
     }
 
 
+def dying_run(phase: str, entry: int, seconds: float, words: list[str]) -> None:
+    """`megatron-fork WORDS`, killed so many seconds after it has entered a phase for the `entry`-th time."""
+    from megatron_fork import cli, start, train
+    from megatron_fork.policy import Policy
+
+    place, name = {
+        "warm start": (start, "fine_tune"),
+        "rollout": (train, "draw"),
+        "between two updates": (Policy, "update"),
+    }[phase]
+    act, entered = getattr(place, name), iter(range(1, 1 << 30))
+
+    def die() -> None:
+        os.killpg(0, signal.SIGKILL)
+
+    def counted(*given: Any, **named: Any) -> Any:
+        is_the_one = next(entered) == entry
+        if is_the_one and phase != "between two updates":
+            threading.Timer(seconds, die).start()
+        result = act(*given, **named)
+        if is_the_one and phase == "between two updates":
+            die()
+        return result
+
+    setattr(place, name, counted)
+    sys.argv = ["megatron-fork", *words]
+    cli.main()
+
+
+def run_to_the_end(words: list[str], dying: tuple[str, int, float] | None = None) -> int:
+    """Exit code of a run; negative where a signal ended it."""
+    before = ["-m", "megatron_fork"] if dying is None else [__file__, "--dying", json.dumps(dying)]
+    process = subprocess.Popen(
+        [sys.executable, *before, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
+        start_new_session=True,
+    )
+    return process.wait()
+
+
+def what_is_left(folder: Path) -> tuple[bytes, dict[str, list[int]]]:
+    """The final weights, and the steps in metrics.jsonl by stage."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = {stage: [record["step"] for record in records if record["stage"] == stage] for stage in STEPS}
+    return (folder / "model" / "model.safetensors").read_bytes(), steps
+
+
+def measure_runs(kills: int, seed: int) -> dict[str, Any]:
+    """`kills` in each phase."""
+    generator = random.Random(seed)
+    expected_steps = {stage: list(range(1, last + 1)) for stage, last in STEPS.items()}
+    found: dict[str, Any] = {phase: {"killed": 0, "as_if_uninterrupted": 0} for phase in PHASES}
+    recipe = str(PROJECT / "examples" / "quickstart.yaml")
+    with tempfile.TemporaryDirectory() as name:
+        whole = Path(name, "whole")
+        assert run_to_the_end(["train", recipe, *SMALL, f"run.folder={whole}"]) == 0
+        weights, steps = what_is_left(whole)
+        assert steps == expected_steps
+        for number, phase in enumerate([phase for phase in PHASES for _ in range(kills)]):
+            folder = Path(name, f"killed-{number}")
+            entry = {
+                "warm start": 1,
+                "rollout": generator.randint(1, STEPS["train"]),
+                "between two updates": STEPS["sft"] + generator.randint(1, UPDATES),
+            }[phase]
+            words = ["train", recipe, *SMALL, f"run.folder={folder}"]
+            code = run_to_the_end(words, (phase, entry, generator.uniform(0.0, 0.5)))
+            found[phase]["killed"] += code == -signal.SIGKILL
+            went_on = run_to_the_end(["train", str(folder / "resolved.yaml"), f"run.folder={folder}"])
+            same = went_on == 0 and what_is_left(folder) == (weights, steps)
+            found[phase]["as_if_uninterrupted"] += same
+            print(f"{phase}, entry {entry}: exit {code}, then {went_on}, as if uninterrupted: {same}", flush=True)
+    return {"kills_in_each_phase": kills, "settings": SMALL, "phases": found}
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--dying"]:
+        dying_run(*json.loads(sys.argv[2]), sys.argv[3:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=0, help="whole runs killed in each phase")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -98,7 +195,8 @@ def main() -> None:
         "command": "python " + shlex.join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
-        **measure(options.kills, options.seed),
+        **(measure(options.kills, options.seed) if options.kills else {}),
+        **(measure_runs(options.runs, options.seed) if options.runs else {}),
     }
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")

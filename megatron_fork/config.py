@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -29,11 +30,16 @@ from megatron_fork.models import Config as ModelConfig
 from megatron_fork.objective import Config as ObjectiveConfig
 from megatron_fork.policy import Config as PolicyConfig
 from megatron_fork.policy import CriticConfig, OptimizerConfig
+from megatron_fork.recipe_text import refuse_monstrous
 from megatron_fork.rewards import Config as RewardConfig
 from megatron_fork.rollout import Config as RolloutConfig
 from megatron_fork.selection import PRESETS
 from megatron_fork.selection import Config as SelectionConfig
 from megatron_fork.vocab_parallel import Config as VocabParallelConfig
+
+# Where infinity means something: no limit to what engine and trainer may differ by.
+MAY_BE_INFINITE = frozenset({"rollout.mismatch_limit", "rollout.probe_limit"})
+_MOST_BASES, _MOST_DOTS = 20, 20
 
 
 @dataclass
@@ -138,16 +144,21 @@ class RunConfig:
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and its overrides; raises `ConfigError` with one line that names the field and the way out."""
     tree = _merge(_read_with_base(recipe, ()), _overrides(overrides))
-    tree.setdefault("run", {}).setdefault("name", recipe.stem)
     _check_keys(tree, RunConfig, "")
-    preset = (tree.get("selection") or {}).get("preset", "paper")
-    tree = _merge(PRESETS.get(preset, {}), tree)
-    tree = _merge(DATA_PRESETS.get((tree.get("data") or {}).get("preset", ""), {}), tree)
+    tree.setdefault("run", {}).setdefault("name", recipe.stem)
+    for room, presets in (("selection", PRESETS), ("data", DATA_PRESETS)):
+        preset = tree.get(room, {}).get("preset", "paper" if room == "selection" else "")
+        tree = _merge(presets.get(str(preset), {}), tree)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(tree))
+        _refuse_no_numbers(merged)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise _readable(error) from error
+    except (RecursionError, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(
+            f"recipe {recipe} cannot be taken: {_one_line(error)}", hint="`--print-config` shows what fields are like"
+        ) from error
     assert isinstance(config, RunConfig)
     if not config.model.is_given:
         raise ConfigError(
@@ -200,13 +211,13 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if recipe.resolve() in seen:
         raise ConfigError(f"recipe {recipe} extends itself through `base`", hint="remove one `base` line of the circle")
     try:
+        refuse_monstrous(recipe.read_text(encoding="utf-8"))
         loaded = OmegaConf.to_container(OmegaConf.load(recipe))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
         where = getattr(error, "problem_mark", None)
         place = f" line {where.line + 1}" if where else ""
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"recipe {recipe}{place} is not readable YAML: {reason}", hint="check its indentation"
+            f"recipe {recipe}{place} is not readable YAML: {_one_line(error)}", hint="check its indentation"
         ) from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"recipe {recipe} is not a mapping of fields", hint="start from examples/quickstart.yaml")
@@ -214,19 +225,28 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = tree.pop("base", None)
     if base is None:
         return tree
-    return _merge(_read_with_base(recipe.parent / str(base), (*seen, recipe.resolve())), tree)
+    if not isinstance(base, str) or "\0" in base or len(base) > 4096 or len(seen) > _MOST_BASES:
+        raise ConfigError(
+            f"recipe {recipe} has base={_shown(base)}, which names no recipe",
+            hint="name one file, relative to this one",
+        )
+    return _merge(_read_with_base(recipe.parent / base, (*seen, recipe.resolve())), tree)
 
 
 def _overrides(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         if "=" not in word or word.startswith("-"):
-            raise ConfigError(f"{word} is not an override", hint="write field=value, such as selection.tokens=all")
+            raise ConfigError(
+                f"{_shown(word)} is not an override", hint="write field=value, such as selection.tokens=all"
+            )
+        if word.partition("=")[0].count(".") > _MOST_DOTS:
+            raise ConfigError(f"{_shown(word)} is not a field", hint="no field lies that deep")
     try:
+        for word in words:
+            refuse_monstrous(word.partition("=")[2])
         tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"an override cannot be read: {str(error).splitlines()[0]}", hint="quote its value"
-        ) from error
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"an override cannot be read: {_one_line(error)}", hint="quote its value") from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
@@ -248,17 +268,51 @@ def _check_keys(tree: dict[str, Any], cls: type, path: str) -> None:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {path}{near[0]}?" if near else f"known here: {', '.join(known)}"
-            raise ConfigError(f"{dotted} is not a field", hint=hint)
+            raise ConfigError(f"{_shown(dotted)} is not a field", hint=hint)
         if is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise ConfigError(
-                    f"{dotted}={value} is not a mapping",
+                    f"{dotted}={_shown(value)} is not a mapping",
                     hint=f"set its fields, such as {dotted}.{fields(hints[key])[0].name}",
                 )
             _check_keys(value, hints[key], f"{dotted}.")
 
 
+def _refuse_no_numbers(config: Any) -> None:
+    """NaN compares with nothing, and so passes whatever range is asked for; infinity means something in few fields only."""
+    for name in float_fields(RunConfig):
+        value = OmegaConf.select(config, name)
+        if value is None or math.isfinite(value) or (value == math.inf and name in MAY_BE_INFINITE):
+            continue
+        raise ConfigError(f"{name}={value} is not a finite number", hint=f"the default is {_default(name)}")
+
+
+def float_fields(cls: type, path: str = "") -> Iterator[str]:
+    """The dotted name of every field that is a float, or may be one."""
+    hints = get_type_hints(cls)
+    for entry in fields(cls):
+        hint, dotted = hints[entry.name], f"{path}{entry.name}"
+        if is_dataclass(hint):
+            yield from float_fields(hint, f"{dotted}.")  # type: ignore[arg-type]
+        elif float in (hint, *get_args(hint)):
+            yield dotted
+
+
+def _default(dotted: str) -> Any:
+    return OmegaConf.select(OmegaConf.structured(RunConfig), dotted)
+
+
+def _one_line(error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return reason if len(reason) <= 300 else reason[:300] + "..."
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if not isinstance(value, str | int | float | None) else str(value)
+    return text if len(text) <= 80 and text.isprintable() else ascii(text[:80]) + "..."
+
+
 def _readable(error: OmegaConfBaseException) -> ConfigError:
     field_name = error.full_key or "a field"
-    reason = str(error.msg or error).splitlines()[0]
-    return ConfigError(f"{field_name}: {reason}", hint="`--print-config` shows every field with its value")
+    reason = str(error.msg or error).strip().splitlines()[0][:300]
+    return ConfigError(f"{_shown(str(field_name))}: {reason}", hint="`--print-config` shows every field with its value")

@@ -1,10 +1,13 @@
 """Ctrl-C and the scheduler's signals: the first asks the run to save and stop, the second stops it at once.
 
 Slurm sends SIGTERM before it takes a job's machines away, and what `--signal` names, by habit SIGUSR1, before the time is up.
+SIGHUP comes when the terminal goes away, as with an SSH session; what is printed afterwards goes nowhere. A run under `nohup`,
+which ignores it, goes on.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType, TracebackType
@@ -13,7 +16,7 @@ import torch
 
 from megatron_fork.distributed import collectives, device
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # One Ctrl-C reaches a rank twice: from the terminal, and passed on by torchrun.
 _SAME_REQUEST_SECONDS = 1.0
 
@@ -28,7 +31,9 @@ class StopRequest:
         self._first = 0.0
 
     def __enter__(self) -> StopRequest:
-        self._previous = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+        self._on_terminal = [number for number in (1, 2) if os.isatty(number)]
+        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
+        self._previous = {number: signal.signal(number, self._remember) for number in heard}
         return self
 
     def __exit__(
@@ -38,12 +43,21 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._leave_terminal()
         now = time.monotonic()
         if self.received is None:
             self.received, self._first = number, now
         elif now - self._first > _SAME_REQUEST_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+    def _leave_terminal(self) -> None:
+        """Writing to a terminal that is gone fails, and the run is still to be saved."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in self._on_terminal:
+            os.dup2(nowhere, number)
+        os.close(nowhere)
 
     def is_asked(self) -> bool:
         """Whether this rank was; the others may not know yet."""

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 from megatron_fork.analysis import write_report
 from megatron_fork.evaluation import Evaluation, evaluate
 from megatron_fork.policy import Lesson, Networks
+from megatron_fork.progress import Progress
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
-from megatron_fork.start import Progress
 from megatron_fork.unfinished import Unfinished, write_groups
 from megatron_fork.workplace import Workplace
 
@@ -84,7 +84,7 @@ def save_while_drawing(work: Workplace, networks: Networks, progress: Progress, 
 
 def save_state(work: Workplace, networks: Networks, progress: Progress) -> None:
     """A checkpoint of the last whole step, unless there is one; every rank calls it."""
-    if work.checkpoints.newest == progress.step:
+    if work.checkpoints.holds(progress.step):
         return
     ahead = work.config.rollout.max_staleness > 0
     groups = partial(write_groups, groups=progress.under_way) if ahead else None

@@ -22,6 +22,11 @@ def writing_to(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write into the user's error."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{path} cannot be written: its folder was removed while the run wrote to it",
+            hint="leave a run's folder alone until the run has ended; start it again to begin anew",
+        ) from error
     except OSError as error:
         raise RunFolderError(
             f"{path} cannot be written: {error.strerror or error}", hint="free some space, or choose another run.folder"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from megatron_fork import checkpoint, distributed, models, unfinished
 from megatron_fork.distributed import collectives
 from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
+from megatron_fork.progress import Progress
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import (
     Collector,
@@ -18,33 +18,11 @@ from megatron_fork.rollout import (
     DealtEngine,
     EmbeddedEngine,
     Engine,
-    Group,
     RemoteEngine,
 )
 from megatron_fork.supervised import fine_tune
 from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace
-
-
-@dataclass
-class Progress:
-    """Where a run stands; with the tensors of a checkpoint it is all that a run needs to go on."""
-
-    step: int = 0
-    prompts_drawn: int = 0
-    seconds: float = 0.0
-    before: dict[str, float] | None = None
-    after: dict[str, float] | None = None
-    unfinished: dict[str, Any] | None = None
-    """Of the step after `step`, where it was begun."""
-    under_way: list[Group] = field(default_factory=list)
-    """Groups that were begun and not trained on, on the first rank; not part of `record`."""
-    drawing: dict[str, Any] | None = None
-    """The tally of the step after `step`, where the run was stopped while it was drawn."""
-
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint's manifest keeps."""
-        return {name: value for name, value in vars(self).items() if name != "under_way"}
 
 
 def start(work: Workplace) -> tuple[Progress, Networks, Unfinished | None]:
@@ -53,7 +31,7 @@ def start(work: Workplace) -> tuple[Progress, Networks, Unfinished | None]:
     if saved is not None:
         for reason in saved.refused:
             work.display.say(f"not used: {reason}")
-        progress = Progress(**saved.progress)
+        progress = Progress.of_record(saved.progress, f"{saved.folder}/manifest.json")
         work.folder.forget(after=progress.step)
         networks = build_networks(work, first_weights(work))
         checkpoint.load_training_state(saved, networks.trained)

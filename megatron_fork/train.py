@@ -23,6 +23,7 @@ from megatron_fork.console import Display
 from megatron_fork.errors import RolloutError, RunFolderError
 from megatron_fork.experience import Trajectory
 from megatron_fork.policy import Learner, Lesson, Networks, Policy, Rates, Taught, split_into_mini_batches
+from megatron_fork.progress import Progress
 from megatron_fork.record import (
     finish,
     is_due,
@@ -35,7 +36,7 @@ from megatron_fork.record import (
 )
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, Tally, probe
-from megatron_fork.start import Progress, build_collector, build_engine, start, warm_start, write_model
+from megatron_fork.start import build_collector, build_engine, start, warm_start, write_model
 from megatron_fork.traces import trace_records
 from megatron_fork.unfinished import Unfinished
 from megatron_fork.workplace import Workplace, prepare

@@ -6,7 +6,9 @@ that it taught with their columns, and whoever resumes, under any layout, picks 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,16 @@ import torch
 from torch import Tensor
 
 from megatron_fork.distributed import Layout
+from megatron_fork.errors import CheckpointError
 from megatron_fork.experience import Batch, Prompt, Trajectory, VersionSpan, logprob_array, token_array
 from megatron_fork.policy import Lesson, Taught
 from megatron_fork.rollout import Begun, Group
 
 _Columns = dict[str, Tensor]
 _GROUPS = "groups.pt"
+_OF_EVERY_BATCH = {"advantage_t", "rollout_logprob_t"}
+_MOST = 10**12  # that any run counts
+_DAMAGED = "the checkpoint is damaged or another version's: point LATEST to an earlier one, or begin anew"
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Unfinished:
         return {
             "rollout_metrics": self.rollout_metrics,
             "prompts_drawn": self.prompts_drawn,
+            "trajectories": len(self.trajectories),
             "metrics": self.taught.metrics if self.taught else None,
             "updates": self.taught.updates if self.taught else [],
         }
@@ -57,13 +64,26 @@ class Unfinished:
 
 
 def read(folder: Path, record: dict[str, Any]) -> Unfinished:
-    """What `write` and `record` kept."""
-    parts = [part for file in sorted(folder.glob("part-*.pt")) for part in torch.load(file, weights_only=True)]
-    parts.sort(key=lambda part: part["trajectory"]["number"])
-    columns = {part["trajectory"]["number"]: part["columns"] for part in parts}
-    taught = Taught(record["metrics"], record["updates"], columns) if record["metrics"] is not None else None
-    trajectories = [_trajectory(part["trajectory"]) for part in parts]
-    return Unfinished(trajectories, record["rollout_metrics"], record["prompts_drawn"], taught)
+    """What `write` and `record` kept; raises `CheckpointError` where the parts are not those of the step."""
+    parts: list[tuple[Trajectory, _Columns]] = []
+    for file in sorted(folder.glob("part-*.pt")):
+        with _reading(file):
+            parts += [(_trajectory(part["trajectory"]), part["columns"]) for part in _entries(file)]
+            for trajectory, columns in parts:
+                _check_columns(trajectory, columns, taught=record["metrics"] is not None)
+    parts.sort(key=lambda part: part[0].number)
+    numbers = [trajectory.number for trajectory, _ in parts]
+    if len(set(numbers)) < len(numbers) or len(numbers) != record["trajectories"]:
+        raise CheckpointError(
+            f"{folder} holds {len(set(numbers))} trajectories in {len(numbers)} parts, not the {record['trajectories']} of "
+            "the step that was begun",
+            hint=_DAMAGED,
+        )
+    by_number = {trajectory.number: columns for trajectory, columns in parts}
+    taught = Taught(record["metrics"], record["updates"], by_number) if record["metrics"] is not None else None
+    return Unfinished(
+        [trajectory for trajectory, _ in parts], record["rollout_metrics"], record["prompts_drawn"], taught
+    )
 
 
 def write_groups(folder: Path, groups: Sequence[Group]) -> None:
@@ -75,7 +95,38 @@ def write_groups(folder: Path, groups: Sequence[Group]) -> None:
 def read_groups(folder: Path) -> list[Group]:
     """What `write_groups` kept; none where it kept nothing."""
     path = folder / _GROUPS
-    return [_group(plain) for plain in torch.load(path, weights_only=True)] if path.is_file() else []
+    if not path.is_file():
+        return []
+    with _reading(path):
+        return [_group(plain) for plain in _entries(path)]
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """What is not as it was written, wherever that shows, is one line."""
+    try:
+        yield
+    except Exception as error:  # torch's reader and the classes below raise whatever they like
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{file} is no part of a step that was begun: {reason}", hint=_DAMAGED) from error
+
+
+def _entries(file: Path) -> list[dict[str, Any]]:
+    entries = torch.load(file, weights_only=True)
+    if not isinstance(entries, list):
+        raise TypeError(f"it holds a {type(entries).__name__}, no list")
+    return entries
+
+
+def _check_columns(trajectory: Trajectory, columns: _Columns, *, taught: bool) -> None:
+    """Those of a batch, one value a token; of a step of which nothing was taught there are none."""
+    known = {column.name for column in fields(Batch)} - {"sequences"}
+    needed = _OF_EVERY_BATCH if taught else set()
+    if not needed <= set(columns) <= known:
+        raise ValueError(f"trajectory {trajectory.number} has the columns {sorted(columns)}")
+    for name, column in columns.items():
+        if not isinstance(column, Tensor) or column.shape != (len(trajectory.response),):
+            raise ValueError(f"{name} of trajectory {trajectory.number} is not one value a token")
 
 
 def _plain_group(group: Group) -> dict[str, Any]:
@@ -93,14 +144,17 @@ def _plain_group(group: Group) -> dict[str, Any]:
 
 
 def _group(plain: dict[str, Any]) -> Group:
+    _check_counts(draw=plain["draw"], version=plain["version"], round=plain["round"])
+    for sample in (*plain["answers"], *plain["begun"]):
+        _check_counts(sample=sample)
     return Group(
         plain["draw"],
-        Prompt(**plain["prompt"]),
+        _prompt(plain["prompt"]),
         plain["version"],
         plain["round"],
         {sample: _trajectory(answer) for sample, answer in plain["answers"].items()},
         {
-            sample: Begun(*_arrays(tokens, logprob), tuple(VersionSpan(*span) for span in versions))
+            sample: Begun(*_arrays(tokens, logprob), _versions(versions, len(tokens)))
             for sample, (tokens, logprob, versions) in plain["begun"].items()
         },
     )
@@ -127,10 +181,44 @@ def _plain(trajectory: Trajectory, columns: _Columns) -> dict[str, Any]:
 
 
 def _trajectory(plain: dict[str, Any]) -> Trajectory:
-    versions = tuple(VersionSpan(*span) for span in plain["versions"])
     response, logprob = _arrays(plain["response"], plain["rollout_logprob"])
-    drawn = {"response": response, "rollout_logprob": logprob, "versions": versions}
-    return Trajectory(**{**plain, **drawn, "prompt": Prompt(**plain["prompt"])})
+    drawn = {"response": response, "rollout_logprob": logprob, "versions": _versions(plain["versions"], len(response))}
+    trajectory = Trajectory(**{**plain, **drawn, "prompt": _prompt(plain["prompt"])})
+    _check_counts(number=trajectory.number, weight_version=trajectory.weight_version)
+    _check_texts(text=trajectory.text, reason=trajectory.reason, finish_reason=trajectory.finish_reason)
+    if not (math.isfinite(trajectory.reward) and math.isfinite(trajectory.advantage)):
+        raise ValueError(f"reward={trajectory.reward}, advantage={trajectory.advantage}: not finite")
+    return trajectory
+
+
+def _prompt(plain: dict[str, Any]) -> Prompt:
+    prompt = Prompt(**plain)
+    _check_counts(index=prompt.index)
+    _check_texts(text=prompt.text, answer=prompt.answer)
+    if not prompt.tokens or any(type(token) is not int or token < 0 for token in prompt.tokens):
+        raise ValueError(f"prompt {prompt.index} has tokens that are none")
+    return prompt
+
+
+def _check_counts(**counts: object) -> None:
+    for name, value in counts.items():
+        if type(value) is not int or not 0 <= value <= _MOST:
+            raise ValueError(f"{name}={value!r} is no count")
+
+
+def _check_texts(**texts: object) -> None:
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name}={value!r} is no text")
+
+
+def _versions(plain: Sequence[Any], length: int) -> tuple[VersionSpan, ...]:
+    versions = tuple(VersionSpan(*span) for span in plain)
+    if any(type(number) is not int for span in versions for number in span):
+        raise ValueError("a version's span is not of whole numbers")
+    if any(span.version < 0 or not 0 <= span.start <= span.end <= length for span in versions):
+        raise ValueError(f"a version's span is not within the {length} tokens of its response")
+    return versions
 
 
 def _tensors(tokens: Sequence[int], logprob: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -139,4 +227,7 @@ def _tensors(tokens: Sequence[int], logprob: Sequence[float]) -> tuple[Tensor, T
 
 def _arrays(tokens: Tensor | Sequence[int], logprob: Tensor | Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
     """Also of tuples, as these files once had them."""
-    return token_array(torch.as_tensor(tokens).tolist()), logprob_array(torch.as_tensor(logprob).tolist())
+    token_t, logprob_t = torch.as_tensor(tokens), torch.as_tensor(logprob)
+    if token_t.dim() != 1 or token_t.shape != logprob_t.shape:
+        raise ValueError(f"tokens of shape {list(token_t.shape)} with log-probs of shape {list(logprob_t.shape)}")
+    return token_array(token_t.tolist()), logprob_array(logprob_t.tolist())

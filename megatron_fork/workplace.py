@@ -97,6 +97,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
                 keep=config.run.keep_checkpoints,
                 keep_every=config.run.keep_every,
                 write_model_files=model_files.write,
+                say=display.say,
             )
             yield Workplace(
                 config,
@@ -209,9 +210,9 @@ def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:
         return None
     try:
         return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raise this very class
         raise ModelError(
-            f"model.path={source.path} has no readable tokenizer",
+            f"model.path={source.path} has no readable tokenizer: {models.shown(error) or type(error).__name__}",
             hint="copy the model's tokenizer files into the folder",
         ) from error
 

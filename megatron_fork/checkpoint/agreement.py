@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
+from megatron_fork import models
 from megatron_fork.checkpoint.published import PublishedWeights
 from megatron_fork.checkpoint.table import EMBEDDING, LM_HEAD, model_entries
 from megatron_fork.checkpoint.weight_folder import QUANTISED, WeightFolder
@@ -78,8 +79,7 @@ def check_weights(weights: Mapping[str, Tensor], config: PretrainedConfig, *, ne
 
 def model_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     """Every published tensor of `config`'s model with its shape, asked of transformers' model without memory."""
-    with torch.device("meta"):
-        tensors = PublishedWeights(AutoModelForCausalLM.from_config(config).state_dict())
+    tensors = PublishedWeights(models.hugging_face_outline(config).state_dict())
     return {name: tuple(tensors[name].shape) for entry in model_entries(config) for name in entry.hugging_face}
 
 

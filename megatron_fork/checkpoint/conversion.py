@@ -24,6 +24,7 @@ from megatron_fork.checkpoint import folder as checkpoint_folder
 from megatron_fork.checkpoint.agreement import check_folder, check_weights
 from megatron_fork.checkpoint.hugging_face import SHARD_BYTES, read_config, written_aside
 from megatron_fork.checkpoint.located import MODEL_FILES, Located, locate
+from megatron_fork.checkpoint.manifest import MANIFEST
 from megatron_fork.checkpoint.places import Outline, Place, outline_of
 from megatron_fork.checkpoint.published import PublishedWeights
 from megatron_fork.checkpoint.table import Entry, model_entries
@@ -243,7 +244,7 @@ def _dtype_of(entry: Entry, headers: Mapping[str, Tensor], dtype: Dtype | None) 
 def _seal(folder: Path) -> None:
     """A manifest, so that a copy that lost a file is found out."""
     files = checkpoint_folder.flush_and_describe(folder, checkpoint_folder.file_names(folder))
-    (folder / checkpoint_folder.MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
 
 
 def _refuse_existing(out: Path) -> None:

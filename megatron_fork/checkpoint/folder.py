@@ -12,22 +12,19 @@ previous one. A folder that is not what its manifest says is never loaded.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_fork.checkpoint import manifest
+from megatron_fork.checkpoint.manifest import MANIFEST, Descriptions, is_name, step_of
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import CheckpointError
 
-MANIFEST = "manifest.json"
-_FORMAT = 2
-_NAME = re.compile(r"step-(\d{6,})(?:\.(\d+))?")
-Descriptions = dict[str, dict[str, Any]]
+_POINTER = "LATEST"
 
 
 @dataclass(frozen=True)
@@ -54,14 +51,14 @@ def latest(root: Path, *, run: str = "", group: collectives.Group = None) -> Sav
         CheckpointError: there are checkpoints, but none is complete.
 
     """
-    pointer = root / "LATEST"
+    pointer = root / _POINTER
     complete = [folder.name for folder in reversed(complete_folders(root))]
     if not (pointer.is_file() or complete):
         return None
-    named = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
-    if _NAME.fullmatch(named):
+    named = _named(root)
+    if is_name(named):
         passed_over: list[str] = []
-        candidates = [named, *(name for name in complete if _order(name) < _order(named))]
+        candidates = [named, *(name for name in complete if step_of(name) < step_of(named))]
     else:
         passed_over = [f"{pointer}, which is missing or names no checkpoint: {named[:40]!r}"]
         candidates = complete
@@ -79,31 +76,13 @@ def latest(root: Path, *, run: str = "", group: collectives.Group = None) -> Sav
 
 def verified(folder: Path, *, run: str = "", group: collectives.Group = None) -> dict[str, Any]:
     """The progress of a checkpoint whose files are what its manifest says; raises `CheckpointError` otherwise."""
-    files, progress = _read_manifest(folder, run)
+    files, progress = manifest.read(folder, run)
     names = sorted(files)[collectives.rank(group) :: collectives.size(group)]
     wrong = next((name for name in names if not _is_as_described(folder / name, files[name])), None)
     wrong = next((name for name in collectives.gather_objects(wrong, group) if name is not None), None)
     if wrong is not None:
         raise CheckpointError(f"checkpoint file {folder / wrong} is missing or differs from its manifest")
     return progress
-
-
-def _read_manifest(folder: Path, run: str) -> tuple[Descriptions, dict[str, Any]]:
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        raise CheckpointError(f"checkpoint {folder} has no {MANIFEST}: it was not completed")
-    try:
-        record = json.loads(manifest.read_text())
-        found = {name: record[name] for name in ("format", "name", "run", "files", "progress")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{manifest} cannot be read: {error!r}") from error
-    if found["format"] != _FORMAT:
-        raise CheckpointError(f"{manifest} has format={found['format']}, this version reads format={_FORMAT}")
-    if _order(found["name"]) != _order(folder.name):
-        raise CheckpointError(f"{manifest} is of {found['name']}, not of {folder.name}")
-    if run and found["run"] != run:
-        raise CheckpointError(f"{manifest} belongs to another run: run={found['run']}, this one is {run}")
-    return found["files"], found["progress"]
 
 
 def _is_as_described(path: Path, description: Mapping[str, Any]) -> bool:
@@ -137,7 +116,8 @@ def begin(root: Path, step: int, parts: Iterable[str]) -> Path:
     for leaving in root.glob("step-*.partial"):
         shutil.rmtree(leaving, ignore_errors=True)
     aside = root / f"step-{step:06d}.partial"
-    aside.mkdir(parents=True)
+    root.mkdir(exist_ok=True)  # not its parents: a run folder that was removed is not made again behind the user's back
+    aside.mkdir()
     for part in parts:
         (aside / part).mkdir()
     return aside
@@ -146,25 +126,54 @@ def begin(root: Path, step: int, parts: Iterable[str]) -> Path:
 def publish(aside: Path, files: Descriptions, *, run: str, progress: Mapping[str, Any]) -> Path:
     """Write the manifest, rename the folder, point `LATEST` to it; returns the complete checkpoint."""
     root, complete = aside.parent, _free_name(aside.with_suffix(""))
-    record = {"format": _FORMAT, "name": complete.name, "run": run, "progress": progress, "files": files}
-    _write_flushed(aside / MANIFEST, json.dumps(record, indent=1))
+    text = manifest.written(name=complete.name, run=run, progress=progress, files=files)
+    _write_flushed(aside / MANIFEST, text)
     for folder in [path for path in aside.rglob("*") if path.is_dir()] + [aside]:
         flush_folder(folder)
     aside.rename(complete)
     flush_folder(root)
-    pointer = root / "LATEST.partial"
-    _write_flushed(pointer, complete.name + "\n")
-    pointer.replace(root / "LATEST")
-    flush_folder(root)
+    _point_to(complete)
     return complete
+
+
+def _point_to(complete: Path) -> None:
+    root = complete.parent
+    pointer = root / f"{_POINTER}.partial"
+    _write_flushed(pointer, complete.name + "\n")
+    pointer.replace(root / _POINTER)
+    flush_folder(root)
+
+
+def names_nothing(root: Path) -> bool:
+    """Whether `LATEST` is missing or names no complete checkpoint: after a save, somebody has then removed it."""
+    named = _named(root)
+    return not (is_name(named) and (root / named / MANIFEST).is_file())
+
+
+def point_to_newest(root: Path) -> Path | None:
+    """Let `LATEST` name the newest complete checkpoint that there still is; without any, remove it. Returns that one."""
+    complete = complete_folders(root)
+    if complete:
+        _point_to(complete[-1])
+        return complete[-1]
+    (root / _POINTER).unlink(missing_ok=True)
+    return None
+
+
+def _named(root: Path) -> str:
+    """What `LATEST` says; empty where there is none."""
+    try:
+        return (root / _POINTER).read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def keep_only(root: Path, *, newest: int, every: int = 0) -> None:
     """Remove checkpoints except the `newest` ones, those of every `every`-th step, and the one that `LATEST` names."""
     folders = complete_folders(root)
-    named = (root / "LATEST").read_text().strip()
+    named = _named(root)
     for folder in folders[:-newest]:
-        step = _order(folder.name)[0]
+        step = step_of(folder.name)[0]
         if folder.name != named and not (every and step % every == 0):
             (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed one does not count
             shutil.rmtree(folder, ignore_errors=True)
@@ -172,13 +181,8 @@ def keep_only(root: Path, *, newest: int, every: int = 0) -> None:
 
 def complete_folders(root: Path) -> list[Path]:
     """Folders with a manifest, oldest first."""
-    named = [path for path in root.glob("step-*") if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
-    return sorted(named, key=lambda path: _order(path.name))
-
-
-def _order(name: str) -> tuple[int, int]:
-    match = _NAME.fullmatch(name)
-    return (int(match[1]), int(match[2] or 1)) if match else (-1, 0)
+    named = [path for path in root.glob("step-*") if is_name(path.name) and (path / MANIFEST).is_file()]
+    return sorted(named, key=lambda path: step_of(path.name))
 
 
 def _free_name(wanted: Path) -> Path:

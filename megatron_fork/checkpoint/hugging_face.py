@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
+from megatron_fork import models
 from megatron_fork.checkpoint.bridge import load_weights
 from megatron_fork.checkpoint.folder import flush_folder
 from megatron_fork.checkpoint.parameters import unwrap_chunks
@@ -31,6 +32,7 @@ class HasModel(Protocol):
 
 GENERATION = "generation_config.json"
 SHARD_BYTES = 5 * 10**9
+_MOST_BYTES = 16 << 20  # of a file of fields
 
 # A model, its virtual pipeline stages, or their holder.
 Source = nn.Module | Sequence[nn.Module] | HasModel
@@ -44,7 +46,15 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise ModelError(
             f"model.path={folder} has no config.json", hint="give the folder that holds config.json and *.safetensors"
         )
+    written = read_json(folder / "config.json")
+    if not isinstance(written.get("model_type"), str):
+        raise ModelError(
+            f"{folder / 'config.json'} has model_type={models.shown(written.get('model_type'))}, which names no model",
+            hint="it must be the config of a model that the installed transformers knows",
+        )
+    models.check_fields(written, f"{folder / 'config.json'} has ")
     try:
+        # Code of the folder's own is not run, and nobody is asked whether it should be.
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # config classes check their fields, and raise whatever they like
         raise ModelError(
@@ -64,8 +74,10 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes")
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read: {error}", hint="fetch it again, or remove it") from error
     if not isinstance(fields, dict):
         raise ModelError(f"{file} holds a {type(fields).__name__}, no fields", hint="fetch it again, or remove it")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_fork.checkpoint import folder as checkpoint_folder
+from megatron_fork.checkpoint.manifest import MANIFEST
 from megatron_fork.errors import CheckpointError
 
 MODEL_FILES = "hugging_face"
@@ -31,11 +32,11 @@ def locate(path: Path) -> Located:
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder", hint="give the folder of a checkpoint")
     for step in (path / "checkpoints", path):
-        if (step / "LATEST").is_file():
+        if (step / "LATEST").is_file() or checkpoint_folder.complete_folders(step):
             return _of_a_run(step)
-    if (path / checkpoint_folder.MANIFEST).is_file() and (path / "policy").is_dir():
+    if (path / MANIFEST).is_file() and (path / "policy").is_dir():
         return _of_a_step(path)
-    if path.name in ("policy", "critic") and (path.parent / checkpoint_folder.MANIFEST).is_file():
+    if path.name in ("policy", "critic") and (path.parent / MANIFEST).is_file():
         return Located(_checked(path), "megatron-fork", _model_files(path.parent))
     if (path / _TRACKER).is_file():
         path = _of_megatron_lm(path)
@@ -100,7 +101,7 @@ def _check_backend(folder: Path) -> None:
 
 
 def _writer(folder: Path) -> str:
-    if (folder / MODEL_FILES).is_dir() and (folder / checkpoint_folder.MANIFEST).is_file():
+    if (folder / MODEL_FILES).is_dir() and (folder / MANIFEST).is_file():
         return "megatron-fork convert"
     if (folder / "run_config.yaml").is_file():
         return "Megatron-Bridge"

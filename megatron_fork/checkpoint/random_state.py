@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+from megatron_fork.errors import CheckpointError
+
 
 def save(folder: Path) -> None:
     """Write this rank's generators."""
@@ -27,11 +29,17 @@ def load(folder: Path) -> None:
     file = folder / _name(dist.get_rank(), dist.get_world_size())
     if not file.is_file():
         return
-    state = torch.load(file, weights_only=True)
-    torch.set_rng_state(state["torch"])
-    get_cuda_rng_tracker().set_states(state["tracker"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    try:
+        state = torch.load(file, weights_only=True)
+        torch.set_rng_state(state["torch"])
+        get_cuda_rng_tracker().set_states(state["tracker"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+    except Exception as error:  # torch's reader and its generators raise whatever they like
+        raise CheckpointError(
+            f"{file} holds no generators: {' '.join(str(error).split())[:200] or type(error).__name__}",
+            hint="the checkpoint is damaged: point LATEST to an earlier one",
+        ) from error
 
 
 def _name(rank: int, ranks: int) -> str:

@@ -62,7 +62,13 @@ def write(
 
     """
     writer = FileSystemWriter(folder, thread_count=workers, single_file_per_rank=False)
-    save({}, storage_writer=writer, planner=_Writing(places, read, objects), no_dist=True)
+    planner = _Writing(places, read, objects)
+    try:
+        save({}, storage_writer=writer, planner=planner, no_dist=True)
+    finally:
+        # Torch's writer tells of a failure in its threads as of one of its own, or not at all.
+        if planner.failure is not None:
+            raise planner.failure
     torch.save(dict(common), folder / COMMON)
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
@@ -77,6 +83,8 @@ class _Writing(DefaultSavePlanner):
         objects: Mapping[str, Any],
     ) -> None:
         super().__init__(flatten_state_dict=False)
+        self.failure: Exception | None = None
+        """The first of what `read` raised."""
         self._read = read
         self._objects = objects
         self._items = [_write_item(place, dtype) for place, dtype in places.values()]
@@ -93,7 +101,11 @@ class _Writing(DefaultSavePlanner):
             torch.save([self._objects[write_item.index.fqn]], stored)
             return stored
         assert write_item.tensor_data is not None
-        return self._read(self._name_at[write_item.index]).reshape(write_item.tensor_data.chunk.sizes)
+        try:
+            return self._read(self._name_at[write_item.index]).reshape(write_item.tensor_data.chunk.sizes)
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
 
 
 def _write_item(place: Place, dtype: torch.dtype) -> WriteItem:

@@ -19,7 +19,8 @@ from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_fork.checkpoint import folder, optimizer_state, random_state
-from megatron_fork.checkpoint.folder import Descriptions, Saved
+from megatron_fork.checkpoint.folder import Saved
+from megatron_fork.checkpoint.manifest import Descriptions, step_of
 from megatron_fork.checkpoint.requests import one_after_the_other
 from megatron_fork.checkpoint.safe_pickle import require_known_classes
 from megatron_fork.distributed import collectives, device
@@ -65,6 +66,7 @@ class Checkpoints:
         keep: int = 2,
         keep_every: int = 0,
         write_model_files: Callable[[Path], None] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Checkpoints in `root`.
 
@@ -74,6 +76,7 @@ class Checkpoints:
             keep: how many of the newest stay.
             keep_every: those of every so many steps stay as well; 0: none.
             write_model_files: puts config.json and tokenizer into a folder, for whoever converts the checkpoint later.
+            say: tells the user of checkpoints that somebody has removed.
 
         """
         self.root = root
@@ -83,6 +86,9 @@ class Checkpoints:
         self._write_model_files = write_model_files
         self.newest: int | None = None
         """Step of the checkpoint that was last saved or resumed from, where it is of a whole step."""
+        self._say = say
+        self._complete: set[str] = set()
+        """Names of those that stay, on the first rank, which looks after them."""
         self._writing: _Writing | None = None
         self._hashing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checksums")
 
@@ -90,8 +96,19 @@ class Checkpoints:
         """The checkpoint to resume from; None when the run has none."""
         saved = folder.latest(self.root, run=self.run, group=dist.group.WORLD)
         if saved is not None and saved.progress.get("unfinished") is None:
-            self.newest = saved.progress.get("step")
+            self.newest = saved.progress["step"]
+        self._complete = {path.name for path in folder.complete_folders(self.root)}
         return saved
+
+    def holds(self, step: int) -> bool:
+        """Whether the whole step is saved or about to be; every rank must ask. One that was removed is to be saved anew."""
+        if self.newest != step or self._writing is not None:
+            return self.newest == step
+        complete = folder.complete_folders(self.root) if dist.get_rank() == 0 else []
+        is_there = dist.get_rank() != 0 or any(step_of(path.name)[0] == step for path in complete)
+        if not _everywhere(is_there):
+            self.newest = None
+        return self.newest == step
 
     def save(
         self,
@@ -134,8 +151,11 @@ class Checkpoints:
             self.newest = step if progress.get("unfinished") is None else None
 
     def poll(self) -> None:
-        """Complete what can be completed without waiting."""
+        """Complete what can be completed without waiting, and notice what is there no more."""
         self._advance(blocking=False)
+        if dist.get_rank() == 0:
+            with self._refusals_of(self.newest or 0):
+                self._notice_removed()
 
     def wait(self) -> None:
         """Complete what is being written."""
@@ -156,6 +176,17 @@ class Checkpoints:
             shares = collectives.gather_objects(_result(writing.described), dist.group.WORLD)
             self._publish(writing, shares)
 
+    def _notice_removed(self) -> None:
+        """Say which checkpoints somebody removed, and let `LATEST` name one that is left."""
+        left = {path.name for path in folder.complete_folders(self.root)}
+        gone = sorted(self._complete - left)
+        self._complete &= left
+        if gone or (left and folder.names_nothing(self.root)):
+            newest = folder.point_to_newest(self.root)
+            what = f"checkpoint {', '.join(gone)}" if gone else "LATEST"
+            now = f"would resume from {newest.name}" if newest else "would begin anew"
+            self._say(f"{what} was removed from {self.root} while the run goes on: a kill before the next save {now}")
+
     def _publish(self, writing: _Writing, shares: list[Descriptions | OSError]) -> None:
         self._writing = None
         for share in shares:
@@ -163,8 +194,10 @@ class Checkpoints:
                 raise share
         if dist.get_rank() == 0:
             files = {name: entry for share in shares for name, entry in share.items()}  # type: ignore[union-attr]
+            self._notice_removed()
             folder.publish(writing.aside, files, run=self.run, progress=writing.progress)
             folder.keep_only(self.root, newest=self.keep, every=self.keep_every)
+            self._complete = {path.name for path in folder.complete_folders(self.root)}
         dist.barrier()
 
     @contextmanager
@@ -173,9 +206,11 @@ class Checkpoints:
             yield
         except _REFUSALS as error:
             self._writing = None
+            hint = "free some space and start the same command again: it resumes from the previous checkpoint"
+            if not self.root.parent.is_dir():
+                hint = f"{self.root.parent} was removed while the run wrote to it; start it again to begin anew"
             raise CheckpointError(
-                f"checkpoint {self.root / f'step-{step:06d}'} cannot be written: {_reason(error)}",
-                hint="free some space and start the same command again: it resumes from the previous checkpoint",
+                f"checkpoint {self.root / f'step-{step:06d}'} cannot be written: {_reason(error)}", hint=hint
             ) from error
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_fork import models
 from megatron_fork.checkpoint.weight_files import INDEX, SINGLE, Specification
 from megatron_fork.errors import CheckpointError, ModelError
 
@@ -23,6 +24,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 QUANTISED = "quantised weights are not supported: take the model's bf16 folder"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _PIECE_BYTES = 16 << 20
+_LONGEST_NAME = 255
 
 
 class WeightFolder(Mapping[str, Tensor]):
@@ -68,7 +70,7 @@ class WeightFolder(Mapping[str, Tensor]):
         try:
             with safe_open(path, framework="pt"):  # checks the header against the file
                 stored = _header(self._stack.enter_context(path.open("rb")).fileno())
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} cannot be read: {error}", hint="the file is truncated or no safetensors; fetch it again"
             ) from error
@@ -83,6 +85,7 @@ class WeightFolder(Mapping[str, Tensor]):
             data[done : done + len(piece)] = piece
             done += len(piece)
         flat = torch.frombuffer(data, dtype=wanted.dtype) if data else torch.empty(0, dtype=wanted.dtype)
+        _check_finite(name, flat)
         return flat.view(wanted.shape)
 
     def pieces(self, name: str) -> Iterator[bytes]:
@@ -156,8 +159,11 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(file_of, dict) or not file_of:
         raise CheckpointError(f"{index} has no weight_map of tensors", hint=hint)
     for name, file in file_of.items():
-        if not isinstance(file, str):
-            raise CheckpointError(f"{index}: weight_map gives {name} the file {file!r}, which is no name", hint=hint)
+        if not isinstance(file, str) or len(file) > _LONGEST_NAME or len(name) > _LONGEST_NAME:
+            raise CheckpointError(
+                f"{index}: weight_map gives {models.shown(name)} the file {models.shown(file)}, which is no name",
+                hint=hint,
+            )
         if file in ("", ".", "..") or set(file) & {"/", "\\", "\0"}:
             raise CheckpointError(
                 f"{index}: weight_map gives {name} the file {file!r}, which is not one of its folder",
@@ -170,7 +176,7 @@ def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"it names {name} twice")
+            raise ValueError(f"it names {models.shown(name)} twice")
         found[name] = value
     return found
 
@@ -196,6 +202,19 @@ def _no_weights(folder: Path) -> ModelError:
         f"model.path={folder} has no *.safetensors",
         hint=f"the weights are {SINGLE}, or shards with {INDEX}: fetch them, or convert the weights to safetensors",
     )
+
+
+def _check_finite(name: str, flat: Tensor) -> None:
+    """Raise `CheckpointError` for NaN and infinity; either is an extreme, so one pass without a copy finds them."""
+    if not flat.numel():
+        return
+    least, most = flat.aminmax()
+    if not (least.isfinite() and most.isfinite()):
+        kind = "NaN" if least.isnan() else "infinity"
+        raise CheckpointError(
+            f"the checkpoint's {name} holds {kind}",
+            hint="the training that wrote it had diverged, or the file is damaged: take an earlier one, or fetch it again",
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
 from megatron_fork.models.compute import ComputeConfig, choose_backend
 from megatron_fork.models.families import check_divides, family_of, tokens_where_attention_is_half
-from megatron_fork.models.footprint import Footprint, count_parameters, fullest_rank
+from megatron_fork.models.fields import check_fields, shown
+from megatron_fork.models.footprint import Footprint, count_parameters, fullest_rank, hugging_face_outline
 from megatron_fork.models.rotary import longest_sequence
 from megatron_fork.models.routing import ExpertsConfig, Routing
 from megatron_fork.models.source import Config, config_from_recipe
@@ -27,11 +28,14 @@ __all__ = [
     "build_outline",
     "build_value_chunks",
     "check_divides",
+    "check_fields",
     "choose_backend",
     "config_from_recipe",
     "count_parameters",
     "family_of",
     "fullest_rank",
+    "hugging_face_outline",
     "longest_sequence",
+    "shown",
     "tokens_where_attention_is_half",
 ]

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from megatron_fork.distributed import layout
 from megatron_fork.errors import LayoutError, ModelError
 from megatron_fork.models.experts import EXPERT_FIELDS, check_experts_divide, check_no_experts, router_settings
+from megatron_fork.models.fields import check_fields, check_together, shown
 from megatron_fork.models.rotary import rotary_positions
 
 
@@ -77,25 +79,27 @@ def check_architecture(architecture: str) -> None:
     """Raise `ModelError`, naming those that are known, for an architecture without a table entry."""
     if architecture not in FAMILIES:
         raise ModelError(
-            f"model architecture {architecture} is not known", hint=f"supported: {', '.join(sorted(FAMILIES))}"
+            f"model architecture {shown(architecture)} is not known", hint=f"supported: {', '.join(sorted(FAMILIES))}"
         )
 
 
 def family_of(config: PretrainedConfig) -> Family:
     """The table entry for a config's architecture; raises `ModelError` where there is none or a field is not supported."""
+    check_fields({"architectures": config.architectures}, "model config ")
     architecture = (config.architectures or ["none"])[0]
     check_architecture(architecture)
     family = FAMILIES[architecture]
+    of_type = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if of_type != architecture:
+        raise ModelError(
+            f"model config model_type={config.model_type} is of {of_type}, but architectures names {architecture}",
+            hint="see the config.json of the model as it was published",
+        )
     for name, (supported, hint) in family.required.items():
         found = getattr(config, name)
         if found != supported:
-            shown = str(found).lower() if isinstance(found, bool) else found
-            raise ModelError(f"model config {name}={shown} is not supported for {architecture}", hint=hint)
-    if quantised := vars(config).get("quantization_config"):
-        raise ModelError(
-            f"model config quantization_config={quantised} is not supported",
-            hint="quantised weights are not supported: take the model's bf16 folder",
-        )
+            raise ModelError(f"model config {name}={shown(found)} is not supported for {architecture}", hint=hint)
+    check_together(config)
     rotary_positions(config)
     if family.has_experts:
         router_settings(config)

@@ -6,10 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from megatron_fork.distributed import layout
+from megatron_fork.errors import ModelError
 from megatron_fork.models.families import check_divides, padded_vocab_size
+from megatron_fork.models.fields import shown
+
+
+def hugging_face_outline(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of transformers without memory; raises `ModelError` where its class does not take the config."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # model classes raise whatever they like
+        raise ModelError(
+            f"transformers makes no model of the config: {shown(error) or type(error).__name__}",
+            hint="see the config.json of the model as it was published",
+        ) from error
+    return model
 
 
 @dataclass(frozen=True)
@@ -56,8 +71,6 @@ def _is_replicated(name: str) -> bool:
 
 
 def _parameters(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
-    """Hugging Face's names and sizes, from a model without storage."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    for name, parameter in model.named_parameters():
+    """Hugging Face's names and sizes."""
+    for name, parameter in hugging_face_outline(config).named_parameters():
         yield name, parameter.numel()

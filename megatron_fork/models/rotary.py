@@ -12,9 +12,15 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from megatron_fork.errors import ModelError
+from megatron_fork.models.fields import is_number, shown
 
 # Constants of Megatron's scaling for Llama 3, which has an option for the factor alone.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+_REQUIRED = {"llama3": ("factor", *_LLAMA3), "yarn": ("factor", "original_max_position_embeddings")}
+_OPTIONAL = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
+_LARGEST = 1e15
+_PUBLISHED = "see the config.json of the model as it was published"
 
 
 @dataclass(frozen=True)
@@ -33,17 +39,44 @@ def rotary_positions(config: PretrainedConfig) -> RotaryPositions:
             "model config rope_parameters has no rope_theta", hint="use a model with one rotary base for all layers"
         )
     kind = parameters.get("rope_type", "default")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ModelError(
-            f"model config rope_type={kind} is not supported", hint=f"supported: {', '.join(sorted(_KINDS))}"
+            f"model config rope_type={shown(kind)} is not supported", hint=f"supported: {', '.join(sorted(_KINDS))}"
         )
     partial = parameters.get("partial_rotary_factor", 1.0)
     if partial != 1.0:
         raise ModelError(
-            f"model config partial_rotary_factor={partial} is not supported",
+            f"model config partial_rotary_factor={shown(partial)} is not supported",
             hint="use a model that rotates whole heads",
         )
+    _check_numbers(kind, parameters)
     return _KINDS[kind](parameters)
+
+
+def _check_numbers(kind: str, parameters: dict[str, Any]) -> None:
+    """Every number of the kind is one, and not out of all proportion."""
+    required = ("rope_theta", *_REQUIRED.get(kind, ()))
+    for name in required:
+        if parameters.get(name) is None:
+            raise ModelError(
+                f"model config rope_parameters has no {name}, which rope_type={kind} needs", hint=_PUBLISHED
+            )
+    for name in (*required, *(_OPTIONAL if kind == "yarn" else ())):
+        value = parameters.get(name)
+        if value is None:
+            continue
+        positive = name in required
+        if not is_number(value) or not 0.0 <= value <= _LARGEST or (positive and value == 0.0):
+            raise ModelError(
+                f"model config rope_parameters.{name}={shown(value)} is no number "
+                f"{'above 0' if positive else 'of 0 or more'} that positions have",
+                hint=_PUBLISHED,
+            )
+    if "truncate" in parameters and type(parameters["truncate"]) is not bool:
+        raise ModelError(
+            f"model config rope_parameters.truncate={shown(parameters['truncate'])} is neither true nor false",
+            hint=_PUBLISHED,
+        )
 
 
 def longest_sequence(config: PretrainedConfig) -> int:

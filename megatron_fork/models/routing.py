@@ -43,7 +43,7 @@ class ExpertsConfig:
     """Send tokens to the experts that the rollout engine chose; needs an engine that reports them."""
 
     def __post_init__(self) -> None:
-        if self.balance < 0.0:
+        if not self.balance >= 0.0:
             raise ConfigError(f"experts.balance={self.balance} is negative", hint="0 switches it off, 1e-4 is mild")
 
 

@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.models.families import check_architecture
+from megatron_fork.models.fields import check_fields, shown
 
 # Fields that every model reads, though not every config class declares them.
 _UNDECLARED = {"head_dim", "rope_theta"}
@@ -37,8 +38,9 @@ def config_from_recipe(fields: dict[str, Any]) -> PretrainedConfig:
     """The Hugging Face config of a recipe; raises `ConfigError` on a field that the model type does not have."""
     fields = dict(fields)
     model_type = fields.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ConfigError(f"model.hf_config.model_type={model_type} is not known", hint="try qwen3")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ConfigError(f"model.hf_config.model_type={shown(model_type)} is not known", hint="try qwen3")
+    check_fields(fields, "model.hf_config.", ConfigError)
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, model_type)
     check_architecture(architecture)
     config_class = CONFIG_MAPPING[model_type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,9 +37,12 @@ class OptimizerConfig:
     """Share of the optimizer's state that stays in host memory and is stepped there; needs a GPU."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0.0:
+        if not 0.0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate={self.learning_rate} is not positive", hint="the paper uses 1e-6")
-        if self.warmup_updates < 0 or self.weight_decay < 0.0 or self.clip_gradient < 0.0:
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= vars(self)[name] < 1.0:
+                raise ConfigError(f"{name}={vars(self)[name]} is not in [0, 1)", hint="Adam's are 0.9 and 0.999")
+        if not (self.warmup_updates >= 0 and self.weight_decay >= 0.0 and self.clip_gradient >= 0.0):
             raise ConfigError(
                 f"warmup_updates={self.warmup_updates}, weight_decay={self.weight_decay}, "
                 f"clip_gradient={self.clip_gradient}: one is negative",

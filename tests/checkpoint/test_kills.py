@@ -123,8 +123,11 @@ def flip_bit(file: Path) -> None:
 
 
 def other_run(folder: Path) -> None:
-    manifest = folder / "step-000002" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"run": "this"', '"run": "other"'))
+    from megatron_fork.checkpoint import manifest
+
+    files, progress = manifest.read(folder / "step-000002", "this")
+    text = manifest.written(name="step-000002", run="other", progress=progress, files=files)
+    (folder / "step-000002" / "manifest.json").write_text(text)
 
 
 def older_manifest(folder: Path) -> None:
@@ -185,7 +188,7 @@ def test_an_older_format_is_refused(tmp_path: Path) -> None:
         manifest = tmp_path / f"step-00000{step}" / "manifest.json"
         record = json.loads(manifest.read_text())
         manifest.write_text(json.dumps({**record, "format": 1}))
-    with pytest.raises(CheckpointError, match="format=1, this version reads format=2"):
+    with pytest.raises(CheckpointError, match="format=1, this version reads format=3"):
         latest(tmp_path)
 
 

@@ -210,7 +210,10 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "fewer layers in the config": (layers(1), r"a tensor model\.layers\.1\.\S+, which the model"),
     "more layers in the config": (layers(3), r"no tensor model\.layers\.2\.\S+, and 10 more"),
     "a config at odds with itself": (configured(num_hidden_layers=1), r"config\.json cannot be read: .*layer_types"),
-    "a config of nothing": (lambda folder: (folder / "config.json").write_text("[1]") and None, "cannot be read"),
+    "a config of nothing": (
+        lambda folder: (folder / "config.json").write_text("[1]") and None,
+        "holds a list, no fields",
+    ),
     "another width": (configured(intermediate_size=64), r"has the shape \[48, 32\], the model's \[64, 32\]"),
     "other heads": (configured(num_key_value_heads=4), r"k_proj\.weight has the shape \[32, 32\], the model's"),
     "another head": (changed(lambda w: w.update({HEAD: w[TABLE] + 1})), "lm_head.weight differs from"),
@@ -313,9 +316,16 @@ def test_every_entrance_refuses_it_in_the_same_words(fault: str, good: Path, tmp
 def test_a_tied_head_that_is_stored_and_buffers_are_taken(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", tie_word_embeddings=True)
     weights = weights_of(folder)
-    weights[TABLE][3, 4] = float("nan")  # bytes are compared, not numbers
     extra = {HEAD: weights[TABLE], "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     save({**weights, **extra}, folder / "model.safetensors")
     for load in LOADERS.values():
         assert load(folder).keys() == weights.keys()
     trained(folder)
+    weights[TABLE][3, 4] = float(
+        "nan"
+    )  # bytes are compared, not numbers: the head is no other one, but no number either
+    save({**weights, **extra}, folder / "model.safetensors")
+    trained(folder)
+    for load in LOADERS.values():
+        with pytest.raises(MegatronForkError, match=f"{TABLE} holds NaN"):
+            load(folder)

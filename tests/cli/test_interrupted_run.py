@@ -88,7 +88,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"bytes": ', '"bytes": 1'))
     code, output = run("train", str(folder / "resolved.yaml"), "train.steps=2")
     assert code == 1, output
-    assert "differs from its manifest" in output
+    assert "manifest.json is damaged" in output
     assert "Traceback" not in output
 
     # Begun again with the same settings after all was lost but the warm start: nothing is there twice.

@@ -1,10 +1,12 @@
 """One request to stop, however often it arrives, lets the run save; a second request ends the process at once."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from megatron_fork.interruption import StopRequest
 
@@ -37,3 +39,40 @@ def test_a_second_request_ends_at_once() -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == -signal.SIGINT
     process.stdout.close()
+
+
+def test_a_terminal_that_goes_away_asks_to_save(tmp_path: Path) -> None:
+    """As when an SSH session ends: what is printed on the way is lost, and nothing else."""
+    saved = tmp_path / "saved"
+    program = (
+        "import pathlib, sys, time\n"
+        "from megatron_fork.interruption import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    print('ready', flush=True)\n"
+        "    deadline = time.monotonic() + 60\n"
+        "    while not stop.agreed(None) and time.monotonic() < deadline:\n"
+        "        time.sleep(0.05)\n"
+        "    print('saving', flush=True)\n"
+        "    print('saving', file=sys.stderr, flush=True)\n"
+        f"    pathlib.Path({str(saved)!r}).write_text(f'{{stop.received}} {{stop.by_user}}')\n"
+    )
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", program])
+    output = b""
+    while b"ready" not in output:
+        output += os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert saved.read_text() == f"{int(signal.SIGHUP)} False"
+
+
+def test_nohup_is_obeyed() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.agreed(None)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

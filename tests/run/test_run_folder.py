@@ -75,3 +75,12 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert files and {file.name for file in files} == {
         f"run-{(tmp_path / 'run' / 'wandb_run').read_text().strip()}.wandb"
     }
+
+
+def test_a_folder_that_is_removed_during_the_run_is_one_line(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", writes=True)
+    (tmp_path / "run" / "resolved.yaml").unlink()
+    (tmp_path / "run").rmdir()
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl cannot be written: its folder was removed while the run"):
+        folder.metrics("train", 1, {"loss": 0.5})
+    assert not (tmp_path / "run").exists()

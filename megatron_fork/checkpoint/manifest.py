@@ -1,0 +1,122 @@
+"""The manifest of a checkpoint: its files, the run's progress, and a checksum over all that it says itself.
+
+The checksum is of the canonical JSON of the other fields, so that no bit of what a reader would take from it may change
+unnoticed. It keeps accidents out, not a stranger: who can write the file can write its checksum as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from megatron_fork.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+_FORMAT = 3
+_FIELDS = ("format", "name", "run", "progress", "files")
+_SEAL = "sha256"
+_NAME = re.compile(r"step-(\d{6,15})(?:\.(\d{1,3}))?", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+# Of a run with a hundred thousand files; what is larger is not read into memory.
+_MOST_BYTES = 64 << 20
+Descriptions = dict[str, dict[str, Any]]
+
+
+def step_of(name: str) -> tuple[int, int]:
+    """The step of a checkpoint's folder, and which of that step it is; (-1, 0) for another name."""
+    match = _NAME.fullmatch(name)
+    return (int(match[1]), int(match[2] or 1)) if match else (-1, 0)
+
+
+def is_name(text: str) -> bool:
+    """Whether a folder of this name is a checkpoint's."""
+    return _NAME.fullmatch(text) is not None
+
+
+def written(*, name: str, run: str, progress: Mapping[str, Any], files: Descriptions) -> str:
+    """The text of a manifest. `name` is that of the checkpoint's folder."""
+    record = {"format": _FORMAT, "name": name, "run": run, "progress": progress, "files": files}
+    # As a reader will have it: JSON makes lists of tuples, and text of numbers that are keys.
+    record = json.loads(json.dumps(record))
+    return json.dumps({**record, _SEAL: _seal(record)}, indent=1)
+
+
+def read(folder: Path, run: str) -> tuple[Descriptions, dict[str, Any]]:
+    """Files and progress of the checkpoint `folder`, of `run` where that is not empty; raises `CheckpointError`."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise CheckpointError(f"checkpoint {folder} has no {MANIFEST}: it was not completed")
+    record = _record(manifest)
+    if record["format"] != _FORMAT:
+        raise CheckpointError(
+            f"{manifest} has format={_shown(record['format'])}, this version reads format={_FORMAT}: go on with the version "
+            "that wrote it, or begin anew"
+        )
+    fields = {name: value for name, value in record.items() if name != _SEAL}
+    if record.get(_SEAL) != _seal(fields):
+        raise CheckpointError(f"{manifest} is damaged: it is not what its {_SEAL}={_shown(record.get(_SEAL))} is of")
+    if not isinstance(record["name"], str) or step_of(record["name"]) != step_of(folder.name):
+        raise CheckpointError(f"{manifest} is of {_shown(record['name'])}, not of {folder.name}")
+    if run and record["run"] != run:
+        raise CheckpointError(f"{manifest} belongs to another run: run={_shown(record['run'])}, this one is {run}")
+    _check_progress(manifest, record["progress"])
+    _check_files(manifest, record["files"])
+    return record["files"], record["progress"]
+
+
+def _record(manifest: Path) -> dict[str, Any]:
+    try:
+        if manifest.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {manifest.stat().st_size:,} bytes")
+        record = json.loads(manifest.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{manifest} cannot be read: {error!r}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{manifest} cannot be read: it is {_shown(record)}, no fields")
+    for name in _FIELDS:
+        if name not in record:
+            raise CheckpointError(f"{manifest} cannot be read: it has no {name}")
+    return record
+
+
+def _check_progress(manifest: Path, progress: Any) -> None:
+    step = progress.get("step") if isinstance(progress, dict) else progress
+    if type(step) is not int or step != step_of(manifest.parent.name)[0]:
+        raise CheckpointError(
+            f"{manifest} has progress.step={_shown(step)}, which is not the step of {manifest.parent.name}"
+        )
+
+
+def _check_files(manifest: Path, files: Any) -> None:
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{manifest} has files={_shown(files)}, which is no list of files")
+    for name, description in files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts:
+            raise CheckpointError(f"{manifest} names the file {_shown(name)}, which is not in its folder")
+        size = description.get("bytes") if isinstance(description, dict) else None
+        checksum = description.get("sha256") if isinstance(description, dict) else None
+        if type(size) is not int or size < 0 or not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
+            raise CheckpointError(f"{manifest} describes the file {name} as {_shown(description)}")
+
+
+def _seal(fields: Mapping[str, Any]) -> str:
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it names a field twice")
+    return found
+
+
+def _shown(value: Any) -> str:
+    """A value in an error's one line."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 and text.isprintable() else f"{text[:60]!r}..."

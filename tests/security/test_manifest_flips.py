@@ -1,0 +1,152 @@
+"""A manifest that is not what was written is refused by one line, or means the same: whichever bit of it is flipped."""
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_fork.checkpoint import folder as folders
+from megatron_fork.checkpoint import latest, manifest
+from megatron_fork.errors import CheckpointError
+from megatron_fork.progress import Progress
+
+STEP = 7
+PROGRESS: dict[str, Any] = {
+    "step": STEP,
+    "prompts_drawn": 112,
+    "seconds": 41.25,
+    "before": {"pass_rate": 0.25, "greedy": math.nan},
+    "after": None,
+    "unfinished": {
+        "rollout_metrics": {"rollout/pass_rate": 0.5},
+        "prompts_drawn": 16,
+        "trajectories": 2,
+        "metrics": {"loss": -0.125},
+        "updates": [{"loss": -0.25, "gradient_norm": 1e-3}],
+    },
+    "drawing": {"drawn": 3, "judged": 2, "rounds": 1, "reward": 1.5, "failures": {"responses": 4, "example": "late"}},
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    aside = folders.begin(tmp_path, STEP, ["policy"])
+    for name in ("__0_0.distcp", "common.pt"):
+        (aside / "policy" / name).write_bytes(name.encode() * 9)
+    files = folders.flush_and_describe(aside, folders.file_names(aside))
+    return folders.publish(aside, files, run="this", progress=PROGRESS)
+
+
+def meaning(folder: Path) -> str:
+    return repr(manifest.read(folder, "this"))
+
+
+def test_every_flip_is_refused_or_means_the_same(saved: Path) -> None:
+    file, before = saved / "manifest.json", meaning(saved)
+    whole = file.read_bytes()
+    bits = range(8 * len(whole))
+    chosen = [*bits[: 8 * 400], *random.Random(0).sample(bits[8 * 400 :], 800)]
+    accepted = 0
+    for bit in chosen:
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        try:
+            found = meaning(saved)
+        except CheckpointError as error:
+            assert "\n" not in error.message
+            continue
+        assert found == before, bit
+        accepted += 1
+    assert accepted < len(chosen) / 10  # blanks that became other blanks
+    file.write_bytes(whole)
+    assert meaning(saved) == before
+
+
+def sealed(folder: Path, **fields: Any) -> None:
+    """A manifest that somebody wrote with its checksum."""
+    files, progress = manifest.read(folder, "this")
+    record = {"name": folder.name, "run": "this", "progress": progress, "files": files, **fields}
+    (folder / "manifest.json").write_text(manifest.written(**record))
+
+
+@pytest.mark.parametrize("step", [10**12, STEP + 1, -STEP, float(STEP), str(STEP), True, None, [STEP]])
+def test_the_step_is_the_folders(step: Any, saved: Path) -> None:
+    sealed(saved, progress={**PROGRESS, "step": step})
+    with pytest.raises(CheckpointError, match=r"manifest\.json has progress\.step="):
+        latest(saved.parent, run="this")
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ([], r"files=\[\]"),
+        ({"../other": {"bytes": 1, "sha256": "0" * 64}}, "names the file ../other"),
+        ({"/etc/passwd": {"bytes": 1, "sha256": "0" * 64}}, "names the file /etc/passwd"),
+        ({"a": {"bytes": -1, "sha256": "0" * 64}}, "describes the file a"),
+        ({"a": {"bytes": 1, "sha256": "0"}}, "describes the file a"),
+        ({"a": 5}, "describes the file a as 5"),
+    ],
+)
+def test_files_are_names_and_sizes_of_the_folder(files: Any, named: str, saved: Path) -> None:
+    sealed(saved, files=files)
+    with pytest.raises(CheckpointError, match=named):
+        latest(saved.parent, run="this")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "5", "null", "{}", '{"format": 3}', "[" * 100_000, '{"a":' * 100_000, "\xff", '{"a":1,"a":1}']
+)
+def test_what_is_no_manifest_is_one_line(text: str, saved: Path) -> None:
+    (saved / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"manifest\.json cannot be read: ") as caught:
+        latest(saved.parent, run="this")
+    assert "\n" not in caught.value.message and len(caught.value.message) < 500
+
+
+def test_a_manifest_of_another_format_names_the_way_out(saved: Path) -> None:
+    record = json.loads((saved / "manifest.json").read_text())
+    del record["sha256"]
+    (saved / "manifest.json").write_text(json.dumps({**record, "format": 2}))
+    with pytest.raises(CheckpointError, match="has format=2, this version reads format=3: go on with the version"):
+        latest(saved.parent, run="this")
+
+
+def places(record: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place of a record, containers included."""
+    below = record.items() if isinstance(record, dict) else enumerate(record) if isinstance(record, list) else ()
+    return [*([path] if path else []), *(place for key, value in below for place in places(value, (*path, key)))]
+
+
+HOSTILE = [None, True, -5, 10**13, 2.5, math.nan, math.inf, "12", [], [1], {}, {"a": "b"}]
+
+
+@pytest.mark.parametrize("place", places(PROGRESS), ids=lambda place: ".".join(map(str, place)))
+def test_progress_is_what_a_run_writes_or_is_refused_by_its_field(place: tuple[Any, ...]) -> None:
+    expected = Progress.of_record(PROGRESS, "here")
+    assert (expected.step, expected.prompts_drawn) == (STEP, 112)
+    for value in HOSTILE:
+        record = json.loads(json.dumps(PROGRESS))
+        *before, last = place
+        holder = record
+        for key in before:
+            holder = holder[key]
+        holder[last] = value
+        try:
+            found = Progress.of_record(record, "here")
+        except CheckpointError as error:
+            assert "\n" not in error.message and error.message.startswith(f"here has progress.{place[0]}")
+            assert error.hint
+            continue
+        # What is accepted has the types and the range of what runs write.
+        for count in (found.step, found.prompts_drawn):
+            assert type(count) is int and 0 <= count <= 10**12
+        assert math.isfinite(found.seconds) and found.seconds >= 0
+
+
+def test_unknown_fields_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"progress\.under_way, which this version does not know"):
+        Progress.of_record({**PROGRESS, "under_way": []}, "here")
