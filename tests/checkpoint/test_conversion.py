@@ -74,6 +74,8 @@ def test_the_checkpoint_is_as_megatron_writes_it(family: str, tmp_path: Path) ->
         FileSystemReader(folder).read_metadata().state_dict_metadata
         for folder in (tmp_path / "ours" / "release", tmp_path / "megatron")
     )
+    # From 0.19 on Megatron also keeps there what is no tensor of the model, beside common.pt.
+    reference = {key: entry for key, entry in reference.items() if not key.startswith("common_state/")}
     assert ours.keys() == reference.keys()
     for key, entry in reference.items():
         assert type(ours[key]) is type(entry)

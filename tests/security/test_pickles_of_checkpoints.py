@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,7 +152,7 @@ def test_files_outside_the_folder_are_not_named(written: tuple[Path, Path], tmp_
             read_metadata(tmp_path)
 
 
-CALLABLES = [os.system, os.mkdir, eval, exec, getattr, __import__, print, sys.exit, pickle.loads, torch.load, io.open]
+CALLABLES = [os.system, os.mkdir, eval, exec, getattr, __import__, print, os._exit, pickle.loads, torch.load, io.open]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
