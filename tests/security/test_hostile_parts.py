@@ -102,7 +102,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
             "weight_version": [None, -1, "x"],
             "reward": [None, math.nan, math.inf, "x"],
             "advantage": [math.nan, None],
-            "versions": [None, 5, [(0, 0)], [(0, 0, 10**6)], [("a", "b", "c")], [(-1, 0, 1)]],
+            "versions": [None, 5, [(0, 0)], [(0, 0, 10**13)], [(0, 5, 2)], [("a", "b", "c")], [(-1, 0, 1)]],
             "prompt": [None, 5, {}, {"index": 0, "text": "", "tokens": None, "answer": ""}],
             "unheard_of": [1],
         }.items()
