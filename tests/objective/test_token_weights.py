@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_fork.errors import ObjectiveError
@@ -36,6 +36,7 @@ def average(selected, candidate, sequence, value, config: Config) -> float:
 @pytest.mark.parametrize("denominator", ["selected", "all"])
 @pytest.mark.parametrize("kind", ["token", "sequence", "constant"])
 @given(seed=st.integers(0, 10_000), tokens=st.integers(0, 50))
+@example(seed=249, tokens=26)
 @settings(max_examples=40, deadline=None)
 def test_is_the_average(kind: str, denominator: str, seed: int, tokens: int) -> None:
     selected, candidate, sequence, value = tokens_of(seed, tokens)
@@ -44,7 +45,9 @@ def test_is_the_average(kind: str, denominator: str, seed: int, tokens: int) -> 
     loss, _ = policy_loss(
         torch.zeros_like(value), torch.zeros(tokens), value, selected, config, normalizer=normalizer, weight=weight
     )
-    assert loss.item() == pytest.approx(-average(selected, candidate, sequence, value, config), rel=1e-6, abs=1e-9)
+    # Weights are float32: their rounding is measured by the terms, which may cancel, and not by what is left of them.
+    size = average(selected, candidate, sequence, value.abs(), config)
+    assert loss.item() == pytest.approx(-average(selected, candidate, sequence, value, config), rel=0, abs=2e-7 * size)
 
 
 def test_examples() -> None:
