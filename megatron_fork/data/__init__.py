@@ -1,11 +1,18 @@
 """Prompt sets, tokenizers, and packing into micro-batches."""
 
-from megatron_fork.data.columns import Columns
-from megatron_fork.data.config import GENERATED, Config
-from megatron_fork.data.overlap import decontaminate, deduplicate, named_file, summary
-from megatron_fork.data.packing import MicroBatch, RowShape, deal, micro_batches_needed, pack
-from megatron_fork.data.presets import PRESETS
-from megatron_fork.data.source import PromptCounts, PromptSource, load_prompts
+from typing import TYPE_CHECKING
+
+from megatron_fork import front_door
+
+if TYPE_CHECKING:
+    from megatron_fork.data.columns import Columns
+    from megatron_fork.data.config import GENERATED, Config
+    from megatron_fork.data.overlap import decontaminate, deduplicate, named_file, summary
+    from megatron_fork.data.packing import MicroBatch, RowShape, deal, micro_batches_needed, pack
+    from megatron_fork.data.presets import PRESETS
+    from megatron_fork.data.source import PromptCounts, PromptSource, load_prompts
+else:
+    __getattr__ = front_door.opened(__name__, __file__)
 
 __all__ = [
     "GENERATED",

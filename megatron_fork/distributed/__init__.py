@@ -1,15 +1,23 @@
 """Process groups, layouts, the device backend and the few collectives; the only room that knows Megatron's global state."""
 
-from megatron_fork.distributed.backend import (
-    choose_threads,
-    device,
-    finalize,
-    initialize,
-    is_launched,
-    rank,
-    world_size,
-)
-from megatron_fork.distributed.layout import Config, Layout, parallel_layout
+from typing import TYPE_CHECKING
+
+from megatron_fork import front_door
+
+if TYPE_CHECKING:
+    from megatron_fork.distributed.backend import (
+        choose_threads,
+        device,
+        finalize,
+        initialize,
+        is_launched,
+        rank,
+        world_size,
+    )
+    from megatron_fork.distributed.config import Config
+    from megatron_fork.distributed.layout import Layout, parallel_layout
+else:
+    __getattr__ = front_door.opened(__name__, __file__)
 
 __all__ = [
     "Config",

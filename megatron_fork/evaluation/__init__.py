@@ -1,5 +1,13 @@
 """Accuracy on held-out prompts with its uncertainty."""
 
-from megatron_fork.evaluation.pass_rate import Config, Evaluation, average_at_k, evaluate
+from typing import TYPE_CHECKING
+
+from megatron_fork import front_door
+
+if TYPE_CHECKING:
+    from megatron_fork.evaluation.config import Config
+    from megatron_fork.evaluation.pass_rate import Evaluation, average_at_k, evaluate
+else:
+    __getattr__ = front_door.opened(__name__, __file__)
 
 __all__ = ["Config", "Evaluation", "average_at_k", "evaluate"]

@@ -6,31 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_fork.errors import ConfigError
+from megatron_fork.evaluation.config import Config
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
 
 # Far beyond any training draw: held-out responses use their own random numbers, the same at every evaluation.
 _FIRST_DRAW = 1 << 40
-
-
-@dataclass
-class Config:
-    """How held-out prompts are evaluated."""
-
-    samples: int = 16
-    """Samples a prompt, at the rollout temperature."""
-    greedy: bool = True
-    """Also decode each prompt once, most likely token first."""
-    every: int = 10
-    """Steps between evaluations; 0 evaluates only before and after."""
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or self.every < 0:
-            raise ConfigError(
-                f"evaluation.samples={self.samples}, evaluation.every={self.every}: not counts", hint="try 16 and 10"
-            )
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,23 @@
 """Megatron models from Hugging Face configs."""
 
-from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
-from megatron_fork.models.compute import ComputeConfig, choose_backend
-from megatron_fork.models.families import check_divides, family_of, tokens_where_attention_is_half
-from megatron_fork.models.fields import check_fields, shown
-from megatron_fork.models.footprint import Footprint, count_parameters, fullest_rank, hugging_face_outline
-from megatron_fork.models.rotary import longest_sequence
-from megatron_fork.models.routing import ExpertsConfig, Routing
-from megatron_fork.models.source import Config, config_from_recipe
-from megatron_fork.models.statistics_model import StatisticsModel
-from megatron_fork.models.value_model import ValueModel
+from typing import TYPE_CHECKING
 
-# Any model of this project: its forward takes a packed row and answers at the marked tokens.
-PackedModel = StatisticsModel | ValueModel
+from megatron_fork import front_door
+
+if TYPE_CHECKING:
+    from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
+    from megatron_fork.models.compute import choose_backend
+    from megatron_fork.models.config import ComputeConfig, Config, ExpertsConfig
+    from megatron_fork.models.families import check_divides, family_of, tokens_where_attention_is_half
+    from megatron_fork.models.fields import check_fields, shown
+    from megatron_fork.models.footprint import Footprint, count_parameters, fullest_rank, hugging_face_outline
+    from megatron_fork.models.rotary import longest_sequence
+    from megatron_fork.models.routing import Routing
+    from megatron_fork.models.source import config_from_recipe
+    from megatron_fork.models.statistics_model import StatisticsModel
+    from megatron_fork.models.value_model import PackedModel, ValueModel
+else:
+    __getattr__ = front_door.opened(__name__, __file__)
 
 __all__ = [
     "ComputeConfig",

@@ -19,15 +19,16 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from transformers import PretrainedConfig
 
-from megatron_fork import vocab_parallel
-from megatron_fork.distributed import compatibility, layout, versions
+from megatron_fork import distributed, vocab_parallel
+from megatron_fork.distributed import compatibility, versions
 from megatron_fork.errors import LayoutError
 from megatron_fork.models.attention import PackedAttention
-from megatron_fork.models.compute import ComputeConfig, choose_backend, compute_fields
+from megatron_fork.models.compute import choose_backend, compute_fields
+from megatron_fork.models.config import ComputeConfig, ExpertsConfig
 from megatron_fork.models.families import architecture_settings, check_divides, padded_vocab_size
 from megatron_fork.models.norm import RMSNorm
 from megatron_fork.models.rotary import rotary_positions
-from megatron_fork.models.routing import ExpertsConfig, PackedExperts, PackedRouter, Routing
+from megatron_fork.models.routing import PackedExperts, PackedRouter, Routing
 from megatron_fork.models.statistics_model import StatisticsModel
 from megatron_fork.models.value_model import ValueModel
 
@@ -36,7 +37,7 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 def transformer_config(
     hf_config: PretrainedConfig,
-    parallel: layout.Config,
+    parallel: distributed.Config,
     *,
     dtype: torch.dtype = torch.float32,
     compute: ComputeConfig | None = None,
@@ -73,7 +74,7 @@ def transformer_config(
 
 def build_chunks(
     hf_config: PretrainedConfig,
-    parallel: layout.Config,
+    parallel: distributed.Config,
     *,
     dtype: torch.dtype = torch.float32,
     temperature: float = 1.0,
@@ -100,7 +101,7 @@ def build_chunks(
 
 def build_model(
     hf_config: PretrainedConfig,
-    parallel: layout.Config,
+    parallel: distributed.Config,
     *,
     dtype: torch.dtype = torch.float32,
     temperature: float = 1.0,
@@ -139,7 +140,7 @@ def build_outline(hf_config: PretrainedConfig) -> StatisticsModel:
     routing = Routing(ExpertsConfig())
     local = ComputeConfig(backend="local")
     with torch.device("meta"):
-        for arguments in _arguments(hf_config, layout.Config(), torch.float32, local, routing):
+        for arguments in _arguments(hf_config, distributed.Config(), torch.float32, local, routing):
             arguments["config"].use_cpu_initialization = True  # a GPU would not ask for the default device
             return StatisticsModel(
                 **arguments,
@@ -154,7 +155,7 @@ def build_outline(hf_config: PretrainedConfig) -> StatisticsModel:
 
 def build_value_chunks(
     hf_config: PretrainedConfig,
-    parallel: layout.Config,
+    parallel: distributed.Config,
     *,
     dtype: torch.dtype = torch.float32,
     compute: ComputeConfig | None = None,
@@ -176,7 +177,7 @@ def _on_device(model: Model) -> Model:
 
 def _arguments(
     hf_config: PretrainedConfig,
-    parallel: layout.Config,
+    parallel: distributed.Config,
     dtype: torch.dtype,
     compute: ComputeConfig | None,
     routing: Routing,

@@ -9,42 +9,7 @@ from typing import Any, Literal
 import torch
 
 from megatron_fork.errors import ConfigError
-
-Backend = Literal["auto", "local", "transformer_engine"]
-
-
-@dataclass
-class ComputeConfig:
-    """Kernels, recomputed activations and their offload, for every network of a run."""
-
-    backend: Backend = "auto"
-    """Layers of Transformer Engine or of torch; auto: Transformer Engine on a GPU where it is installed."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activations computed again in backward: none, those of attention, or all but each layer's input."""
-    recompute_layers: int = 1
-    """Layers that share one kept input where `recompute=full`."""
-    offload_layers: int = 0
-    """Layers of a rank whose activations wait in host memory; needs Transformer Engine and no pipeline."""
-    fp8: Literal["none", "hybrid", "e4m3"] = "none"
-    """Matrix products in 8 bits; needs Transformer Engine and bf16."""
-    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
-
-    def __post_init__(self) -> None:
-        if self.recompute_layers < 1 or self.offload_layers < 0:
-            raise ConfigError(
-                f"compute.recompute_layers={self.recompute_layers}, compute.offload_layers={self.offload_layers}: "
-                "not counts",
-                hint="recompute_layers is 1 or more, offload_layers=0 keeps all activations on the GPU",
-            )
-        if self.offload_layers and self.recompute != "none":
-            raise ConfigError(
-                f"compute.offload_layers={self.offload_layers} with compute.recompute={self.recompute}",
-                hint="Megatron offloads activations or recomputes them: choose one",
-            )
-        if self.backend == "local" and (self.offload_layers or self.fp8 != "none"):
-            raise ConfigError(
-                "compute.backend=local has neither offload_layers nor fp8", hint="both are of Transformer Engine"
-            )
+from megatron_fork.models.config import ComputeConfig
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from megatron_fork.distributed import layout
+from megatron_fork import distributed
 from megatron_fork.errors import LayoutError, ModelError
 
 EXPERT_FIELDS = {
@@ -42,7 +42,7 @@ def router_settings(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def check_experts_divide(config: PretrainedConfig, parallel: layout.Config) -> None:
+def check_experts_divide(config: PretrainedConfig, parallel: distributed.Config) -> None:
     """Raise `LayoutError` when experts or their widths do not split over the ranks."""
     if config.num_experts % parallel.expert:
         raise LayoutError(
@@ -69,7 +69,7 @@ def check_experts_divide(config: PretrainedConfig, parallel: layout.Config) -> N
         )
 
 
-def check_no_experts(parallel: layout.Config) -> None:
+def check_no_experts(parallel: distributed.Config) -> None:
     """Raise `LayoutError` when a dense model is to be split over experts."""
     for name in ("expert", "expert_tensor"):
         if vars(parallel)[name] > 1:

@@ -17,7 +17,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from megatron_fork.distributed import layout
+from megatron_fork import distributed
 from megatron_fork.errors import LayoutError, ModelError
 from megatron_fork.models.experts import EXPERT_FIELDS, check_experts_divide, check_no_experts, router_settings
 from megatron_fork.models.fields import check_fields, check_together, shown
@@ -125,7 +125,7 @@ def architecture_settings(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def check_divides(config: PretrainedConfig, parallel: layout.Config) -> None:
+def check_divides(config: PretrainedConfig, parallel: distributed.Config) -> None:
     """Raise `LayoutError` when heads, widths, layers or experts do not split over the ranks, before any allocation."""
     family = family_of(config)
     widths = ["num_attention_heads", "num_key_value_heads", "hidden_size"]
@@ -153,7 +153,7 @@ def check_divides(config: PretrainedConfig, parallel: layout.Config) -> None:
         check_no_experts(parallel)
 
 
-def padded_vocab_size(config: PretrainedConfig, parallel: layout.Config) -> int:
+def padded_vocab_size(config: PretrainedConfig, parallel: distributed.Config) -> int:
     """The vocabulary rounded up so that every tensor rank holds as many rows."""
     return -(-config.vocab_size // parallel.tensor) * parallel.tensor
 

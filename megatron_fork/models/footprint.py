@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from megatron_fork.distributed import layout
+from megatron_fork import distributed
 from megatron_fork.errors import ModelError
 from megatron_fork.models.families import check_divides, padded_vocab_size
 from megatron_fork.models.fields import shown
@@ -44,7 +44,7 @@ def count_parameters(config: PretrainedConfig) -> int:
     return sum(count for _, count in _parameters(config))
 
 
-def fullest_rank(config: PretrainedConfig, parallel: layout.Config) -> Footprint:
+def fullest_rank(config: PretrainedConfig, parallel: distributed.Config) -> Footprint:
     """What the rank of the fullest pipeline stage holds; raises `LayoutError` where the model does not split so.
 
     All stages have as many layers. The first also holds the embedding, the last the output layer and the final norm; tied

@@ -30,21 +30,8 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from megatron_fork.distributed import collectives
-from megatron_fork.errors import ConfigError, RolloutError
-
-
-@dataclass
-class ExpertsConfig:
-    """Training of a mixture of experts; without effect on dense models."""
-
-    balance: float = 0.0
-    """Coefficient of the balance loss; 0 leaves the pretrained balance alone."""
-    replay: bool = False
-    """Send tokens to the experts that the rollout engine chose; needs an engine that reports them."""
-
-    def __post_init__(self) -> None:
-        if not self.balance >= 0.0:
-            raise ConfigError(f"experts.balance={self.balance} is negative", hint="0 switches it off, 1e-4 is mild")
+from megatron_fork.errors import RolloutError
+from megatron_fork.models.config import ExpertsConfig
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -14,24 +13,6 @@ from megatron_fork.models.fields import check_fields, shown
 
 # Fields that every model reads, though not every config class declares them.
 _UNDECLARED = {"head_dim", "rope_theta"}
-
-
-@dataclass
-class Config:
-    """Exactly one of `path` and `hf_config`."""
-
-    path: str | None = None
-    """Folder with config.json, safetensors and a tokenizer."""
-    hf_config: dict[str, Any] | None = None
-    """Fields of a Hugging Face config, `model_type` among them; weights are drawn from the run's seed."""
-
-    def __post_init__(self) -> None:
-        if self.path and self.hf_config:
-            raise ConfigError("model.path and model.hf_config are both given", hint="remove one of them")
-
-    @property
-    def is_given(self) -> bool:
-        return bool(self.path or self.hf_config)
 
 
 def config_from_recipe(fields: dict[str, Any]) -> PretrainedConfig:

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from megatron_fork.models.hidden_states import gathered_hidden_states
 from megatron_fork.models.routing import Routing
+from megatron_fork.models.statistics_model import StatisticsModel
 
 
 class ValueHead(nn.Linear):
@@ -59,3 +60,7 @@ class ValueModel(GPTModel):
 
 def _device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+# Any model of this project: its forward takes a packed row and answers at the marked tokens.
+PackedModel = StatisticsModel | ValueModel

@@ -1,12 +1,19 @@
 """The Megatron networks (policy, critic, reference), their optimizer, and the learner that drives them over a rollout batch."""
 
-from megatron_fork.policy.actor import LossFunction, Policy
-from megatron_fork.policy.critic import Critic
-from megatron_fork.policy.learner import Learner, Lesson, Rates, Taught
-from megatron_fork.policy.mini_batches import split_into_mini_batches
-from megatron_fork.policy.network import Config, Network, Update
-from megatron_fork.policy.networks import CriticConfig, Networks
-from megatron_fork.policy.optimizer import OptimizerConfig
+from typing import TYPE_CHECKING
+
+from megatron_fork import front_door
+
+if TYPE_CHECKING:
+    from megatron_fork.policy.actor import LossFunction, Policy
+    from megatron_fork.policy.config import Config, CriticConfig, OptimizerConfig
+    from megatron_fork.policy.critic import Critic
+    from megatron_fork.policy.learner import Learner, Lesson, Rates, Taught
+    from megatron_fork.policy.mini_batches import split_into_mini_batches
+    from megatron_fork.policy.network import Network, Update
+    from megatron_fork.policy.networks import Networks
+else:
+    __getattr__ = front_door.opened(__name__, __file__)
 
 __all__ = [
     "Config",

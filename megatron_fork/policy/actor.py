@@ -15,8 +15,8 @@ from megatron_fork.distributed import Layout, collectives
 from megatron_fork.experience import Batch
 from megatron_fork.models import ComputeConfig, ExpertsConfig, build_chunks
 from megatron_fork.objective import PolicyLoss
-from megatron_fork.policy.network import Config, Network, Task, Update, finish_loss, no_tokens
-from megatron_fork.policy.optimizer import OptimizerConfig
+from megatron_fork.policy.config import Config, OptimizerConfig
+from megatron_fork.policy.network import Network, Task, Update, finish_loss, no_tokens
 from megatron_fork.vocab_parallel import TokenStatistics
 
 # From the statistics of marked rows, and their places in the batch's columns, to a loss divided by a global count. Additive:

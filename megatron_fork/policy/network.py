@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -21,34 +21,14 @@ from transformers import PretrainedConfig
 
 from megatron_fork.data import MicroBatch, RowShape, deal, micro_batches_needed, pack
 from megatron_fork.distributed import Layout, collectives, device
-from megatron_fork.errors import ConfigError
 from megatron_fork.experience import Batch
 from megatron_fork.models import PackedModel, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
-from megatron_fork.policy.optimizer import OptimizerConfig, build_optimizer
+from megatron_fork.policy.config import Config, OptimizerConfig
+from megatron_fork.policy.optimizer import build_optimizer
 from megatron_fork.policy.routing import describe
 from megatron_fork.policy.wrapping import connect_schedule, data_parallel
 from megatron_fork.vocab_parallel import RowLoss
-
-
-@dataclass
-class Config:
-    """How the networks compute."""
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    tokens_per_micro_batch: int = 16384
-    """Token budget of a micro-batch in the update; a longer sequence gets one of its own."""
-    tokens_per_statistics_batch: int = 32768
-    """Token budget of a micro-batch in the statistics pass, which keeps no activations."""
-
-    def __post_init__(self) -> None:
-        for name in ("tokens_per_micro_batch", "tokens_per_statistics_batch"):
-            if vars(self)[name] < 1:
-                raise ConfigError(f"policy.{name}={vars(self)[name]} is not a token count", hint="try 16384")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
 @dataclass(frozen=True)

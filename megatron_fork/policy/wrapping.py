@@ -9,7 +9,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor, nn
 
-from megatron_fork.policy.optimizer import OptimizerConfig
+from megatron_fork.policy.config import OptimizerConfig
 
 
 def data_parallel(config: OptimizerConfig, chunks: Sequence[nn.Module]) -> Iterator[DistributedDataParallel]:

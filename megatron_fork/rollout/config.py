@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.rollout.colocated import ColocatedConfig
+from megatron_fork.rollout.colocated_config import ColocatedConfig
 from megatron_fork.serving import EntropyTemperature
 
 

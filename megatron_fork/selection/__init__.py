@@ -1,7 +1,14 @@
 """Which tokens carry gradient: the exact distributed k-th largest, and every named rule over it."""
 
-from megatron_fork.selection.config import PRESETS, Config
-from megatron_fork.selection.kth import kth_largest
-from megatron_fork.selection.select import Selection, select_tokens
+from typing import TYPE_CHECKING
+
+from megatron_fork import front_door
+
+if TYPE_CHECKING:
+    from megatron_fork.selection.config import PRESETS, Config
+    from megatron_fork.selection.kth import kth_largest
+    from megatron_fork.selection.select import Selection, select_tokens
+else:
+    __getattr__ = front_door.opened(__name__, __file__)
 
 __all__ = ["PRESETS", "Config", "Selection", "kth_largest", "select_tokens"]

@@ -4,8 +4,15 @@ An engine's environment has torch and the engine, neither megatron-core nor tran
 here imports more than torch, `vocab_parallel` and, in the modules named after it, the engine.
 """
 
-from megatron_fork.serving.entropy_temperature import EntropyTemperature, scale_by_entropy
-from megatron_fork.serving.transfer import Backend, TransferGroup, TransferStore, address_towards, join_transfer
+from typing import TYPE_CHECKING
+
+from megatron_fork import front_door
+
+if TYPE_CHECKING:
+    from megatron_fork.serving.entropy_temperature import EntropyTemperature, scale_by_entropy
+    from megatron_fork.serving.transfer import Backend, TransferGroup, TransferStore, address_towards, join_transfer
+else:
+    __getattr__ = front_door.opened(__name__, __file__)
 
 __all__ = [
     "Backend",

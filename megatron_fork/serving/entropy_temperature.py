@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.vocab_parallel import token_statistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -47,6 +47,11 @@ def scale_by_entropy(logits: Tensor, parameters: Tensor) -> Tensor:
         parameters: `[rows, 3]`: threshold in nats, temperature above it, temperature up to it.
 
     """
+    # Here, because the settings above are read before torch is imported.
+    import torch
+
+    from megatron_fork.vocab_parallel import token_statistics
+
     targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     entropy = token_statistics(logits, targets).entropy
     threshold, high, low = parameters.to(logits.device).unbind(1)

@@ -1,0 +1,63 @@
+"""The parallel sizes of a run, and whether ranks divide by them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_fork.errors import LayoutError
+
+
+@dataclass
+class Config:
+    """Parallel sizes; data parallel is what remains of the world size."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int = 1
+    """Model chunks on each pipeline stage, interleaved."""
+    context: int = 1
+    """Ranks that share each sequence: each holds two chunks of it, one from either end."""
+    expert: int = 1
+    """Ranks that share the experts of a layer; they are taken from the tensor, context and data ranks."""
+    expert_tensor: int = 1
+    """Ranks over which each expert is cut, whatever `tensor` is."""
+    sequence: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor"):
+            size = vars(self)[name]
+            if size < 1:
+                raise LayoutError(f"parallel.{name}={size} is not a size", hint="use 1 to switch it off")
+        if self.sequence and self.tensor == 1:
+            raise LayoutError(
+                "parallel.sequence=true with parallel.tensor=1",
+                hint="sequence parallelism splits over the tensor ranks",
+            )
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise LayoutError(
+                f"parallel.virtual_pipeline={self.virtual_pipeline} with parallel.pipeline=1",
+                hint="interleaving needs pipeline stages: raise parallel.pipeline",
+            )
+
+    def data(self, world_size: int) -> int:
+        """Data-parallel size for a world; raises `LayoutError` when it does not divide."""
+        model_ranks = self.tensor * self.pipeline * self.context
+        if world_size % model_ranks:
+            raise LayoutError(
+                f"world size {world_size} is not a multiple of parallel.tensor x pipeline x context = "
+                f"{self.tensor} x {self.pipeline} x {self.context} = {model_ranks}",
+                hint=f"start a multiple of {model_ranks} ranks (torchrun --nproc-per-node) or change the sizes",
+            )
+        expert_ranks = self.expert_tensor * self.expert * self.pipeline
+        if world_size % expert_ranks:
+            raise LayoutError(
+                f"world size {world_size} is not a multiple of parallel.expert_tensor x expert x pipeline = "
+                f"{self.expert_tensor} x {self.expert} x {self.pipeline} = {expert_ranks}",
+                hint=f"start a multiple of {expert_ranks} ranks or lower parallel.expert",
+            )
+        return world_size // model_ranks
+
+    @property
+    def alignment(self) -> int:
+        """A context rank's row is padded to a multiple of this many tokens, so that it splits over the tensor ranks."""
+        return self.tensor if self.sequence else 1
