@@ -58,17 +58,18 @@ def doctor(
     """What this machine offers, and whether a recipe would start here; nothing is allocated for it."""
 
     def work() -> None:
+        from megatron_fork.config import load_config
         from megatron_fork.console import quiet_libraries
 
+        config = load_config(recipe, overrides or []) if recipe else None
         quiet_libraries()
         from rich.console import Console
 
         from megatron_fork import distributed
-        from megatron_fork.config import load_config
         from megatron_fork.doctor import diagnose
 
         console = Console(highlight=False, quiet=distributed.rank() != 0)
-        diagnose(load_config(recipe, overrides or []) if recipe else None, console)
+        diagnose(config, console)
 
     guarded(work, debug=debug)
 
@@ -79,19 +80,36 @@ def version() -> None:
     typer.echo(__version__)
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def of_every_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Reinforcement learning on the forking tokens of reasoning models, on Megatron-core."""
+
+
 def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, print_config: bool, debug: bool) -> None:
     def work() -> None:
-        # Imported late: torch and megatron take seconds, and `--help` should not.
+        # Torch and megatron take seconds to import: whoever mistyped a field, or only asks, does not wait for them.
+        from megatron_fork.config import load_config
+
+        config = load_config(recipe, overrides or [])
+        if print_config:
+            from megatron_fork.recipe_meanings import described
+
+            typer.echo(described(config), nl=False)
+            return
         from megatron_fork.console import Display, quiet_libraries
 
         quiet_libraries()
         from megatron_fork import distributed
-        from megatron_fork.config import load_config, to_yaml
-
-        config = load_config(recipe, overrides or [])
-        if print_config:
-            typer.echo(to_yaml(config), nl=False)
-            return
         from megatron_fork.train import supervise
         from megatron_fork.train import train as train_recipe
 

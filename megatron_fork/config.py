@@ -7,18 +7,14 @@ stands in its `resolved.yaml`, which is itself a complete recipe.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from megatron_fork.data import PRESETS as DATA_PRESETS
 from megatron_fork.data import Config as DataConfig
@@ -30,13 +26,16 @@ from megatron_fork.models import Config as ModelConfig
 from megatron_fork.objective import Config as ObjectiveConfig
 from megatron_fork.policy import Config as PolicyConfig
 from megatron_fork.policy import CriticConfig, OptimizerConfig
-from megatron_fork.recipe_text import refuse_monstrous
+from megatron_fork.recipe_fields import FieldReader, at_home, check_known, one_line, shown
+from megatron_fork.recipe_text import key_text, plain, read_yaml, write_yaml
 from megatron_fork.rewards import Config as RewardConfig
 from megatron_fork.rollout import Config as RolloutConfig
 from megatron_fork.selection import PRESETS
 from megatron_fork.selection import Config as SelectionConfig
 from megatron_fork.vocab_parallel import Config as VocabParallelConfig
 
+# Where a leading `~` is the user's home.
+PATHS = frozenset({"run.folder", "model.path", "data.source"})
 # Where infinity means something: no limit to what engine and trainer may differ by.
 MAY_BE_INFINITE = frozenset({"rollout.mismatch_limit", "rollout.probe_limit"})
 _MOST_BASES, _MOST_DOTS = 20, 20
@@ -47,6 +46,7 @@ class SupervisedConfig:
     """The warm start on demonstrations."""
 
     steps: int = 0
+    """Optimizer steps of the warm start; 0 skips it."""
     batch: int = 32
     """Demonstrations a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -63,6 +63,7 @@ class TrainConfig:
     """The reinforcement-learning loop."""
 
     steps: int = 500
+    """Rollout batches to train on; 0 only evaluates."""
     prompts_per_step: int = 512
     """Groups in a rollout batch."""
     prompts_per_mini_batch: int = 32
@@ -89,6 +90,7 @@ class RunFolderConfig:
     folder: str | None = None
     """By default `runs/<recipe>-<time>`. A folder that holds a checkpoint is resumed."""
     name: str = "run"
+    """Of the run, in its folder's name and in logs; the recipe's file name by default."""
     overwrite: bool = False
     """Remove what an earlier run left in the folder, and begin clean. A job that its scheduler starts again goes on instead."""
     checkpoint_every: int = 25
@@ -96,11 +98,13 @@ class RunFolderConfig:
     checkpoint_async: bool = True
     """Write checkpoints while training goes on."""
     keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay; 1 or more."""
     keep_every: int = 0
     """Checkpoints of every so many steps stay beside the newest ones; 0: none."""
     trace_every: int = 10
     """Steps between traces of single trajectories; 0: none."""
     trace_trajectories: int = 8
+    """Trajectories in a trace; 0: none."""
     wandb: str | None = None
     """Project name; offline unless this machine is logged in."""
 
@@ -122,6 +126,7 @@ class RunConfig:
     """Everything a run is determined by."""
 
     seed: int = 0
+    """Of every random choice of the run; a whole number."""
     run: RunFolderConfig = field(default_factory=RunFolderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -141,23 +146,22 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+_FIELDS = FieldReader(RunConfig, paths=PATHS, may_be_infinite=MAY_BE_INFINITE)
+
+
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and its overrides; raises `ConfigError` with one line that names the field and the way out."""
-    tree = _merge(_read_with_base(recipe, ()), _overrides(overrides))
-    _check_keys(tree, RunConfig, "")
+    tree = _merge(_read_with_base(Path(at_home(str(recipe))), ()), _overrides(overrides))
+    check_known(tree, RunConfig, "")
     tree.setdefault("run", {}).setdefault("name", recipe.stem)
     for room, presets in (("selection", PRESETS), ("data", DATA_PRESETS)):
-        preset = tree.get(room, {}).get("preset", "paper" if room == "selection" else "")
+        preset = plain(tree.get(room, {}).get("preset", "paper" if room == "selection" else ""))
         tree = _merge(presets.get(str(preset), {}), tree)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(tree))
-        _refuse_no_numbers(merged)
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise _readable(error) from error
+        config = _FIELDS.read(tree)
     except (RecursionError, ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
-            f"recipe {recipe} cannot be taken: {_one_line(error)}", hint="`--print-config` shows what fields are like"
+            f"recipe {recipe} cannot be taken: {one_line(error)}", hint="`--print-config` shows what fields are like"
         ) from error
     assert isinstance(config, RunConfig)
     if not config.model.is_given:
@@ -169,7 +173,7 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """The whole tree, as a recipe that gives the same config."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return write_yaml(asdict(config))
 
 
 def differences(old: str, new: RunConfig) -> list[str]:
@@ -177,16 +181,15 @@ def differences(old: str, new: RunConfig) -> list[str]:
 
     A field that it lacks has its default: the file was written before there was one.
     """
-    stored = yaml.safe_load(old)
+    stored = plain(read_yaml(old))
     if not isinstance(stored, dict):
         raise ValueError("it is not a mapping of fields")
-    defaults = yaml.safe_load(to_yaml(RunConfig()))
-    return sorted(_different(_merge(defaults, stored), yaml.safe_load(to_yaml(new)), ""))
+    return sorted(_different(_merge(asdict(RunConfig()), stored), asdict(new), ""))
 
 
 def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
     """A few letters that stand for every field but those whose dotted names begin as in `leave_out`."""
-    flat = {name: value for name, value in _flat(yaml.safe_load(to_yaml(config)), "") if not name.startswith(leave_out)}
+    flat = {name: value for name, value in _flat(asdict(config), "") if not name.startswith(leave_out)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -211,44 +214,47 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if recipe.resolve() in seen:
         raise ConfigError(f"recipe {recipe} extends itself through `base`", hint="remove one `base` line of the circle")
     try:
-        refuse_monstrous(recipe.read_text(encoding="utf-8"))
-        loaded = OmegaConf.to_container(OmegaConf.load(recipe))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
-        where = getattr(error, "problem_mark", None)
+        loaded = read_yaml(recipe.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
+        where = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         place = f" line {where.line + 1}" if where else ""
         raise ConfigError(
-            f"recipe {recipe}{place} is not readable YAML: {_one_line(error)}", hint="check its indentation"
+            f"recipe {recipe}{place} is not readable YAML: {one_line(error)}", hint="check its indentation"
         ) from error
+    loaded = {} if plain(loaded) is None else loaded
     if not isinstance(loaded, dict):
-        raise ConfigError(f"recipe {recipe} is not a mapping of fields", hint="start from examples/quickstart.yaml")
-    tree = {str(key): value for key, value in loaded.items()}
-    base = tree.pop("base", None)
+        found = "a list" if isinstance(loaded, list) else f"one value, {shown(plain(loaded))},"
+        raise ConfigError(
+            f"recipe {recipe} holds {found} and is not a mapping of fields", hint="write lines such as `seed: 1`"
+        )
+    tree = {key_text(key): value for key, value in loaded.items()}
+    base = plain(tree.pop("base", None))
     if base is None:
         return tree
     if not isinstance(base, str) or "\0" in base or len(base) > 4096 or len(seen) > _MOST_BASES:
         raise ConfigError(
-            f"recipe {recipe} has base={_shown(base)}, which names no recipe",
+            f"recipe {recipe} has base={shown(base)}, which names no recipe",
             hint="name one file, relative to this one",
         )
-    return _merge(_read_with_base(recipe.parent / base, (*seen, recipe.resolve())), tree)
+    return _merge(_read_with_base(recipe.parent / at_home(base), (*seen, recipe.resolve())), tree)
 
 
 def _overrides(words: Sequence[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
     for word in words:
-        if "=" not in word or word.startswith("-"):
+        dotted, equals, text = word.partition("=")
+        if not equals or word.startswith("-"):
             raise ConfigError(
-                f"{_shown(word)} is not an override", hint="write field=value, such as selection.tokens=all"
+                f"{shown(word)} is not an override", hint="write field=value, such as selection.tokens=all"
             )
-        if word.partition("=")[0].count(".") > _MOST_DOTS:
-            raise ConfigError(f"{_shown(word)} is not a field", hint="no field lies that deep")
-    try:
-        for word in words:
-            refuse_monstrous(word.partition("=")[2])
-        tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"an override cannot be read: {_one_line(error)}", hint="quote its value") from error
-    assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
+        *rooms, name = dotted.split(".")
+        if len(rooms) > _MOST_DOTS:
+            raise ConfigError(f"{shown(word)} is not a field", hint="no field lies that deep")
+        value: Any = {name: _FIELDS.override(dotted, text)}
+        for room in reversed(rooms):
+            value = {room: value}
+        tree = _merge(tree, value)
+    return tree
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
@@ -257,62 +263,3 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def _check_keys(tree: dict[str, Any], cls: type, path: str) -> None:
-    """Refuse unknown fields by name, with the nearest known one."""
-    hints = get_type_hints(cls)
-    known = [entry.name for entry in fields(cls)]
-    for key, value in tree.items():
-        dotted = f"{path}{key}"
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {path}{near[0]}?" if near else f"known here: {', '.join(known)}"
-            raise ConfigError(f"{_shown(dotted)} is not a field", hint=hint)
-        if is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                raise ConfigError(
-                    f"{dotted}={_shown(value)} is not a mapping",
-                    hint=f"set its fields, such as {dotted}.{fields(hints[key])[0].name}",
-                )
-            _check_keys(value, hints[key], f"{dotted}.")
-
-
-def _refuse_no_numbers(config: Any) -> None:
-    """NaN compares with nothing, and so passes whatever range is asked for; infinity means something in few fields only."""
-    for name in float_fields(RunConfig):
-        value = OmegaConf.select(config, name)
-        if value is None or math.isfinite(value) or (value == math.inf and name in MAY_BE_INFINITE):
-            continue
-        raise ConfigError(f"{name}={value} is not a finite number", hint=f"the default is {_default(name)}")
-
-
-def float_fields(cls: type, path: str = "") -> Iterator[str]:
-    """The dotted name of every field that is a float, or may be one."""
-    hints = get_type_hints(cls)
-    for entry in fields(cls):
-        hint, dotted = hints[entry.name], f"{path}{entry.name}"
-        if is_dataclass(hint):
-            yield from float_fields(hint, f"{dotted}.")  # type: ignore[arg-type]
-        elif float in (hint, *get_args(hint)):
-            yield dotted
-
-
-def _default(dotted: str) -> Any:
-    return OmegaConf.select(OmegaConf.structured(RunConfig), dotted)
-
-
-def _one_line(error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return reason if len(reason) <= 300 else reason[:300] + "..."
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, str | int | float | None) else str(value)
-    return text if len(text) <= 80 and text.isprintable() else ascii(text[:80]) + "..."
-
-
-def _readable(error: OmegaConfBaseException) -> ConfigError:
-    field_name = error.full_key or "a field"
-    reason = str(error.msg or error).strip().splitlines()[0][:300]
-    return ConfigError(f"{_shown(str(field_name))}: {reason}", hint="`--print-config` shows every field with its value")

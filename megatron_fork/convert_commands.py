@@ -33,10 +33,10 @@ def to_megatron(hf_dir: HfDir, out: Out, dtype: Dtype = None, workers: Workers =
         from megatron_fork.checkpoint import to_megatron
 
         with _progress("to Megatron") as progress:
-            done = to_megatron(hf_dir, out, dtype=_dtype(dtype), workers=workers, progress=progress)
+            done = to_megatron(hf_dir, out, dtype=cast(Any, dtype), workers=workers, progress=progress)
         typer.echo(f"{done.folder}: {done.tensors:,} tensors, {done.bytes / 2**30:.2f} GiB")
 
-    _run(work, debug)
+    _run(work, debug, dtype)
 
 
 @app.command("to-hf")
@@ -61,14 +61,14 @@ def to_hf(
                 megatron_dir,
                 out,
                 model_files=hf_files,
-                dtype=_dtype(dtype),
+                dtype=cast(Any, dtype),
                 shard_bytes=int(shard_gb * 1e9),
                 workers=workers,
                 progress=progress,
             )
         typer.echo(f"{done.folder}: {done.tensors:,} tensors, {done.bytes / 2**30:.2f} GiB")
 
-    _run(work, debug)
+    _run(work, debug, dtype)
 
 
 @app.command("verify")
@@ -103,8 +103,10 @@ def verify(
     _run(work, debug)
 
 
-def _run(work: Callable[[], None], debug: bool) -> None:
+def _run(work: Callable[[], None], debug: bool, dtype: str | None = None) -> None:
     def quietly() -> None:
+        if dtype not in (None, "fp32", "bf16", "fp16"):
+            raise ConfigError(f"--dtype {dtype} is not known", hint="fp32, bf16 or fp16")
         from megatron_fork.console import quiet_libraries
 
         quiet_libraries()
@@ -114,12 +116,6 @@ def _run(work: Callable[[], None], debug: bool) -> None:
         distributed.finalize()
 
     guarded(quietly, debug=debug)
-
-
-def _dtype(name: str | None) -> Any:
-    if name not in (None, "fp32", "bf16", "fp16"):
-        raise ConfigError(f"--dtype {name} is not known", hint="fp32, bf16 or fp16")
-    return name
 
 
 @contextmanager

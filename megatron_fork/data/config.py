@@ -22,7 +22,9 @@ class GeneratorConfig:
     task: str = ""
     """With `data.source: reasoning_gym`: the name of the generator, such as `gsm_symbolic`."""
     size: int = 4096
+    """How many tasks are made; 1 or more."""
     seed: int = 0
+    """Of the tasks; a whole number."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """Handed to the generator. Arithmetic chains take `terms` and `largest`."""
 
@@ -55,8 +57,9 @@ class Config:
     no_answer: list[str] = field(default_factory=lambda: list(NO_ANSWER))
     """Words that stand where a set has no answer; case does not count."""
     prompt_prefix: str = ""
-    """What the file puts before every question, and is taken off; so with the suffix."""
+    """What the file puts before every question, and is taken off."""
     prompt_suffix: str = ""
+    """What the file puts behind every question, and is taken off."""
     template: str = "none"
     """`none`, `paper`, `qwen3`, `qwen3_no_thinking`, `chat` or `chat_no_thinking` (the tokenizer's own), or Jinja."""
     duplicates: Literal["keep", "drop", "refuse"] = "keep"
@@ -68,6 +71,7 @@ class Config:
     over_long: Literal["refuse", "drop"] = "refuse"
     """Prompts of more than `max_prompt_tokens`; none is ever cut."""
     max_prompt_tokens: int = 2048
+    """The longest prompt that is taken, in tokens; 1 or more."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     held_out: int = 256
     """Prompts kept from reinforcement learning, for evaluation, each with a question of its own. Demonstrations cover all: the

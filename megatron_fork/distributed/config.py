@@ -12,7 +12,9 @@ class Config:
     """Parallel sizes; data parallel is what remains of the world size."""
 
     tensor: int = 1
+    """Ranks over which heads, widths and vocabulary are cut; 1 or more, a divisor of each."""
     pipeline: int = 1
+    """Ranks over which layers are cut; 1 or more, a divisor of the layers."""
     virtual_pipeline: int = 1
     """Model chunks on each pipeline stage, interleaved."""
     context: int = 1
@@ -22,6 +24,7 @@ class Config:
     expert_tensor: int = 1
     """Ranks over which each expert is cut, whatever `tensor` is."""
     sequence: bool = False
+    """Share norms and their activations over the tensor ranks too; needs `tensor` of 2 or more."""
 
     def __post_init__(self) -> None:
         for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor"):

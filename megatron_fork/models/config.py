@@ -43,6 +43,7 @@ class ComputeConfig:
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
     """Matrix products in 8 bits; needs Transformer Engine and bf16."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
+    """How the scales of fp8 are chosen, as Transformer Engine names it."""
 
     def __post_init__(self) -> None:
         if self.recompute_layers < 1 or self.offload_layers < 0:

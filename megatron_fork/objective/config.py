@@ -29,6 +29,7 @@ class Overlong:
     """DAPO's treatment of responses near the limit (arXiv 2503.14476, Eq. 13), lengths in tokens."""
 
     max_response: int = 20480
+    """The length from which on the whole punishment counts, in tokens."""
     cache: int = 4096
     """The punishment grows linearly over this many tokens before `max_response`."""
     factor: float = 1.0
@@ -71,7 +72,9 @@ class Archer:
     """
 
     forking_clip_low: float = 0.5
+    """How far the ratio of a high-entropy token may fall below 1; in [0, 1)."""
     forking_clip_high: float = 0.5
+    """How far the ratio of a high-entropy token may rise above 1; 0 or more."""
     forking_kl: float = 0.0
     """Share of `kl_coef` that high-entropy tokens pay; 0: no KL on them."""
 
@@ -89,6 +92,7 @@ class Gae:
     """Generalised advantage estimation with a critic (arXiv 1506.02438) and the critic's loss."""
 
     gamma: float = 1.0
+    """Discount a token, in [0, 1]; 1: none."""
     lam: float = 1.0
     """1 is reward minus value. Below it, an outcome reaches back only about 1 / (1 - lam) tokens."""
     value_clip: float = 0.2
@@ -128,6 +132,7 @@ class Config:
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]. A cap c that other programs name themselves, such as
     CISPO's min(r, c), is clip_high = c - 1; clip_low of 1 or more, for cispo alone, is no lower bound."""
     clip_high: float = 0.28
+    """How far the ratio may rise above 1 before it is clipped; 0 or more."""
     dual_clip: float = 10.0
     """Bound of r A for negative advantages, as a multiple of A; 0 switches it off. cispo has no need of it."""
     entropy_coef: float = 0.0
@@ -145,6 +150,7 @@ class Config:
     cov_low: float = 1.0
     """clip_cov draws among tokens with a covariance in [cov_low, cov_high]."""
     cov_high: float = 5.0
+    """The upper bound of that covariance."""
     cov_kl_coef: float = 1.0
     """Penalty of kl_cov, in reward per nat. At the first update after a rollout |logp - old logp| has no gradient."""
     correction: Correction = "none"
@@ -152,11 +158,15 @@ class Config:
     old / rollout inside [icepop_low, icepop_high], 0 outside. sequence: weight 1, and 0 for whole responses whose
     geometric mean of old / rollout leaves [sequence_low, sequence_high]."""
     tis_cap: float = 2.0
+    """Upper bound of the weight under `correction=tis`; above 0."""
     icepop_low: float = 0.5
+    """Lower bound of old / rollout under `correction=icepop`; 0 or more."""
     icepop_high: float = 2.0
+    """Upper bound of old / rollout under `correction=icepop`; above `icepop_low`."""
     sequence_low: float = 0.99
     """The bounds of `correction=sequence` are this project's: 1 % a token, on average over a response."""
     sequence_high: float = 1.01
+    """Upper bound under `correction=sequence`; 1 or more."""
     gae: Gae = field(default_factory=Gae)
     overlong: Overlong = field(default_factory=Overlong)
 

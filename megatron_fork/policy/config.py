@@ -17,6 +17,7 @@ class Config:
     """How the networks compute."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations; log-probs, entropies and losses are fp32 whatever it is. fp32 or bf16."""
     tokens_per_micro_batch: int = 16384
     """Token budget of a micro-batch in the update; a longer sequence gets one of its own."""
     tokens_per_statistics_batch: int = 32768
@@ -39,11 +40,17 @@ class OptimizerConfig:
     """Adam with decoupled weight decay; the paper's run uses 1e-6, 10 warm-up steps, 0.1 and 1.0."""
 
     learning_rate: float = 1e-6
+    """Peak learning rate; above 0."""
     warmup_updates: int = 10
+    """Optimizer steps over which the rate rises to its peak; 0: none."""
     decay: Literal["constant", "linear"] = "constant"
+    """After the warm-up: constant, or linear to 5 % of the peak at the last step."""
     weight_decay: float = 0.1
+    """Decoupled from the gradient; 0 switches it off."""
     beta1: float = 0.9
+    """Decay of Adam's mean of gradients, in [0, 1)."""
     beta2: float = 0.999
+    """Decay of Adam's mean of squared gradients, in [0, 1)."""
     clip_gradient: float = 1.0
     """Bound of the global gradient norm; 0 switches clipping off."""
     distributed: bool = False

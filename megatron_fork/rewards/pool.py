@@ -29,7 +29,7 @@ from megatron_fork.rewards.verifiers import KNOWN_KINDS, RUNS_PROGRAMS, find_ver
 
 @dataclass
 class Config:
-    """How responses are scored. Raises ConfigError."""
+    """How responses are scored."""
 
     kind: str = "math"
     """`math`, `math_verify`, `reach`, `arithmetic`, `reasoning_gym`, `code`, or a function of yours as `module:function`."""

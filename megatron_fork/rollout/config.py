@@ -55,13 +55,16 @@ class Config:
     samples: int = 16
     """Responses per prompt: the group."""
     temperature: float = 1.0
+    """Of the softmax that is sampled from, and whose log-probs are trained; above 0, 1 is the paper's."""
     top_p: float = 1.0
+    """Share of probability that is sampled from, in (0, 1]; 1: all of it."""
     top_k: int = 0
     """0: the whole vocabulary."""
     stop_tokens: list[int] = field(default_factory=list)
     """Token ids that end a response, beside those that the tokenizer, generation_config.json and config.json name."""
     entropy_temperature: EntropyTemperature = field(default_factory=EntropyTemperature)
     max_response_tokens: int = 20480
+    """Where a response is cut, in tokens; 1 or more."""
     batch_size: int = 256
     """Sequences that an engine in the trainer's processes decodes at a time."""
     dynamic_sampling: bool = True

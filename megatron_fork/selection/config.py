@@ -23,6 +23,7 @@ class Config:
     """
 
     preset: Preset = "paper"
+    """What the fields of None are filled with: `paper`, the `authors_code`, or what `trl` does (docs/semantics.md)."""
     tokens: Tokens = "top"
     """top: highest entropies. bottom: lowest. random: the control arm. all: no selection."""
     ratio: float = 0.2

@@ -18,7 +18,9 @@ class EntropyTemperature:
     threshold: float = 0.672
     """The paper's: the 80th percentile of Qwen3-8B."""
     high: float = 1.0
+    """Temperature above the threshold; above 0, 1 leaves a distribution as it is."""
     low: float = 1.0
+    """Temperature up to the threshold; above 0, 1 leaves a distribution as it is."""
 
     def __post_init__(self) -> None:
         for name in ("high", "low"):

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from commands import QUICKSTART
 
-from megatron_fork.config import MAY_BE_INFINITE, RunConfig, float_fields, load_config
+from megatron_fork.config import MAY_BE_INFINITE, RunConfig, load_config
 from megatron_fork.errors import ConfigError
 from megatron_fork.policy import OptimizerConfig
+from megatron_fork.recipe_fields import float_fields
 
 FLOATS = sorted(float_fields(RunConfig))
 LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
@@ -34,7 +35,7 @@ def refused(recipe: Path, *overrides: str) -> str:
         ("selection: {preset: [paper]}", "selection.preset"),
         ("data: {preset: {a: b}}", "data.preset"),
         ("5", "recipe"),
-        ("text", "text is not a field"),
+        ("text", "recipe.yaml holds one value, text, and is not a mapping of fields"),
         ("null", "names no model"),
         ("[1, 2]", "is not a mapping of fields"),
         ("", "names no model"),

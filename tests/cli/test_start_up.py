@@ -1,0 +1,67 @@
+"""What can be told without torch and Megatron is told before they are imported, which takes seconds."""
+
+import subprocess
+import sys
+
+import pytest
+from commands import PROJECT, QUICKSTART, environment
+
+# Runs the program, then says what it has imported; the program's own exit code stays.
+WATCHED = """
+import atexit, os, sys
+leave = os._exit
+def report(code=0):
+    sys.stdout.flush()
+    os.write(2, ("imported: " + " ".join(sorted({name.split(".")[0] for name in sys.modules}))).encode())
+    leave(code)
+os._exit = report
+atexit.register(lambda: os.write(2, ("imported: " + " ".join(sorted({n.split(".")[0] for n in sys.modules}))).encode()))
+from megatron_fork.cli import main
+main()
+"""
+SLOW = {"torch", "megatron", "transformers", "pyarrow", "matplotlib", "sympy"}
+
+
+def watched(*words: str, **variables: str) -> tuple[int, str, set[str]]:
+    result = subprocess.run(
+        [sys.executable, "-c", WATCHED, *words],
+        env={**environment(), **variables},
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    output, _, imported = (result.stdout + result.stderr).rpartition("imported: ")
+    return result.returncode, output, set(imported.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--help"], 0, "train"),
+        (["--version"], 0, "0."),
+        (["version"], 0, "0."),
+        (["train", "--help"], 0, "quickstart.yaml"),
+        (["train", str(QUICKSTART), "--print-config"], 0, "# Responses per prompt"),
+        (["train", str(QUICKSTART), "selection.tokns=all"], 2, "did you mean selection.tokens?"),
+        (["train", str(QUICKSTART), "train.steps=many"], 2, "train.steps=many"),
+        (["train", str(QUICKSTART), "selection.ratio=2"], 2, "selection.ratio=2"),
+        (["train", "absent.yaml"], 2, "absent.yaml"),
+        (["sft", str(QUICKSTART), "sft.batch=0"], 2, "sft.batch=0"),
+        (["doctor", str(QUICKSTART), "sead=1"], 2, "did you mean seed?"),
+        (["convert", "to-megatron", "a", "b", "--dtype", "int8"], 2, "--dtype int8"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_nothing_slow_is_imported(words: list[str], code: int, told: str) -> None:
+    found, output, imported = watched(*words)
+    assert found == code and told in output
+    assert "typer" in imported and not imported & SLOW
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_rank_tells_and_all_leave_alike(rank: str) -> None:
+    ranks = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "15999"}
+    code, output, imported = watched("train", str(QUICKSTART), "sead=1", **ranks)
+    assert code == 2 and not imported & SLOW
+    assert output.splitlines() == (["error: sead is not a field", "  did you mean seed?"] if rank == "0" else [])
