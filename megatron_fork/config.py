@@ -21,12 +21,14 @@ from megatron_fork.data import Config as DataConfig
 from megatron_fork.distributed import Config as ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.evaluation import Config as EvaluationConfig
+from megatron_fork.masking import MASK, has_login
 from megatron_fork.models import ComputeConfig, ExpertsConfig
 from megatron_fork.models import Config as ModelConfig
 from megatron_fork.objective import Config as ObjectiveConfig
 from megatron_fork.policy import Config as PolicyConfig
 from megatron_fork.policy import CriticConfig, OptimizerConfig
 from megatron_fork.recipe_fields import FieldReader, at_home, check_known, one_line, shown
+from megatron_fork.recipe_references import as_written, resolve
 from megatron_fork.recipe_text import key_text, plain, read_yaml, write_yaml
 from megatron_fork.rewards import Config as RewardConfig
 from megatron_fork.rollout import Config as RolloutConfig
@@ -158,12 +160,13 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
         preset = plain(tree.get(room, {}).get("preset", "paper" if room == "selection" else ""))
         tree = _merge(presets.get(str(preset), {}), tree)
     try:
-        config = _FIELDS.read(tree)
+        config = _FIELDS.read(resolve(tree, asdict(RunConfig())))
     except (RecursionError, ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
             f"recipe {recipe} cannot be taken: {one_line(error)}", hint="`--print-config` shows what fields are like"
         ) from error
     assert isinstance(config, RunConfig)
+    _refuse_masked(config)
     if not config.model.is_given:
         raise ConfigError(
             f"{recipe} names no model", hint="set model.path=FOLDER, or model.hf_config for random weights"
@@ -172,8 +175,8 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The whole tree, as a recipe that gives the same config."""
-    return write_yaml(asdict(config))
+    """The whole tree, as a recipe that gives the same config; references to the environment stay, logins are masked."""
+    return write_yaml(as_written(asdict(config)))
 
 
 def differences(old: str, new: RunConfig) -> list[str]:
@@ -184,13 +187,29 @@ def differences(old: str, new: RunConfig) -> list[str]:
     stored = plain(read_yaml(old))
     if not isinstance(stored, dict):
         raise ValueError("it is not a mapping of fields")
-    return sorted(_different(_merge(asdict(RunConfig()), stored), asdict(new), ""))
+    written = set(_different(_merge(as_written(asdict(RunConfig())), stored), as_written(asdict(new)), ""))
+    try:
+        meant = resolve(stored, asdict(RunConfig()))
+    except ConfigError:  # a variable of the environment that is no longer there
+        return sorted(written)
+    return sorted(written & set(_different(_merge(asdict(RunConfig()), plain(meant)), asdict(new), "")))
 
 
 def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
     """A few letters that stand for every field but those whose dotted names begin as in `leave_out`."""
     flat = {name: value for name, value in _flat(asdict(config), "") if not name.startswith(leave_out)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _refuse_masked(config: RunConfig) -> None:
+    """What a run has written leads to no server that asks for a login."""
+    for name, value in _flat(asdict(config), ""):
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and f"://{MASK}@" in text:
+                raise ConfigError(
+                    f"{name}={text} has lost its login, which is written nowhere",
+                    hint="give the address again, or as ${oc.env:NAME}, which is kept as such",
+                )
 
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -246,6 +265,11 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
         if not equals or word.startswith("-"):
             raise ConfigError(
                 f"{shown(word)} is not an override", hint="write field=value, such as selection.tokens=all"
+            )
+        if has_login(text):
+            raise ConfigError(
+                f"{shown(word)} shows a login to everybody who lists the processes of this machine",
+                hint=f"write {dotted}='${{oc.env:NAME}}' and export NAME, or put the address into a recipe",
             )
         *rooms, name = dotted.split(".")
         if len(rooms) > _MOST_DOTS:

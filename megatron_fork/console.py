@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from megatron_fork.masking import masked
+
 # What is shown of a step's metrics: label, name, format.
 _SHOWN = (
     ("pass rate", "rollout/pass_rate", "{:.3f}"),
@@ -46,7 +48,7 @@ class Display:
     def say(self, line: str) -> None:
         """One line of news."""
         if self.speaks:
-            self.console.print(line, markup=False, soft_wrap=True)
+            self.console.print(masked(line), markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:

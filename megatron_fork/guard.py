@@ -13,6 +13,7 @@ import typer
 
 from megatron_fork.errors import LayoutError, MegatronForkError
 from megatron_fork.launcher import launch
+from megatron_fork.masking import masked
 
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
@@ -31,12 +32,12 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
 
 def _explain(error: MegatronForkError, *, debug: bool) -> None:
     if debug:
-        traceback.print_exc()
+        typer.echo(masked(traceback.format_exc()), err=True, nl=False)
     if not _speaks():
         return
-    typer.secho(f"error: {error.message}", fg=typer.colors.RED, err=True)
+    typer.secho(f"error: {masked(error.message)}", fg=typer.colors.RED, err=True)
     if error.hint:
-        typer.echo(f"  {error.hint}", err=True)
+        typer.echo(f"  {masked(error.hint)}", err=True)
 
 
 def _speaks() -> bool:

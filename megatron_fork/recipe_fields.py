@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.masking import masked
+from megatron_fork.recipe_references import Resolved
 from megatron_fork.recipe_text import Written, key_text, plain, read_yaml
 
 Settings = TypeVar("Settings")
@@ -84,7 +86,8 @@ class FieldReader:
             return plain(value)
         if isinstance(text, str) and plain(value) is not None:
             if inner is str:
-                return at_home(text) if dotted in self.paths else text
+                place = at_home(text) if dotted in self.paths else text
+                return Resolved(place, text.written) if isinstance(text, Resolved) else place
             if get_origin(inner) is Literal and text in get_args(inner):
                 return text
             if inner is bool and text.lower() in _TRUE + _FALSE:
@@ -154,7 +157,7 @@ def one_line(error: Exception) -> str:
 
 def shown(value: Any) -> str:
     """A value in an error's one line."""
-    text = repr(value) if not isinstance(value, str | int | float | None) else str(value)
+    text = masked(repr(value) if not isinstance(value, str | int | float | None) else str(value))
     return text if len(text) <= 80 and text.isprintable() else ascii(text[:80]) + "..."
 
 

@@ -12,6 +12,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megatron_fork.config import RunConfig
+from megatron_fork.recipe_references import as_written
 from megatron_fork.recipe_text import write_yaml
 
 _WIDTH = 118
@@ -61,4 +62,4 @@ def _lines(settings: Any, indent: str) -> Iterator[str]:
             yield f"{indent}{field.name}:"
             yield from _lines(value, indent + "  ")
         else:
-            yield from (indent + line for line in write_yaml({field.name: value}).rstrip("\n").split("\n"))
+            yield from (indent + line for line in write_yaml(as_written({field.name: value})).rstrip("\n").split("\n"))

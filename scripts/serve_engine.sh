@@ -12,8 +12,7 @@ environment="${MEGATRON_FORK_ENGINES:-$project}/.venv-$engine"
 export PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-lo}"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-key=()
-if [ -n "${MEGATRON_FORK_API_KEY:-}" ]; then key=(--api-key "$MEGATRON_FORK_API_KEY"); fi
+if [ -n "${MEGATRON_FORK_API_KEY:-}" ]; then export VLLM_API_KEY="$MEGATRON_FORK_API_KEY"; fi # not on a command line: `ps` shows that
 
 case "$engine" in
 vllm)
@@ -24,19 +23,18 @@ vllm)
         --logprobs-mode processed_logprobs --disable-uvicorn-access-log \
         --worker-extension-cls megatron_fork.serving.vllm_worker.WeightReceiver \
         --weight-transfer-config '{"backend": "megatron_fork"}' \
-        --logits-processors megatron_fork.serving.vllm_temperature:EntropyTemperatureProcessor \
-        ${key[@]+"${key[@]}"} "$@"
+        --logits-processors megatron_fork.serving.vllm_temperature:EntropyTemperatureProcessor "$@"
     ;;
 sglang)
     export SGLANG_USE_CPU_ENGINE=1
     # Without its CUDA kernels and the packages for images, SGLang starts with stand-ins for their names.
     export PYTHONPATH="$project/tests/engines/stand_ins:$PYTHONPATH"
     # An idle server would keep a core busy, of which the trainer has need.
-    exec "$environment/bin/python" -m sglang.launch_server --model-path "$model" --host 127.0.0.1 --port "$port" \
+    exec "$environment/bin/python" -m megatron_fork.serving.sglang_server --model-path "$model" --host 127.0.0.1 --port "$port" \
         --device cpu --dtype float32 --skip-tokenizer-init --attention-backend torch_native --sampling-backend pytorch \
         --disable-overlap-schedule --incremental-streaming-output --skip-server-warmup --mem-fraction-static 0.3 --max-total-tokens 32768 \
         --cuda-graph-backend-decode disabled --cuda-graph-backend-prefill disabled --log-level warning --sleep-on-idle \
-        --enable-custom-logit-processor ${key[@]+"${key[@]}"} "$@"
+        --enable-custom-logit-processor "$@"
     ;;
 *)
     echo "error: $engine is not an engine" >&2

@@ -14,11 +14,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from megatron_fork.masking import KEY_VARIABLE, masked
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.draft import Draft, Piece
 from megatron_fork.serving import Backend
-
-KEY_VARIABLE = "MEGATRON_FORK_API_KEY"
 
 State = Literal["down", "stale", "ready"]
 
@@ -72,7 +71,7 @@ class Server(ABC):
         )
 
     def __str__(self) -> str:
-        return self.url
+        return masked(self.url)
 
     @property
     def endpoint(self) -> tuple[str, int]:
@@ -228,7 +227,7 @@ def _refusal(path: str, status: int, text: str) -> ServerFault:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]
+    return " ".join(masked(text).split())[:200]
 
 
 def _in_words(error: httpx.HTTPError) -> str:

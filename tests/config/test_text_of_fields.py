@@ -36,8 +36,6 @@ RETYPED = [
     "#a",
     "[a",
     "{{ x }}",
-    "${seed}",
-    "${",
     "???",
     "2026-11-27",
     " a ",
@@ -50,7 +48,6 @@ RETYPED = [
     "!!python/none",
     "&a",
     "*a",
-    "\\${x}",
     ".nan",
 ]
 
@@ -82,6 +79,7 @@ def test_an_override_is_not_retyped(name: str, text: str) -> None:
 @example(text="", name="run.wandb")
 @example(text="null", name="run.name")
 def test_any_text_is_held_and_written(text: str, name: str) -> None:
+    text = text.replace("${", "$")  # the beginning of a reference: see test_references
     config = load_config(QUICKSTART, [f"{name}={text}"])
     assert value_of(config, name) == (None if is_optional(name) and text in ("", "null") else text)
 
@@ -94,6 +92,7 @@ def test_any_text_is_held_and_written(text: str, name: str) -> None:
 def test_what_is_held_is_what_a_resolved_recipe_says(
     tmp_path_factory: pytest.TempPathFactory, text: str, name: str
 ) -> None:
+    text = text.replace("${", "$")
     config = load_config(QUICKSTART, [f"{name}={text}"])
     recipe = tmp_path_factory.mktemp("resolved") / "recipe.yaml"
     recipe.write_text(to_yaml(config), encoding="utf-8")

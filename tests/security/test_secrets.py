@@ -1,0 +1,167 @@
+"""Keys and passwords stand on no command line, in no message and in no file of a run."""
+
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from commands import QUICKSTART, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_fork.config import load_config, to_yaml
+from megatron_fork.errors import ConfigError
+from megatron_fork.masking import KEY_VARIABLE, masked
+from megatron_fork.recipe_meanings import described
+
+PROJECT = Path(__file__).parent.parent.parent
+KEY = "key-5f0c2be41d"
+PASSWORD = "correct-horse-9912"
+words = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="-_.~!$*+,;:=%"), min_size=4)
+
+
+@settings(deadline=None)
+@given(user=words, password=words, before=st.text(), after=st.text())
+def test_a_login_is_masked_wherever_it_stands(user: str, password: str, before: str, after: str) -> None:
+    said = masked(f"{before} https://{user}:{password}@node7:8000/v1 {after}")
+    assert f"{user}:{password}" not in said
+    assert "@node7:8000/v1" in said
+
+
+@pytest.mark.parametrize("name", ["token", "api_key", "X-Amz-Signature", "password", "access_token"])
+def test_keys_among_parameters_are_masked(name: str) -> None:
+    assert masked(f"http://host/a?x=1&{name}=abcdef&y=2 it said") == f"http://host/a?x=1&{name}=***&y=2 it said"
+
+
+@pytest.mark.parametrize(
+    "text", ["a@b.c", "http://host:80/a@b", "no secret", "s3://bucket/key=1", "x: http://a:1, b@c"]
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert masked(text) == text
+
+
+def servers_recipe(folder: Path, address: str) -> Path:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"base: {QUICKSTART}\nrun: {{folder: {folder / 'run'}}}\n"
+        f"rollout:\n  engine: vllm\n  servers: ['{address}']\n"
+        "  remote: {patience_seconds: 3}\nsft: {steps: 0}\ntrain: {steps: 1}\n"
+    )
+    return recipe
+
+
+def test_a_login_in_a_recipe_is_used_and_not_written(tmp_path: Path) -> None:
+    address = f"http://someone:{PASSWORD}@127.0.0.1:9"
+    config = load_config(servers_recipe(tmp_path, address))
+    assert config.rollout.servers == [address]
+    for written in (to_yaml(config), described(config)):
+        assert PASSWORD not in written
+        assert "http://***@127.0.0.1:9" in written
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(config))
+    with pytest.raises(ConfigError, match=r"rollout\.servers=http://\*\*\*@127\.0\.0\.1:9 has lost its login"):
+        load_config(again)
+
+
+def test_a_login_on_the_command_line_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="shows a login") as refused:
+        load_config(servers_recipe(tmp_path, "http://a:9"), [f"rollout.servers=[http://me:{PASSWORD}@a:9]"])
+    assert PASSWORD not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["rollout: {servers: ['ftp://me:%s@a']}", "train: {steps: '%s'}", "model: 'x://%s@a'"]
+)
+def test_errors_of_a_recipe_show_no_key_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", PASSWORD)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"base: {QUICKSTART}\n{wrong % '${oc.env:SOME_TOKEN}'}\n")
+    code, said = run("train", str(recipe))
+    assert code != 0
+    assert PASSWORD not in said
+    assert "error: " in said
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """Answers with an error that quotes all that it was sent."""
+
+    def answer(self) -> None:
+        text = f"{self.path} {self.headers}".encode()
+        self.send_response(500)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = answer  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def echo():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]], ids=["plain", "debug"])
+def test_a_server_that_quotes_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, echo: str, debug: list[str]
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setenv("SERVER_LOGIN", f"http://someone:{PASSWORD}@{echo}")
+    recipe = servers_recipe(tmp_path, "${oc.env:SERVER_LOGIN}")
+    code, said = run("train", str(recipe), *debug)
+    assert code != 0
+    assert "error: rollout.servers" in said
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path != recipe]
+    assert any(path.name == "resolved.yaml" for path in files)
+    for text in (said, *(path.read_text(errors="replace") for path in files)):
+        assert KEY not in text
+        assert PASSWORD not in text
+    assert "${oc.env:SERVER_LOGIN}" in (tmp_path / "run" / "resolved.yaml").read_text()
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_servers_are_started_with_no_key_on_their_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """With a Python in the engine's place that tells how it was started."""
+    python = tmp_path / f".venv-{engine}" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\ntr "\\0" "\\n" </proc/$$/cmdline\necho "VLLM_API_KEY=$VLLM_API_KEY"\n')
+    python.chmod(0o755)
+    environment = os.environ | {"MEGATRON_FORK_ENGINES": str(tmp_path), KEY_VARIABLE: KEY}
+    script = PROJECT / "scripts" / "serve_engine.sh"
+    started = subprocess.run(
+        ["bash", script, engine, "model", "8011"], env=environment, capture_output=True, text=True, check=True
+    )
+    command, _, variable = started.stdout.partition("VLLM_API_KEY=")
+    assert "--port" in command
+    assert KEY not in command
+    assert variable.strip() == KEY
+
+
+def test_sglang_is_given_the_key_within_its_process(tmp_path: Path) -> None:
+    """With a module in its place that tells its arguments."""
+    package = tmp_path / "sglang"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "launch_server.py").write_text(
+        "import sys\nprint(__name__, sys.argv[1:])\nprint(open('/proc/self/cmdline').read())\n"
+    )
+    command = [sys.executable, "-m", "megatron_fork.serving.sglang_server", "--port", "1"]
+    environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{tmp_path}", KEY_VARIABLE: KEY}
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told[0] == f"__main__ ['--port', '1', '--api-key', '{KEY}']"
+    assert KEY not in told[1]
