@@ -1,7 +1,7 @@
-"""References in a recipe: `${oc.env:NAME}` for a variable of the environment, `${train.steps}` for another field's value.
+r"""References in a recipe: `${oc.env:NAME}` for a variable of the environment, `${train.steps}` for another field's value.
 
-OmegaConf resolves them, for the run alone. What is written of a run keeps the reference, so that a key in the environment stands
-in no file; `\\${` stands for the two characters.
+OmegaConf resolves them, for the run alone. What is written of a run keeps the reference, so that a key in the environment
+stands in no file; `\${` stands for the two characters.
 """
 
 from __future__ import annotations
