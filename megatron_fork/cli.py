@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.add_typer(convert_commands.app, name="convert")
 app.add_typer(data_commands.app, name="data")
 
-Recipe = Annotated[Path, typer.Argument(help="YAML recipe, such as examples/quickstart.yaml", show_default=False)]
+Recipe = Annotated[Path, typer.Argument(help="YAML file with the settings of the run", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="dotted overrides: selection.tokens=all train.steps=10", show_default=False)
 ]

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "megatron_fork"
 HOUSE = (
-    "version errors front_door clock launcher distributed vocab_parallel serving selection objective models checkpoint "
+    "version errors front_door files clock launcher distributed vocab_parallel serving selection objective models checkpoint "
     "experience rewards data policy rollout evaluation analysis recipe_text recipe_fields config recipe_meanings console "
     "interruption run_folder run_claim traces workplace supervised progress unfinished start record train doctor guard "
     "convert_commands data_commands cli __main__"
