@@ -53,6 +53,9 @@ def analyze(
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="recipe to check", show_default=False)] = None,
     overrides: Overrides = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="ranks to count for; by default as few as the layout needs", min=1)
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """What this machine offers, and whether a recipe would start here; nothing is allocated for it."""
@@ -69,7 +72,7 @@ def doctor(
         from megatron_fork.doctor import diagnose
 
         console = Console(highlight=False, quiet=distributed.rank() != 0)
-        diagnose(config, console)
+        diagnose(config, console, ranks=ranks)
 
     guarded(work, debug=debug)
 
