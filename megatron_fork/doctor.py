@@ -163,7 +163,7 @@ def _packages() -> Iterator[Finding]:
             yield Finding(package, "installed", gain)
 
 
-def _recipe(config: RunConfig, ranks: int | None) -> Iterator[Finding]:
+def _recipe(config: RunConfig, ranks: int | None = None) -> Iterator[Finding]:
     parallel = config.parallel
     model_ranks = parallel.tensor * parallel.pipeline * parallel.context
     replica = math.lcm(model_ranks, parallel.expert * parallel.expert_tensor * parallel.pipeline)
