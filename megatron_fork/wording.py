@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 
@@ -20,6 +21,17 @@ def size(count: float) -> str:
 def command(*words: object) -> str:
     """A command as a shell takes it, whatever blanks and quotes stand in its words."""
     return f"`{shlex.join(map(str, words))}`"
+
+
+def way_out(error: OSError, *, elsewhere: str) -> str:
+    """What to do about a refusal to write; `elsewhere` is the setting that names another place."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"free some space, or choose another {elsewhere}"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return f"a file stands where a folder is to be, or the other way round: choose another {elsewhere}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"choose another {elsewhere}, where this user may write"
+    return f"choose another {elsewhere}"
 
 
 def masked(text: str) -> str:

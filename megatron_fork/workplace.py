@@ -21,6 +21,7 @@ from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import Interrupted, MegatronForkError, Preempted
 from megatron_fork.interruption import StopRequest
+from megatron_fork.provenance import as_comments, provenance
 from megatron_fork.rollout import ends_in_words
 from megatron_fork.run_claim import claim, new_folder
 from megatron_fork.run_folder import RunFolder
@@ -130,5 +131,6 @@ def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFold
     if refused is not None:
         raise refused
     # Without `overwrite`: this file is what a run is resumed by.
+    head = as_comments(provenance(str(layout))) if first else ""
     named = replace(config, run=replace(config.run, folder=str(path), overwrite=False))
-    return RunFolder(path, writes=first, wandb_project=config.run.wandb, resolved=to_yaml(named), lock=lock)
+    return RunFolder(path, writes=first, wandb_project=config.run.wandb, resolved=head + to_yaml(named), lock=lock)

@@ -21,6 +21,7 @@ from megatron_fork.checkpoint.stream import hf_specifications, iter_hf_weights
 from megatron_fork.checkpoint.weight_files import INDEX, SINGLE, WeightFiles
 from megatron_fork.checkpoint.weight_folder import WeightFolder
 from megatron_fork.errors import CheckpointError, ModelError
+from megatron_fork.wording import way_out
 
 
 class HasModel(Protocol):
@@ -133,7 +134,7 @@ def written_aside(out_dir: Path) -> Iterator[Path]:
         aside.rename(out_dir)
     except OSError as error:
         raise CheckpointError(
-            f"{out_dir} cannot be written: {error.strerror or error}", hint="free some space and run again"
+            f"{out_dir} cannot be written: {error.strerror or error}", hint=way_out(error, elsewhere="folder")
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
