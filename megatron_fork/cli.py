@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.add_typer(convert_commands.app, name="convert")
 app.add_typer(data_commands.app, name="data")
 
-Recipe = Annotated[Path, typer.Argument(help="YAML recipe, such as examples/quickstart.yaml", show_default=False)]
+Recipe = Annotated[Path, typer.Argument(help="YAML file with the settings of the run", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="dotted overrides: selection.tokens=all train.steps=10", show_default=False)
 ]
@@ -53,6 +53,9 @@ def analyze(
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="recipe to check", show_default=False)] = None,
     overrides: Overrides = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="ranks to count for; by default as few as the layout needs", min=1)
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """What this machine offers, and whether a recipe would start here; nothing is allocated for it."""
@@ -69,7 +72,7 @@ def doctor(
         from megatron_fork.doctor import diagnose
 
         console = Console(highlight=False, quiet=distributed.rank() != 0)
-        diagnose(config, console)
+        diagnose(config, console, ranks=ranks)
 
     guarded(work, debug=debug)
 

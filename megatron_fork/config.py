@@ -21,13 +21,14 @@ from megatron_fork.data import Config as DataConfig
 from megatron_fork.distributed import Config as ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.evaluation import Config as EvaluationConfig
+from megatron_fork.files import UTF8, at_home
 from megatron_fork.masking import MASK, has_login
 from megatron_fork.models import ComputeConfig, ExpertsConfig
 from megatron_fork.models import Config as ModelConfig
 from megatron_fork.objective import Config as ObjectiveConfig
 from megatron_fork.policy import Config as PolicyConfig
 from megatron_fork.policy import CriticConfig, OptimizerConfig
-from megatron_fork.recipe_fields import FieldReader, at_home, check_known, one_line, shown
+from megatron_fork.recipe_fields import FieldReader, check_known, one_line, shown
 from megatron_fork.recipe_references import as_written, resolve
 from megatron_fork.recipe_text import key_text, plain, read_yaml, write_yaml
 from megatron_fork.rewards import Config as RewardConfig
@@ -229,11 +230,11 @@ def _different(old: Any, new: Any, path: str) -> list[str]:
 
 def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not recipe.is_file():
-        raise ConfigError(f"recipe {recipe} is not a file", hint="recipes are YAML files; see examples/")
+        raise ConfigError(f"recipe {recipe} is not a file", hint="a recipe is a YAML file with lines such as `seed: 1`")
     if recipe.resolve() in seen:
         raise ConfigError(f"recipe {recipe} extends itself through `base`", hint="remove one `base` line of the circle")
     try:
-        loaded = read_yaml(recipe.read_text(encoding="utf-8-sig"))
+        loaded = read_yaml(recipe.read_text(encoding=UTF8))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
         where = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         place = f" line {where.line + 1}" if where else ""

@@ -11,6 +11,7 @@ import typer
 
 from megatron_fork.errors import CheckpointError, ConfigError
 from megatron_fork.guard import Debug, guarded
+from megatron_fork.wording import size
 
 app = typer.Typer(
     no_args_is_help=True, help="Checkpoints between Hugging Face and Megatron, without ranks and without a GPU."
@@ -34,7 +35,7 @@ def to_megatron(hf_dir: HfDir, out: Out, dtype: Dtype = None, workers: Workers =
 
         with _progress("to Megatron") as progress:
             done = to_megatron(hf_dir, out, dtype=cast(Any, dtype), workers=workers, progress=progress)
-        typer.echo(f"{done.folder}: {done.tensors:,} tensors, {done.bytes / 2**30:.2f} GiB")
+        typer.echo(f"{done.folder}: {done.tensors:,} tensors, {size(done.bytes)}")
 
     _run(work, debug, dtype)
 
@@ -66,7 +67,7 @@ def to_hf(
                 workers=workers,
                 progress=progress,
             )
-        typer.echo(f"{done.folder}: {done.tensors:,} tensors, {done.bytes / 2**30:.2f} GiB")
+        typer.echo(f"{done.folder}: {done.tensors:,} tensors, {size(done.bytes)}")
 
     _run(work, debug, dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -55,6 +56,10 @@ def decontaminate(
     removed: Annotated[Path | None, typer.Option(help="JSON lines of what was removed, and why")] = None,
     prompt: PromptColumn = None,
     answer: AnswerColumn = None,
+    against_prompt: Annotated[
+        str | None,
+        typer.Option(help="column of the question in the evaluation sets; --prompt by default, or a preset's"),
+    ] = None,
     split: Split = None,
     subset: Subset = None,
     debug: Debug = False,
@@ -64,8 +69,18 @@ def decontaminate(
     def work() -> None:
         from megatron_fork import data
 
-        source = data.named_file(rows, split, _columns(prompt, answer), subset)
-        sets = [data.named_file(each, None, None) for each in against]
+        def named(file: str, column: str | None, split: str | None = None, subset: str | None = None) -> data.RowFile:
+            """An answer that was named must be there, though only questions are compared."""
+            found = data.named_file(file, split, _columns(column, answer), subset)
+            return replace(found, must_answer=answer is not None)
+
+        source = named(rows, prompt, split, subset)
+        sets = [
+            data.named_file(each, None, _columns(against_prompt, None))
+            if against_prompt or data.has_preset(each)
+            else named(each, prompt)
+            for each in against
+        ]
         typer.echo(data.summary(data.decontaminate(source, out, sets, ngram=ngram, removed=removed)))
 
     guarded(work, debug=debug)

@@ -23,13 +23,14 @@ from rich.table import Table
 from transformers import PretrainedConfig
 
 from megatron_fork import checkpoint, distributed, models, vocab_parallel
+from megatron_fork.checks import check, check_import, check_kernels
 from megatron_fork.config import RunConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.launcher import launch
 from megatron_fork.policy import OptimizerConfig
-from megatron_fork.rollout import ends_in_words
+from megatron_fork.rollout import ends_in_words, server_states
 from megatron_fork.version import __version__
-from megatron_fork.workplace import check_settings, matching_ends, matching_model, matching_prompts
+from megatron_fork.wording import masked, size
 
 _GIB = 2**30
 # Module, distribution, and what a run gains by it.
@@ -53,13 +54,16 @@ class Finding(NamedTuple):
     note: str = ""
 
 
-def diagnose(config: RunConfig | None, console: Console) -> None:
-    """Print what is found; raises a `MegatronForkError` for the first thing that `config` asks for in vain."""
+def diagnose(config: RunConfig | None, console: Console, *, ranks: int | None = None) -> None:
+    """Print what is found; raises a `MegatronForkError` for the first thing that `config` asks for in vain.
+
+    `ranks`: for how many it is counted; by default those that were started, or as few as the layout needs.
+    """
     _show("machine", _machine(), console)
     _show("computing", _computing(config or RunConfig()), console)
     _show("optional packages", _packages(), console)
     if config is not None:
-        _show(f"recipe {config.run.name}", _recipe(config), console)
+        _show(f"recipe {config.run.name}", _recipe(config, ranks), console)
 
 
 def _show(title: str, findings: Iterable[Finding], console: Console) -> None:
@@ -99,25 +103,26 @@ def _machine() -> Iterator[Finding]:
     waiting = "OMP_WAIT_POLICY"
     yield Finding("threads", distributed.choose_threads(), f"{waiting}={os.environ.get(waiting, 'as OpenMP has it')}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding("memory", f"{memory / _GIB:.1f} GiB")
+    yield Finding("memory", size(memory))
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         capability = f"compute capability {device.major}.{device.minor}"
-        yield Finding(f"GPU {index}", f"{device.name}, {device.total_memory / _GIB:.1f} GiB", capability)
+        yield Finding(f"GPU {index}", f"{device.name}, {size(device.total_memory)}", capability)
     if not torch.cuda.is_available():
         yield Finding("GPU", "none", f"torch is built for {torch.version.cuda or 'CPU only'}")
     shared = Path("/dev/shm")
     if shared.is_dir():
-        size = shutil.disk_usage(shared).total / _GIB
-        few = torch.cuda.device_count() > 1 and size < 1.0
-        yield Finding("/dev/shm", f"{size:.1f} GiB", "NCCL wants 1 GiB: docker run --shm-size=8g" if few else "")
+        room = shutil.disk_usage(shared).total
+        few = torch.cuda.device_count() > 1 and room < _GIB
+        yield Finding("/dev/shm", size(room), "NCCL wants 1 GiB: docker run --shm-size=8g" if few else "")
 
 
 def _computing(config: RunConfig) -> Iterator[Finding]:
     chosen = models.choose_backend(config.compute)
     if chosen.backend == "transformer_engine":
-        _check_import("transformer_engine.pytorch")
+        check_import("transformer_engine.pytorch")
     yield Finding("layers", chosen.backend, chosen.reason)
+    check_kernels(config)
     yield _lm_head(config.vocab_parallel)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     place = launch()
@@ -128,24 +133,10 @@ def _computing(config: RunConfig) -> Iterator[Finding]:
     )
 
 
-def _check_import(module: str) -> None:
-    """Raise `ConfigError` where an installed package is broken, as by a library of another CUDA."""
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken installation raises whatever it likes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"{module} is installed and cannot be imported: {reason}",
-            hint="install it again for this torch and CUDA, or set compute.backend=local",
-        ) from error
-
-
 def _lm_head(config: vocab_parallel.Config) -> Finding:
     """Which kernels sweep the logits; they are run on two equal logits, whose entropy is ln 2."""
     on_gpu = torch.cuda.is_available()
     has_triton = importlib.util.find_spec("triton") is not None
-    if config.kernels == "triton" and has_triton and not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ConfigError("vocab_parallel.kernels=triton without a GPU", hint="set vocab_parallel.kernels=auto")
     device = distributed.device()
     targets = torch.zeros(1, dtype=torch.long, device=device)
     entropy = vocab_parallel.token_statistics(torch.zeros(1, 2, device=device), targets, kernels=config.kernels).entropy
@@ -172,39 +163,45 @@ def _packages() -> Iterator[Finding]:
             yield Finding(package, "installed", gain)
 
 
-def _recipe(config: RunConfig) -> Iterator[Finding]:
-    hf_config, weights = matching_model(config)
-    parameters = models.count_parameters(hf_config)
-    yield Finding("model", (hf_config.architectures or ["none"])[0], f"{parameters:,} parameters")
-    yield _weights(weights)
+def _recipe(config: RunConfig, ranks: int | None = None) -> Iterator[Finding]:
     parallel = config.parallel
     model_ranks = parallel.tensor * parallel.pipeline * parallel.context
     replica = math.lcm(model_ranks, parallel.expert * parallel.expert_tensor * parallel.pipeline)
-    world = distributed.world_size() if distributed.is_launched() else replica
+    world = ranks or (distributed.world_size() if distributed.is_launched() else replica)
+    yield from _servers(config)
+    checked = check(config, ranks=world)
+    hf_config, source = checked.hf_config, checked.source
+    parameters = models.count_parameters(hf_config)
+    yield Finding("model", (hf_config.architectures or ["none"])[0], f"{parameters:,} parameters")
+    yield _weights(checked.contents)
     data = parallel.data(world)
-    check_settings(config, ranks=world)
     yield Finding(
         "layout", f"{data} data ranks of {model_ranks}", f"a multiple of {replica} ranks; counted for {world}"
     )
-    source = matching_prompts(config, hf_config)
     response = config.rollout.max_response_tokens
     yield Finding(
         "longest sequence",
         f"{source.longest_prompt} + {response} = {source.longest_prompt + response} tokens",
         f"prompt + response; the model has {models.longest_sequence(hf_config)} positions",
     )
-    ends = matching_ends(config, hf_config, source.tokenizer)
-    yield Finding("responses end at", ends_in_words(ends, source.tokenizer))
+    yield Finding("responses end at", ends_in_words(checked.stop_tokens, source.tokenizer))
     yield from _batches(config, data)
     yield from _bytes(config, hf_config, world, data * parallel.context)
+
+
+def _servers(config: RunConfig) -> Iterator[Finding]:
+    """Every server's state. One that is not there yet is no error: a run waits for it."""
+    for url, state in server_states(config.rollout.servers).items():
+        waits = f"a run waits {config.rollout.remote.patience_seconds:g} seconds for one"
+        yield Finding(f"server {masked(url)}", state, "" if state == "healthy" else waits)
 
 
 def _weights(found: checkpoint.Contents | None) -> Finding:
     if found is None:
         return Finding("weights", "drawn", "model.hf_config has none")
     files = "1 file" if found.files == 1 else f"{found.files} files"
-    size = f"{len(found.names):,} tensors in {files}, {found.bytes / _GIB:.3g} GiB"
-    return Finding("weights", size, "names, shapes and dtypes are the model's")
+    found_there = f"{len(found.names):,} tensors in {files}, {size(found.bytes)}"
+    return Finding("weights", found_there, "names, shapes and dtypes are the model's")
 
 
 def _batches(config: RunConfig, data: int) -> Iterator[Finding]:
@@ -237,15 +234,23 @@ def _bytes(config: RunConfig, hf_config: PretrainedConfig, world: int, replicas:
         total += weights + gradients + state - waiting
         yield Finding(
             name,
-            f"{weights / _GIB:.3g} + {gradients / _GIB:.3g} + {(state - waiting) / _GIB:.3g} GiB a rank",
-            "weights, gradients, optimizer" + (f"; {waiting / _GIB:.3g} GiB on the host" if waiting else ""),
+            f"{size(weights)} + {size(gradients)} + {size(state - waiting)} a rank",
+            "weights, gradients, optimizer" + (f"; {size(waiting)} on the host" if waiting else ""),
         )
     if config.objective.kl_coef:
         total += weight * footprint.total
-        yield Finding("reference", f"{weight * footprint.total / _GIB:.3g} GiB a rank", "weights")
+        yield Finding("reference", f"{size(weight * footprint.total)} a rank", "weights")
     whole = weight * models.count_parameters(hf_config)
-    yield Finding("embedded engine", f"{whole / _GIB:.3g} GiB a rank", "weights, whole on every rank")
-    yield Finding("before activations", f"{(total + whole) / _GIB:.3g} GiB a rank", "of the fullest pipeline stage")
+    if config.rollout.engine == "embedded":
+        total += whole
+        yield Finding("embedded engine", f"{size(whole)} a rank", "weights, whole on every rank")
+    elif config.rollout.engine == "vllm_colocated":
+        share = whole / config.rollout.colocated.tensor
+        total += share
+        yield Finding("vLLM on the trainer's ranks", f"{size(share)} a rank", "weights; its cache comes on top")
+    else:
+        yield Finding("servers", "nothing on the trainer's ranks", "they hold the weights that they draw with")
+    yield Finding("before activations", f"{size(total)} a rank", "of the fullest pipeline stage")
 
 
 def optimizer_bytes(

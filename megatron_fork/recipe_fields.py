@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.files import at_home
 from megatron_fork.masking import masked
 from megatron_fork.recipe_references import Resolved
 from megatron_fork.recipe_text import Written, key_text, plain, read_yaml
@@ -77,6 +77,8 @@ class FieldReader:
         inner, optional = _without_none(hint)
         if optional and plain(value) is None:
             return None
+        if isinstance(value, bool | int | float):  # of a preset, which is not written in YAML
+            value = Written(str(value), value)
         text = value.text if isinstance(value, Written) else value
         if get_origin(inner) is list and isinstance(value, list):
             (kind,) = get_args(inner)
@@ -142,11 +144,6 @@ def leaves(cls: type, path: str = "") -> Iterator[tuple[str, Any]]:
 def float_fields(cls: type) -> Iterator[str]:
     """The dotted name of every field that is a float, or may be one."""
     return (dotted for dotted, hint in leaves(cls) if float in (hint, *get_args(hint)))
-
-
-def at_home(path: str) -> str:
-    """A path whose leading `~` is the home that it names; as it is where it names none."""
-    return os.path.expanduser(path)  # noqa: PTH111, since pathlib raises where there is no such user
 
 
 def one_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from megatron_fork.analysis import write_report
 from megatron_fork.evaluation import Evaluation, evaluate
 from megatron_fork.policy import Lesson, Networks
 from megatron_fork.progress import Progress
+from megatron_fork.provenance import provenance
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
 from megatron_fork.unfinished import Unfinished, write_groups
@@ -105,6 +106,7 @@ def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: flo
         "world_size": work.layout.world.size(),
         "layout": str(work.layout),
         "wall_seconds": seconds,
+        "provenance": provenance(str(work.layout)) if work.folder.writes else {},
     }
     work.folder.summary(summary)
     if not work.folder.writes:

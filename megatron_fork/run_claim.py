@@ -22,6 +22,7 @@ import yaml
 from megatron_fork.config import RunConfig, differences
 from megatron_fork.errors import RunFolderError
 from megatron_fork.run_folder import writing_to
+from megatron_fork.wording import command
 
 RESOLVED = "resolved.yaml"
 LOCK = "lock"
@@ -162,5 +163,5 @@ def _check_same_run(path: Path, config: RunConfig, may_change: tuple[str, ...]) 
     if changed:
         raise RunFolderError(
             f"run.folder={path} holds a run with other settings: {', '.join(changed)}",
-            hint=f"go on with that one by `megatron-fork train {resolved}`, {out}",
+            hint=f"go on with that one by {command('megatron-fork', 'train', resolved)}, {out}",
         )

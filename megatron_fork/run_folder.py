@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_fork.errors import RunFolderError
+from megatron_fork.wording import masked, way_out
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def writing_to(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise RunFolderError(
-            f"{path} cannot be written: {error.strerror or error}", hint="free some space, or choose another run.folder"
+            f"{path} cannot be written: {error.strerror or error}", hint=way_out(error, elsewhere="run.folder")
         ) from error
 
 
@@ -173,7 +174,7 @@ def _start_wandb(project: str, path: Path, resolved: str) -> Any:
         project=project,
         name=path.name,
         dir=path,
-        config=yaml.safe_load(resolved),
+        config=yaml.safe_load(masked(resolved)),
         id=kept.read_text(encoding="utf-8").strip(),
         resume="allow",
     )

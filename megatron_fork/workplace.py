@@ -11,19 +11,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
-from megatron_fork import checkpoint, distributed, models
+from megatron_fork import checkpoint, distributed
+from megatron_fork.checks import check
 from megatron_fork.config import RunConfig, fingerprint, to_yaml
 from megatron_fork.console import Display
-from megatron_fork.data import GENERATED, PromptSource, load_prompts
+from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
-from megatron_fork.errors import ConfigError, Interrupted, MegatronForkError, ModelError, Preempted
+from megatron_fork.errors import Interrupted, MegatronForkError, Preempted
 from megatron_fork.interruption import StopRequest
-from megatron_fork.rewards import takes_row
-from megatron_fork.rollout import check_colocated, ends_in_words, stop_tokens_of
+from megatron_fork.provenance import as_comments, provenance
+from megatron_fork.rollout import ends_in_words
 from megatron_fork.run_claim import claim, new_folder
 from megatron_fork.run_folder import RunFolder
+from megatron_fork.wording import command
 
 # What a resumed run may change without becoming another run.
 _MAY_CHANGE = (
@@ -67,7 +69,7 @@ class Workplace:
         kind = Interrupted if self.stop.by_user else Preempted
         return kind(
             f"{what}; the state is saved",
-            hint=f"resume with `megatron-fork train {self.folder.path / 'resolved.yaml'}`",
+            hint=f"resume with {command('megatron-fork', 'train', self.folder.path / 'resolved.yaml')}",
         )
 
     @property
@@ -79,10 +81,8 @@ class Workplace:
 @contextmanager
 def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
-    check_settings(config, ranks=distributed.world_size())
-    hf_config, _ = matching_model(config)
-    source = matching_prompts(config, hf_config)
-    stop_tokens = matching_ends(config, hf_config, source.tokenizer)
+    checked = check(config, ranks=distributed.world_size())
+    hf_config, source, stop_tokens = checked.hf_config, checked.source, checked.stop_tokens
     model_files = checkpoint.ModelFiles.of(config.model, hf_config, source.tokenizer)
     distributed.initialize()
     with parallel_layout(config.parallel) as layout, StopRequest() as stop:
@@ -116,107 +116,6 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
             folder.close()
 
 
-def check_settings(config: RunConfig, *, ranks: int) -> None:
-    """Raise `ConfigError` for settings of several rooms that do not go together, or not with so many ranks."""
-    _check_staleness(config)
-    _check_verifier(config)
-    if config.rollout.engine == "vllm_colocated":
-        check_colocated(config.rollout.colocated, ranks=ranks)
-
-
-def matching_model(config: RunConfig) -> tuple[PretrainedConfig, checkpoint.Contents | None]:
-    """The model's config and what its folder holds; raises where it cannot be built as the recipe asks.
-
-    None where weights are drawn. Of a folder's weights only the headers are read.
-    """
-    hf_config = checkpoint.resolve_config(config.model)
-    models.check_divides(hf_config, config.parallel)
-    models.choose_backend(config.compute)
-    if config.experts.replay and not models.family_of(hf_config).has_experts:
-        raise ModelError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
-    return hf_config, checkpoint.check_initial(config.model, hf_config)
-
-
-def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:
-    """The prompts of a recipe; raises where their tokenizer, or the sequences they lead to, do not fit the model."""
-    source = load_prompts(config.data, _tokenizer(config.model), with_rows=takes_row(config.rewards.kind))
-    if len(source.tokenizer) > hf_config.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {len(source.tokenizer)} tokens, the model's vocab_size is {hf_config.vocab_size}",
-            hint=f"set model.hf_config.vocab_size to {len(source.tokenizer)} or more",
-        )
-    room = models.longest_sequence(hf_config)
-    if source.longest_prompt + config.rollout.max_response_tokens > room:
-        raise ModelError(
-            f"the longest prompt has {source.longest_prompt} tokens, which with rollout.max_response_tokens="
-            f"{config.rollout.max_response_tokens} is more than the model's max_position_embeddings={room}",
-            hint=f"lower rollout.max_response_tokens to {max(0, room - source.longest_prompt)} or less, or add "
-            "rope_parameters of rope_type yarn to config.json",
-        )
-    return source
-
-
-def matching_ends(
-    config: RunConfig, hf_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, ...]:
-    """The tokens that end a response, from every place that names one; raises where one is no token of the model.
-
-    A config that names no end gets the tokenizer's: it is written beside the trained weights.
-    """
-    if tokenizer.eos_token_id is None and config.sft.steps:
-        raise ModelError(
-            f"sft.steps={config.sft.steps}, but the tokenizer has no eos_token, with which demonstrations end",
-            hint="name it in tokenizer_config.json",
-        )
-    if hf_config.eos_token_id is None:
-        hf_config.eos_token_id = tokenizer.eos_token_id
-    named = {
-        "eos_token_id of the tokenizer": tokenizer.eos_token_id,
-        **checkpoint.written_ends(config.model),
-        "rollout.stop_tokens": config.rollout.stop_tokens,
-    }
-    return stop_tokens_of(named, hf_config.vocab_size)
-
-
-def _check_staleness(config: RunConfig) -> None:
-    stale = config.rollout.max_staleness
-    if stale and config.objective.correction == "none":
-        raise ConfigError(
-            f"rollout.max_staleness={stale} with objective.correction=none takes tokens of older weights for the policy's own",
-            hint="set objective.correction=tis",
-        )
-    if stale and config.experts.replay:
-        raise ConfigError(
-            f"rollout.max_staleness={stale} with experts.replay=true, which knows nothing of responses that go on later",
-            hint="set experts.replay=false",
-        )
-
-
-def _check_verifier(config: RunConfig) -> None:
-    """A generated task has the verifier of its name, or one of the user's own."""
-    task, kind = config.data.source, config.rewards.kind
-    fits = kind == task if task in GENERATED else kind not in GENERATED
-    if not fits and ":" not in kind:
-        hint = f"set rewards.kind={task}" if task in GENERATED else "set rewards.kind=math, or module:function"
-        raise ConfigError(f"rewards.kind={kind} with data.source={task}", hint=hint)
-    if kind == "reasoning_gym" and config.rewards.workers == 0:
-        raise ConfigError(
-            "rewards.kind=reasoning_gym with rewards.workers=0", hint="its tasks are made in workers only"
-        )
-
-
-def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:
-    if not source.path:
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
-    except Exception as error:  # tokenizers raise this very class
-        raise ModelError(
-            f"model.path={source.path} has no readable tokenizer: {models.shown(error) or type(error).__name__}",
-            hint="copy the model's tokenizer files into the folder",
-        ) from error
-
-
 def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFolder:
     """The first rank chooses the folder for all and claims it; where it may not be had, every rank learns why."""
     first = distributed.rank() == 0
@@ -232,5 +131,6 @@ def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFold
     if refused is not None:
         raise refused
     # Without `overwrite`: this file is what a run is resumed by.
+    head = as_comments(provenance(str(layout))) if first else ""
     named = replace(config, run=replace(config.run, folder=str(path), overwrite=False))
-    return RunFolder(path, writes=first, wandb_project=config.run.wandb, resolved=to_yaml(named), lock=lock)
+    return RunFolder(path, writes=first, wandb_project=config.run.wandb, resolved=head + to_yaml(named), lock=lock)

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig
 
 from megatron_fork.checkpoint import folder as checkpoint_folder
 from megatron_fork.checkpoint.agreement import check_folder, check_weights
-from megatron_fork.checkpoint.hugging_face import SHARD_BYTES, read_config, written_aside
+from megatron_fork.checkpoint.hugging_face import SHARD_BYTES, files_beside, read_config, written_aside
 from megatron_fork.checkpoint.located import MODEL_FILES, Located, locate
 from megatron_fork.checkpoint.manifest import MANIFEST
 from megatron_fork.checkpoint.places import Outline, Place, outline_of
@@ -36,11 +36,6 @@ from megatron_fork.models import family_of
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 _DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What a Hugging Face folder has beside weights; whatever of it exists goes along.
-_CARRIED = (
-    "config.json generation_config.json tokenizer.json tokenizer_config.json tokenizer.model vocab.json merges.txt "
-    "special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json"
-).split()
 _BUFFERS = (".rotary_emb.inv_freq",)
 Progress = Callable[[int, int], None]
 
@@ -219,9 +214,9 @@ def check_places(reader: Reader, wanted: Mapping[str, tuple[Place, torch.dtype |
 def carry_model_files(source: Path, target: Path, dtype: Dtype | None) -> None:
     """Copy config, tokenizer and generation config; config.json tells the dtype of the weights beside it."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in _CARRIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    for name in (Path("config.json"), *files_beside(source)):
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
     if dtype is not None:
         config = json.loads((target / "config.json").read_text())
         field = "torch_dtype" if "torch_dtype" in config else "dtype"

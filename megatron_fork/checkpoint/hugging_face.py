@@ -21,6 +21,7 @@ from megatron_fork.checkpoint.stream import hf_specifications, iter_hf_weights
 from megatron_fork.checkpoint.weight_files import INDEX, SINGLE, WeightFiles
 from megatron_fork.checkpoint.weight_folder import WeightFolder
 from megatron_fork.errors import CheckpointError, ModelError
+from megatron_fork.wording import way_out
 
 
 class HasModel(Protocol):
@@ -31,6 +32,12 @@ class HasModel(Protocol):
 
 
 GENERATION = "generation_config.json"
+# What a folder has beside weights and config.json; whatever of it exists goes along, as it is.
+_BESIDE = (
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+)
 SHARD_BYTES = 5 * 10**9
 _MOST_BYTES = 16 << 20  # of a file of fields
 
@@ -41,10 +48,10 @@ Source = nn.Module | Sequence[nn.Module] | HasModel
 def read_config(folder: Path) -> PretrainedConfig:
     """The config of a model folder; raises `ModelError` when there is none or it cannot be read."""
     if not folder.is_dir():
-        raise ModelError(f"model.path={folder} is not a folder", hint="give the folder of a Hugging Face model")
+        raise ModelError(f"{folder} is not a folder", hint="give the folder of a Hugging Face model")
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"model.path={folder} has no config.json", hint="give the folder that holds config.json and *.safetensors"
+            f"{folder} has no config.json", hint="give the folder that holds config.json and *.safetensors"
         )
     written = read_json(folder / "config.json")
     if not isinstance(written.get("model_type"), str):
@@ -52,7 +59,7 @@ def read_config(folder: Path) -> PretrainedConfig:
             f"{folder / 'config.json'} has model_type={models.shown(written.get('model_type'))}, which names no model",
             hint="it must be the config of a model that the installed transformers knows",
         )
-    models.check_fields(written, f"{folder / 'config.json'} has ")
+    models.check_fields(written, f"{folder / 'config.json'}: ")
     try:
         # Code of the folder's own is not run, and nobody is asked whether it should be.
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -82,6 +89,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ModelError(f"{file} holds a {type(fields).__name__}, no fields", hint="fetch it again, or remove it")
     return fields
+
+
+def files_beside(folder: Path) -> list[Path]:
+    """Tokenizer, chat templates and generation config of a model folder, by their paths in it."""
+    return [file.relative_to(folder) for name in _BESIDE for file in sorted(folder.glob(name)) if file.is_file()]
 
 
 def load_hf(policy_or_model: Source, hf_dir: Path | str) -> None:
@@ -122,7 +134,7 @@ def written_aside(out_dir: Path) -> Iterator[Path]:
         aside.rename(out_dir)
     except OSError as error:
         raise CheckpointError(
-            f"{out_dir} cannot be written: {error.strerror or error}", hint="free some space and run again"
+            f"{out_dir} cannot be written: {error.strerror or error}", hint=way_out(error, elsewhere="folder")
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 from megatron_fork import models
 from megatron_fork.checkpoint.agreement import Contents, check_folder
 from megatron_fork.checkpoint.bridge import load_weights
-from megatron_fork.checkpoint.hugging_face import GENERATION, load_hf, read_config, read_json
+from megatron_fork.checkpoint.hugging_face import GENERATION, files_beside, load_hf, read_config, read_json
+from megatron_fork.errors import CheckpointError, ModelError
 
 
 def resolve_config(source: models.Config) -> PretrainedConfig:
@@ -20,7 +22,8 @@ def resolve_config(source: models.Config) -> PretrainedConfig:
 
     Its `eos_token_id` is what somebody wrote: the default of a config class is a word of some other model's vocabulary.
     """
-    config = read_config(Path(source.path)) if source.path else models.config_from_recipe(source.hf_config or {})
+    with _named_in_recipe(source):
+        config = read_config(Path(source.path)) if source.path else models.config_from_recipe(source.hf_config or {})
     models.family_of(config)
     *_, of_config = written_ends(source).values()
     if of_config is None:
@@ -30,7 +33,19 @@ def resolve_config(source: models.Config) -> PretrainedConfig:
 
 def check_initial(source: models.Config, config: PretrainedConfig) -> Contents | None:
     """What the folder of `source` holds; raises unless it is `config`'s model. None where weights are drawn."""
-    return check_folder(Path(source.path), config) if source.path else None
+    with _named_in_recipe(source):
+        return check_folder(Path(source.path), config) if source.path else None
+
+
+@contextmanager
+def _named_in_recipe(source: models.Config) -> Iterator[None]:
+    """What is wrong with the folder itself is told with the field that names it."""
+    try:
+        yield
+    except (ModelError, CheckpointError) as error:
+        if source.path and error.message.startswith(f"{Path(source.path)} "):
+            raise type(error)(f"model.path={error.message}", hint=error.hint) from error
+        raise
 
 
 def written_ends(source: models.Config) -> dict[str, object]:
@@ -43,23 +58,26 @@ def written_ends(source: models.Config) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a folder of the model has beside weights: config, tokenizer, and `generation_config.json` as it was given."""
+    """What a folder of the model has beside weights: its config, and the tokenizer's and other files as given."""
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    generation_config: bytes | None
+    given: dict[Path, bytes]
 
     @classmethod
     def of(cls, source: models.Config, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFiles:
         """Read now: the folder of `source` need not outlive the run."""
-        given = Path(source.path) / GENERATION if source.path else None
-        return cls(config, tokenizer, given.read_bytes() if given and given.is_file() else None)
+        folder = Path(source.path) if source.path else None
+        return cls(
+            config, tokenizer, {name: (folder / name).read_bytes() for name in files_beside(folder)} if folder else {}
+        )
 
     def write(self, folder: Path) -> None:
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        if self.generation_config is not None:
-            (folder / GENERATION).write_bytes(self.generation_config)
+        for name, content in self.given.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
 
 
 def load_initial(model: Sequence[models.PackedModel], source: models.Config, *, seed: int) -> None:

@@ -104,7 +104,7 @@ class WeightFolder(Mapping[str, Tensor]):
         stored = self._stored[name]
         if stored.dtype not in _DTYPES:
             raise CheckpointError(
-                f"the checkpoint's {name} is of dtype {stored.dtype}",
+                f"the checkpoint's {name} is of dtype {stored.dtype}, as of weights that are quantised",
                 hint=QUANTISED,
             )
         return Specification(_DTYPES[stored.dtype], stored.shape)
@@ -143,7 +143,7 @@ def file_of_tensors(folder: Path) -> dict[str, str] | None:
     is_incomplete = SINGLE in file_of.values() and not all((folder / file).is_file() for file in others)
     if single.is_file() and others and not is_incomplete:
         raise ModelError(
-            f"model.path={folder} has both {SINGLE} and {INDEX}, which names {min(others)}",
+            f"{folder} has both {SINGLE} and {INDEX}, which names {min(others)}",
             hint="engines and trainer would read different weights: remove the one that is not the model's",
         )
     return file_of
@@ -186,20 +186,18 @@ def _no_weights(folder: Path) -> ModelError:
     names = sorted(path.name for path in folder.glob("*"))
     if pickled := [name for name in _PICKLED if name in names]:
         return ModelError(
-            f"model.path={folder} has {pickled[0]}, and no safetensors",
+            f"{folder} has {pickled[0]}, and no safetensors",
             hint="loading it would run what is written in it: save the model with transformers, which writes safetensors",
         )
     if "adapter_config.json" in names or "adapter_model.safetensors" in names:
-        return ModelError(
-            f"model.path={folder} has an adapter, and no {SINGLE}", hint="merge the adapter into its model first"
-        )
+        return ModelError(f"{folder} has an adapter, and no {SINGLE}", hint="merge the adapter into its model first")
     if others := [name for name in names if name.endswith(".safetensors")]:
         return ModelError(
-            f"model.path={folder} has neither {SINGLE} nor {INDEX}; {others[0]} is not read",
+            f"{folder} has neither {SINGLE} nor {INDEX}; {others[0]} is not read",
             hint=f"rename it to {SINGLE} if it is the whole model, or fetch the index of the shards",
         )
     return ModelError(
-        f"model.path={folder} has no *.safetensors",
+        f"{folder} has no *.safetensors",
         hint=f"the weights are {SINGLE}, or shards with {INDEX}: fetch them, or convert the weights to safetensors",
     )
 

@@ -7,7 +7,7 @@ from megatron_fork import front_door
 if TYPE_CHECKING:
     from megatron_fork.data.columns import Columns
     from megatron_fork.data.config import GENERATED, Config
-    from megatron_fork.data.overlap import decontaminate, deduplicate, named_file, summary
+    from megatron_fork.data.overlap import RowFile, decontaminate, deduplicate, has_preset, named_file, summary
     from megatron_fork.data.packing import MicroBatch, RowShape, deal, micro_batches_needed, pack
     from megatron_fork.data.presets import PRESETS
     from megatron_fork.data.source import PromptCounts, PromptSource, load_prompts
@@ -22,10 +22,12 @@ __all__ = [
     "MicroBatch",
     "PromptCounts",
     "PromptSource",
+    "RowFile",
     "RowShape",
     "deal",
     "decontaminate",
     "deduplicate",
+    "has_preset",
     "load_prompts",
     "micro_batches_needed",
     "named_file",

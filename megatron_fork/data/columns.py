@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_fork.data.answers import short
+from megatron_fork.data.conversations import question_in
 from megatron_fork.errors import DataError
 
 
@@ -14,9 +15,11 @@ class Columns:
     """Where a row has what. A dotted path leads into structures and lists: `prompt.0.content`, `reward_model.ground_truth`."""
 
     prompt: str = "prompt"
-    """The question; a list of chat messages is taken where it is one message of the user."""
+    """The question: text, or a list of chat messages, of which the last is the user's."""
     answer: str = "answer"
     """The reference answer, or several in a list."""
+    solution: str | None = None
+    """A response to imitate in the warm start (`sft.steps`), as text; None: there are none."""
     id: str | None = None
     """Where given, no two rows may have the same."""
 
@@ -38,11 +41,18 @@ def pick(row: dict[str, Any], path: str, place: str) -> Any:
 
 
 def question_of(row: dict[str, Any], path: str, place: str) -> str:
+    """The question in a row, a `Conversation` where it has several messages; raises `DataError`."""
+    return question_in(pick(row, path, place), place)
+
+
+def solution_of(row: dict[str, Any], path: str, place: str) -> str:
+    """The response to imitate; raises `DataError` where a row has none."""
     value = pick(row, path, place)
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and value[0].get("role") == "user":
-        value = value[0].get("content")
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place} has the prompt {short(value)}", hint="a prompt is text of at least one token")
+        raise DataError(
+            f"{place} has the solution {short(value)} in {path}",
+            hint="every row needs one as text; data.columns.solution=null takes the set without",
+        )
     return value
 
 

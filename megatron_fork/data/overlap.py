@@ -22,6 +22,7 @@ from megatron_fork.data.columns import Columns, pick, question_of
 from megatron_fork.data.presets import PRESETS
 from megatron_fork.data.rows import read_rows
 from megatron_fork.errors import ConfigError, DataError
+from megatron_fork.files import at_home
 
 WORD = re.compile(r"[^\W_]+")
 
@@ -34,11 +35,19 @@ class RowFile:
     split: str | None = None
     columns: Columns = field(default_factory=Columns)
     subset: str | None = None
+    must_answer: bool = False
+    """Whether a row without the column of the answer is refused where only questions are asked for."""
+
+    def asked(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Place, question and row of every row."""
+        for place, row in read_rows(self.path, self.split, self.subset):
+            if self.must_answer:
+                pick(row, self.columns.answer, place)
+            yield place, question_of(row, self.columns.prompt, place), row
 
     def questions(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
         """(place, question, answer, row); the answer as its column has it, as JSON where it is no text."""
-        for place, row in read_rows(self.path, self.split, self.subset):
-            question = question_of(row, self.columns.prompt, place)
+        for place, question, row in self.asked():
             answer = pick(row, self.columns.answer, place)
             yield place, question, answer if isinstance(answer, str) else _json(answer, place), row
 
@@ -67,7 +76,8 @@ class ContaminationCounts:
 def named_file(text: str, split: str | None, columns: Columns | None, subset: str | None = None) -> RowFile:
     """`PRESET:PATH` or a path; a preset knows the columns, the split and the subset of its file."""
     name, colon, path = text.partition(":")
-    if colon and name in PRESETS:
+    path = at_home(path)
+    if has_preset(text):
         data = PRESETS[name]["data"]
         folder = Path(path).is_dir()
         return RowFile(
@@ -78,7 +88,13 @@ def named_file(text: str, split: str | None, columns: Columns | None, subset: st
         )
     if colon and not Path(text).exists():
         raise ConfigError(f"{name} is not a preset", hint=f"known: {', '.join(PRESETS)}")
-    return RowFile(Path(text), split, columns or Columns(), subset)
+    return RowFile(Path(at_home(text)), split, columns or Columns(), subset)
+
+
+def has_preset(text: str) -> bool:
+    """Whether a file is named with the preset that knows its columns."""
+    name, colon, _ = text.partition(":")
+    return bool(colon) and name in PRESETS
 
 
 def deduplicate(source: RowFile, out: Path, *, conflicts: Literal["drop", "first"] = "drop") -> DuplicateCounts:
@@ -118,7 +134,7 @@ def decontaminate(
     counts = ContaminationCounts()
     grams: dict[bytes, str] = {}
     for file in against:
-        for place, question, _, _ in file.questions():
+        for place, question, _ in file.asked():
             counts.evaluation_questions += 1
             counts.removed_by.setdefault(str(file.path), 0)
             for gram in _grams(words(question), ngram):
@@ -126,7 +142,7 @@ def decontaminate(
     caught: list[dict[str, str]] = []
 
     def kept() -> Iterator[dict[str, Any]]:
-        for place, question, _, row in source.questions():
+        for place, question, row in source.asked():
             counts.rows += 1
             found = next((grams[gram] for gram in _grams(words(question), ngram) if gram in grams), None)
             if found is None:

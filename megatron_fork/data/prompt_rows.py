@@ -1,6 +1,6 @@
 """Prompts of a file, kept out of memory: text and answer lie in an unlinked temporary file, tokens are made when drawn.
 
-A million prompts take 24 MB of memory. The file is made where `TMPDIR` says, and disappears with the process.
+A million prompts take 32 MB of memory. The file is made where `TMPDIR` says, and disappears with the process.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from transformers import PreTrainedTokenizerBase
 from megatron_fork.experience import Prompt
 
 FLUSH_BYTES = 1 << 20
+_PARTS = 3
 
 
 class PromptStore:
-    """Texts with their answers, in the order of `append`; `prompt` makes the prompt of a place."""
+    """Texts with answers and solutions, in the order of `append`; `prompt` makes the prompt of a place."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
         self._add_special_tokens = add_special_tokens
         self._file = tempfile.TemporaryFile(prefix="megatron-fork-prompts-")  # noqa: SIM115
         self._pending = bytearray()
-        self._ends = array("Q")  # of text and answer in turn
+        self._ends = array("Q")  # of text, answer and solution in turn
         self._written = 0
 
     def __len__(self) -> int:
-        return len(self._ends) // 2
+        return len(self._ends) // _PARTS
 
-    def append(self, text: str, answer: str) -> None:
-        for part in (text, answer):
+    def append(self, text: str, answer: str, solution: str = "") -> None:
+        for part in (text, answer, solution):
             self._pending += part.encode("utf-8", "surrogatepass")
             self._ends.append(self._written + len(self._pending))
         if len(self._pending) >= FLUSH_BYTES:
@@ -47,15 +48,24 @@ class PromptStore:
         self._pending.clear()
 
     def prompt(self, place: int) -> Prompt:
-        start = self._ends[2 * place - 1] if place else 0
-        middle, end = self._ends[2 * place], self._ends[2 * place + 1]
-        content = os.pread(self._file.fileno(), end - start, start)
-        text = content[: middle - start].decode("utf-8", "surrogatepass")
-        answer = content[middle - start :].decode("utf-8", "surrogatepass")
-        return Prompt(place, text, tuple(self.tokenize([text])[0]), answer)
+        text = self._part(place, 0)
+        return Prompt(place, text, tuple(self.tokenize([text])[0]), self._part(place, 1))
+
+    def solution(self, place: int) -> str:
+        """The response to imitate; empty where the set has none."""
+        return self._part(place, 2)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=self._add_special_tokens)["input_ids"]
+        """Token ids, with the tokenizer's own special tokens where the text brings none; never two that begin it."""
+        found = self._tokenizer(texts, add_special_tokens=self._add_special_tokens)["input_ids"]
+        begin = self._tokenizer.bos_token_id
+        twice = [begin, begin] if begin is not None else None
+        return [ids[1:] if ids[:2] == twice else ids for ids in found]
+
+    def _part(self, place: int, part: int) -> str:
+        number = _PARTS * place + part
+        start, end = self._ends[number - 1] if number else 0, self._ends[number]
+        return os.pread(self._file.fileno(), end - start, start).decode("utf-8", "surrogatepass")
 
 
 class PromptRows(Sequence[Prompt]):

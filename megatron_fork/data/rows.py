@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from megatron_fork.data.subsets import choose, one_of
 from megatron_fork.errors import DataError
+from megatron_fork.files import UTF8
 
 Row = dict[str, Any]
 PlacedRow = tuple[str, Row]
@@ -82,24 +84,27 @@ def _saved_by_datasets(source: Path, split: str | None) -> list[Path] | None:
 
 def _json_file(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding=UTF8))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON: {error}", hint="save or download the data set again") from error
 
 
 def _json_lines(path: Path) -> Iterator[PlacedRow]:
     with path.open("rb") as file:
-        if path.suffix == ".json" and file.read(64).lstrip()[:1] == b"[":
+        file.seek(len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0)
+        start = file.tell()
+        first = next((line.lstrip() for line in file if line.strip()), b"")
+        if path.suffix.lower() == ".json" and first.startswith(b"["):
             yield from _json_array(path)
             return
-        file.seek(0)
+        file.seek(start)
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             place = f"{path} line {number}"
             try:
                 yield place, _as_row(json.loads(line.decode("utf-8")), place)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{place} has no readable JSON: {error}",
                     hint='each line is an object like {"prompt": "...", "answer": "..."}',
@@ -122,7 +127,7 @@ def _as_row(row: Any, place: str) -> Row:
 
 def _csv(path: Path) -> Iterator[PlacedRow]:
     csv.field_size_limit(sys.maxsize)
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with path.open(newline="", encoding=UTF8) as file:
         reader = csv.DictReader(file, strict=True)
         try:
             for row in reader:

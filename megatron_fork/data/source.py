@@ -5,35 +5,32 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
-from megatron_fork.data import arithmetic, reach
 from megatron_fork.data.answers import NoAnswer, reader
-from megatron_fork.data.columns import pick, question_of, without
+from megatron_fork.data.columns import pick, question_of, solution_of, without
 from megatron_fork.data.config import GENERATED, Config
+from megatron_fork.data.conversations import stripped, whole_text
+from megatron_fork.data.generated import DEMONSTRATORS, GENERATORS, Demonstrator, Task, tokenizer_of_task
 from megatron_fork.data.prompt_rows import PromptRows, PromptStore
 from megatron_fork.data.rows import data_files, read_rows
 from megatron_fork.data.split import question_key, split_by_question
 from megatron_fork.data.templates import brings_special_tokens, find_template
 from megatron_fork.errors import ConfigError, DataError
 from megatron_fork.experience import Demonstration, Prompt
-from megatron_fork.rewards import Reference, generate_tasks, read_reference
+from megatron_fork.rewards import Reference
 
 BATCH_PROMPTS = 1024
 
-Demonstrator = Callable[[Prompt, random.Random], str]
-"""(prompt, random numbers) to a response as text, without the end token."""
-Task = tuple[str, str, Reference | None, dict[str, Any]]
-"""(place, question, answers, row); None: it has no answer."""
-PlacedPrompt = tuple[str, str, str, int]
-"""(place, text, answers as one string, key of the question)"""
+PlacedPrompt = tuple[str, str, str, str, int]
+"""(place, text, answers as one string, solution or nothing, key of the question)"""
 
 
 @dataclass
@@ -73,6 +70,10 @@ class PromptSource:
     """In tokens."""
     counts: PromptCounts
     demonstrator: Demonstrator | None = None
+    demonstrates_held_out: bool = False
+    """Whether the warm start may imitate held-out prompts too: where they are tasks that are made here."""
+    longest_demonstration: int = 0
+    """Of prompt, solution and end, in tokens; 0 where solutions are made."""
 
     def draw(self, count: int, *, start: int, seed: int) -> list[Prompt]:
         """Prompts `start` to `start + count` of an endless order: a new shuffle of the set in every epoch."""
@@ -88,11 +89,12 @@ class PromptSource:
         if self.demonstrator is None:
             raise ConfigError("sft.steps > 0, but data.source has no demonstrations", hint="set sft.steps=0")
         generator = random.Random(f"{seed}/demonstrations/{step}")
-        training, held_out = len(self.training), len(self.held_out)
+        training = len(self.training)
+        held_out = len(self.held_out) if self.demonstrates_held_out else 0
         demonstrations = []
         for number, place in enumerate(generator.choices(range(training + held_out), k=count)):
             prompt = self.training[place] if place < training else self.held_out[place - training]
-            response = self.tokenizer(self.demonstrator(prompt, generator))["input_ids"]
+            response = self.tokenizer(self.demonstrator(prompt, generator), add_special_tokens=False)["input_ids"]
             demonstrations.append(Demonstration(number, prompt, (*response, self.tokenizer.eos_token_id)))
         return demonstrations
 
@@ -103,14 +105,15 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase | None, *, w
     `tokenizer` is the model's; "reach" and "arithmetic" bring their own and need none. `with_rows`: answers carry the row's
     data_source and extra_info, for a verifier that takes them.
     """
-    tokenizer = tokenizer or _tokenizer_of_task(config.source)
+    tokenizer = tokenizer or tokenizer_of_task(config.source)
     if config.source not in GENERATED:
         _check_file(config)
-    demonstrator = DEMONSTRATORS.get(config.source)
     store = PromptStore(tokenizer, add_special_tokens=not brings_special_tokens(config.template))
     counts = PromptCounts()
     keys: array[int] = array("Q")
-    longest = _fill(store, keys, _prompts(config, tokenizer, counts, with_rows), config, counts)
+    longest, longest_demonstration = _fill(
+        store, keys, _prompts(config, tokenizer, counts, with_rows), config, counts, tokenizer
+    )
     counts.kept = len(store)
     if config.rows is not None and counts.rows != config.rows:
         raise DataError(
@@ -127,29 +130,48 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase | None, *, w
         )
     counts.of_held_out = len(store) - len(training) - len(held_out)
     parts = PromptRows(store, training), PromptRows(store, held_out)
-    return PromptSource(*parts, tokenizer, longest, counts, demonstrator)
+    made = DEMONSTRATORS.get(config.source)
+    has_solutions = made is None and config.columns.solution is not None and config.source not in GENERATED
+    demonstrator = (lambda prompt, _: store.solution(prompt.index)) if has_solutions else made
+    return PromptSource(
+        *parts,
+        tokenizer,
+        longest,
+        counts,
+        demonstrator,
+        demonstrates_held_out=made is not None,
+        longest_demonstration=longest_demonstration,
+    )
 
 
 def _fill(
-    store: PromptStore, keys: array[int], prompts: Iterator[PlacedPrompt], config: Config, counts: PromptCounts
-) -> int:
-    """Append all prompts that are short enough, in batches, and their keys; the length of the longest in tokens."""
-    longest = 0
+    store: PromptStore,
+    keys: array[int],
+    prompts: Iterator[PlacedPrompt],
+    config: Config,
+    counts: PromptCounts,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[int, int]:
+    """Append all prompts that are short enough, in batches, and their keys; the longest prompt and demonstration in tokens."""
+    longest = longest_demonstration = 0
     while batch := list(islice(prompts, BATCH_PROMPTS)):
         try:
-            tokens = store.tokenize([text for _, text, _, _ in batch])
+            tokens = store.tokenize([each[1] for each in batch])
+            solutions = tokenizer([each[3] for each in batch], add_special_tokens=False)["input_ids"]
         except Exception as error:  # the tokenizers library raises nothing more special
             raise DataError(
                 f"the tokenizer cannot read a prompt between {batch[0][0]} and {batch[-1][0]}: {error}",
                 hint="set model.path to a model whose tokenizer knows the text",
             ) from error
-        for (place, text, answer, key), ids in zip(batch, tokens, strict=True):
+        for (place, text, answer, solution, key), ids, imitated in zip(batch, tokens, solutions, strict=True):
             if not ids:
                 raise DataError(f"{place} has the prompt {text!r}", hint="a prompt is text of at least one token")
             if len(ids) <= config.max_prompt_tokens:
-                store.append(text, answer)
+                store.append(text, answer, solution)
                 keys.append(key)
                 longest = max(longest, len(ids))
+                if solution:
+                    longest_demonstration = max(longest_demonstration, len(ids) + len(imitated) + 1)
             elif config.over_long == "drop":
                 counts.over_long += 1
             else:
@@ -158,7 +180,7 @@ def _fill(
                     hint="raise the limit, or leave such prompts out with data.over_long=drop",
                 )
     store.flush()
-    return longest
+    return longest, longest_demonstration
 
 
 def _prompts(
@@ -174,7 +196,9 @@ def _prompts(
             counts.unanswered += 1
             continue
         if config.duplicates != "keep":
-            content = f"{len(question)} {question}{reference.encoded()}".encode("utf-8", "surrogatepass")
+            content = f"{len(asked := whole_text(question))} {asked}{reference.encoded()}".encode(
+                "utf-8", "surrogatepass"
+            )
             digest = hashlib.blake2b(content, digest_size=16).digest()
             if digest in seen and config.duplicates == "refuse":
                 raise DataError(f"{place} repeats the question and answer of another row", hint="data.duplicates=drop")
@@ -185,7 +209,9 @@ def _prompts(
         counts.alternatives += len(reference.answers) > 1
         if with_rows:
             reference = _of_row(reference, row, config.source)
-        yield place, template(question, row, place), _encoded(reference, place), question_key(question)
+        column = config.columns.solution if make is _of_file else None
+        solution = solution_of(row, column, place) if column is not None else ""
+        yield place, template(question, row, place), _encoded(reference, place), solution, question_key(question)
 
 
 def _of_row(reference: Reference, row: dict[str, Any], source: str) -> Reference:
@@ -210,8 +236,9 @@ def _of_file(config: Config) -> Iterator[Task]:
         config.columns.answer, config.answer_form, config.answer_lists, config.boxes, no_answer=config.no_answer
     )
     for place, row in read_rows(Path(config.source), config.split, config.subset):
-        question = without(
-            question_of(row, config.columns.prompt, place), config.prompt_prefix, config.prompt_suffix, place
+        asked = question_of(row, config.columns.prompt, place)
+        question = stripped(
+            asked, partial(without, prefix=config.prompt_prefix, suffix=config.prompt_suffix, place=place)
         )
         if config.columns.id is not None:
             name = str(pick(row, config.columns.id, place))
@@ -229,36 +256,6 @@ def _of_file(config: Config) -> Iterator[Task]:
                 message, hint = error.args
                 raise DataError(message, hint=hint) from error
         yield place, question, reference, row
-
-
-def _of_reach(config: Config) -> Iterator[Task]:
-    for number, (question, answer) in enumerate(reach.all_tasks()):
-        yield f"reach task {number}", question, Reference((answer,)), {}
-
-
-def _of_arithmetic(config: Config) -> Iterator[Task]:
-    generator = config.generator
-    for chain in arithmetic.chains(generator.size, generator.seed, generator.parameters):
-        yield f"chain {chain}", arithmetic.prompt_text(chain), Reference((chain,)), {}
-
-
-def _of_reasoning_gym(config: Config) -> Iterator[Task]:
-    generator = config.generator
-    tasks = generate_tasks(generator.task, size=generator.size, seed=generator.seed, parameters=generator.parameters)
-    for number, (question, answer) in enumerate(tasks):
-        yield f"{generator.task} task {number}", question, Reference((answer,)), {}
-
-
-def _task_of(prompt: Prompt) -> str:
-    """What the task's own verifier is given, without what goes along for another."""
-    (task,) = read_reference(prompt.answer).answers
-    return task
-
-
-def _tokenizer_of_task(source: str) -> PreTrainedTokenizerFast:
-    if source not in TOKENIZERS:
-        raise DataError(f"data.source={source} needs a tokenizer", hint="set model.path to a folder with a tokenizer")
-    return TOKENIZERS[source]()
 
 
 def _check_file(config: Config) -> None:
@@ -282,11 +279,3 @@ def _order(count: int, seed: int, epoch: int) -> array[int]:
     order = array("L", range(count))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
-
-
-GENERATORS = {"reach": _of_reach, "arithmetic": _of_arithmetic, "reasoning_gym": _of_reasoning_gym}
-TOKENIZERS = {"reach": reach.build_tokenizer, "arithmetic": arithmetic.build_tokenizer}
-DEMONSTRATORS: dict[str, Demonstrator] = {
-    "reach": lambda prompt, generator: reach.demonstrate(_task_of(prompt), generator),
-    "arithmetic": lambda prompt, generator: arithmetic.demonstrate(_task_of(prompt), generator),
-}

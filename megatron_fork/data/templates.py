@@ -1,7 +1,8 @@
 r"""Prompt templates: from a question to the text that a model continues.
 
 The paper's template is that of arXiv 2506.01939; the Qwen3 ones give what Qwen3's own chat template gives for one message of
-the user, with and without thinking. Anything else is a Jinja template with `question` and the row's columns.
+the user, with and without thinking. Anything else is a Jinja template with `question`, `messages`, the row's columns, and the
+tokenizer's `bos_token` and the like.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 import jinja2.sandbox
 from transformers import PreTrainedTokenizerBase
 
 from megatron_fork.data.answers import short
+from megatron_fork.data.conversations import Conversation, messages_of
 from megatron_fork.errors import DataError
+from megatron_fork.files import UTF8, at_home
 
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
-QWEN3 = "<|im_start|>user\n{{ question }}<|im_end|>\n<|im_start|>assistant\n"
+QWEN3 = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
 NAMED = {
     "none": "{{ question }}",
     "paper": "User:\n{{ question }}\n" + BOXED + "\n\nAssistant:\n",
@@ -45,13 +52,15 @@ def find_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
                 f"data.template={name} needs the tokens {' '.join(missing)}, which the tokenizer does not have",
                 hint="use the model's own chat template (chat), or paper for a base model",
             )
-    return _jinja(NAMED.get(name) or _source(name), name)
+    return _jinja(NAMED.get(name) or _source(name), name, special_tokens(tokenizer))
 
 
 def _source(name: str) -> str:
-    path = Path(name)
-    if path.suffix in (".jinja", ".j2") and path.is_file():
-        return path.read_text(encoding="utf-8")
+    if name.endswith((".jinja", ".j2")) and (path := Path(at_home(name))).is_file():
+        try:
+            return path.read_text(encoding=UTF8)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"data.template={path} cannot be read: {error}", hint="is it UTF-8?") from error
     if "{{" in name or "{%" in name:
         return name
     known = ", ".join([*NAMED, *OF_TOKENIZER])
@@ -61,24 +70,36 @@ def _source(name: str) -> str:
     )
 
 
-def _jinja(source: str, name: str) -> Template:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """`bos_token`, `eos_token` and the others that the tokenizer has, as chat templates name them."""
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+
+def _jinja(source: str, name: str, tokens: dict[str, str]) -> Template:
     # Sandboxed: a recipe may come from somebody else.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_as_text
     )
     try:
         template = environment.from_string(source)
+        writes_messages = "messages" in jinja2.meta.find_undeclared_variables(environment.parse(source))
     except jinja2.TemplateSyntaxError as error:
         raise DataError(
             f"data.template is not valid Jinja, line {error.lineno}: {error.message}", hint="see docs/data.md"
         ) from error
 
     def fill(question: str, row: dict[str, Any], place: str) -> str:
-        try:
-            return template.render({**row, "question": question})
-        except (jinja2.TemplateError, TypeError) as error:
+        if isinstance(question, Conversation) and not writes_messages:
             raise DataError(
-                f"{place} does not fit data.template={name[:60]!r}: {error}", hint="see docs/data.md"
+                f"{place} has a prompt of {len(question.messages)} messages, of which data.template={name[:60]!r} would "
+                "write but the user's",
+                hint="set data.template=chat, or write a template of `messages`",
+            )
+        try:
+            return template.render({**tokens, **row, "question": str(question), "messages": messages_of(question)})
+        except Exception as error:  # expressions of a template raise whatever they like
+            raise DataError(
+                f"{place} does not fit data.template={name[:60]!r}: {_reason(error)}", hint="see docs/data.md"
             ) from error
 
     return fill
@@ -103,12 +124,24 @@ def _of_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
         )
 
     def fill(question: str, row: dict[str, Any], place: str) -> str:
-        message = [{"role": "user", "content": question}]
-        return tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, enable_thinking=OF_TOKENIZER[name]
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                messages_of(question), tokenize=False, add_generation_prompt=True, enable_thinking=OF_TOKENIZER[name]
+            )
+        except Exception as error:  # a model folder's template raises whatever it likes
+            raise DataError(
+                f"{place} cannot be written by the tokenizer's chat template: {_reason(error)}",
+                hint="mend chat_template.jinja in the model folder, or set data.template to one of your own",
+            ) from error
+        return str(text)
 
     return fill
+
+
+def _reason(error: Exception) -> str:
+    words = " ".join(str(error).split())[:200]
+    line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+    return f"{line}{words}" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {words}"
 
 
 def brings_special_tokens(name: str) -> bool:

@@ -59,13 +59,15 @@ def check_fields(fields: Mapping[Any, Any], where: str, error: type[MegatronFork
     """
     for name, value in fields.items():
         if name == "quantization_config" and value:
+            method = value.get("quant_method") if isinstance(value, Mapping) else None
             raise error(
-                f"{where}quantization_config={shown(value)} is not supported",
+                f"{where}quantization_config={shown(value)}: the weights are quantised"
+                + (f" by {shown(method)}" if isinstance(method, str) else ""),
                 hint="quantised weights are not supported: take the model's bf16 folder",
             )
         reason = _wrong(name, value)
         if reason:
-            raise error(f"{where}{shown(name)}={shown(value)} {reason}", hint=_HINT)
+            raise error(f"{where}{shown(name)}={shown(value)}, {reason}", hint=_HINT)
     both = [shown(fields[name]).removeprefix("torch.") for name in ("dtype", "torch_dtype") if fields.get(name)]
     if len(set(both)) > 1:
         raise error(
@@ -76,29 +78,29 @@ def check_fields(fields: Mapping[Any, Any], where: str, error: type[MegatronFork
 def _wrong(name: object, value: object) -> str:
     """What is wrong with a field, and nothing where it is as it may be."""
     if not isinstance(name, str):
-        return "has a name that is no text"
+        return "which has a name that is no text"
     if _depth(value) > _DEEPEST:
-        return f"is nested more than {_DEEPEST} levels deep"
+        return f"which is nested more than {_DEEPEST} levels deep"
     if name in _LARGEST and not (value is None and name in _MAY_BE_NULL):
         if type(value) is not int:
-            return "is not a whole number"
+            return "which is not a whole number"
         if not 1 <= value <= _LARGEST[name]:
-            return f"is not between 1 and {_LARGEST[name]:,}"
+            return f"which is not between 1 and {_LARGEST[name]:,}"
     if name in _LARGEST_NUMBER and not (name == "rope_theta" and value is None):
         if not is_number(value):
-            return "is not a finite number"
+            return "which is not a finite number"
         if not 0.0 <= float(value) <= _LARGEST_NUMBER[name]:  # type: ignore[arg-type]
-            return f"is not between 0 and {_LARGEST_NUMBER[name]:g}"
+            return f"which is not between 0 and {_LARGEST_NUMBER[name]:g}"
     if name in _FLAGS and type(value) is not bool:
-        return "is neither true nor false"
+        return "which is neither true nor false"
     if name in ("dtype", "torch_dtype") and value is not None and shown(value).removeprefix("torch.") not in _DTYPES:
-        return f"is none of {', '.join(_DTYPES)}"
+        return f"which is none of {', '.join(_DTYPES)}"
     if name in ("rope_parameters", "rope_scaling") and not (value is None or isinstance(value, Mapping)):
-        return "is no mapping of fields"
+        return "which is no mapping of fields"
     if name == "architectures" and value is not None and not _is_list_of_text(value):
-        return "is no list of names"
+        return "which is no list of names"
     if name == "layer_types" and value is not None and not _is_list_of_text(value):
-        return "is no list of names"
+        return "which is no list of names"
     return ""
 
 

@@ -41,7 +41,7 @@ def value_loss(
     columns = {"old_values": old_values, "returns": returns, "mask": mask, "weight": weight}
     refuse_other_shapes("values", values, columns)
     refuse_other_than_flags({"mask": mask})
-    value, old, target = values[mask], old_values[mask], returns[mask]
+    value, old, target = values[mask], old_values[mask].detach(), returns[mask].detach()
     if not torch.isfinite(target).all():
         raise ObjectiveError("returns holds a value that is not finite", hint="check the rewards and the critic")
     error = value - target
@@ -55,7 +55,7 @@ def value_loss(
         clipped_square = torch.where(beyond, (old + clamped - target).square(), square)
     loss = torch.maximum(square, clipped_square) / 2.0
     if weight is not None:
-        loss = loss * weight[mask]
+        loss = loss * weight[mask].detach()
     sums = {
         "value_tokens": torch.ones_like(value),
         "value_clipped": beyond & (clipped_square > square),

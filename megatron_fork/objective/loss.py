@@ -71,6 +71,9 @@ def policy_loss(
     took hold of, and, where config asks for them, correction weights, corrected tokens, KL and covered tokens.
 
     """
+    # All but `logprob` and `entropy` is constant, whatever graph the caller has them from.
+    old_logprob, advantage = old_logprob.detach(), advantage.detach()
+    rollout_logprob, reference_logprob, weight = map(_constant, (rollout_logprob, reference_logprob, weight))
     if not normalizer > 0.0:
         raise ObjectiveError(f"normalizer={normalizer} is not positive", hint="token_weights gives at least 1")
     optional = {
@@ -105,6 +108,10 @@ def policy_loss(
         objective = objective * weight[mask]
     sums = {name: column.detach().sum(dtype=tokens.ratio.dtype) for name, column in (columns | more).items()}
     return PolicyLoss(-objective.sum() / normalizer, sums)
+
+
+def _constant(column: Tensor | None) -> Tensor | None:
+    return None if column is None else column.detach()
 
 
 def supervised_loss(logprob: Tensor, *, normalizer: float) -> PolicyLoss:

@@ -3,7 +3,7 @@
 from megatron_fork.rewards.dispatcher import PoolCounts
 from megatron_fork.rewards.extraction import stated_answer
 from megatron_fork.rewards.failures import Failures, FailureWatch
-from megatron_fork.rewards.pool import Config, RewardPool, ScoreStream
+from megatron_fork.rewards.pool import Config, RewardPool, ScoreStream, check_verifier
 from megatron_fork.rewards.procedural import generate_tasks
 from megatron_fork.rewards.reach import MAX_OPERATIONS, OPERATIONS
 from megatron_fork.rewards.reference import Reference, read_reference
@@ -23,6 +23,7 @@ __all__ = [
     "RewardPool",
     "Score",
     "ScoreStream",
+    "check_verifier",
     "generate_tasks",
     "read_reference",
     "score",

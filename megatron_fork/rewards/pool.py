@@ -85,15 +85,20 @@ class Config:
         return kind_with(rules) if self.kind == MATHEMATICS else self.kind
 
 
+def check_verifier(config: Config) -> None:
+    """Raise `RewardError` where the verifier cannot be loaded, or this machine cannot confine what it runs."""
+    find_verifier(config.verifier)  # a custom one that cannot be loaded is better missed here than in every worker
+    if config.kind in RUNS_PROGRAMS:
+        require_means_for_programs()
+
+
 class RewardPool:
     """Workers that start with the first jobs and stay warm until `close`; any thread may use it."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.watch = FailureWatch(config.kind, config.failure_warning)
-        find_verifier(config.verifier)  # a custom one that cannot be loaded is better missed here than in every worker
-        if config.kind in RUNS_PROGRAMS:
-            require_means_for_programs()
+        check_verifier(config)
         self._closed = False
         start = partial(
             WorkerProcess,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from megatron_fork.rollout.engine import Begun, Completion, Engine, Request
     from megatron_fork.rollout.probing import probe
     from megatron_fork.rollout.producer import Tally
+    from megatron_fork.rollout.reachability import server_states
     from megatron_fork.rollout.remote import RemoteEngine
     from megatron_fork.rollout.vllm_process import check_colocated
     from megatron_fork.rollout.weights import PolicyWeights
@@ -42,5 +43,6 @@ __all__ = [
     "check_colocated",
     "ends_in_words",
     "probe",
+    "server_states",
     "stop_tokens_of",
 ]

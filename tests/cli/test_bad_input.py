@@ -97,9 +97,9 @@ def test_one_clear_line(name: str, stays: None, tmp_path: Path) -> None:
 def test_yarn_makes_room(response: int, rope: float | None, fits: bool) -> None:
     """The way out that the message names is one: YaRN over 128 positions has room for twice as many."""
     from megatron_fork.checkpoint import resolve_config
+    from megatron_fork.checks import matching_prompts
     from megatron_fork.config import load_config
     from megatron_fork.errors import ModelError
-    from megatron_fork.workplace import matching_prompts
 
     config = load_config(QUICKSTART, [f"rollout.max_response_tokens={response}"])
     if rope:

@@ -10,7 +10,7 @@ from commands import QUICKSTART, run
 from rich.console import Console
 from typer.testing import CliRunner
 
-from megatron_fork import cli, doctor, guard
+from megatron_fork import checks, cli, doctor, guard
 from megatron_fork.errors import ConfigError
 from megatron_fork.models import Footprint
 from megatron_fork.policy import OptimizerConfig
@@ -87,7 +87,7 @@ def test_a_package_that_does_not_import_is_named(tmp_path: Path, monkeypatch: py
     (tmp_path / "broken_engine.py").write_text("raise OSError('libcudnn.so.9: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"broken_engine is installed and cannot be imported: libcudnn"):
-        doctor._check_import("broken_engine")
+        checks.check_import("broken_engine")
 
 
 def test_optimizer_bytes() -> None:

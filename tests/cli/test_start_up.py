@@ -41,7 +41,7 @@ def watched(*words: str, **variables: str) -> tuple[int, str, set[str]]:
         (["--help"], 0, "train"),
         (["--version"], 0, "0."),
         (["version"], 0, "0."),
-        (["train", "--help"], 0, "quickstart.yaml"),
+        (["train", "--help"], 0, "settings of the run"),
         (["train", str(QUICKSTART), "--print-config"], 0, "# Responses per prompt"),
         (["train", str(QUICKSTART), "selection.tokns=all"], 2, "did you mean selection.tokens?"),
         (["train", str(QUICKSTART), "train.steps=many"], 2, "train.steps=many"),

@@ -1,0 +1,39 @@
+"""How messages write sizes, commands to type, and addresses."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shlex
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that leaves three digits before the point: `1.36 MiB`, `61.0 GiB`."""
+    unit = 0
+    while count >= 1000.0 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024.0, unit + 1
+    digits = 0 if unit == 0 or count >= 100.0 else 1 if count >= 10.0 else 2
+    return f"{count:.{digits}f} {_UNITS[unit]}"
+
+
+def command(*words: object) -> str:
+    """A command as a shell takes it, whatever blanks and quotes stand in its words."""
+    return f"`{shlex.join(map(str, words))}`"
+
+
+def way_out(error: OSError, *, elsewhere: str) -> str:
+    """What to do about a refusal to write; `elsewhere` is the setting that names another place."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"free some space, or choose another {elsewhere}"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return f"a file stands where a folder is to be, or the other way round: choose another {elsewhere}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"choose another {elsewhere}, where this user may write"
+    return f"choose another {elsewhere}"
+
+
+def masked(text: str) -> str:
+    """Text without what stands between `//` and `@` of an address: names and passwords."""
+    return re.sub(r"(//)[^/@\s]*@", r"\1***@", text)
