@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from megatron_fork import checkpoint, models
+from megatron_fork import checkpoint, models, objective
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.errors import ConfigError, ModelError, RunFolderError
@@ -46,6 +46,7 @@ def check_settings(config: RunConfig, *, ranks: int) -> None:
     """Raise `ConfigError` for settings of several rooms that do not go together, or not with so many ranks."""
     _check_staleness(config)
     _check_verifier(config)
+    objective.loss_named(config.objective.loss)
     if config.rollout.engine == "vllm_colocated":
         check_colocated(config.rollout.colocated, ranks=ranks)
 

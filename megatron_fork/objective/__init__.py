@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from megatron_fork.objective.critic_loss import value_loss
     from megatron_fork.objective.generalized_advantage import generalized_advantages
     from megatron_fork.objective.loss import PolicyLoss, needs_whole_sequences, policy_loss, supervised_loss
+    from megatron_fork.objective.losses.surrogate import Surrogate, clipped
+    from megatron_fork.objective.losses.table import Loss, loss_named
+    from megatron_fork.objective.selected_tokens import SelectedTokens
     from megatron_fork.objective.whitening import whiten
 else:
     __getattr__ = front_door.opened(__name__, __file__)
@@ -22,14 +25,19 @@ __all__ = [
     "Config",
     "EntropyShaping",
     "Gae",
+    "Loss",
     "Mismatch",
     "Overlong",
     "PolicyLoss",
+    "SelectedTokens",
+    "Surrogate",
     "TokenWeights",
     "accepted_responses",
+    "clipped",
     "covariance_tokens",
     "generalized_advantages",
     "group_advantages",
+    "loss_named",
     "needs_whole_sequences",
     "overlong_penalty",
     "policy_loss",

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.objective.losses import LOSSES, is_custom
 
-Loss = Literal["ppo", "gspo", "cispo", "clip_cov", "kl_cov", "archer"]
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "gae"]
 Average = Literal["token", "sequence", "constant"]
 Denominator = Literal["selected", "all"]
@@ -15,7 +15,6 @@ KlEstimator = Literal["k1", "k2", "k3"]
 Correction = Literal["none", "tis", "icepop", "sequence"]
 
 _CHOICES = {
-    "loss": Loss,
     "advantage": Advantage,
     "average": Average,
     "denominator": Denominator,
@@ -109,14 +108,15 @@ class Gae:
 class Config:
     """A policy gradient under a token mask: which surrogate, of which advantages, averaged how, with which penalties."""
 
-    loss: Loss = "ppo"
+    loss: str = "ppo"
     """ppo: min(r A, clip(r) A), with separate low and high clips and dual clip.
     gspo: the same with one ratio for a response, the geometric mean over its marked tokens (arXiv 2507.18071, which
     clips at clip_low=3e-4, clip_high=4e-4 and averages over responses: average=sequence).
     cispo: clip(r) A logp with the weight clip(r) held constant, so that every token keeps a gradient (arXiv 2506.13585).
     clip_cov: ppo without the tokens that `covariance_tokens` draws (arXiv 2505.22617).
     kl_cov: r A, not clipped but for dual_clip, with a penalty cov_kl_coef |logp - old logp| on those tokens (the same).
-    archer: ppo with looser clip and KL on high-entropy tokens; all candidates are trained (arXiv 2507.15778)."""
+    archer: ppo with looser clip and KL on high-entropy tokens; all candidates are trained (arXiv 2507.15778).
+    module:function: one of your own (docs/extending.md)."""
     advantage: Advantage = "grpo"
     """grpo: (R - mean) / std of the group. dr_grpo: R - mean. rloo: R - mean of the others.
     reinforce_pp: R - mean of the group, then whitened over the batch (REINFORCE++ baseline, arXiv 2501.03262).
@@ -176,6 +176,10 @@ class Config:
                 raise ConfigError(
                     f"objective.{name}={vars(self)[name]} is not a choice", hint=f"one of {', '.join(get_args(choice))}"
                 )
+        if self.loss not in LOSSES and not is_custom(self.loss):
+            raise ConfigError(
+                f"objective.loss={self.loss} is not a choice", hint=f"one of {', '.join(LOSSES)}, or module:function"
+            )
         _refuse_negative("objective", self, "clip_low", "clip_high", "dual_clip")
         _refuse_negative("objective", self, "entropy_coef", "kl_coef", "cov_kl_coef", "constant_length")
         self._check_clips()
@@ -194,7 +198,8 @@ class Config:
             )
 
     def _check_clips(self) -> None:
-        if self.clip_low >= 1.0 and self.loss != "cispo":
+        may_be_unbounded = self.loss not in LOSSES or LOSSES[self.loss].unbounded_below
+        if self.clip_low >= 1.0 and not may_be_unbounded:
             raise ConfigError(
                 f"objective.clip_low={self.clip_low} is not below 1",
                 hint="the ratio is clipped to 1 - clip_low; try 0.2 (loss=cispo alone takes 1 for no lower bound)",

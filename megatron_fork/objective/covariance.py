@@ -11,6 +11,7 @@ from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import ObjectiveError
 from megatron_fork.objective.checks import refuse_other_shapes, refuse_other_than_flags
 from megatron_fork.objective.config import Config
+from megatron_fork.objective.losses import LOSSES, loss_named
 from megatron_fork.objective.reduction import global_sums
 from megatron_fork.selection import Config as SelectionConfig
 from megatron_fork.selection import select_tokens
@@ -47,10 +48,10 @@ def covariance_tokens(
         tie_tolerance: covariances this close to kl_cov's cut, in nats, count as equal to it.
 
     """
-    if config.loss not in ("clip_cov", "kl_cov"):
-        raise ObjectiveError(
-            f"objective.loss={config.loss} has no covariance tokens", hint="only clip_cov and kl_cov do"
-        )
+    loss = loss_named(config.loss)
+    if "covered" not in loss.columns:
+        with_them = ", ".join(name for name, each in LOSSES.items() if "covered" in each.columns)
+        raise ObjectiveError(f"objective.loss={config.loss} has no covariance tokens", hint=f"these have: {with_them}")
     refuse_other_shapes("logprob", logprob, {"advantage": advantage, "mask": mask, "token_ids": token_ids})
     refuse_other_than_flags({"mask": mask})
     marked_logprob, marked_advantage = logprob.detach()[mask].double(), advantage[mask].double()
@@ -65,13 +66,13 @@ def covariance_tokens(
     covariance[mask] = (marked_advantage - advantages / count) * (marked_logprob - logprobs / count)
     wanted = max(1, math.ceil(round(config.cov_share * count, 9)))
     eligible, available = mask, count
-    if config.loss == "clip_cov":
+    if loss.covers == "random":
         eligible = mask & (covariance >= config.cov_low) & (covariance <= config.cov_high)
         (available,) = global_sums(group, eligible.sum())
         if available <= wanted:
             return eligible
     rule = SelectionConfig(
-        tokens="top" if config.loss == "kl_cov" else "random",
+        tokens=loss.covers,
         rule="exact_k",
         # Half a token below `wanted`, so that rounding up gives it whatever the last bits of the quotient.
         ratio=(wanted - 0.5) / available,

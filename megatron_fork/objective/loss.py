@@ -15,9 +15,9 @@ from torch import Tensor
 from megatron_fork.errors import ObjectiveError
 from megatron_fork.objective.config import Config
 from megatron_fork.objective.correction import correct
-from megatron_fork.objective.marked import Marked
+from megatron_fork.objective.losses import loss_named
 from megatron_fork.objective.regularizers import regularization, shaped_advantage
-from megatron_fork.objective.surrogate import SURROGATES
+from megatron_fork.objective.selected_tokens import SelectedTokens
 
 
 class PolicyLoss(NamedTuple):
@@ -29,7 +29,7 @@ class PolicyLoss(NamedTuple):
 
 def needs_whole_sequences(config: Config) -> bool:
     """True where one call of `policy_loss` must hold all marked tokens of each of its responses."""
-    return config.loss == "gspo"
+    return loss_named(config.loss).whole_responses
 
 
 def policy_loss(
@@ -86,9 +86,10 @@ def policy_loss(
         "covered": covered,
         "accepted": accepted,
     }
-    tokens = Marked.of(logprob, old_logprob, advantage, mask, config, optional)
+    tokens = SelectedTokens.of(logprob, old_logprob, advantage, mask, config, optional)
     tokens = replace(tokens, advantage=shaped_advantage(tokens))
-    surrogate = SURROGATES[config.loss](tokens)
+    loss = loss_named(config.loss)
+    surrogate = loss(tokens)
     columns = {
         "tokens": torch.ones_like(tokens.ratio),
         "ratio": tokens.ratio,
@@ -102,7 +103,9 @@ def policy_loss(
         factor = correct(tokens.old_logprob, tokens.given("rollout_logprob"), tokens.given("accepted"), config)
         objective = objective * factor.weight
         columns |= {"correction_weight": factor.weight, "correction_clipped": factor.clipped}
-    added, more = regularization(tokens)
+    added, more = regularization(tokens, surrogate)
+    if "covered" in loss.columns:
+        more["covered"] = tokens.needed("covered", "loss")
     objective = objective + added
     if weight is not None:
         objective = objective * weight[mask]

@@ -149,9 +149,10 @@ class Learner:
         )
 
     def update(self, share: Batch, chosen: selection.Selection, number: int, *, learning_rate: float) -> Update:
-        """One optimizer step on the chosen tokens (archer: on all candidates), divided by a global number."""
+        """One optimizer step on the chosen tokens, or on all candidates where the loss says so, divided by a global number."""
         config, candidate_t = self.objective, candidates(share, self.objective)
-        trained_t = candidate_t if config.loss == "archer" else chosen.mask
+        trains_all = objective.loss_named(config.loss).trains == "candidates"
+        trained_t = candidate_t if trains_all else chosen.mask
         weights = objective.token_weights(trained_t, candidate_t, share.sequence_t, config, group=self._group)
         columns = self._loss_columns(share, chosen, trained_t, number)
         if weights.weight is not None:
@@ -181,6 +182,7 @@ class Learner:
     ) -> dict[str, Tensor]:
         """What `policy_loss` reads of each response token, by the name of its argument."""
         config = self.objective
+        needed = objective.loss_named(config.loss).columns
         columns = {
             "old_logprob": filled(share.old_logprob_t),
             "advantage": filled(share.advantage_t),
@@ -188,13 +190,13 @@ class Learner:
         }
         if config.kl_coef:
             columns["reference_logprob"] = filled(share.reference_logprob_t)
-        if config.loss == "gspo":
+        if "sequence" in needed:
             columns["sequence"] = share.sequence_t
-        if config.loss == "archer":
+        if "forking" in needed:
             columns["forking"] = chosen.mask
         if config.correction == "sequence":
             columns["accepted"] = self._accepted(share)
-        if config.loss in ("clip_cov", "kl_cov"):
+        if "covered" in needed:
             columns["covered"] = objective.covariance_tokens(
                 filled(share.logprob_t),
                 filled(share.advantage_t),

@@ -58,5 +58,7 @@ def test_a_recipe_reaches_every_nested_field() -> None:
     found = read({"loss": "archer", "archer": {"forking_kl": 0.5}, "gae": {"lam": 0.9}, "kl_coef": 1})
     assert (found.archer.forking_kl, found.gae.lam, found.kl_coef) == (0.5, 0.9, 1.0)
     assert read(OmegaConf.to_container(OmegaConf.structured(found))) == found
-    with pytest.raises(OmegaConfBaseException):
+    with pytest.raises(ConfigError, match=r"objective\.loss=pppo"):
         read({"loss": "pppo"})
+    with pytest.raises(OmegaConfBaseException):
+        read({"average": "median"})

@@ -1,4 +1,4 @@
-"""The marked tokens of one call, from which surrogates and regularizers take their columns."""
+"""The selected tokens of one call, from which losses and regularizers take their columns."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LARGEST_LOG_RATIO = 80.0
 
 
 @dataclass(frozen=True)
-class Marked:
-    """The columns of the marked tokens, `[marked]`; `log_ratio` and `ratio` are of the policy to the old one."""
+class SelectedTokens:
+    """The columns of the selected tokens, `[selected]`; `log_ratio` and `ratio` are of the policy to the old one."""
 
     config: Config
     mask: Tensor
@@ -38,8 +38,8 @@ class Marked:
         mask: Tensor,
         config: Config,
         optional: dict[str, Tensor | None],
-    ) -> Marked:
-        """Refuses columns that do not fit together, and marked advantages that are no numbers."""
+    ) -> SelectedTokens:
+        """Refuses columns that do not fit together, and selected advantages that are no numbers."""
         columns = {"old_logprob": old_logprob, "advantage": advantage, "mask": mask, **optional}
         refuse_other_shapes("logprob", logprob, columns)
         refuse_other_than_flags({name: columns[name] for name in ("mask", "forking", "covered", "accepted")})
@@ -51,12 +51,12 @@ class Marked:
         return cls(config, mask, optional, logprob, old_logprob, advantage, log_ratio, ratio)
 
     def given(self, name: str) -> Tensor | None:
-        """`[marked]`: an optional column, None where it was not passed."""
+        """`[selected]`: an optional column, None where it was not passed."""
         column = self.optional[name]
         return None if column is None else column[self.mask]
 
     def needed(self, name: str, field: str) -> Tensor:
-        """`[marked]`: the optional column that `config.<field>` cannot do without."""
+        """`[selected]`: the optional column that `config.<field>` cannot do without."""
         column = self.given(name)
         if column is None:
             raise ObjectiveError(

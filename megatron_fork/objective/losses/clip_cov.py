@@ -1,0 +1,15 @@
+"""Clip-Cov (arXiv 2505.22617): tokens drawn among those of high covariance give nothing to the sum."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_fork.objective.losses.ppo import ppo
+from megatron_fork.objective.losses.surrogate import Surrogate
+from megatron_fork.objective.selected_tokens import SelectedTokens
+
+
+def clip_cov(tokens: SelectedTokens) -> Surrogate:
+    """PPO's, and 0 at covered tokens."""
+    surrogate = ppo(tokens)
+    return surrogate._replace(value=torch.where(tokens.needed("covered", "loss"), 0.0, surrogate.value))
