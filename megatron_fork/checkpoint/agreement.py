@@ -14,9 +14,10 @@ from transformers import PretrainedConfig
 
 from megatron_fork import models
 from megatron_fork.checkpoint.published import PublishedWeights
-from megatron_fork.checkpoint.table import EMBEDDING, LM_HEAD, model_entries
+from megatron_fork.checkpoint.table import model_entries
 from megatron_fork.checkpoint.weight_folder import QUANTISED, WeightFolder
 from megatron_fork.errors import CheckpointError
+from megatron_fork.models import EMBEDDING, LM_HEAD
 
 _BUFFERS = (".rotary_emb.inv_freq",)
 _HEAD, _TABLE = LM_HEAD.hugging_face[0], EMBEDDING.hugging_face[0]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from megatron_fork.checkpoint.agreement import check_weights
 from megatron_fork.checkpoint.parameters import local_parameters, tensor_group, unwrap_chunks
 from megatron_fork.checkpoint.published import PublishedWeights
-from megatron_fork.checkpoint.table import EMBEDDING, LM_HEAD, Entry, entries_of
-from megatron_fork.models import PackedModel, ValueModel
+from megatron_fork.checkpoint.table import entries_of
+from megatron_fork.models import EMBEDDING, LM_HEAD, Entry, PackedModel, ValueModel
 
 
 @torch.no_grad()

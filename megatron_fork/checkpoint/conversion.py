@@ -27,12 +27,12 @@ from megatron_fork.checkpoint.located import MODEL_FILES, Located, locate
 from megatron_fork.checkpoint.manifest import MANIFEST
 from megatron_fork.checkpoint.places import Outline, Place, outline_of
 from megatron_fork.checkpoint.published import PublishedWeights
-from megatron_fork.checkpoint.table import Entry, model_entries
+from megatron_fork.checkpoint.table import model_entries
 from megatron_fork.checkpoint.torch_dist import Reader, write
 from megatron_fork.checkpoint.weight_files import Specification, WeightFiles
 from megatron_fork.checkpoint.weight_folder import WeightFolder
 from megatron_fork.errors import CheckpointError, ModelError
-from megatron_fork.models import family_of
+from megatron_fork.models import Entry, family_of
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 _DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,9 +12,8 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from megatron_fork.checkpoint.table import Entry
 from megatron_fork.errors import CheckpointError
-from megatron_fork.models import PackedModel, StatisticsModel, ValueModel
+from megatron_fork.models import Entry, PackedModel, StatisticsModel, ValueModel
 
 # Names that Transformer Engine's modules give to what the local ones call otherwise.
 _TRANSFORMER_ENGINE = (

@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_fork.checkpoint.parameters import local_parameters, tensor_group, unwrap_chunks
-from megatron_fork.checkpoint.table import Entry, entries_of
+from megatron_fork.checkpoint.table import entries_of
 from megatron_fork.checkpoint.weight_files import Specification
 from megatron_fork.distributed import collectives
+from megatron_fork.models import Entry
 
 BUCKET_BYTES = 256 * 2**20
 

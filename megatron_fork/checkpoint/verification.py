@@ -24,9 +24,8 @@ from megatron_fork.checkpoint.parameters import unwrap_chunks
 from megatron_fork.checkpoint.published import PublishedWeights
 from megatron_fork.checkpoint.safe_pickle import require_known_classes
 from megatron_fork.checkpoint.second_reading import SecondReading
-from megatron_fork.checkpoint.table import Entry
 from megatron_fork.errors import CheckpointError
-from megatron_fork.models import build_model
+from megatron_fork.models import Entry, build_model
 
 # float32 sums in another order; measured on the families of the tests and on SmolLM2-135M: below 5e-6.
 LOGIT_TOLERANCE = 2e-5

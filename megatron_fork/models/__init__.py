@@ -5,10 +5,18 @@ from typing import TYPE_CHECKING
 from megatron_fork import front_door
 
 if TYPE_CHECKING:
+    from megatron_fork.models.architecture import check_divides, tokens_where_attention_is_half
     from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
     from megatron_fork.models.compute import choose_backend
     from megatron_fork.models.config import ComputeConfig, Config, ExpertsConfig
-    from megatron_fork.models.families import check_divides, family_of, tokens_where_attention_is_half
+    from megatron_fork.models.families import (
+        EMBEDDING,
+        FAMILIES,
+        FINAL_NORM,
+        LM_HEAD,
+        Entry,
+        family_of,
+    )
     from megatron_fork.models.fields import check_fields, shown
     from megatron_fork.models.footprint import Footprint, count_parameters, fullest_rank, hugging_face_outline
     from megatron_fork.models.rotary import longest_sequence
@@ -20,8 +28,13 @@ else:
     __getattr__ = front_door.opened(__name__, __file__)
 
 __all__ = [
+    "EMBEDDING",
+    "FAMILIES",
+    "FINAL_NORM",
+    "LM_HEAD",
     "ComputeConfig",
     "Config",
+    "Entry",
     "ExpertsConfig",
     "Footprint",
     "PackedModel",

@@ -22,10 +22,10 @@ from transformers import PretrainedConfig
 from megatron_fork import distributed, vocab_parallel
 from megatron_fork.distributed import compatibility, versions
 from megatron_fork.errors import LayoutError
+from megatron_fork.models.architecture import architecture_settings, check_divides, padded_vocab_size
 from megatron_fork.models.attention import PackedAttention
 from megatron_fork.models.compute import choose_backend, compute_fields
 from megatron_fork.models.config import ComputeConfig, ExpertsConfig
-from megatron_fork.models.families import architecture_settings, check_divides, padded_vocab_size
 from megatron_fork.models.norm import RMSNorm
 from megatron_fork.models.rotary import rotary_positions
 from megatron_fork.models.routing import PackedExperts, PackedRouter, Routing

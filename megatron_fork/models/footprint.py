@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from megatron_fork import distributed
 from megatron_fork.errors import ModelError
-from megatron_fork.models.families import check_divides, padded_vocab_size
+from megatron_fork.models.architecture import check_divides, padded_vocab_size
 from megatron_fork.models.fields import shown
 
 
