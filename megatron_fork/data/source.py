@@ -89,12 +89,14 @@ class PromptSource:
             raise ConfigError("sft.steps > 0, but data.source has no demonstrations", hint="set sft.steps=0")
         generator = random.Random(f"{seed}/demonstrations/{step}")
         training, held_out = len(self.training), len(self.held_out)
-        demonstrations = []
-        for number, place in enumerate(generator.choices(range(training + held_out), k=count)):
-            prompt = self.training[place] if place < training else self.held_out[place - training]
-            response = self.tokenizer(self.demonstrator(prompt, generator))["input_ids"]
-            demonstrations.append(Demonstration(number, prompt, (*response, self.tokenizer.eos_token_id)))
-        return demonstrations
+        places = generator.choices(range(training + held_out), k=count)
+        prompts = [self.training[p] if p < training else self.held_out[p - training] for p in places]
+        responses = self.tokenizer([self.demonstrator(prompt, generator) for prompt in prompts])["input_ids"]
+        end = self.tokenizer.eos_token_id
+        return [
+            Demonstration(number, prompt, (*response, end))
+            for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+        ]
 
 
 def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase | None, *, with_rows: bool = False) -> PromptSource:

@@ -7,6 +7,7 @@ from megatron_fork.distributed.backend import (
     initialize,
     is_launched,
     rank,
+    threads_of_a_pass,
     world_size,
 )
 from megatron_fork.distributed.layout import Config, Layout, parallel_layout
@@ -21,5 +22,6 @@ __all__ = [
     "is_launched",
     "parallel_layout",
     "rank",
+    "threads_of_a_pass",
     "world_size",
 ]
