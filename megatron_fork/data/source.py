@@ -91,12 +91,15 @@ class PromptSource:
         generator = random.Random(f"{seed}/demonstrations/{step}")
         training = len(self.training)
         held_out = len(self.held_out) if self.demonstrates_held_out else 0
-        demonstrations = []
-        for number, place in enumerate(generator.choices(range(training + held_out), k=count)):
-            prompt = self.training[place] if place < training else self.held_out[place - training]
-            response = self.tokenizer(self.demonstrator(prompt, generator), add_special_tokens=False)["input_ids"]
-            demonstrations.append(Demonstration(number, prompt, (*response, self.tokenizer.eos_token_id)))
-        return demonstrations
+        places = generator.choices(range(training + held_out), k=count)
+        prompts = [self.training[p] if p < training else self.held_out[p - training] for p in places]
+        texts = [self.demonstrator(prompt, generator) for prompt in prompts]
+        responses = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        return [
+            Demonstration(number, prompt, (*response, end))
+            for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+        ]
 
 
 def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase | None, *, with_rows: bool = False) -> PromptSource:

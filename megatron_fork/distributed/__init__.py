@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         initialize,
         is_launched,
         rank,
+        threads_of_a_pass,
         world_size,
     )
     from megatron_fork.distributed.config import Config
@@ -29,5 +30,6 @@ __all__ = [
     "is_launched",
     "parallel_layout",
     "rank",
+    "threads_of_a_pass",
     "world_size",
 ]

@@ -6,6 +6,8 @@ CUDA with NCCL where a GPU is present, else the CPU with gloo. One process needs
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -48,14 +50,36 @@ def choose_threads() -> str:
     """Set how many threads this process computes with on a CPU; returns how many, and why.
 
     One, unless OMP_NUM_THREADS says otherwise: two that share a core with another process wait for each other at every small
-    operation, and the models that are trained on a CPU are too small to gain by a second.
+    operation. The network's passes, whose operations are large, take two: see `threads_of_a_pass`.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return f"{torch.get_num_threads()} threads by OMP_NUM_THREADS"
     if torch.cuda.is_available():
         return f"{torch.get_num_threads()} threads beside the GPU"
     torch.set_num_threads(1)
-    return "1 thread a process; more for a large model by OMP_NUM_THREADS"
+    passes = _threads_of_a_pass()
+    return f"1 thread a process, {passes} for the network's passes; more for a large model by OMP_NUM_THREADS"
+
+
+def _threads_of_a_pass() -> int:
+    """Two for a process that is alone on two cores or more; ranks of one machine share its cores."""
+    if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
+        return torch.get_num_threads()
+    return 2 if not is_launched() and len(os.sched_getaffinity(0)) > 1 else 1
+
+
+@contextmanager
+def threads_of_a_pass() -> Iterator[None]:
+    """Within it the network's forward and backward passes run: of thousands of tokens, large enough for a second thread.
+
+    The number does not follow the load, as sums in another order differ in their last bits and a run repeats to the last bit.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(_threads_of_a_pass())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def initialize(*, timeout_minutes: float = 30.0) -> None:

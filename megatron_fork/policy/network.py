@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from megatron_fork.data import MicroBatch, RowShape, deal, micro_batches_needed, pack
-from megatron_fork.distributed import Layout, collectives, device
+from megatron_fork.distributed import Layout, collectives, device, threads_of_a_pass
 from megatron_fork.experience import Batch
 from megatron_fork.models import PackedModel, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
@@ -187,15 +187,17 @@ class Network:
         # Every chunk of an interleaved pipeline reads the same micro-batches, at its own time.
         iterators = [iter(items) for _ in self._wrapped]
         interleaved = len(self._wrapped) > 1
-        return get_forward_backward_func()(
-            forward_step_func=_forward_step,
-            data_iterator=iterators if interleaved else iterators[0],
-            model=self._wrapped if interleaved else self._wrapped[0],
-            num_microbatches=len(micro_batches),
-            seq_length=max(micro_batch.tokens for micro_batch in micro_batches) * self.layout.context.size(),
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
+        with threads_of_a_pass():
+            answers: list[Any] = get_forward_backward_func()(
+                forward_step_func=_forward_step,
+                data_iterator=iterators if interleaved else iterators[0],
+                model=self._wrapped if interleaved else self._wrapped[0],
+                num_microbatches=len(micro_batches),
+                seq_length=max(micro_batch.tokens for micro_batch in micro_batches) * self.layout.context.size(),
+                micro_batch_size=1,
+                forward_only=forward_only,
+            )
+        return answers
 
     def _global_sums(self, results: list[dict[str, Tensor]]) -> dict[str, float]:
         names = sorted(results[0]) if results else []
