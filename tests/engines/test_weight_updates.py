@@ -11,7 +11,7 @@ import torch
 from conftest import greedy_responses, logits_of, logprob_of, new_model, requests, weights_of
 
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout.server import ServerFault
+from megatron_fork.rollout.wire import ServerFault
 from megatron_fork.rollout.sglang import SglangServer
 from megatron_fork.rollout.vllm import VllmServer
 
