@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -142,8 +143,9 @@ class Wire:
                     if answer.status_code != 200:
                         raise refusal(path, answer.status_code, start)
                     raise ServerFault(f"{path} sent {quoted(_kind_of(answer), 40)} for a stream: {quoted(start)}")
-                async for line in _lines_of(answer, path, allowance):
-                    yield line
+                async with aclosing(_lines_of(answer, path, allowance)) as lines:
+                    async for line in lines:
+                        yield line
             finally:
                 await answer.aclose()
         except TimeoutError as error:
@@ -173,31 +175,32 @@ def broken_off(path: str, error: object) -> ServerFault:
 
 async def _lines_of(answer: httpx.Response, path: str, allowance: Allowance) -> AsyncGenerator[bytes, None]:
     held, searched = bytearray(), 0
-    chunks = _bytes_of(answer, path)
-    while True:
-        async with asyncio.timeout_at(allowance.until):
-            chunk = await anext(chunks, None)
-        if chunk is None:
-            return
-        allowance.receive(len(chunk), path)
-        held += chunk
-        while (end := held.find(b"\n", searched)) >= 0:
-            line = bytes(held[:end])
-            del held[: end + 1]
-            searched = 0
-            yield line.removesuffix(b"\r")
-        searched = len(held)
+    async with aclosing(_bytes_of(answer, path)) as chunks:
+        while True:
+            async with asyncio.timeout_at(allowance.until):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return
+            allowance.receive(len(chunk), path)
+            held += chunk
+            while (end := held.find(b"\n", searched)) >= 0:
+                line = bytes(held[:end])
+                del held[: end + 1]
+                searched = 0
+                yield line.removesuffix(b"\r")
+            searched = len(held)
 
 
 async def _body_of(answer: httpx.Response, path: str, most: int, *, cut: bool = False) -> bytes:
     """All of it; what is longer than `most` is a fault, or is `cut`."""
     body = bytearray()
-    async for chunk in _bytes_of(answer, path):
-        body += chunk
-        if len(body) > most:
-            if cut:
+    async with aclosing(_bytes_of(answer, path)) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > most and not cut:
+                raise ServerFault(f"{path} was answered with more than {most} bytes")
+            if len(body) > most:
                 break
-            raise ServerFault(f"{path} was answered with more than {most} bytes")
     return bytes(body)
 
 
@@ -205,8 +208,9 @@ async def _bytes_of(answer: httpx.Response, path: str) -> AsyncGenerator[bytes, 
     packed = answer.headers.get("content-encoding", "identity")
     if packed.lower() != "identity":
         raise ServerFault(f"{path} sent {quoted(packed, 40)} bytes, which were not asked for")
-    async for chunk in answer.aiter_raw():
-        yield chunk
+    async with aclosing(cast(AsyncGenerator[bytes, None], answer.aiter_raw())) as chunks:
+        async for chunk in chunks:
+            yield chunk
 
 
 def _kind_of(answer: httpx.Response) -> str:
