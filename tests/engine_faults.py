@@ -105,7 +105,7 @@ async def drips_tokens(exchange: Exchange) -> None:
         if exchange.engine == "sglang":
             event["meta_info"]["completion_tokens"] = count
         await exchange.event(event)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.15)
 
 
 async def two_choices(exchange: Exchange) -> None:

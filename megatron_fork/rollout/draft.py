@@ -102,7 +102,7 @@ class Share:
 
     @property
     def said(self) -> str:
-        return f"{len(self.tokens)} tokens with the weights {quoted(self.labels)}"
+        return f"it names the weights {quoted(self.labels)} for {len(self.tokens)} tokens"
 
     @property
     def is_foreign(self) -> bool:

@@ -72,7 +72,7 @@ class Fleet:
             draft, share = Draft.of(request, queue.Queue()), Share(server.version, self.versions)
             finish = await self._draw(draft, server, share)
             if finish is None or not share.is_sound:
-                raise ServerFault(f"it drew {share.said}, not with {self.label}, or did not end")
+                raise ServerFault(f"{share.said}, where it was given {self.label}, or did not end")
             draft.add(share)
             return draft.completion(finish)
 
@@ -219,7 +219,7 @@ class Fleet:
         """Where the labels are not this run's, or not of these tokens: then these do not exist."""
         if share.is_sound:
             return None
-        fault = ServerFault(f"it drew {share.said}, not with {self.label}", is_void=True)
+        fault = ServerFault(f"{share.said}, where it was given {self.label}", is_void=True)
         if share.is_foreign and server.state == "ready":
             self.counts["foreign"] += 1
             server.state = "stale"

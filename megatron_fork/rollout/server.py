@@ -185,7 +185,7 @@ class Server(ABC):
                 event = parsed(data, path, allowance.elements)
                 if not isinstance(event, dict):
                     raise ServerFault(f"{path} sent something that is not an object: {quoted(data)}")
-                if "error" in event:
+                if event.get("error") is not None:
                     raise broken_off(path, event["error"])
                 yield event
         raise ServerFault(f"{path}: the stream ended early")

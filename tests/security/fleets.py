@@ -14,10 +14,10 @@ from megatron_fork.rollout import Completion, Config, RemoteConfig, RemoteEngine
 
 WEIGHTS = [("weight", torch.zeros(2))]
 QUICK = RemoteConfig(
-    idle_seconds=0.4,
-    control_seconds=0.6,
-    health_seconds=0.1,
-    health_timeout_seconds=0.4,
+    idle_seconds=0.25,
+    control_seconds=0.3,
+    health_seconds=0.05,
+    health_timeout_seconds=0.25,
     patience_seconds=3.0,
     stream_interval=4,
     attempts=2,
