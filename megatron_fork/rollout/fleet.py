@@ -191,8 +191,8 @@ class Fleet:
         fault: ServerFault | None = None
         was_dropped = False
         try:
-            await self._draw(draft, server, share)
-            if share.labels is None and share.version != server.version:
+            ended = await self._draw(draft, server, share) is not None
+            if ended and share.labels is None and share.version != server.version:
                 raise ServerFault("it had new weights meanwhile, and does not say what they drew", is_void=True)
             server.strikes = 0
         except ServerFault as error:
@@ -264,15 +264,20 @@ class Fleet:
             task.add_done_callback(self._dropping.discard)
 
     async def _watch(self) -> None:
-        """Looks at every server's health, and wakes up drafts that wait for a server that rested."""
+        """Wakes up drafts that wait for a server that rested; looks at every server's health beside, which takes its time."""
         missed = dict.fromkeys(self.servers, 0)
-        looks_at = 0.0
-        while True:
-            await asyncio.sleep(min(self.config.health_seconds, _REST_SECONDS))
-            self._assign()
-            if time.monotonic() >= looks_at:
-                await asyncio.gather(*(self._check(server, missed) for server in self.servers))
-                looks_at = time.monotonic() + self.config.health_seconds
+        looks = asyncio.gather(*(self._check(server, missed) for server in self.servers))
+        looks_at = time.monotonic() + self.config.health_seconds
+        try:
+            while True:
+                await asyncio.sleep(min(self.config.health_seconds, _REST_SECONDS))
+                self._assign()
+                if looks.done() and time.monotonic() >= looks_at:
+                    looks.result()
+                    looks = asyncio.gather(*(self._check(server, missed) for server in self.servers))
+                    looks_at = time.monotonic() + self.config.health_seconds
+        finally:
+            looks.cancel()
 
     async def _check(self, server: Server, missed: dict[Server, int]) -> None:
         if server.state == "down":
@@ -291,23 +296,23 @@ class Fleet:
             # The watcher and `look` may both have come; the second would wake a server that an update has paused by now.
             if server.state != "down" or server.is_given_up or not await server.is_healthy():
                 return
+            seconds = self.config.health_timeout_seconds
             try:
-                label = await server.weight_label()
-                await server.resume()  # a weight update that broke off may have left it paused
-            except ServerFault as fault:
-                server.reason = str(fault)
+                async with asyncio.timeout(seconds):
+                    label = await server.weight_label()
+                    await server.resume()  # a weight update that broke off may have left it paused
+            except (ServerFault, TimeoutError) as error:
+                server.reason = str(error) or f"it did not tell its weights within {seconds:g} s"
                 return
-            if label == self.label:
+            if label == self.label and label in self.versions:
                 await self.welcome(server)
             else:
                 server.state, server.reason = "stale", f"it has the weights {label}, not {self.label}"
 
     async def close(self) -> None:
         self._aborting = True
-        if self._watcher is not None:
-            self._watcher.cancel()
         tasks = [task for server in self.servers for task in server.running.values()]
-        for task in tasks:
+        for task in [*tasks, *([self._watcher] if self._watcher else [])]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(server.close() for server in self.servers))

@@ -82,6 +82,47 @@ def test_what_can_be_is_taken(servers, tmp_path: Path, monkeypatch, tokens: Any,
         assert server.asked == 3
 
 
+def test_all_tokens_each_time_are_taken_as_well(tmp_path: Path, monkeypatch) -> None:
+    """SGLang without `--incremental-streaming-output`."""
+    server = StandIn("sglang")
+
+    async def all_each_time(exchange: Exchange) -> None:
+        events, tokens, entries = exchange.events_of(exchange.right), [], []
+        for event in events:
+            tokens = event["output_ids"] = tokens + event["output_ids"]
+            about = event["meta_info"]
+            entries = about["output_token_logprobs"] = entries + about["output_token_logprobs"]
+        await exchange.tell(events)
+
+    with engine_of([server], tmp_path, monkeypatch) as engine:
+        engine.update_weights(WEIGHTS, 0)
+        asked = requests(12)
+        found = []
+        for server.fault in (None, all_each_time):
+            completions = list(engine.generate(asked))
+            check(completions, asked)
+            found.append({each.number: list(each.tokens) for each in completions})
+        assert found[0] == found[1]
+    server.close()
+
+
+def test_what_an_abort_left_is_kept(servers, tmp_path: Path, monkeypatch) -> None:
+    """Somebody else ends the server's requests: they go on with the tokens that they have."""
+    server = servers[0]
+    aborted = one([5, 6, 7], finish="abort")
+
+    async def at_first(exchange: Exchange) -> None:
+        await (aborted(exchange) if exchange.room == 12 else exchange.say(exchange.right))
+
+    with engine_of([server], tmp_path, monkeypatch) as engine:
+        engine.update_weights(WEIGHTS, 0)
+        server.fault = at_first
+        asked = requests(3)
+        completions = list(engine.generate(asked))
+        check(completions, asked)
+        assert all(list(each.tokens[:3]) == [5, 6, 7] for each in completions) and server.asked == 6
+
+
 def places_in(value: Any) -> list[tuple[Any, Any]]:
     """(container, key) of everything in a tree of JSON."""
     keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
