@@ -22,7 +22,7 @@ class RemoteConfig:
     bucket_mebibytes: int = 512
     """Weights that travel, and lie in rank 0's memory, at a time."""
     idle_seconds: float = 300.0
-    """A response of which nothing arrives for this long is drawn elsewhere."""
+    """A response of which fewer than `stream_interval` tokens arrive in this time, or not the first, is drawn elsewhere."""
     control_seconds: float = 600.0
     """Time-out of a step of a weight update."""
     health_seconds: float = 5.0
@@ -32,7 +32,7 @@ class RemoteConfig:
     patience_seconds: float = 1800.0
     """Without any server for this long, the run ends; its state was saved when the wait began."""
     attempts: int = 5
-    """How often a request may fail before the run ends."""
+    """How often a request may fail before the run ends; how often a server may fall without a token that counts in between."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
