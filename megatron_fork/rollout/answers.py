@@ -65,12 +65,12 @@ class Answer:
         self._has_ended = True
         if reason == "stop":
             if self._last not in self.stop_tokens:
-                at = "without a token" if self._last is None else f"at token {self._last}, which ends no response here"
+                at = "without a token" if self._last is None else f"at token {self._last}, which is no stop token here"
                 raise _void(f"it stopped {at}")
             return "stop"
         if reason == "length":
             if self.count < self.room:
-                raise _void(f"it ended for its length after {self.count} of {self.room} tokens")
+                raise _void(f"it ended for its length after {self.count} of {self.room} tokens: has it less room?")
             return "length"
         raise _void(f"it ended for a reason that is none: {quoted(reason, 60)}")
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import urlsplit
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.rollout.colocated import ColocatedConfig
 from megatron_fork.serving import EntropyTemperature
+
+# Nothing but what stands in an address.
+_PLAIN = re.compile(r"[!-~]+").fullmatch
 
 
 @dataclass
@@ -114,8 +119,11 @@ class Config:
                 hint="embedded and vllm_colocated have no servers; vllm and sglang need at least one",
             )
         for url in self.servers:
-            if not url.startswith(("http://", "https://")):
-                raise ConfigError(f"rollout.servers: {url} is not an address", hint="write it as http://host:port")
+            if not _is_address(url):
+                raise ConfigError(
+                    f"rollout.servers: {url if url.isprintable() else ascii(url)} is not an address",
+                    hint="write it as http://host:port",
+                )
         if len(set(self.servers)) < len(self.servers):
             raise ConfigError(f"rollout.servers={self.servers} names a server twice", hint="name each once")
 
@@ -148,3 +156,13 @@ class Config:
         if self.engine in ("vllm", "vllm_colocated") and (self.top_p < 1.0 or self.top_k > 0):
             return f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.engine={self.engine}"
         return ""
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and _PLAIN(url) is not None
+        )
+    except ValueError:  # of brackets, and of ports
+        return False
