@@ -154,7 +154,8 @@ BOMB = gzip.compress(b"data: {}\n\n" * (8 << 20))
 PIECE = b"x" * (1 << 16)
 DEEP = b"[" * 100_000
 
-ENDLESS: dict[str, Fault] = {
+# What an engine says in its own words, and what any server may send.
+WORDS: dict[str, Fault] = {
     "labels of weights that the run did not send": labelled(lambda n, label: [span("another run:7", 0, n)]),
     "a gap in the spans of versions": labelled(lambda n, label: [span(label, 0, 0), span(label, 1, n + 1)]),
     "overlapping spans of versions": labelled(lambda n, label: [span(label, 0, n), span(label, n - 1, n)]),
@@ -163,8 +164,7 @@ ENDLESS: dict[str, Fault] = {
     "spans of versions that are numbers": labelled(lambda n, label: [span(7, 0, n)]),
     "spans of versions at places that are none": labelled(lambda n, label: [span(label, float("nan"), 1e400)]),
     "two choices in one answer": two_choices,
-    "comments that keep the connection alive": for_ever(b": ping\n\n", 0.02),
-    "blank data lines": for_ever(b"data:\n\n", 0.02),
+    "tokens that drip": drips_tokens,
     "events without tokens, slowly": of_engine(
         vllm=for_ever(b'data: {"choices": []}\n\n', 0.02),
         sglang=for_ever(
@@ -177,8 +177,27 @@ ENDLESS: dict[str, Fault] = {
             b'data: {"output_ids": [], "meta_info": {"completion_tokens": 0, "output_token_logprobs": []}}\n\n' * 1000
         ),
     ),
+    "null for the choices": of_engine(vllm=event_with("choices", None), sglang=event_with("meta_info", None)),
+    "a number for the choices": of_engine(vllm=event_with("choices", 5), sglang=event_with("meta_info", 5)),
+    "a number for the choice": of_engine(vllm=event_with("choices.0", 5), sglang=event_with("output_ids", 5)),
+    "null for the tokens": of_engine(
+        vllm=event_with("choices.0.token_ids", None), sglang=event_with("output_ids", None)
+    ),
+    "null for the log-probs": of_engine(
+        vllm=event_with("choices.0.logprobs", None), sglang=event_with("meta_info.output_token_logprobs", None)
+    ),
+    "a text for the count of tokens": of_engine(
+        vllm=event_with("choices.0.logprobs.content", "2"), sglang=event_with("meta_info.completion_tokens", "2")
+    ),
+    "infinity for the count of tokens": of_engine(
+        vllm=event_with("choices.0.logprobs.content.0", float("inf")),
+        sglang=event_with("meta_info.completion_tokens", float("inf")),
+    ),
+}
+WIRE: dict[str, Fault] = {
+    "comments that keep the connection alive": for_ever(b": ping\n\n", 0.02),
+    "blank data lines": for_ever(b"data:\n\n", 0.02),
     "bytes that drip": for_ever(b"d", 0.02),
-    "tokens that drip": drips_tokens,
     "an endless line": for_ever(PIECE, first=b"data: "),
     "an endless line of JSON": for_ever(b"[]," * 20_000, first=b'data: {"choices": ['),
     "endless short lines": for_ever(b"x\n" * (1 << 15)),
@@ -208,23 +227,8 @@ ENDLESS: dict[str, Fault] = {
     "a number where an object is expected": body(b"data: 5\n\n"),
     "a text where an object is expected": body(b'data: "tokens"\n\n'),
     "a list where an object is expected": body(b"data: [{}]\n\n"),
-    "null for the choices": of_engine(vllm=event_with("choices", None), sglang=event_with("meta_info", None)),
-    "a number for the choices": of_engine(vllm=event_with("choices", 5), sglang=event_with("meta_info", 5)),
-    "a number for the choice": of_engine(vllm=event_with("choices.0", 5), sglang=event_with("output_ids", 5)),
-    "null for the tokens": of_engine(
-        vllm=event_with("choices.0.token_ids", None), sglang=event_with("output_ids", None)
-    ),
-    "null for the log-probs": of_engine(
-        vllm=event_with("choices.0.logprobs", None), sglang=event_with("meta_info.output_token_logprobs", None)
-    ),
-    "a text for the count of tokens": of_engine(
-        vllm=event_with("choices.0.logprobs.content", "2"), sglang=event_with("meta_info.completion_tokens", "2")
-    ),
-    "infinity for the count of tokens": of_engine(
-        vllm=event_with("choices.0.logprobs.content.0", float("inf")),
-        sglang=event_with("meta_info.completion_tokens", float("inf")),
-    ),
 }
+ENDLESS = WORDS | WIRE
 
 IMPOSSIBLE: dict[str, Fault] = {
     "a stop without a token": one([], finish="stop"),

@@ -1,4 +1,4 @@
-"""Engines of stand-in servers, with patience in tenths of a second."""
+"""Engines of stand-in servers, with little patience."""
 
 import math
 import random
@@ -14,14 +14,16 @@ from megatron_fork.rollout import Completion, Config, RemoteConfig, RemoteEngine
 
 WEIGHTS = [("weight", torch.zeros(2))]
 QUICK = RemoteConfig(
-    idle_seconds=0.25,
+    idle_seconds=1.0,
     control_seconds=0.3,
     health_seconds=0.05,
-    health_timeout_seconds=0.25,
+    health_timeout_seconds=5.0,
     patience_seconds=3.0,
     stream_interval=4,
     attempts=2,
 )
+# Where nothing but failure is expected: a busy machine fails as well.
+HURRIED = {"idle_seconds": 0.25, "health_timeout_seconds": 0.25}
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from commands import QUICKSTART, TINY, metrics_of, run
-from engine_faults import CONTROL, CONTROLS, ENDLESS
-from fleets import WEIGHTS, check, check_line, check_turns, engine_of, requests
+from engine_faults import CONTROL, CONTROLS, ENDLESS, WIRE, WORDS
+from fleets import HURRIED, WEIGHTS, check, check_line, check_turns, engine_of, requests
 from stand_in_engine import Exchange, StandIn, apart
 
 from megatron_fork.errors import RolloutError
@@ -29,10 +29,14 @@ def servers(request: pytest.FixtureRequest) -> Iterator[list[StandIn]]:
         server.close()
 
 
-@pytest.mark.parametrize("name", ENDLESS)
+ALONE = [(engine, name) for name in WORDS for engine in ENGINES]
+ALONE += [(ENGINES[place % 2], name) for place, name in enumerate(WIRE)]
+
+
+@pytest.mark.parametrize(("servers", "name"), ALONE, indirect=["servers"])
 def test_a_server_alone_ends_the_run(servers, tmp_path: Path, monkeypatch, name: str) -> None:
     bad = servers[0]
-    with engine_of([bad], tmp_path, monkeypatch) as engine:
+    with engine_of([bad], tmp_path, monkeypatch, **HURRIED) as engine:
         engine.update_weights(WEIGHTS, 0)
         bad.fault = ENDLESS[name]
         asked = requests(3)
@@ -41,7 +45,7 @@ def test_a_server_alone_ends_the_run(servers, tmp_path: Path, monkeypatch, name:
         check_line(raised.value.message, raised.value.hint, bad)
         engine.abort()
         assert sorted(request.number for request in engine.unfinished()) == [0, 1, 2]
-        assert bad.asked <= 2 * len(asked)
+        assert bad.asked <= (2 + 2) * len(asked)  # failures, and falls
 
 
 def test_the_other_server_takes_over(servers, tmp_path: Path, monkeypatch) -> None:
@@ -53,7 +57,7 @@ def test_the_other_server_takes_over(servers, tmp_path: Path, monkeypatch) -> No
 def test_a_control_route_that_fails(servers, tmp_path: Path, monkeypatch, name: str) -> None:
     """Each in turn: the update ends in time, with the weights there or with a line that says what came."""
     bad = servers[0]
-    with engine_of([bad], tmp_path, monkeypatch, patience_seconds=0.1) as engine:
+    with engine_of([bad], tmp_path, monkeypatch, health_timeout_seconds=0.25) as engine:
         engine.update_weights(WEIGHTS, 0)
         routes = [route for route in bad.calls if route != "/health"]
         assert len(routes) >= 4
@@ -61,12 +65,14 @@ def test_a_control_route_that_fails(servers, tmp_path: Path, monkeypatch, name: 
             routes = [routes[TIMED.index(name) % len(routes)]]
         for version, route in enumerate(routes, start=1):
             bad.control = {route: CONTROLS[name]}
+            engine.config.remote.patience_seconds = 0.1
             try:
                 engine.update_weights(WEIGHTS, version)
             except RolloutError as error:
                 check_line(error.message, error.hint, bad)
                 assert engine.saved
             bad.control = {}
+            engine.config.remote.patience_seconds = 30.0
             engine.update_weights(WEIGHTS, version)
         asked = requests(3)
         check(list(engine.generate(asked)), asked)
@@ -74,7 +80,7 @@ def test_a_control_route_that_fails(servers, tmp_path: Path, monkeypatch, name: 
 
 def test_health_that_fails_takes_the_work_elsewhere(servers, tmp_path: Path, monkeypatch) -> None:
     bad, _ = servers
-    with engine_of(servers, tmp_path, monkeypatch) as engine:
+    with engine_of(servers, tmp_path, monkeypatch, attempts=100, health_timeout_seconds=0.25) as engine:
         for fault in CONTROL["health that never ends"], {"/health": CONTROLS["redirects to itself"]}:
             engine.update_weights(WEIGHTS, 0)
             bad.control = fault
@@ -91,7 +97,7 @@ def test_one_that_does_not_tell_its_weights_holds_nobody_up(servers, tmp_path: P
     """The steps of an update may take an hour; being asked which weights there are may not."""
     bad, good = servers
     bad.control = dict.fromkeys(("/model_info", "/weight_info"), CONTROLS["no answer"])
-    with engine_of(servers, tmp_path, monkeypatch, control_seconds=3600.0) as engine:
+    with engine_of(servers, tmp_path, monkeypatch, control_seconds=3600.0, health_timeout_seconds=0.5) as engine:
         engine.update_weights(WEIGHTS, 0)
         assert [str(each) for each in engine.fleet.ready] == [good.url]
         asked = requests(10)
@@ -156,22 +162,23 @@ def test_a_response_that_broke_off_after_its_end_has_ended(servers, tmp_path: Pa
 
 MEBIBYTE = 1 << 20
 MEMORY = (
-    "an endless line",
-    "an endless line of JSON",
-    "endless short lines",
-    "an endless error",
-    "an endless header line",
+    *(
+        "an endless line",
+        "an endless line of JSON",
+        "endless short lines",
+        "an endless error",
+        "an endless header line",
+    ),
+    *("bytes that unpack to a thousand times as many", "events without tokens, as fast as they go"),
 )
-UNPACKED = ("bytes that unpack to a thousand times as many", "events without tokens, as fast as they go")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", MEMORY + UNPACKED)
+@pytest.mark.parametrize(("engine", "name"), [(ENGINES[place % 2], name) for place, name in enumerate(MEMORY)])
 def test_memory_is_bounded(tmp_path: Path, monkeypatch, engine: str, name: str) -> None:
     """The server is in another process: what grows here is what was kept of what it sent."""
     with apart(engine, name) as (url, _):
         server = Elsewhere(engine, url)
-        with engine_of([server], tmp_path, monkeypatch) as fleet:
+        with engine_of([server], tmp_path, monkeypatch, **HURRIED) as fleet:
             fleet.update_weights(WEIGHTS, 0)
             Path("/proc/self/clear_refs").write_text("5")
             before = peak_of_memory()

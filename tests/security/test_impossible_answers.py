@@ -35,7 +35,7 @@ def test_it_ends_the_run_where_no_other_server_is(servers, tmp_path: Path, monke
         with pytest.raises(RolloutError, match="failed 2 times, last at ") as raised:
             check(list(engine.generate(asked)), asked)
         check_line(raised.value.message, raised.value.hint, bad)
-        assert bad.asked <= 4
+        assert bad.asked <= (2 + 2) * 2  # failures, and falls
         engine.abort()
         for left in engine.unfinished():  # not a token of it is kept
             assert not left.begun.tokens or name == "no end"
