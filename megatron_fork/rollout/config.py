@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import urlsplit
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.rollout.colocated_config import ColocatedConfig
 from megatron_fork.serving import EntropyTemperature
+
+# Nothing but what stands in an address.
+_PLAIN = re.compile(r"[!-~]+").fullmatch
 
 
 @dataclass
@@ -22,7 +27,7 @@ class RemoteConfig:
     bucket_mebibytes: int = 512
     """Weights that travel, and lie in rank 0's memory, at a time."""
     idle_seconds: float = 300.0
-    """A response of which nothing arrives for this long is drawn elsewhere."""
+    """A response of which fewer than `stream_interval` tokens arrive in this time, or not the first, is drawn elsewhere."""
     control_seconds: float = 600.0
     """Time-out of a step of a weight update."""
     health_seconds: float = 5.0
@@ -32,7 +37,7 @@ class RemoteConfig:
     patience_seconds: float = 1800.0
     """Without any server for this long, the run ends; its state was saved when the wait began."""
     attempts: int = 5
-    """How often a request may fail before the run ends."""
+    """How often a request may fail before the run ends; how often a server may fall without a token that counts in between."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -117,8 +122,11 @@ class Config:
                 hint="embedded and vllm_colocated have no servers; vllm and sglang need at least one",
             )
         for url in self.servers:
-            if not url.startswith(("http://", "https://")):
-                raise ConfigError(f"rollout.servers: {url} is not an address", hint="write it as http://host:port")
+            if not _is_address(url):
+                raise ConfigError(
+                    f"rollout.servers: {url if url.isprintable() else ascii(url)} is not an address",
+                    hint="write it as http://host:port",
+                )
         if len(set(self.servers)) < len(self.servers):
             raise ConfigError(f"rollout.servers={self.servers} names a server twice", hint="name each once")
 
@@ -151,3 +159,13 @@ class Config:
         if self.engine in ("vllm", "vllm_colocated") and (self.top_p < 1.0 or self.top_k > 0):
             return f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.engine={self.engine}"
         return ""
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and _PLAIN(url) is not None
+        )
+    except ValueError:  # of brackets, and of ports
+        return False

@@ -21,7 +21,8 @@ from transformers import PretrainedConfig
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.buckets import Bucket
 from megatron_fork.rollout.config import RemoteConfig
-from megatron_fork.rollout.server import Rendezvous, Server, ServerFault
+from megatron_fork.rollout.server import Rendezvous, Server
+from megatron_fork.rollout.wire import ServerFault
 from megatron_fork.serving import Backend, TransferGroup, TransferStore, address_towards, join_transfer
 
 Lost = Callable[[Server, str], Awaitable[None]]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import queue
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from megatron_fork.experience import FinishReason, VersionSpan, logprob_array, token_array
 from megatron_fork.rollout.engine import Begun, Completion, Request
+from megatron_fork.rollout.wire import quoted
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Draft:
     logprob: array[float] = field(default_factory=logprob_array)
     versions: list[VersionSpan] = field(default_factory=list)
     failures: int = 0
-    last_server: object = None
-    """Where it failed: another server is preferred."""
+    failed_at: set[object] = field(default_factory=set)
+    """Servers that are not asked again while another one can be had."""
 
     @classmethod
     def of(cls, request: Request, arrived: queue.Queue[Completion]) -> Draft:
@@ -56,6 +57,12 @@ class Draft:
     @property
     def prompt(self) -> list[int]:
         return [*self.request.tokens, *self.tokens]
+
+    def finish(self, stop_tokens: Collection[int]) -> FinishReason | None:
+        """Why it has ended, whatever a server says; None where it goes on."""
+        if self.tokens and self.tokens[-1] in stop_tokens:
+            return "stop"
+        return None if self.remaining > 0 else "length"
 
     def add(self, share: Share) -> None:
         """Take over what one server drew."""
@@ -94,15 +101,25 @@ class Share:
             self.labels = piece.versions
 
     @property
+    def said(self) -> str:
+        return f"it names the weights {quoted(self.labels)} for {len(self.tokens)} tokens"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it says that weights drew it which this run never sent."""
+        return any(end > start and label not in self.label_versions for label, start, end in self.labels or ())
+
+    @property
     def is_sound(self) -> bool:
-        """Whether the labels are this run's, and cover the tokens."""
+        """Whether the labels are this run's, none older than the one before, and cover the tokens."""
         if self.labels is None:
             return True
-        covered = 0
+        covered, version = 0, self.version
         for label, start, end in self.labels:
-            if start != covered or end < start or (end > start and label not in self.label_versions):
+            if start != covered or end < start or (end > start and self.label_versions.get(label, -1) < version):
                 return False
             covered = end
+            version = self.label_versions[label] if end > start else version
         return covered == len(self.tokens)
 
     def spans(self) -> list[tuple[int, int, int]]:

@@ -18,7 +18,8 @@ from megatron_fork.experience import FinishReason
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.draft import Draft, Share
 from megatron_fork.rollout.engine import Completion, Request
-from megatron_fork.rollout.server import Server, ServerFault
+from megatron_fork.rollout.server import Server
+from megatron_fork.rollout.wire import ServerFault
 
 # A server that fails this often in a row gets no further request until it has proven healthy.
 _STRIKES = 3
@@ -56,7 +57,12 @@ class Fleet:
         """Draw `requests`; the completions go to `arrived`."""
         if not self.is_drawing:
             self.heard = time.monotonic()
-        self._pending.extend(Draft.of(request, arrived) for request in requests)
+        for draft in (Draft.of(request, arrived) for request in requests):
+            finish = draft.finish(self.stop_tokens)
+            if finish is None:
+                self._pending.append(draft)
+            else:  # begun, and broken off after its end
+                draft.arrived.put(draft.completion(finish))
         self._assign()
 
     async def draw_at(self, server: Server, requests: Sequence[Request]) -> list[Completion] | None:
@@ -66,23 +72,32 @@ class Fleet:
             draft, share = Draft.of(request, queue.Queue()), Share(server.version, self.versions)
             finish = await self._draw(draft, server, share)
             if finish is None or not share.is_sound:
-                raise ServerFault(f"its answer is not one of the weights {self.label}: {share.labels}")
+                raise ServerFault(f"{share.said}, where it was given {self.label}, or did not end")
             draft.add(share)
             return draft.completion(finish)
 
+        tasks = [asyncio.create_task(one(request)) for request in requests]
         try:
-            return list(await asyncio.gather(*(one(request) for request in requests)))
+            return list(await asyncio.gather(*tasks))
         except ServerFault as fault:
             await self.drop(server, f"probe: {fault}")
             return None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def abort(self) -> None:
         """Stop everything; what had begun is in `take_unfinished`."""
         self._aborting = True
         self._unfinished += [draft.unfinished() for draft in self._pending]
         self._pending.clear()
-        busy = [server for server in self.servers if server.running]
-        await asyncio.gather(*(server.stop_all() for server in busy), return_exceptions=True)
+        stops = [asyncio.create_task(server.stop_all()) for server in self.servers if server.running]
+        if stops:
+            _, late_stops = await asyncio.wait(stops, timeout=self.config.health_timeout_seconds)
+            for stop in late_stops:
+                stop.cancel()
+            await asyncio.gather(*stops, return_exceptions=True)
         tasks = [task for server in self.servers for task in server.running.values()]
         if tasks:
             # Servers answer with what there is; one that does not loses the last few tokens only.
@@ -109,6 +124,7 @@ class Fleet:
         self.label = label
         self.versions[label] = version
         for server in self.servers:
+            server.setbacks = 0
             if server.state == "ready":
                 server.state = "stale"
 
@@ -126,21 +142,31 @@ class Fleet:
 
     async def drop(self, server: Server, reason: str) -> None:
         """Nothing more is asked of the server until it is healthy; what it worked on is drawn elsewhere."""
-        server.state, server.reason = "down", reason
+        server.state = "down"
         server.falls += 1
+        server.set_back(reason)
         for task in list(server.running.values()):
             task.cancel()
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether waiting is of no use: all servers are."""
+        return all(server.is_given_up for server in self.servers)
+
     def _assign(self) -> None:
-        while self._pending and not self._aborting:
-            server = self._least_loaded(self._pending[0])
-            if server is None:
-                return
+        """Hand out drafts in their order, but that one may wait for a server where it has not failed yet."""
+        waiting: list[Draft] = []
+        while self._pending and not self._aborting and (free := self._free()):
             draft = self._pending.popleft()
+            server = self._server_for(draft, free)
+            if server is None:
+                waiting.append(draft)
+                continue
             server.load += draft.load
             task = asyncio.create_task(self._work(draft, server))
             task.add_done_callback(self._report)
             server.running[id(draft)] = task
+        self._pending.extendleft(reversed(waiting))
 
     def _report(self, task: asyncio.Task[None]) -> None:
         """A defect of ours in a task must end the run, not the task alone: its draft would never come."""
@@ -148,74 +174,87 @@ class Fleet:
         if isinstance(error, Exception) and self.error is None:
             self.error = error
 
-    def _least_loaded(self, draft: Draft) -> Server | None:
+    def _free(self) -> list[Server]:
         now = time.monotonic()
-        free = [
-            server
-            for server in self.ready
-            if len(server.running) < self.config.requests_per_server and server.rests_until <= now
-        ]
-        others = [server for server in free if server is not draft.last_server]
-        return min(others or free, key=lambda server: server.load, default=None)
+        most = self.config.requests_per_server
+        return [server for server in self.ready if len(server.running) < most and server.rests_until <= now]
+
+    def _server_for(self, draft: Draft, free: Sequence[Server]) -> Server | None:
+        """The least loaded; a faulty one, which is often free, must not take all attempts while another is busy."""
+        if draft.failed_at.issuperset(self.ready):
+            draft.failed_at.clear()
+        others = [server for server in free if server not in draft.failed_at]
+        return min(others, key=lambda server: server.load, default=None)
 
     async def _work(self, draft: Draft, server: Server) -> None:
         share = Share(server.version, self.versions)
         fault: ServerFault | None = None
-        finish = None
+        was_dropped = False
         try:
-            finish = await self._draw(draft, server, share)
+            ended = await self._draw(draft, server, share) is not None
+            if ended and share.labels is None and share.version != server.version:
+                raise ServerFault("it had new weights meanwhile, and does not say what they drew", is_void=True)
             server.strikes = 0
         except ServerFault as error:
             fault = error
         except asyncio.CancelledError:
-            fault = ServerFault(server.reason)
+            fault, was_dropped = ServerFault(server.reason), True
         finally:
             del server.running[id(draft)]
             server.load -= draft.load
-        if share.is_sound:
+        fault = self._of_labels(server, share) or fault
+        if fault is None or not fault.is_void:
             draft.add(share)
-        else:
-            # Of weights that this run never sent: these tokens do not exist.
-            self.counts["foreign"] += 1
-            fault = ServerFault(f"it drew with the weights {share.labels}, not with {self.label}")
-            server.state, server.reason = "stale", str(fault)
-        if fault is None and finish is not None:
+            server.setbacks = 0 if share.tokens else server.setbacks
+        finish = draft.finish(self.stop_tokens)
+        if finish is not None:
             draft.arrived.put(draft.completion(finish))
-        elif not draft.remaining:
-            draft.arrived.put(draft.completion("length"))
         elif self._aborting:
             self._unfinished.append(draft.unfinished())
         else:
-            self._again(draft, server, fault or ServerFault("it ended a response without a reason"))
+            self._again(draft, server, fault or ServerFault("it ended a response without a reason"), was_dropped)
         self._assign()
+
+    def _of_labels(self, server: Server, share: Share) -> ServerFault | None:
+        """Where the labels are not this run's, or not of these tokens: then these do not exist."""
+        if share.is_sound:
+            return None
+        fault = ServerFault(f"{share.said}, where it was given {self.label}", is_void=True)
+        if share.is_foreign and server.state == "ready":
+            self.counts["foreign"] += 1
+            server.state = "stale"
+            server.set_back(str(fault))
+        return fault
 
     async def _draw(self, draft: Draft, server: Server, share: Share) -> FinishReason | None:
         finish: FinishReason | None = None
         async with contextlib.aclosing(server.pieces(draft, self.stop_tokens)) as pieces:
             async for piece in pieces:
                 share.add(piece)
-                self.heard = time.monotonic()
+                if piece.tokens:
+                    self.heard = time.monotonic()
                 finish = piece.finish or finish
         return finish
 
-    def _again(self, draft: Draft, server: Server, fault: ServerFault) -> None:
-        """Back to the front of the queue, and a mark against the server."""
+    def _again(self, draft: Draft, server: Server, fault: ServerFault, was_dropped: bool) -> None:
+        """Back to the front of the queue, and a mark against the server, unless it fell with all that it worked on."""
         self.counts["resent"] += 1
-        server.reason = str(fault)
         if server.state == "ready":
+            server.reason = str(fault)
             server.rests_until = time.monotonic() + _REST_SECONDS
-            if not fault.is_busy:
-                self.counts["faults"] += 1
-                server.strikes += 1
-                draft.failures += 1
-                draft.last_server = server
+        if not was_dropped and not fault.is_busy:
+            self.counts["faults"] += 1
+            server.strikes += 1
+            draft.failures += 1
+            draft.failed_at.add(server)
         if draft.failures >= self.config.attempts:
             self._unfinished.append(draft.unfinished())
             what = "refused" if fault.refused else "failed"
-            self.error = RolloutError(
+            way = "its longest sequence may be too short" if fault.refused else "mend it or leave it out"
+            self.error = self.error or RolloutError(
                 f"rollout.servers: a request of {len(draft.prompt)} tokens {what} {draft.failures} times, "
                 f"last at {server}: {fault}",
-                hint="the server's log says more; its longest sequence may be too short",
+                hint=f"the server's log says more; {way}, and resume the run, whose state is saved",
             )
             return
         self._pending.appendleft(draft)
@@ -225,15 +264,20 @@ class Fleet:
             task.add_done_callback(self._dropping.discard)
 
     async def _watch(self) -> None:
-        """Looks at every server's health, and wakes up drafts that wait for a server that rested."""
+        """Wakes up drafts that wait for a server that rested; looks at every server's health beside, which takes its time."""
         missed = dict.fromkeys(self.servers, 0)
-        looks_at = 0.0
-        while True:
-            await asyncio.sleep(min(self.config.health_seconds, _REST_SECONDS))
-            self._assign()
-            if time.monotonic() >= looks_at:
-                await asyncio.gather(*(self._check(server, missed) for server in self.servers))
-                looks_at = time.monotonic() + self.config.health_seconds
+        looks = asyncio.gather(*(self._check(server, missed) for server in self.servers))
+        looks_at = time.monotonic() + self.config.health_seconds
+        try:
+            while True:
+                await asyncio.sleep(min(self.config.health_seconds, _REST_SECONDS))
+                self._assign()
+                if looks.done() and time.monotonic() >= looks_at:
+                    looks.result()
+                    looks = asyncio.gather(*(self._check(server, missed) for server in self.servers))
+                    looks_at = time.monotonic() + self.config.health_seconds
+        finally:
+            looks.cancel()
 
     async def _check(self, server: Server, missed: dict[Server, int]) -> None:
         if server.state == "down":
@@ -250,25 +294,25 @@ class Fleet:
         """A server that was down: whether it is back, and with which weights."""
         async with self._examining[server]:
             # The watcher and `look` may both have come; the second would wake a server that an update has paused by now.
-            if server.state != "down" or not await server.is_healthy():
+            if server.state != "down" or server.is_given_up or not await server.is_healthy():
                 return
+            seconds = self.config.health_timeout_seconds
             try:
-                label = await server.weight_label()
-                await server.resume()  # a weight update that broke off may have left it paused
-            except ServerFault as fault:
-                server.reason = str(fault)
+                async with asyncio.timeout(seconds):
+                    label = await server.weight_label()
+                    await server.resume()  # a weight update that broke off may have left it paused
+            except (ServerFault, TimeoutError) as error:
+                server.reason = str(error) or f"it did not tell its weights within {seconds:g} s"
                 return
-            if label == self.label:
+            if label == self.label and label in self.versions:
                 await self.welcome(server)
             else:
-                server.state, server.reason = "stale", f"it has the weights {label}"
+                server.state, server.reason = "stale", f"it has the weights {label}, not {self.label}"
 
     async def close(self) -> None:
         self._aborting = True
-        if self._watcher is not None:
-            self._watcher.cancel()
         tasks = [task for server in self.servers for task in server.running.values()]
-        for task in tasks:
+        for task in [*tasks, *([self._watcher] if self._watcher else [])]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(server.close() for server in self.servers))

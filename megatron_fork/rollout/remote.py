@@ -131,12 +131,14 @@ class RemoteEngine:
         if not self._orders.leads:
             self._follow()
             return {}
-        answers = {}
+        answers: dict[str, list[Completion]] = {}
         with self._leading():
-            for server in list(self.fleet.ready):
-                drawn = self._loop.call(self.fleet.draw_at(server, requests))
-                if drawn is not None:
-                    answers[str(server)] = drawn
+            while not answers:
+                self._until_ready()  # one that fell at the last try is looked at again, `attempts` times at most
+                for server in list(self.fleet.ready):
+                    drawn = self._loop.call(self.fleet.draw_at(server, requests))
+                    if drawn is not None:
+                        answers[str(server)] = drawn
         return answers
 
     def abort(self) -> None:
@@ -189,6 +191,9 @@ class RemoteEngine:
                 self._deliver(stale)
             if self.fleet.ready:
                 return
+            if self.fleet.is_given_up:
+                self._save_all()
+                raise self._none_left("none is of use", "mend or replace them")
             if began is None:
                 began = time.monotonic()
                 self._save_all()
@@ -202,9 +207,11 @@ class RemoteEngine:
         self._save()
 
     def _out_of_patience(self, what: str, remedy: str) -> RolloutError:
+        return self._none_left(f"{what} after {self.config.remote.patience_seconds:.0f} s", remedy)
+
+    def _none_left(self, what: str, remedy: str) -> RolloutError:
         return RolloutError(
-            f"rollout.servers: {what} after {self.config.remote.patience_seconds:.0f} s: "
-            + "; ".join(f"{server}: {server.reason}" for server in self.fleet.servers),
+            f"rollout.servers: {what}: " + "; ".join(f"{server}: {server.reason}" for server in self.fleet.servers),
             hint=f"{remedy}, and resume the run; its state is saved",
         )
 

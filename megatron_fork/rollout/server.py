@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
@@ -12,14 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import httpx
-
 from megatron_fork.masking import KEY_VARIABLE, masked
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.draft import Draft, Piece
+from megatron_fork.rollout.wire import Allowance, ServerFault, Wire, broken_off, parsed, quoted
 from megatron_fork.serving import Backend
 
 State = Literal["down", "stale", "ready"]
+# Of a control route's answer.
+_ELEMENTS = 100_000
+# Of one kind of parallelism.
+_MOST_WORKERS = 4096
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,6 @@ class Rendezvous:
     backend: Backend
     size: int
     timeout: float
-
-
-class ServerFault(Exception):
-    """What a server did wrong, in one line. `is_busy`: it asks for patience. `refused`: it calls the request wrong."""
-
-    def __init__(self, message: str, *, is_busy: bool = False, refused: bool = False) -> None:
-        super().__init__(message)
-        self.is_busy = is_busy
-        self.refused = refused
 
 
 class Server(ABC):
@@ -61,14 +54,8 @@ class Server(ABC):
         self.reason = "it has not answered yet"
         self.version = -1
         self.falls = 0  # how often it went down
-        key = os.environ.get(KEY_VARIABLE)
-        self.http = httpx.AsyncClient(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=config.requests_per_server),
-            timeout=httpx.Timeout(config.idle_seconds, connect=10.0, pool=None),
-            trust_env=False,
-        )
+        self.setbacks = 0  # falls and foreign weights since tokens of it last counted
+        self.wire = Wire(self.url, os.environ.get(KEY_VARIABLE), connections=config.requests_per_server)
 
     def __str__(self) -> str:
         return masked(self.url)
@@ -77,6 +64,19 @@ class Server(ABC):
     def endpoint(self) -> tuple[str, int]:
         parts = urlsplit(self.url)
         return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Until the next weights; it would take the present ones, and fall again, without end."""
+        return self.setbacks >= self.config.attempts
+
+    def set_back(self, reason: str) -> None:
+        """It fell, or has foreign weights: too often, without a token that counts in between, and it is given up."""
+        self.setbacks += 1
+        self.reason = reason
+        if self.is_given_up:
+            self.state = "down"
+            self.reason = f"given up after {self.setbacks} setbacks without a token that counts, the last: {reason}"
 
     # What each engine says in its own words.
 
@@ -138,97 +138,66 @@ class Server(ABC):
 
     async def is_healthy(self) -> bool:
         try:
-            answer = await self.http.get("/health", timeout=self.config.health_timeout_seconds)
-        except httpx.HTTPError:
+            return (await self.wire.ask("GET", "/health", self.config.health_timeout_seconds)).status == 200
+        except ServerFault:
             return False
-        return answer.status_code == 200
 
-    async def call(self, method: str, path: str, *, seconds: float | None = None, **options: Any) -> Any:
-        """JSON answer of a control route; raises `ServerFault` on anything else."""
-        limit = self.config.control_seconds if seconds is None else seconds
-        try:
-            answer = await self.http.request(method, path, timeout=httpx.Timeout(limit, connect=10.0), **options)
-        except httpx.HTTPError as error:
-            raise ServerFault(f"{path}: {_in_words(error)}") from error
-        if answer.status_code != 200:
-            raise ServerFault(f"{path} was answered with {answer.status_code}: {_one_line(answer.text)}")
-        if "json" not in answer.headers.get("content-type", ""):
-            return answer.text
-        try:
-            return answer.json()
-        except ValueError as error:
-            raise ServerFault(f"{path} was not answered in JSON") from error
+    async def call(self, method: str, path: str, **options: Any) -> Any:
+        """JSON answer of a control route, or its text; raises `ServerFault` on anything but success."""
+        reply = await self.wire.ask(method, path, self.config.control_seconds, **options)
+        if reply.status != 200:
+            raise ServerFault(f"{path} was answered with {reply.status}: {quoted(reply.body)}")
+        if reply.kind == "text/html":
+            raise ServerFault(f"{path} was answered with a page: {quoted(reply.body)}")
+        if "json" not in reply.kind:
+            return quoted(reply.body)
+        answer = parsed(reply.body, path, _ELEMENTS)
+        if isinstance(answer, dict) and answer.get("error"):
+            raise ServerFault(f"{path} was answered with an error: {quoted(answer['error'])}")
+        return answer
 
-    async def post(self, path: str, body: dict[str, Any] | None = None, *, seconds: float | None = None) -> Any:
-        return await self.call("POST", path, json=body or {}, seconds=seconds)
+    async def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """`call` for what must be done then: an answer that says it was not is a fault as well."""
+        answer = await self.call("POST", path, json=body or {})
+        if isinstance(answer, dict) and answer.get("success") is False:
+            raise ServerFault(f"{path} did not succeed: {quoted(answer.get('message'))}")
+        return answer
 
-    async def events(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def told(self, path: str, name: str) -> Any:
+        """One field of what a control route tells."""
+        answer = await self.call("GET", path)
+        if not isinstance(answer, dict) or name not in answer:
+            raise ServerFault(f"{path} does not tell {name}: {quoted(answer)}")
+        return answer[name]
+
+    async def events(
+        self, path: str, body: dict[str, Any], allowance: Allowance
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The JSON objects of a server-sent stream, until it says that it is done."""
-        try:
-            async with self.http.stream("POST", path, json=body) as answer:
-                if answer.status_code != 200:
-                    raise _refusal(path, answer.status_code, (await answer.aread()).decode(errors="replace"))
-                async for line in answer.aiter_lines():
-                    if not line.startswith("data: "):
-                        continue
-                    if line == "data: [DONE]":
-                        return
-                    event = json.loads(line[6:])
-                    if not isinstance(event, dict):
-                        raise ServerFault(f"{path} sent something that is not an object: {_one_line(line)}")
-                    if "error" in event:
-                        raise _broken_off(path, event["error"])
-                    yield event
-        except httpx.HTTPError as error:
-            raise ServerFault(f"{path}: {_in_words(error)}") from error
-        except ValueError as error:
-            raise ServerFault(f"{path} sent something that is not JSON") from error
+        async with contextlib.aclosing(self.wire.lines(path, body, allowance)) as lines:
+            async for line in lines:
+                data = line.removeprefix(b"data:").strip()
+                if not line.startswith(b"data:") or not data:
+                    continue
+                if data == b"[DONE]":
+                    return
+                event = parsed(data, path, allowance.elements)
+                if not isinstance(event, dict):
+                    raise ServerFault(f"{path} sent something that is not an object: {quoted(data)}")
+                if event.get("error") is not None:
+                    raise broken_off(path, event["error"])
+                yield event
         raise ServerFault(f"{path}: the stream ended early")
 
-    def checked(self, piece: Piece, room: int) -> Piece:
-        """A piece as it is, unless its tokens cannot be tokens; `room` is how many there may be."""
-        good = (
-            len(piece.tokens) == len(piece.logprob) <= room
-            and all(type(token) is int and 0 <= token < self.vocabulary for token in piece.tokens)
-            and all(type(value) is float and value <= 1e-3 and math.isfinite(value) for value in piece.logprob)
-        )
-        if not good:
-            raise ServerFault("it sent tokens that are none, or log-probs that are none")
-        return piece
-
     async def close(self) -> None:
-        await self.http.aclose()
+        await self.wire.close()
 
 
-def spans_of(raw: Any) -> Sequence[tuple[str, int, int]] | None:
-    """Both engines' spans of weight labels."""
-    if raw is None:
-        return None
-    try:
-        return [(str(span["version"]), int(span["start"]), int(span["end"])) for span in raw]
-    except (TypeError, KeyError, ValueError) as error:
-        raise ServerFault("it sent weight versions that are none") from error
-
-
-def _broken_off(path: str, error: object) -> ServerFault:
-    """Of an error that comes as part of a stream."""
-    if isinstance(error, dict) and isinstance(error.get("code"), int):
-        return _refusal(path, error["code"], str(error.get("message")))
-    return ServerFault(f"{path} broke off: {_one_line(str(error))}")
-
-
-def _refusal(path: str, status: int, text: str) -> ServerFault:
-    is_busy = status in (408, 429, 503)
-    return ServerFault(
-        f"{path} was answered with {status}: {_one_line(text)}",
-        is_busy=is_busy,
-        refused=400 <= status < 500 and not is_busy,
-    )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(masked(text).split())[:200]
-
-
-def _in_words(error: httpx.HTTPError) -> str:
-    return f"{type(error).__name__} {error}".strip()
+def workers_in(*counts: object) -> int:
+    """The product of the counts that a server tells of itself."""
+    product = 1
+    for count in counts:
+        if type(count) is not int or not 1 <= count <= _MOST_WORKERS:
+            raise ServerFault(f"it says that it has {quoted(count)} workers")
+        product *= count
+    return product

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from megatron_fork.rollout.answers import Answer
 from megatron_fork.rollout.draft import Draft, Piece
-from megatron_fork.rollout.server import Rendezvous, Server, ServerFault, spans_of
+from megatron_fork.rollout.server import Rendezvous, Server, workers_in
+from megatron_fork.rollout.wire import ServerFault, quoted
 
 # A pickle of nothing but the class's name: the server imports it, and no code travels.
 _PROCESSOR = json.dumps(
@@ -20,12 +23,10 @@ _SESSION = "no weight-update session"
 class SglangServer(Server):
     async def pieces(self, draft: Draft, stop_tokens: Sequence[int]) -> AsyncGenerator[Piece, None]:
         body = self._body(draft, stop_tokens)
-        room, seen = draft.remaining, 0
-        async for event in self.events("/generate", body):
-            piece, seen = _piece(event, seen)
-            piece = self.checked(piece, room)
-            room -= len(piece.tokens)
-            yield piece
+        answer = Answer(draft, stop_tokens, self.vocabulary, self.config)
+        async with contextlib.aclosing(self.events("/generate", body, answer.allowance)) as events:
+            async for event in events:
+                yield answer.take(*_fields(event, answer.count))
 
     def _body(self, draft: Draft, stop_tokens: Sequence[int]) -> dict[str, Any]:
         request = draft.request
@@ -60,7 +61,9 @@ class SglangServer(Server):
 
     async def workers(self) -> int:
         info = await self.call("GET", "/server_info")
-        return int(info["tp_size"]) * int(info.get("pp_size", 1))
+        if not isinstance(info, dict):
+            raise ServerFault(f"/server_info is no object: {quoted(info)}")
+        return workers_in(info.get("tp_size"), info.get("pp_size", 1))
 
     async def join(self, rendezvous: Rendezvous) -> None:
         await self.post(
@@ -111,7 +114,7 @@ class SglangServer(Server):
         await self.post("/flush_cache")
 
     async def weight_label(self) -> str:
-        return str((await self.call("GET", "/model_info"))["weight_version"])
+        return quoted(await self.told("/model_info", "weight_version"))
 
     async def pause(self) -> None:
         await self.post("/pause_generation", {"mode": "retract"})
@@ -120,24 +123,38 @@ class SglangServer(Server):
         await self.post("/continue_generation")
 
 
-def _piece(event: dict[str, Any], seen: int) -> tuple[Piece, int]:
-    """The tokens past the first `seen`, whether the server sends all of them each time or the new ones only."""
-    try:
-        about = event["meta_info"]
-        total, tokens = int(about["completion_tokens"]), list(event["output_ids"])
-        entries = about["output_token_logprobs"]
-        if not 0 <= total - seen <= min(len(tokens), len(entries)):
-            raise ServerFault(f"it sent {len(tokens)} tokens and {len(entries)} log-probs where {total - seen} are new")
-        new = total - seen
-        tokens, entries = tokens[len(tokens) - new :], entries[len(entries) - new :]
-        if [entry[1] for entry in entries] != tokens:
-            raise ServerFault("its tokens and log-probs disagree")
-        reason = (about["finish_reason"] or {}).get("type")
-        versions = spans_of(about.get("weight_versions"))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ServerFault(f"it sent an answer without {error}") from error
-    finish = reason if reason in ("stop", "length") else None
-    return Piece(tokens, [float(entry[0]) for entry in entries], finish, versions), total
+def _fields(event: dict[str, Any], seen: int) -> tuple[object, object, object, object]:
+    """(tokens, log-probs, why it ended, versions) past the first `seen`, whether each event has all tokens or the new."""
+    about, tokens = event.get("meta_info"), event.get("output_ids")
+    if not isinstance(about, dict) or not isinstance(tokens, list):
+        raise ServerFault(f"it sent an answer without tokens or meta_info: {quoted(event)}", is_void=True)
+    entries, total = about.get("output_token_logprobs"), about.get("completion_tokens")
+    entries = [] if entries is None and not tokens else entries
+    if (
+        not isinstance(entries, list)
+        or type(total) is not int
+        or not 0 <= total - seen <= min(len(tokens), len(entries))
+    ):
+        have = len(entries) if isinstance(entries, list) else quoted(entries, 60)
+        raise ServerFault(
+            f"it sent {len(tokens)} tokens and {have} log-probs, and counts {quoted(total, 60)} after {seen}",
+            is_void=True,
+        )
+    new = total - seen
+    tokens, entries = tokens[len(tokens) - new :], entries[len(entries) - new :]
+    pairs = [entry if isinstance(entry, list) and len(entry) >= 2 else [entry, None] for entry in entries]
+    if [pair[1] for pair in pairs] != tokens:
+        raise ServerFault("its tokens and log-probs disagree", is_void=True)
+    return tokens, [pair[0] for pair in pairs], _reason(about.get("finish_reason")), about.get("weight_versions")
+
+
+def _reason(finish: object) -> object:
+    if not isinstance(finish, dict):
+        return finish
+    # Where its sampler fails, SGLang ends a response with a stop token of its own making, and says so by a text.
+    if finish.get("type") == "stop" and isinstance(finish.get("matched"), str):
+        return f"stop at {finish['matched']}"
+    return finish.get("type") or finish
 
 
 def _is_loopback(url: str) -> bool:

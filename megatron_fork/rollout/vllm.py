@@ -7,12 +7,15 @@ The server needs `--enable-scale-out`, `VLLM_SERVER_DEV_MODE=1`, `--logprobs-mod
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from megatron_fork.rollout.answers import Answer
 from megatron_fork.rollout.draft import Draft, Piece
-from megatron_fork.rollout.server import Rendezvous, Server, ServerFault, spans_of
+from megatron_fork.rollout.server import Rendezvous, Server, workers_in
 from megatron_fork.rollout.vllm_sampling import vllm_sampling
+from megatron_fork.rollout.wire import ServerFault, quoted
 
 _RESETS = 50
 
@@ -20,19 +23,19 @@ _RESETS = 50
 class VllmServer(Server):
     async def pieces(self, draft: Draft, stop_tokens: Sequence[int]) -> AsyncGenerator[Piece, None]:
         sampling = vllm_sampling(draft, stop_tokens, stream_interval=self.config.stream_interval)
-        room = draft.remaining
+        answer = Answer(draft, stop_tokens, self.vocabulary, self.config)
         body = {"token_ids": draft.prompt, "stream": True, "sampling_params": sampling}
-        async for event in self.events("/inference/v1/generate", body):
-            for choice in event.get("choices", []):
-                piece = self.checked(_piece(choice), room)
-                room -= len(piece.tokens)
-                yield piece
+        async with contextlib.aclosing(self.events("/inference/v1/generate", body, answer.allowance)) as events:
+            async for event in events:
+                choice = _choice_of(event)
+                if choice is not None:
+                    yield answer.take(*_fields(choice))
 
     async def stop_all(self) -> None:
         await self.post("/abort_requests")
 
     async def workers(self) -> int:
-        return int((await self.call("GET", "/get_world_size"))["world_size"])
+        return workers_in(await self.told("/get_world_size", "world_size"))
 
     async def join(self, rendezvous: Rendezvous) -> None:
         info = {
@@ -71,16 +74,18 @@ class VllmServer(Server):
         await self.post("/update_weight_version", {"new_version": "loading"})
 
     async def forget_prefixes(self) -> None:
-        for _ in range(_RESETS):
-            held = {"reset_running_requests": "true"} if self.running else {}
-            answer = await self.call("POST", "/reset_prefix_cache", params=held)
-            if answer["success"]:
-                return
-            await asyncio.sleep(0.1)  # a request that has just ended still holds its part
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.control_seconds):
+                for _ in range(_RESETS):
+                    held = {"reset_running_requests": "true"} if self.running else {}
+                    answer = await self.call("POST", "/reset_prefix_cache", params=held)
+                    if isinstance(answer, dict) and answer.get("success") is True:
+                        return
+                    await asyncio.sleep(0.1)  # a request that has just ended still holds its part
         raise ServerFault("its cache of prefixes, which old weights wrote, cannot be reset")
 
     async def weight_label(self) -> str:
-        return str((await self.call("GET", "/weight_info"))["weight_version"])
+        return quoted(await self.told("/weight_info", "weight_version"))
 
     async def pause(self) -> None:
         await self.call("POST", "/pause", params={"mode": "keep"})
@@ -93,14 +98,25 @@ class VllmServer(Server):
         await self.post("/collective_rpc", body)
 
 
-def _piece(choice: dict[str, Any]) -> Piece:
-    try:
-        tokens = choice["token_ids"] or []
-        content = (choice["logprobs"] or {}).get("content") or []
-        logprob = [float(each["logprob"]) for each in content]
-        reason = choice["finish_reason"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ServerFault(f"it sent a choice without {error}") from error
-    return Piece(
-        tokens, logprob, reason if reason in ("stop", "length") else None, spans_of(choice.get("weight_versions"))
-    )
+def _choice_of(event: dict[str, Any]) -> dict[str, Any] | None:
+    """The one choice of an event; None of one that has none, such as the last with its count of tokens."""
+    choices = event.get("choices")
+    if choices == []:
+        return None
+    match choices:
+        case [dict(choice)] if choice.get("index", 0) == 0:
+            return choice
+    raise ServerFault(f"it sent choices that are not the one asked for: {quoted(choices)}", is_void=True)
+
+
+def _fields(choice: dict[str, Any]) -> tuple[object, object, object, object]:
+    """(tokens, log-probs, why it ended, versions) of a choice, each as `Answer.take` wants it or as it came."""
+    tokens = choice.get("token_ids")
+    logprobs = choice.get("logprobs") or {}
+    content = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
+    if isinstance(content, list):
+        content = [each.get("logprob") if isinstance(each, dict) else each for each in content]
+    reason, matched = choice.get("finish_reason"), choice.get("stop_reason")
+    if reason == "stop" and isinstance(matched, str):  # no text was asked to stop at
+        reason = f"stop at {matched}"
+    return [] if tokens is None else tokens, [] if content is None else content, reason, choice.get("weight_versions")

@@ -11,9 +11,9 @@ import torch
 from conftest import greedy_responses, logits_of, logprob_of, new_model, requests, weights_of
 
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout.server import ServerFault
 from megatron_fork.rollout.sglang import SglangServer
 from megatron_fork.rollout.vllm import VllmServer
+from megatron_fork.rollout.wire import ServerFault
 
 ALL = ["vllm tied", "vllm untied", "sglang tied", "sglang untied"]
 TIED = ["vllm tied", "sglang tied"]

@@ -48,6 +48,20 @@ def test_a_share_of_foreign_weights_or_wrong_places_is_not_sound() -> None:
     assert share(3, Piece(*two, "stop", [("run:3", 0, 2)])).is_sound
     for labels in ([("other:3", 0, 2)], [("run:3", 0, 1)], [("run:3", 1, 2)], [("run:3", 0, 3)], []):
         assert not share(3, Piece(*two, "stop", labels)).is_sound
+    assert share(3, Piece(*two, "stop", [("run:3", 0, 1), ("run:4", 1, 2)])).is_sound
+    assert not share(3, Piece(*two, "stop", [("run:4", 0, 1), ("run:3", 1, 2)])).is_sound  # newer ones are not undone
+    assert not share(4, Piece(*two, "stop", [("run:3", 0, 2)])).is_sound  # it had been given others by then
+    assert share(3, Piece(*two, "stop", [("other:3", 0, 2)])).is_foreign
+    assert not share(4, Piece(*two, "stop", [("run:3", 0, 2), ("other:3", 2, 2)])).is_foreign
+
+
+def test_a_response_has_ended_where_its_tokens_say_so() -> None:
+    draft = Draft.of(Request(7, (5, 6), 0, 1.0, 3), queue.Queue())
+    found = [draft.finish((1,))]
+    for token in (2, 1, 2):
+        draft.add(share(3, Piece([token], [-1.0])))
+        found.append(draft.finish((1,)))
+    assert found == [None, None, "stop", "length"]
 
 
 def test_buckets_are_bounded_copies() -> None:

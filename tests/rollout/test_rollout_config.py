@@ -6,6 +6,7 @@ import pytest
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.rollout import ColocatedConfig, Config, RemoteConfig
+from megatron_fork.rollout.vllm import VllmServer
 from megatron_fork.serving import EntropyTemperature
 
 SERVERS = ["http://node1:8000", "http://node2:8000"]
@@ -61,3 +62,30 @@ def test_limits_of_servers_are_positive() -> None:
         RemoteConfig(idle_seconds=0)
     with pytest.raises(ConfigError, match=r"rollout\.entropy_temperature\.low=0"):
         EntropyTemperature(low=0.0)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "node1:8000",
+            "ftp://node1",
+            "http://",
+            "http:///path",
+            "http://[::1",
+            "http://node1:port",
+            "http://node1:-1",
+        ),
+        *("http://node1:65536", "http://node1:0", "http://a b", "http://\x1b[31m", "http://\u2028", "http://n\n", ""),
+    ],
+)
+def test_what_is_no_address_is_named(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.servers: .* is not an address") as caught:
+        Config(engine="vllm", servers=[url])
+    assert caught.value.message.isprintable() and caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["http://node1:8000", "https://node1/prefix", "http://[::1]:80", "http://127.0.0.1"])
+def test_addresses_are_taken(url: str) -> None:
+    server = VllmServer(Config(engine="vllm", servers=[url]).servers[0], RemoteConfig(), 10)
+    assert server.endpoint[0] in url and server.endpoint[1] in (80, 443, 8000)

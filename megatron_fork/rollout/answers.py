@@ -1,0 +1,105 @@
+"""What one server may answer to one request. Each piece is looked at when it comes; what the request rules out is a fault.
+
+A fault here voids all that the server has drawn of the response: tokens that came before one that cannot be are no better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from megatron_fork.experience import FinishReason
+from megatron_fork.rollout.config import RemoteConfig
+from megatron_fork.rollout.draft import Draft, Piece
+from megatron_fork.rollout.wire import Allowance, ServerFault, quoted
+
+# Rounding may lift a log-prob above 0 by this much.
+_ROUNDING = 1e-3
+# In float32 a probability below exp(-104) is 0 and never drawn. vLLM writes -9999 where it has none.
+_LEAST_LOGPROB = -1000.0
+
+
+class Answer:
+    """The pieces of an answer, in their order."""
+
+    def __init__(self, draft: Draft, stop_tokens: Sequence[int], vocabulary: int, config: RemoteConfig) -> None:
+        self.room = draft.remaining
+        self.stop_tokens = frozenset(stop_tokens)
+        self.vocabulary = vocabulary
+        self.allowance = Allowance(config.idle_seconds, config.stream_interval, draft.load)
+        self.count = 0
+        self._last: int | None = None
+        self._has_ended = False
+
+    def take(self, tokens: object, logprob: object, reason: object, versions: object) -> Piece:
+        """The next piece, from fields of JSON that may be anything; raises `ServerFault` where it cannot be.
+
+        `reason` says why the response ended: stop, length, abort, or None where it goes on.
+        """
+        ids = self._tokens(tokens)
+        values = _logprobs(logprob, len(ids))
+        if self._has_ended and (ids or reason is not None):
+            raise _void("it goes on after the end of the response")
+        if self.count + len(ids) > self.room:
+            raise _void(f"it sent {self.count + len(ids)} tokens or more, where {self.room} were asked for")
+        # Also the last of an earlier piece, if this one goes on after it.
+        for token in ([self._last] if self._last is not None and ids else []) + ids[:-1]:
+            if token in self.stop_tokens:
+                raise _void(f"it goes on after token {token}, which ends a response")
+        self.count += len(ids)
+        self._last = ids[-1] if ids else self._last
+        self.allowance.renew(len(ids))
+        return Piece(ids, values, self._finish(reason), _spans(versions))
+
+    def _tokens(self, tokens: object) -> list[int]:
+        if not isinstance(tokens, list):
+            raise _void(f"it sent {quoted(tokens, 60)} for tokens")
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < self.vocabulary:
+                raise _void(f"it sent the token {quoted(token, 60)}, which a vocabulary of {self.vocabulary} has not")
+        return tokens
+
+    def _finish(self, reason: object) -> FinishReason | None:
+        if reason is None or reason == "abort":
+            return None
+        self._has_ended = True
+        if reason == "stop":
+            if self._last not in self.stop_tokens:
+                at = "without a token" if self._last is None else f"at token {self._last}, which is no stop token here"
+                raise _void(f"it stopped {at}")
+            return "stop"
+        if reason == "length":
+            if self.count < self.room:
+                raise _void(f"it ended for its length after {self.count} of {self.room} tokens: has it less room?")
+            return "length"
+        raise _void(f"it ended for a reason that is none: {quoted(reason, 60)}")
+
+
+def _void(message: str) -> ServerFault:
+    return ServerFault(message, is_void=True)
+
+
+def _logprobs(logprob: object, count: int) -> list[float]:
+    if not isinstance(logprob, list) or len(logprob) != count:
+        sent = len(logprob) if isinstance(logprob, list) else quoted(logprob, 60)
+        raise _void(f"it sent {sent} log-probs for {count} tokens")
+    for value in logprob:
+        is_number = type(value) is float or (type(value) is int and abs(value) < 1 << 53)
+        if not is_number or not math.isfinite(value) or not _LEAST_LOGPROB < value <= _ROUNDING:
+            raise _void(f"it sent the log-prob {quoted(value, 60)}, which no drawn token has")
+    return [float(value) for value in logprob]
+
+
+def _spans(raw: object) -> list[tuple[str, int, int]] | None:
+    """Both engines' spans of weight labels."""
+    if raw is None:
+        return None
+    spans = []
+    for span in raw if isinstance(raw, list) else [raw]:
+        found = (span.get("version"), span.get("start"), span.get("end")) if isinstance(span, dict) else ()
+        match found:
+            case (str(version), int(start), int(end)) if bool not in (type(start), type(end)):
+                spans.append((version, start, end))
+            case _:
+                raise _void(f"it sent weight versions that are none: {quoted(span, 60)}")
+    return spans

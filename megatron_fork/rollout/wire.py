@@ -1,0 +1,227 @@
+"""What comes over the wire, before anything of it is believed: bounded in bytes and in time, and told in printable words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, cast
+
+import httpx
+
+from megatron_fork.masking import masked
+
+# Of a control route's answer; SGLang's /server_info is the longest, with some ten KiB.
+_ANSWER_BYTES = 4 << 20
+# What is read of an answer that is only quoted.
+_QUOTED_BYTES = 64 << 10
+_CONNECT_SECONDS = 10.0
+# Of a stream, beside what its tokens take: headers, ids, usage.
+_STREAM_BYTES = 64 << 10
+# vLLM writes some 170 for a token with its log-prob, SGLang some 40.
+_TOKEN_BYTES = 512
+# Of an event's JSON, which takes far more memory parsed than on the wire.
+_EVENT_ELEMENTS = 2000
+_TOKEN_ELEMENTS = 40
+# What the HTTP client raises for what a server sends; the last for addresses in headers.
+_BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError)
+
+
+class ServerFault(Exception):
+    """What a server did wrong, in one line.
+
+    `is_busy`: it asks for patience. `refused`: it calls the request wrong. `is_void`: what it had drawn of the response
+    cannot be, and does not count either.
+    """
+
+    def __init__(self, message: str, *, is_busy: bool = False, refused: bool = False, is_void: bool = False) -> None:
+        super().__init__(message)
+        self.is_busy = is_busy
+        self.refused = refused
+        self.is_void = is_void
+
+
+def quoted(sent: object, most: int = 200) -> str:
+    """What a server sent, on one line, short, and without anything that a terminal would obey."""
+    if isinstance(sent, bytes):
+        sent = sent[: 4 * most].decode(errors="replace")
+    try:
+        text = sent if isinstance(sent, str) else repr(sent)
+    except (RecursionError, ValueError):  # too deep, or of more digits than Python prints
+        return f"a {type(sent).__name__}"
+    text = "".join(each if each.isprintable() else " " for each in masked(text[: 4 * most]))
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[:most] + "..."
+
+
+def parsed(text: bytes, path: str, most: float = float("inf")) -> Any:
+    """JSON of at most `most` elements, which is asked before it is parsed."""
+    elements = sum(text.count(mark) for mark in (b"[", b"{", b","))
+    if elements > most:
+        raise ServerFault(f"{path} sent JSON of {elements} elements, where {most:.0f} are enough")
+    try:
+        return json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        reason = "too deep" if isinstance(error, RecursionError) else quoted(text, 60)
+        raise ServerFault(f"{path} sent something that is not JSON: {reason}") from error
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer."""
+
+    status: int
+    kind: str
+    """Its content type."""
+    body: bytes
+
+
+class Allowance:
+    """How long a stream may go on, and how much it may send, without bringing tokens."""
+
+    def __init__(self, seconds: float, interval: int, tokens: int) -> None:
+        """`seconds` for the first token, and for every `interval` after it; `tokens` is how many a request is about."""
+        self.seconds = seconds
+        self.bytes = _STREAM_BYTES + _TOKEN_BYTES * tokens
+        self.elements = _EVENT_ELEMENTS + _TOKEN_ELEMENTS * tokens
+        self.until = asyncio.get_running_loop().time() + seconds
+        self._interval = interval
+        self._tokens = interval - 1
+        self._received = 0
+
+    def receive(self, count: int, path: str) -> None:
+        self._received += count
+        if self._received > self.bytes:
+            raise ServerFault(f"{path} sent {self._received} bytes without a token", is_void=True)
+
+    def renew(self, tokens: int) -> None:
+        """That many tokens have come. A server that sends one now and then is not kept waiting for ever."""
+        if not tokens:
+            return
+        self._received = 0
+        self._tokens += tokens
+        if self._tokens >= self._interval:
+            self._tokens = 0
+            self.until = asyncio.get_running_loop().time() + self.seconds
+
+
+class Wire:
+    """Connections to one server. Redirects are not followed, cookies not kept, nothing is unpacked."""
+
+    def __init__(self, url: str, key: str | None, *, connections: int) -> None:
+        self.http = httpx.AsyncClient(
+            base_url=url,
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
+            # All other limits are of the whole exchange: a server that drips would pass those of a single read.
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            trust_env=False,
+        )
+
+    async def ask(self, method: str, path: str, seconds: float, **options: Any) -> Reply:
+        """A whole answer of any status, within `seconds`."""
+        try:
+            async with asyncio.timeout(seconds), self.http.stream(method, path, **options) as answer:
+                return Reply(answer.status_code, _kind_of(answer), await _body_of(answer, path, _ANSWER_BYTES))
+        except TimeoutError as error:
+            raise ServerFault(f"{path} was not answered within {seconds:g} s") from error
+        except _BROKEN as error:
+            raise ServerFault(f"{path}: {_in_words(error)}") from error
+
+    async def lines(self, path: str, body: dict[str, Any], allowance: Allowance) -> AsyncGenerator[bytes, None]:
+        """The lines of a stream, as long as it brings tokens."""
+        try:
+            async with asyncio.timeout_at(allowance.until):
+                request = self.http.build_request("POST", path, json=body)
+                answer = await self.http.send(request, stream=True)
+            try:
+                if answer.status_code != 200 or not _may_be_a_stream(answer):
+                    async with asyncio.timeout_at(allowance.until):
+                        start = await _body_of(answer, path, _QUOTED_BYTES, cut=True)
+                    if answer.status_code != 200:
+                        raise refusal(path, answer.status_code, start)
+                    raise ServerFault(f"{path} sent {quoted(_kind_of(answer), 40)} for a stream: {quoted(start)}")
+                async with aclosing(_lines_of(answer, path, allowance)) as lines:
+                    async for line in lines:
+                        yield line
+            finally:
+                await answer.aclose()
+        except TimeoutError as error:
+            raise ServerFault(f"{path} sent no token within {allowance.seconds:g} s") from error
+        except _BROKEN as error:
+            raise ServerFault(f"{path}: {_in_words(error)}") from error
+
+    async def close(self) -> None:
+        await self.http.aclose()
+
+
+def refusal(path: str, status: int, text: object) -> ServerFault:
+    is_busy = status in (408, 429, 503)
+    return ServerFault(
+        f"{path} was answered with {status}: {quoted(text)}",
+        is_busy=is_busy,
+        refused=400 <= status < 500 and not is_busy,
+    )
+
+
+def broken_off(path: str, error: object) -> ServerFault:
+    """Of an error that comes as part of a stream."""
+    if isinstance(error, dict) and type(error.get("code")) is int:
+        return refusal(path, error["code"], error.get("message"))
+    return ServerFault(f"{path} broke off: {quoted(error)}")
+
+
+async def _lines_of(answer: httpx.Response, path: str, allowance: Allowance) -> AsyncGenerator[bytes, None]:
+    held, searched = bytearray(), 0
+    async with aclosing(_bytes_of(answer, path)) as chunks:
+        while True:
+            async with asyncio.timeout_at(allowance.until):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return
+            allowance.receive(len(chunk), path)
+            held += chunk
+            while (end := held.find(b"\n", searched)) >= 0:
+                line = bytes(held[:end])
+                del held[: end + 1]
+                searched = 0
+                yield line.removesuffix(b"\r")
+            searched = len(held)
+
+
+async def _body_of(answer: httpx.Response, path: str, most: int, *, cut: bool = False) -> bytes:
+    """All of it; what is longer than `most` is a fault, or is `cut`."""
+    body = bytearray()
+    async with aclosing(_bytes_of(answer, path)) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > most and not cut:
+                raise ServerFault(f"{path} was answered with more than {most} bytes")
+            if len(body) > most:
+                break
+    return bytes(body)
+
+
+async def _bytes_of(answer: httpx.Response, path: str) -> AsyncGenerator[bytes, None]:
+    packed = answer.headers.get("content-encoding", "identity")
+    if packed.lower() != "identity":
+        raise ServerFault(f"{path} sent {quoted(packed, 40)} bytes, which were not asked for")
+    async with aclosing(cast(AsyncGenerator[bytes, None], answer.aiter_raw())) as chunks:
+        async for chunk in chunks:
+            yield chunk
+
+
+def _kind_of(answer: httpx.Response) -> str:
+    return answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _may_be_a_stream(answer: httpx.Response) -> bool:
+    return _kind_of(answer) not in ("text/html", "application/json")
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__} {quoted(str(error))}".strip()
