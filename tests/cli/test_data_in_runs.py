@@ -34,7 +34,7 @@ def test_a_file_of_prompts_resumes_by_the_number_drawn(folder: Path, tmp_path: P
         *("train", str(QUICKSTART), *TINY, "sft.steps=0", "model.hf_config=null", f"model.path={folder / 'model'}"),
         *(f"data.source={file}", "data.columns.prompt=question", "data.columns.answer=result", "data.duplicates=drop"),
         *(
-            'data.template="{{ question }} ="',
+            "data.template={{ question }} =",
             "rewards.kind=math",
             "rewards.workers=1",
             "rollout.max_response_tokens=20",
