@@ -34,8 +34,8 @@ class Checked:
 
 def check(config: RunConfig, *, ranks: int) -> Checked:
     """What `config` names; raises the `MegatronForkError` of the first thing that would not do on `ranks` ranks here."""
-    check_settings(config, ranks=ranks)
     check_machine(config)
+    check_settings(config, ranks=ranks)
     hf_config, contents = matching_model(config)
     config.parallel.data(ranks)
     source = matching_prompts(config, hf_config)
@@ -56,6 +56,7 @@ def check_machine(config: RunConfig) -> None:
     on_gpu = torch.cuda.is_available()
     if models.choose_backend(config.compute).backend == "transformer_engine":
         check_import("transformer_engine.pytorch")
+    check_kernels(config)
     for field, optimizer in trained_optimizers(config).items():
         if optimizer.offload and not on_gpu:
             raise ConfigError(
@@ -65,7 +66,6 @@ def check_machine(config: RunConfig) -> None:
         raise ConfigError(
             "rollout.sync=nccl without a GPU", hint="set rollout.sync=gloo, or disk where all see one file system"
         )
-    check_kernels(config)
     if config.run.wandb and importlib.util.find_spec("wandb") is None:
         raise RunFolderError(f"run.wandb={config.run.wandb}, but wandb is not installed", hint="pip install wandb")
     check_verifier(config.rewards)

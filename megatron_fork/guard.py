@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,7 +37,9 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
 def _explain(error: MegatronForkError, *, debug: bool) -> None:
     if debug:
         typer.echo(masked(traceback.format_exc()), err=True, nl=False)
-    if not _speaks():
+    speaks = _speaks()
+    _tell_torchrun(error if speaks else MegatronForkError("as the first rank says"))
+    if not speaks:
         return
     typer.secho(f"error: {masked(error.message)}", fg=typer.colors.RED, err=True)
     if error.hint:
@@ -41,12 +47,23 @@ def _explain(error: MegatronForkError, *, debug: bool) -> None:
 
 
 def _speaks() -> bool:
-    """Whether this is the rank that speaks for all; where that cannot be known, each does."""
+    """Whether this is the rank that speaks for all, also where the launcher's other variables are broken."""
     try:
         place = launch()
     except LayoutError:
-        return True
+        return os.environ.get("RANK", "").strip() in ("", "0")
     return place is None or place.rank == 0
+
+
+def _tell_torchrun(error: MegatronForkError) -> None:
+    """Leave the error where torchrun looks for it: its report of failed ranks, the last of a job's log, then ends with it."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file:
+        return
+    lines = f"error: {error.message}" + (f"\n{error.hint}" if error.hint else "")
+    record = {"message": lines, "extraInfo": {"py_callstack": lines, "timestamp": str(int(time.time()))}}
+    with suppress(OSError):
+        Path(file).write_text(json.dumps({"message": record}), encoding="utf-8")
 
 
 def _leave(code: int) -> None:

@@ -160,21 +160,22 @@ def _fill(
     while batch := list(islice(prompts, BATCH_PROMPTS)):
         try:
             tokens = store.tokenize([each[1] for each in batch])
-            solutions = tokenizer([each[3] for each in batch], add_special_tokens=False)["input_ids"]
+            solved = [each[3] for each in batch if each[3]]
+            imitated = iter(tokenizer(solved, add_special_tokens=False)["input_ids"] if solved else [])
         except Exception as error:  # the tokenizers library raises nothing more special
             raise DataError(
                 f"the tokenizer cannot read a prompt between {batch[0][0]} and {batch[-1][0]}: {error}",
                 hint="set model.path to a model whose tokenizer knows the text",
             ) from error
-        for (place, text, answer, solution, key), ids, imitated in zip(batch, tokens, solutions, strict=True):
+        for (place, text, answer, solution, key), ids in zip(batch, tokens, strict=True):
+            response = len(next(imitated)) + 1 if solution else 0
             if not ids:
                 raise DataError(f"{place} has the prompt {text!r}", hint="a prompt is text of at least one token")
             if len(ids) <= config.max_prompt_tokens:
                 store.append(text, answer, solution)
                 keys.append(key)
                 longest = max(longest, len(ids))
-                if solution:
-                    longest_demonstration = max(longest_demonstration, len(ids) + len(imitated) + 1)
+                longest_demonstration = max(longest_demonstration, len(ids) + response if solution else 0)
             elif config.over_long == "drop":
                 counts.over_long += 1
             else:

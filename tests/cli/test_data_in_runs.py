@@ -34,7 +34,7 @@ def test_a_file_of_prompts_resumes_by_the_number_drawn(folder: Path, tmp_path: P
         *("train", str(QUICKSTART), *TINY, "sft.steps=0", "model.hf_config=null", f"model.path={folder / 'model'}"),
         *(f"data.source={file}", "data.columns.prompt=question", "data.columns.answer=result", "data.duplicates=drop"),
         *(
-            'data.template="{{ question }} ="',
+            "data.template={{ question }} =",
             "rewards.kind=math",
             "rewards.workers=1",
             "rollout.max_response_tokens=20",
@@ -115,3 +115,22 @@ def test_a_verifier_that_fails_on_all_ends_the_run(tmp_path: Path, kind: str) ->
     assert f"the verifier failed on all 16 responses of the evaluation after step 0: {said}" in output
     assert "misbehaving.py:" in output and "Traceback" not in output
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_warm_start_on_solutions_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    """And where a file has none, nothing is left of the attempt."""
+    file = tmp_path / "solved.jsonl"
+    rows = [{"prompt": f"{n} + 7 =", "answer": str(n + 7), "how": f"{n + 7}"} for n in range(1, 31)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    words = (
+        *("train", str(QUICKSTART), *TINY, "model.hf_config=null", f"model.path={folder / 'model'}"),
+        *(f"data.source={file}", "rewards.kind=math", "rollout.max_response_tokens=20", "train.steps=1"),
+    )
+    code, output = run(*words, "data.columns.solution=how", f"run.folder={tmp_path / 'run'}")
+    assert code == 0, output[-3000:]
+    losses = [record["loss"] for record in metrics_of(tmp_path / "run", "sft")]
+    assert len(losses) == 3 and all(loss > 0 for loss in losses)
+    code, output = run(*words, f"run.folder={tmp_path / 'none'}")
+    assert code == 2 and "has no demonstrations" in output and "data.columns.solution" in output
+    assert not (tmp_path / "none").exists()

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
+from megatron_fork import guard
 from megatron_fork.cli import app
 from megatron_fork.data.overlap import RowFile, decontaminate, deduplicate, named_file
 from megatron_fork.errors import ConfigError, DataError
@@ -130,3 +131,32 @@ def test_nothing_is_written_as_python_prints_it(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.jsonl").read_text())["extra"] == str(when)
     with pytest.raises(DataError, match="what JSON cannot hold: a bytes"):
         deduplicate(RowFile(tmp_path / "bytes.parquet"), tmp_path / "out.jsonl")
+
+
+def test_the_named_columns_are_those_of_the_evaluation_set_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation rows need no answer, and a set with other columns is named by its own option."""
+    words = " ".join(f"word{number}" for number in range(20))
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(guard, "_leave", leave)
+    (tmp_path / "train.jsonl").write_text(
+        json.dumps({"q": words, "a": "1"}) + "\n" + json.dumps({"q": "else", "a": "2"})
+    )
+    (tmp_path / "same.jsonl").write_text(json.dumps({"q": words}) + "\n")
+    (tmp_path / "other.jsonl").write_text(json.dumps({"problem": words}) + "\n")
+
+    def decontaminated(*options: str) -> tuple[int, str]:
+        source, out = tmp_path / "train.jsonl", tmp_path / "out.jsonl"
+        result = CliRunner().invoke(app, ["data", "decontaminate", str(source), str(out), "--prompt", "q", *options])
+        return result.exit_code, result.output
+
+    for options in (
+        ["--against", str(tmp_path / "same.jsonl")],
+        ["--against", str(tmp_path / "other.jsonl"), "--against-prompt", "problem"],
+    ):
+        code, output = decontaminated(*options)
+        assert code == 0 and "rows 2, kept 1, removed 1" in output, output
+    code, output = decontaminated("--against", str(tmp_path / "same.jsonl"), "--answer", "a")
+    assert code == 1 and "same.jsonl line 1 has no column a" in output

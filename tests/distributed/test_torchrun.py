@@ -82,3 +82,13 @@ def test_tasks_of_slurm_are_ranks_of_one_run(command: str, one_rank: Path, tmp_p
     assert "(data 2)" in done.stdout
     (ours,), (theirs, *_) = metrics_of(tmp_path / "run", "train"), metrics_of(one_rank, "train")
     assert {key: ours[key] for key in COMPARED} == pytest.approx({key: theirs[key] for key in COMPARED}, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_mistyped_field_is_one_error_and_the_end_of_torchruns_report() -> None:
+    code, output = run("train", str(QUICKSTART), "sead=1", ranks=2, torchrun=True)
+    lines = [line.strip() for line in output.splitlines()]
+    assert code == 1, "whatever the ranks leave with, torchrun leaves with 1"
+    assert lines.count("error: sead is not a field") == 1 and lines[0] == "error: sead is not a field"
+    told = lines.index("traceback : error: sead is not a field")
+    assert lines[told + 1] == "did you mean seed?" and len(lines) - told <= 4, "who looks at the log's end sees it"
