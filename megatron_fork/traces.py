@@ -1,13 +1,18 @@
-"""A few trajectories of a step with every token's entropy and whether it carried gradient, for the report."""
+"""A few trajectories of a step with every token's entropy and whether it carried gradient, for the report.
+
+Responses that were not trained on, of groups without signal and of evaluations, have no entropy: only what engine and
+verifier said of them.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from megatron_fork.analysis import mixture
 from megatron_fork.distributed import collectives
 from megatron_fork.experience import Batch, Demonstration, Trajectory
 from megatron_fork.rewards import read_reference
@@ -50,6 +55,32 @@ def _records(share: Batch, chosen: set[int], tokenizer: PreTrainedTokenizerBase,
             "advantage": sequence.advantage,
             "finish_reason": sequence.finish_reason,
         }
+
+
+def response_records(
+    responses: Sequence[Trajectory],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    step: int,
+    count: int,
+    kind: Literal["without_signal", "evaluation"],
+) -> list[dict[str, Any]]:
+    """At most `count` responses that were not trained on, right and wrong ones, as the engine and the verifier left them."""
+    return [
+        {
+            "kind": kind,
+            "step": step,
+            "number": response.number,
+            "prompt": response.prompt.text,
+            "answer": str(read_reference(response.prompt.answer)),
+            "tokens": token_texts(tokenizer, response),
+            "logprob": list(response.rollout_logprob),
+            "reward": response.reward,
+            "reason": response.reason,
+            "finish_reason": response.finish_reason,
+        }
+        for response in mixture(responses, count, lambda response: response.reward > 0)
+    ]
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, sequence: Demonstration) -> list[str]:

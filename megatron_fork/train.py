@@ -27,8 +27,10 @@ from megatron_fork.progress import Progress
 from megatron_fork.record import (
     finish,
     is_due,
+    keep_responses,
     keep_state,
     measure,
+    note_signal,
     save_state,
     save_while_drawing,
     stop_within_step,
@@ -134,7 +136,8 @@ def one_step(
         metrics["tokens_per_second"] = sum(len(t.response) for t in drawn.trajectories) / metrics["time/step"]
         work.folder.metrics("train", step, metrics)
         work.folder.updates(step, lesson.updates)
-    if step == 1 or is_due(step, config.run.trace_every, config.train.steps):
+    has_signal = note_signal(work, progress, metrics, updates=len(lesson.updates))
+    if is_traced(progress, config, has_signal=has_signal):
         records = trace_records(
             lesson.shares,
             work.source.tokenizer,
@@ -143,10 +146,22 @@ def one_step(
             group=work.layout.data,
         )
         work.folder.traces(step, records)
+        if not lesson.shares:
+            keep_responses(work, drawn.dropped, step, "without_signal")
     if is_due(step, config.evaluation.every, config.train.steps):
         progress.after = measure(work, collector, step)
         metrics.update(progress.after)
     return metrics
+
+
+def is_traced(progress: Progress, config: RunConfig, *, has_signal: bool) -> bool:
+    """Whether trajectories of the step are kept: where that is due, and of ever fewer of the steps without signal."""
+    if not config.run.trace_every:
+        return False
+    nth = 0 if has_signal else progress.steps_without_signal
+    is_power_of_two = nth > 0 and nth & (nth - 1) == 0
+    first = progress.step == 1
+    return first or is_power_of_two or is_due(progress.step, config.run.trace_every, config.train.steps)
 
 
 def draw(work: Workplace, networks: Networks, collector: Collector, progress: Progress) -> Unfinished:
@@ -165,7 +180,9 @@ def draw(work: Workplace, networks: Networks, collector: Collector, progress: Pr
     progress.drawing = None
     warn_of_failures(work, collector, rollouts.failures, f"step {version + 1}")
     metrics = of_rollouts(rollouts, version=version)
-    return Unfinished(with_advantages(rollouts.trajectories, work.config), metrics, rollouts.prompts_drawn)
+    metrics["rollout/groups_with_signal"] = groups_with_signal(rollouts.trajectories, work.config)
+    trajectories = with_advantages(rollouts.trajectories, work.config)
+    return Unfinished(trajectories, metrics, rollouts.prompts_drawn, dropped=rollouts.dropped)
 
 
 def teach(
@@ -204,13 +221,26 @@ def with_advantages(trajectories: list[Trajectory], config: RunConfig) -> list[T
     """Reward plus overlong punishment, compared within the group of each prompt; a critic compares later, token by token."""
     if not trajectories:
         return []
-    lengths = torch.tensor([len(trajectory.response) for trajectory in trajectories])
-    rewards = torch.tensor([trajectory.reward for trajectory in trajectories])
-    rewards = rewards + objective.overlong_penalty(lengths, config.objective)
+    rewards = shaped_rewards(trajectories, config)
     groups = torch.arange(len(trajectories)) // config.rollout.samples
     critic = config.objective.advantage == "gae"
     advantages = rewards if critic else objective.group_advantages(rewards, groups, config.objective)
     return [replace(t, advantage=advantage) for t, advantage in zip(trajectories, advantages.tolist(), strict=True)]
+
+
+def shaped_rewards(trajectories: list[Trajectory], config: RunConfig) -> torch.Tensor:
+    """Rewards with the overlong punishment, `[trajectories]`."""
+    lengths = torch.tensor([len(trajectory.response) for trajectory in trajectories])
+    rewards = torch.tensor([trajectory.reward for trajectory in trajectories])
+    return rewards + objective.overlong_penalty(lengths, config.objective)
+
+
+def groups_with_signal(trajectories: list[Trajectory], config: RunConfig) -> int:
+    """Groups of which some response is better than another; a critic learns of every group."""
+    if not trajectories or config.objective.advantage == "gae":
+        return len(trajectories) // config.rollout.samples
+    rewards = shaped_rewards(trajectories, config).view(-1, config.rollout.samples)
+    return int((rewards != rewards[:, :1]).any(dim=1).sum())
 
 
 def of_rollouts(rollouts: Rollouts, *, version: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from megatron_fork.analysis.colours import LEVELS, PALETTE, EntropyScale, entrop
 from megatron_fork.analysis.headline import headlines
 from megatron_fork.analysis.run_record import RunRecord, read_run
 from megatron_fork.analysis.tokens import fork_table, visible, visible_label
-from megatron_fork.analysis.transcripts import STEPS_SHOWN, TRANSCRIPTS_SHOWN, traced_steps
+from megatron_fork.analysis.transcripts import STEPS_SHOWN, TRANSCRIPTS_SHOWN, evaluated_steps, traced_steps
 from megatron_fork.errors import RunFolderError
 
 REPORT = "report.html"
@@ -58,6 +58,7 @@ def render(record: RunRecord) -> str:
         distribution=draw_entropy_distribution(record),
         table=fork_table(traces) if traces else None,
         steps=traced_steps(record.traces, scale),
+        evaluations=evaluated_steps(record.traces, scale),
         config=visible(record.config_text),
         left_out=left_out(record),
         scale=scale,
@@ -93,12 +94,13 @@ def left_out(record: RunRecord) -> list[str]:
         )
     if metrics.not_finite:
         sentences.append(f"{metrics.not_finite:,} metrics are null, NaN or infinite and leave gaps in the curves.")
-    if len(traces.by_step) > STEPS_SHOWN:
-        sentences.append(f"Transcripts are shown of {STEPS_SHOWN} of the {len(traces.by_step):,} traced steps.")
-    longer = sum(len(found) > TRANSCRIPTS_SHOWN for found in traces.by_step.values())
+    steps = {**traces.by_step, **traces.without_signal}
+    if len(steps) > STEPS_SHOWN:
+        sentences.append(f"Transcripts are shown of {STEPS_SHOWN} of the {len(steps):,} traced steps.")
+    longer = sum(len(found) > TRANSCRIPTS_SHOWN for found in steps.values())
     if longer:
         sentences.append(
-            f"Of each traced step the first {TRANSCRIPTS_SHOWN} transcripts are shown; {longer:,} steps have more. "
-            "The distribution and the token table count all of them."
+            f"Of each traced step {TRANSCRIPTS_SHOWN} transcripts are shown, right and wrong ones; {longer:,} steps have more. "
+            "The distribution and the token table count all that were trained on."
         )
     return sentences
