@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from megatron_fork import convert_commands, data_commands
-from megatron_fork.guard import Debug, guarded
+from megatron_fork.guard import Debug, guarded, stops_at_once
 from megatron_fork.version import __version__
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -81,6 +81,7 @@ def version() -> None:
 
 def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, print_config: bool, debug: bool) -> None:
     def work() -> None:
+        stops_at_once()
         # Imported late: torch and megatron take seconds, and `--help` should not.
         from megatron_fork.console import Display, quiet_libraries
 

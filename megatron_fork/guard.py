@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 from typing import Annotated
 
 import typer
 
-from megatron_fork.errors import LayoutError, MegatronForkError
+from megatron_fork.errors import Interrupted, LayoutError, MegatronForkError, Preempted
 from megatron_fork.launcher import launch
 
+_NOTHING_YET = "interrupted before there was anything to save"
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
@@ -25,8 +29,25 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
         _explain(error, debug=debug)
         _leave(error.exit_code)
     except KeyboardInterrupt:
-        _explain(MegatronForkError("interrupted before there was anything to save"), debug=debug)
+        _explain(Interrupted(_NOTHING_YET), debug=debug)
         _leave(130)
+
+
+def stops_at_once() -> None:
+    """Until a run listens itself, a signal ends it with the exit code that a saved run has.
+
+    No exception: the libraries that are imported meanwhile catch what they can.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` leaves it
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    kind = Interrupted if number == signal.SIGINT else Preempted
+    with suppress(RuntimeError, OSError):  # in the middle of a write, or the terminal is gone
+        _explain(kind(_NOTHING_YET), debug=False)
+    _leave(kind.exit_code)
 
 
 def _explain(error: MegatronForkError, *, debug: bool) -> None:

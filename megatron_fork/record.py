@@ -28,7 +28,9 @@ def is_due(step: int, every: int, last: int) -> bool:
 def measure(work: Workplace, collector: Collector, step: int) -> dict[str, float]:
     """Evaluate the engine's weights on the held-out prompts and write the result down."""
     began = time.perf_counter()
-    result: Evaluation = evaluate(collector, work.source.held_out, work.config.evaluation)
+    result: Evaluation = evaluate(
+        collector, work.source.held_out, work.config.evaluation, should_stop=work.stop.is_asked
+    )
     warn_of_failures(work, collector, result.failures, f"the evaluation after step {step}")
     metrics = {
         "pass_rate": result.pass_rate,

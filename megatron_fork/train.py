@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,19 +64,20 @@ def train(config: RunConfig, display: Display) -> Path:
         synchronise(work, policy, engine, progress.step)
         if progress.before is None:
             progress.before = measure(work, collector, 0)
-        with display.stage("train", config.train.steps, done=progress.step) as stage:
+        with work.stop.remembered(), display.stage("train", config.train.steps, done=progress.step) as stage:
+            with saved_where_it_breaks_off(work, networks, progress):
+                evaluate_what_is_owed(work, collector, progress)
             while progress.step < config.train.steps:
-                try:
+                if work.asked_to_stop():  # since the last step was saved, or before there was any
+                    keep_state(work, networks, progress, stop=True)
+                with saved_where_it_breaks_off(work, networks, progress):
                     metrics = one_step(work, networks, engine, collector, learner, progress, begun)
-                except RolloutError:
-                    save_state(work, networks, progress)
-                    work.checkpoints.wait()
-                    raise
                 begun = None
                 progress.seconds = time.monotonic() - started
                 stage.advance(metrics)
                 keep_state(work, networks, progress, stop=work.asked_to_stop())
-        write_model(work, policy, work.folder.path / "model")
+        with work.stop.remembered():
+            write_model(work, policy, work.folder.path / "model")
         finish(work, progress, parameters=engine.parameters, seconds=time.monotonic() - started)
         return work.folder.path
 
@@ -128,6 +129,7 @@ def one_step(
     # The step is done, whatever becomes of the servers now: a run that ends here must not take it again.
     progress.step, progress.prompts_drawn = step, progress.prompts_drawn + drawn.prompts_drawn
     progress.under_way = under_way
+    progress.owes_evaluation = is_due(step, config.evaluation.every, config.train.steps)
     try:
         synchronise(work, networks.policy, engine, step)
     finally:
@@ -148,10 +150,29 @@ def one_step(
         work.folder.traces(step, records)
         if not lesson.shares:
             keep_responses(work, drawn.dropped, step, "without_signal")
-    if is_due(step, config.evaluation.every, config.train.steps):
-        progress.after = measure(work, collector, step)
-        metrics.update(progress.after)
-    return metrics
+    return {**metrics, **evaluate_what_is_owed(work, collector, progress)}
+
+
+def evaluate_what_is_owed(work: Workplace, collector: Collector, progress: Progress) -> dict[str, float]:
+    """The evaluation after the last step, where it is due and was not done yet."""
+    if not progress.owes_evaluation:
+        return {}
+    progress.after = measure(work, collector, progress.step)
+    progress.owes_evaluation = False
+    return progress.after
+
+
+@contextmanager
+def saved_where_it_breaks_off(work: Workplace, networks: Networks, progress: Progress) -> Iterator[None]:
+    """Where the engine fails, or gives up since the run is to stop, the last whole step is saved first."""
+    try:
+        yield
+    except RolloutError as error:
+        save_state(work, networks, progress)
+        work.checkpoints.wait()
+        if work.asked_to_stop():
+            raise work.interrupted(f"stopped after step {progress.step} of {work.config.train.steps}") from error
+        raise
 
 
 def is_traced(progress: Progress, config: RunConfig, *, has_signal: bool) -> bool:

@@ -169,9 +169,18 @@ class Collector:
         return reward / max(1, groups * self.config.samples)
 
     def sample(
-        self, prompts: Sequence[Prompt], samples: int, *, first_draw: int, greedy: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        *,
+        first_draw: int,
+        greedy: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> list[Trajectory]:
-        """`samples` scored responses to each prompt, in order; `first_draw` seeds them."""
+        """`samples` scored responses to each prompt, in order; `first_draw` seeds them.
+
+        Where a rank that draws `should_stop`, there are fewer.
+        """
         requests = [
             request_for(
                 prompt,
@@ -191,6 +200,10 @@ class Collector:
                 answers.append((completion, prompt))
                 texts.append(text_of(self.source.tokenizer, completion.tokens))
                 scoring.submit(texts[-1], prompt.answer)
+                if should_stop():
+                    self.engine.abort()
+                    self.engine.unfinished()  # what was aborted is asked for again by whoever goes on
+                    break
             scores = scoring.results()
         mine = [
             trajectory_of(completion, prompt, text, score)
