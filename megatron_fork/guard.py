@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Annotated
 
@@ -40,10 +41,12 @@ def stops_at_once() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` leaves it
-            signal.signal(number, _stop)
+            signal.signal(number, partial(_stop, os.getpid()))
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(process: int, number: int, frame: FrameType | None) -> None:
+    if os.getpid() != process:  # a fork, to which Ctrl-C comes too
+        os._exit(1)
     kind = Interrupted if number == signal.SIGINT else Preempted
     with suppress(RuntimeError, OSError):  # in the middle of a write, or the terminal is gone
         _explain(kind(_NOTHING_YET), debug=False)

@@ -40,6 +40,7 @@ class StopRequest:
         self._raises = False
 
     def __enter__(self) -> StopRequest:
+        self._process = os.getpid()
         self._on_terminal = [number for number in (1, 2) if os.isatty(number)]
         heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
         self._previous = {number: signal.signal(number, self._remember) for number in heard}
@@ -55,12 +56,13 @@ class StopRequest:
         if number == signal.SIGHUP:
             self._leave_terminal()
         now = time.monotonic()
-        if self.received is None:
+        if self._raises and os.getpid() != self._process:  # a fork, to which Ctrl-C comes too: it has nothing to say
+            _end_by(number)
+        elif self.received is None:
             self.received, self._first = number, now
             self._raise_if_asked()
         elif now - self._first > _SAME_REQUEST_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+            _end_by(number)
 
     def _leave_terminal(self) -> None:
         """Writing to a terminal that is gone fails, and the run is still to be saved."""
@@ -106,3 +108,8 @@ class StopRequest:
         agreed = int(collectives.all_reduce_max(number, world))
         self.by_user = agreed in (0, signal.SIGINT)
         return agreed != 0
+
+
+def _end_by(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
