@@ -54,11 +54,11 @@ def test_a_step_with_updates_of_regularizers_alone_is_said(tmp_path: Path) -> No
 
 
 def test_a_run_with_signal_warns_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "judges_length.py").write_text("def judge(response, answer):\n    return len(response) % 2\n")
     folder = tmp_path / "run"
-    code, output = run(
-        "train", str(QUICKSTART), *TINY, "sft.steps=200", "train.steps=1", "rollout.dynamic_sampling=true",
-        "rollout.samples=16", f"run.folder={folder}",
-    )  # fmt: skip
+    words = (str(QUICKSTART), *WORDS, "train.steps=1", "rewards.kind=judges_length:judge", f"run.folder={folder}")
+    code, output = finish(start("train", *words, cwd=tmp_path))
     assert code == 0 and "warning" not in output and "groups had signal" not in output, output
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps_without_signal"] == 0 and summary["updates"] > 0 and summary["tokens_per_second"] > 0
+    assert not list((folder / "traces").glob("*2.jsonl"))
