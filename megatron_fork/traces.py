@@ -7,6 +7,7 @@ verifier said of them.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -84,10 +85,40 @@ def response_records(
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, sequence: Demonstration) -> list[str]:
-    """What each response token adds to the text, with the space that some tokenizers put between two tokens."""
+    """What each response token adds to the text, with the space that some tokenizers put between two tokens.
+
+    Bytes of a token that are no text by themselves, as a part of a character, stay what they are: as surrogates, the way of
+    Python's `surrogateescape`.
+    """
     before = [sequence.prompt.tokens[-1], *sequence.response[:-1]]
     texts = []
     for previous, token in zip(before, sequence.response, strict=True):
         left, both = tokenizer.decode([previous]), tokenizer.decode([previous, token])
-        texts.append(both[len(left) :] if both.startswith(left) else tokenizer.decode([token]))
+        text = both[len(left) :] if both.startswith(left) else tokenizer.decode([token])
+        texts.append(_with_bytes(tokenizer, token) or text if _NO_TEXT in text else text)
     return texts
+
+
+def _with_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> str | None:
+    """The text of a token with the bytes that are none; None where the tokenizer's vocabulary does not tell its bytes."""
+    piece = str(tokenizer.convert_ids_to_tokens(token))
+    if named := _NAMED_BYTE.fullmatch(piece):
+        whole = bytes([int(named[1], 16)])
+    elif set(piece) <= _BYTES.keys():
+        whole = bytes(_BYTES[letter] for letter in piece)
+    else:
+        return None
+    return whole.decode(errors="surrogateescape")
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters by which byte-level vocabularies write bytes: printable ones as they are, the others from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+# As SentencePiece writes a byte that it has no piece for.
+_NAMED_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_NO_TEXT = "\ufffd"

@@ -48,7 +48,8 @@ def draw_pass_rate(record: RunRecord, size: Size) -> Drawing | None:
             capsize=3,
             linewidth=1.8,
         )
-    axes.set_ylim(bottom=0)
+    highest = max(float(numpy.nanmax(series.values)) for series in (rollouts, held_out, greedy) if series)
+    axes.set_ylim(bottom=0, top=None if highest > 0 else 1)
     round_ticks(axes.yaxis, unit="%")
     return finished(figure)
 

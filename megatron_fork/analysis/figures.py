@@ -58,7 +58,8 @@ def draw_lines(
     for name, series in drawn.items():
         draw_line(axes, series, lines[name])
     if from_zero:
-        axes.set_ylim(bottom=0)
+        highest = max(float(numpy.nanmax(series.values)) for series in drawn.values())
+        axes.set_ylim(bottom=0, top=None if highest > 0 else 1)
     round_ticks(axes.yaxis, unit=unit, whole=whole)
     return finished(figure)
 

@@ -10,6 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from megatron_fork.analysis.charts import draw_curves, draw_entropy_distribution
 from megatron_fork.analysis.colours import LEVELS, PALETTE, EntropyScale, entropy_colours, entropy_scale
 from megatron_fork.analysis.headline import headlines
+from megatron_fork.analysis.origin import facts
+from megatron_fork.analysis.outcome import signal
 from megatron_fork.analysis.run_record import RunRecord, read_run
 from megatron_fork.analysis.tokens import fork_table, visible, visible_label
 from megatron_fork.analysis.transcripts import STEPS_SHOWN, TRANSCRIPTS_SHOWN, evaluated_steps, traced_steps
@@ -54,6 +56,8 @@ def render(record: RunRecord) -> str:
         status=status(record),
         finished=record.finished,
         headlines=headlines(record),
+        facts=facts(record),
+        warning=warning(record),
         curves=draw_curves(record),
         distribution=draw_entropy_distribution(record),
         table=fork_table(traces) if traces else None,
@@ -73,6 +77,18 @@ def status(record: RunRecord) -> str:
     if record.finished:
         return "finished"
     return f"unfinished, {record.metrics.last_step('train'):,} RL steps so far"
+
+
+def warning(record: RunRecord) -> str:
+    """Return what the reader should know before anything else; empty where every step could learn."""
+    steps = record.metrics.stages["train"]
+    without = sum(signal(step) == 0 for step in steps.values())
+    if not without:
+        return ""
+    return (
+        f"In {without:,} of {len(steps):,} steps no group of responses had signal: in each, all were right or all were wrong, "
+        "and there was nothing to learn from. The transcripts below show some of them, with what the verifier said."
+    )
 
 
 def legend(scale: EntropyScale) -> list[str]:

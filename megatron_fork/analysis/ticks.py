@@ -13,7 +13,7 @@ LADDER = (1, 2, 5, 10)
 
 def round_ticks(axis: Axis, *, most: int = 5, whole: bool = False, unit: str = "") -> None:
     """Set ticks on a linear axis, at most so many steps between them; `unit` "%" takes shares of 1."""
-    axis.set_major_locator(MaxNLocator(nbins=most, steps=LADDER, integer=whole, min_n_ticks=2))
+    axis.set_major_locator(MaxNLocator(nbins=most, steps=LADDER, integer=whole, min_n_ticks=1 if whole else 2))
     axis.set_major_formatter(FuncFormatter(lambda value, _: share_text(value) if unit == "%" else number_text(value)))
 
 
