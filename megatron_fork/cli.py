@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from megatron_fork import convert_commands, data_commands
-from megatron_fork.guard import Debug, guarded
+from megatron_fork.guard import Debug, guarded, stops_at_once
 from megatron_fork.version import __version__
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -100,6 +100,7 @@ def of_every_command(
 
 def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, print_config: bool, debug: bool) -> None:
     def work() -> None:
+        stops_at_once()
         # Torch and megatron take seconds to import: whoever mistyped a field, or only asks, does not wait for them.
         from megatron_fork.config import load_config
 

@@ -46,6 +46,10 @@ class RolloutError(MegatronForkError):
     """An engine that failed, or whose log-probs are not the policy's."""
 
 
+class RolloutStopped(RolloutError):
+    """Drawing, or a wait for servers, was given up because the run is to stop."""
+
+
 class StatisticsError(MegatronForkError):
     """Logits, targets or vocabulary shards that have no log-prob or entropy."""
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 
-from megatron_fork.errors import LayoutError, MegatronForkError
+from megatron_fork.errors import Interrupted, LayoutError, MegatronForkError, Preempted
 from megatron_fork.launcher import launch
 from megatron_fork.masking import masked
 
+_NOTHING_YET = "interrupted before there was anything to save"
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
@@ -30,8 +34,27 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
         _explain(error, debug=debug)
         _leave(error.exit_code)
     except KeyboardInterrupt:
-        _explain(MegatronForkError("interrupted before there was anything to save"), debug=debug)
+        _explain(Interrupted(_NOTHING_YET), debug=debug)
         _leave(130)
+
+
+def stops_at_once() -> None:
+    """Until a run listens itself, a signal ends it with the exit code that a saved run has.
+
+    No exception: the libraries that are imported meanwhile catch what they can.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` leaves it
+            signal.signal(number, partial(_stop, os.getpid()))
+
+
+def _stop(process: int, number: int, frame: FrameType | None) -> None:
+    if os.getpid() != process:  # a fork, to which Ctrl-C comes too
+        os._exit(1)
+    kind = Interrupted if number == signal.SIGINT else Preempted
+    with suppress(RuntimeError, OSError):  # in the middle of a write, or the terminal is gone
+        _explain(kind(_NOTHING_YET), debug=False)
+    _leave(kind.exit_code)
 
 
 def _explain(error: MegatronForkError, *, debug: bool) -> None:
@@ -60,7 +83,7 @@ def _tell_torchrun(error: MegatronForkError) -> None:
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not file:
         return
-    lines = f"error: {error.message}" + (f"\n{error.hint}" if error.hint else "")
+    lines = masked(f"error: {error.message}" + (f"\n{error.hint}" if error.hint else ""))
     record = {"message": lines, "extraInfo": {"py_callstack": lines, "timestamp": str(int(time.time()))}}
     with suppress(OSError):
         Path(file).write_text(json.dumps({"message": record}), encoding="utf-8")

@@ -1,5 +1,7 @@
 """Ctrl-C and the scheduler's signals: the first asks the run to save and stop, the second stops it at once.
 
+Where there is nothing to save, as while weights are loaded or before the first step, the first stops it too.
+
 Slurm sends SIGTERM before it takes a job's machines away, and what `--signal` names, by habit SIGUSR1, before the time is up.
 SIGHUP comes when the terminal goes away, as with an SSH session; what is printed afterwards goes nowhere. A run under `nohup`,
 which ignores it, goes on.
@@ -10,6 +12,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 import torch
@@ -21,6 +25,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _SAME_REQUEST_SECONDS = 1.0
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """Raised out of whatever the process was at when the signal came; no `Exception`, which libraries catch."""
+
+
 class StopRequest:
     """Within this context the first signal is remembered; all ranks learn of it at the next `agreed`."""
 
@@ -29,8 +37,10 @@ class StopRequest:
         self.by_user = True
         """Whether it was Ctrl-C that all ranks agreed on, and not the scheduler."""
         self._first = 0.0
+        self._raises = False
 
     def __enter__(self) -> StopRequest:
+        self._process = os.getpid()
         self._on_terminal = [number for number in (1, 2) if os.isatty(number)]
         heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
         self._previous = {number: signal.signal(number, self._remember) for number in heard}
@@ -46,11 +56,13 @@ class StopRequest:
         if number == signal.SIGHUP:
             self._leave_terminal()
         now = time.monotonic()
-        if self.received is None:
+        if self._raises and os.getpid() != self._process:  # a fork, to which Ctrl-C comes too: it has nothing to say
+            _end_by(number)
+        elif self.received is None:
             self.received, self._first = number, now
+            self._raise_if_asked()
         elif now - self._first > _SAME_REQUEST_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+            _end_by(number)
 
     def _leave_terminal(self) -> None:
         """Writing to a terminal that is gone fails, and the run is still to be saved."""
@@ -58,6 +70,33 @@ class StopRequest:
         for number in self._on_terminal:
             os.dup2(nowhere, number)
         os.close(nowhere)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Nothing is to be saved in this context: a signal raises `StoppedAtOnce`."""
+        with self._raising(True):
+            yield
+
+    @contextmanager
+    def remembered(self) -> Iterator[None]:
+        """What is done in this context is to be saved: a signal waits for the next question, or for its end."""
+        with self._raising(False):
+            yield
+
+    @contextmanager
+    def _raising(self, raises: bool) -> Iterator[None]:
+        before, self._raises = self._raises, raises
+        try:
+            self._raise_if_asked()
+            yield
+        finally:
+            self._raises = before
+        self._raise_if_asked()
+
+    def _raise_if_asked(self) -> None:
+        if self._raises and self.received is not None:
+            self.by_user = self.received == signal.SIGINT
+            raise StoppedAtOnce
 
     def is_asked(self) -> bool:
         """Whether this rank was; the others may not know yet."""
@@ -69,3 +108,8 @@ class StopRequest:
         agreed = int(collectives.all_reduce_max(number, world))
         self.by_user = agreed in (0, signal.SIGINT)
         return agreed != 0
+
+
+def _end_by(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)

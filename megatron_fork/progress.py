@@ -33,6 +33,9 @@ class Progress:
     """Groups that were begun and not trained on, on the first rank; not part of `record`."""
     drawing: dict[str, Any] | None = None
     """The tally of the step after `step`, where the run was stopped while it was drawn."""
+    steps_without_signal: int = 0
+    owes_evaluation: bool = False
+    """The evaluation after `step` is due, and the run was stopped before it was done."""
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint's manifest keeps."""
@@ -47,6 +50,8 @@ class Progress:
         check = _Checked(where)
         for name in ("step", "prompts_drawn"):
             check.count(f"progress.{name}", record.get(name))
+        check.count("progress.steps_without_signal", record.get("steps_without_signal", 0))
+        check.flag("progress.owes_evaluation", record.get("owes_evaluation", False))
         check.size("progress.seconds", record.get("seconds", 0.0))
         for name in ("before", "after"):
             if record.get(name) is not None:
@@ -74,6 +79,10 @@ class _Checked:
     def count(self, name: str, value: Any) -> None:
         if type(value) is not int or not 0 <= value <= _MOST:
             self.refuse(name, value, "count")
+
+    def flag(self, name: str, value: Any) -> None:
+        if not isinstance(value, bool):
+            self.refuse(name, value, "true or false")
 
     def size(self, name: str, value: Any) -> None:
         if not _is_number(value) or not 0.0 <= value <= _MOST:

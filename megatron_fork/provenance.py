@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
+from megatron_fork.masking import masked
 from megatron_fork.recipe_text import write_yaml
 from megatron_fork.version import __version__
-from megatron_fork.wording import masked
 
 _PACKAGES = ("torch", "megatron-core", "transformers", "transformer-engine", "vllm")
 _PROJECT = Path(__file__).parent.parent

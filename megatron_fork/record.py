@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
-from megatron_fork.analysis import write_report
+from megatron_fork.analysis import Outcome, read_outcome, write_report
 from megatron_fork.evaluation import Evaluation, evaluate
+from megatron_fork.experience import Trajectory
 from megatron_fork.policy import Lesson, Networks
 from megatron_fork.progress import Progress
 from megatron_fork.provenance import provenance
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
+from megatron_fork.traces import response_records
 from megatron_fork.unfinished import Unfinished, write_groups
 from megatron_fork.workplace import Workplace
 
@@ -25,7 +28,10 @@ def is_due(step: int, every: int, last: int) -> bool:
 
 def measure(work: Workplace, collector: Collector, step: int) -> dict[str, float]:
     """Evaluate the engine's weights on the held-out prompts and write the result down."""
-    result: Evaluation = evaluate(collector, work.source.held_out, work.config.evaluation)
+    began = time.perf_counter()
+    result: Evaluation = evaluate(
+        collector, work.source.held_out, work.config.evaluation, should_stop=work.stop.is_asked
+    )
     warn_of_failures(work, collector, result.failures, f"the evaluation after step {step}")
     metrics = {
         "pass_rate": result.pass_rate,
@@ -34,8 +40,34 @@ def measure(work: Workplace, collector: Collector, step: int) -> dict[str, float
         "response_tokens": result.response_tokens,
         **result.failures.metrics(),
     }
-    work.folder.metrics("evaluation", step, metrics)
+    work.folder.metrics("evaluation", step, {**metrics, "time/evaluation": time.perf_counter() - began})
+    keep_responses(work, result.trajectories, step, "evaluation")
     return metrics
+
+
+def keep_responses(
+    work: Workplace, responses: list[Trajectory], step: int, kind: Literal["without_signal", "evaluation"]
+) -> None:
+    """Write a few responses that are not trained on beside the traces, with what the verifier said of them."""
+    run = work.config.run
+    if work.folder.writes and run.trace_every:
+        records = response_records(responses, work.source.tokenizer, step=step, count=run.trace_trajectories, kind=kind)
+        work.folder.traces(step, records, of="evaluation" if kind == "evaluation" else "step")
+
+
+def note_signal(work: Workplace, progress: Progress, metrics: dict[str, float], *, updates: int) -> bool:
+    """Whether any group of the step had signal; count the step, and say it, where none had."""
+    # Of a step that an earlier version began it is not known.
+    if metrics.get("rollout/groups_with_signal", 1) > 0:
+        return True
+    progress.steps_without_signal += 1
+    rate = metrics["rollout/pass_rate"]
+    alike = {0.0: ": every response was wrong", 1.0: ": every response was right"}.get(rate, "")
+    made = "no update" if not updates else f"its {updates} updates had no advantages"
+    work.display.say(
+        f"step {progress.step}: 0 of {metrics['rollout/groups_sampled']:.0f} groups had signal{alike}; {made}"
+    )
+    return False
 
 
 def warn_of_failures(work: Workplace, collector: Collector, failures: Failures, where: str) -> None:
@@ -94,7 +126,10 @@ def save_state(work: Workplace, networks: Networks, progress: Progress) -> None:
 
 def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: float) -> None:
     """summary.json and the report, with what was before and after."""
+    if not work.folder.writes:
+        return
     before, after = progress.before or {}, progress.after or progress.before or {}
+    outcome = read_outcome(work.folder.path)
     summary: dict[str, Any] = {
         **{f"{name}_before": before[name] for name in ("pass_rate", "greedy")},
         **{f"{name}_after": after[name] for name in ("pass_rate", "greedy")},
@@ -106,15 +141,31 @@ def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: flo
         "world_size": work.layout.world.size(),
         "layout": str(work.layout),
         "wall_seconds": seconds,
+        **asdict(outcome),
         "provenance": provenance(str(work.layout)) if work.folder.writes else {},
     }
+    summary["seconds"]["other"] = max(0.0, seconds - sum(outcome.seconds.values()))
     work.folder.summary(summary)
-    if not work.folder.writes:
-        return
     report = write_report(work.folder.path)
     work.display.say(
         f"pass rate {before['pass_rate']:.3f} +- {before['pass_rate_se']:.3f} -> "
         f"{after['pass_rate']:.3f} +- {after['pass_rate_se']:.3f}   "
         f"greedy {before['greedy']:.3f} -> {after['greedy']:.3f}   {seconds:.0f} s"
     )
+    warn_without_signal(work, outcome)
     work.display.say(f"report {report}")
+
+
+def warn_without_signal(work: Workplace, outcome: Outcome) -> None:
+    """At the end of the run, where steps had nothing to learn from."""
+    if not outcome.steps_without_signal:
+        return
+    unchanged = " and made no update: the model is the one that it began with" if not outcome.updates else ""
+    work.display.say(
+        f"warning: {outcome.steps_without_signal} of {outcome.steps} steps had no group with signal{unchanged}"
+    )
+    work.display.say(
+        f"  responses and the verifier's reasons are in {work.folder.path / 'traces'} and the report; where all are wrong, "
+        "look at the verifier, the answer format and rollout.max_response_tokens, or take easier prompts; where all are "
+        "right, harder ones"
+    )

@@ -12,10 +12,11 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from megatron_fork.errors import RunFolderError
-from megatron_fork.wording import masked, way_out
+from megatron_fork.masking import masked
+from megatron_fork.wording import way_out
 
 
 @contextmanager
@@ -97,11 +98,11 @@ class RunFolder:
             for number, update in enumerate(values):
                 self._append(self.path / "updates.jsonl", {"step": step, "update": number, **update})
 
-    def traces(self, step: int, records: list[dict[str, Any]]) -> None:
-        """Write the traced trajectories of a step."""
+    def traces(self, step: int, records: list[dict[str, Any]], *, of: Literal["step", "evaluation"] = "step") -> None:
+        """Write the traced trajectories of a step, or of the evaluation after it."""
         if self.writes and records:
             lines = [json.dumps(_finite(record)) for record in records]
-            write_atomically(self.path / "traces" / f"step-{step:06d}.jsonl", "\n".join(lines) + "\n")
+            write_atomically(self.path / "traces" / f"{of}-{step:06d}.jsonl", "\n".join(lines) + "\n")
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Write summary.json: the run has finished."""
@@ -126,7 +127,7 @@ class RunFolder:
                 write_atomically(file, "".join(kept))
         with writing_to(self.path):
             (self.path / "summary.json").unlink(missing_ok=True)  # it says that the run has finished
-            for trace in (self.path / "traces").glob("step-*.jsonl"):
+            for trace in (self.path / "traces").glob("*-*.jsonl"):
                 if after is not None and not _step_of(trace) <= after:
                     trace.unlink()
 
@@ -152,7 +153,7 @@ def _stands(line: str, last: Mapping[str, int | None]) -> bool:
 
 
 def _step_of(trace: Path) -> float:
-    number = trace.stem.removeprefix("step-")
+    number = trace.stem.removeprefix("step-").removeprefix("evaluation-")
     return int(number) if number.isdecimal() else math.inf
 
 

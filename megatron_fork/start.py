@@ -97,21 +97,22 @@ def warm_start(work: Workplace) -> Policy:
         checkpoint.load_training_state(saved, {"policy": policy})
     first = saved.progress["step"] if saved else 0
     work.folder.forget(warm_start_after=first)
-    done = fine_tune(
-        policy,
-        work.source,
-        work.config.sft,
-        work.folder,
-        work.display,
-        seed=work.config.seed,
-        first=first,
-        should_stop=work.asked_to_stop,
-    )
-    if done < work.config.sft.steps:
-        state.save(done, {"policy": policy}, {"step": done})
-        state.wait()
-        raise work.interrupted(f"stopped after step {done} of {work.config.sft.steps} of the warm start")
-    write_model(work, policy, work.warm_start)
+    with work.stop.remembered():
+        done = fine_tune(
+            policy,
+            work.source,
+            work.config.sft,
+            work.folder,
+            work.display,
+            seed=work.config.seed,
+            first=first,
+            should_stop=work.asked_to_stop,
+        )
+        if done < work.config.sft.steps:
+            state.save(done, {"policy": policy}, {"step": done})
+            state.wait()
+            raise work.interrupted(f"stopped after step {done} of {work.config.sft.steps} of the warm start")
+        write_model(work, policy, work.warm_start)
     return policy
 
 
@@ -141,6 +142,8 @@ def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) ->
             folder=work.folder.path / "engine_weights",
             world=world,
             save=save,
+            should_stop=work.stop.is_asked,
+            say=work.display.say,
         )
     is_embedded = config.engine == "embedded"
     engine: Engine = _build_embedded(work) if is_embedded else _build_colocated(work)

@@ -1,13 +1,19 @@
-"""A few trajectories of a step with every token's entropy and whether it carried gradient, for the report."""
+"""A few trajectories of a step with every token's entropy and whether it carried gradient, for the report.
+
+Responses that were not trained on, of groups without signal and of evaluations, have no entropy: only what engine and
+verifier said of them.
+"""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from megatron_fork.analysis import mixture
 from megatron_fork.distributed import collectives
 from megatron_fork.experience import Batch, Demonstration, Trajectory
 from megatron_fork.rewards import read_reference
@@ -52,11 +58,67 @@ def _records(share: Batch, chosen: set[int], tokenizer: PreTrainedTokenizerBase,
         }
 
 
+def response_records(
+    responses: Sequence[Trajectory],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    step: int,
+    count: int,
+    kind: Literal["without_signal", "evaluation"],
+) -> list[dict[str, Any]]:
+    """At most `count` responses that were not trained on, right and wrong ones, as the engine and the verifier left them."""
+    return [
+        {
+            "kind": kind,
+            "step": step,
+            "number": response.number,
+            "prompt": response.prompt.text,
+            "answer": str(read_reference(response.prompt.answer)),
+            "tokens": token_texts(tokenizer, response),
+            "logprob": list(response.rollout_logprob),
+            "reward": response.reward,
+            "reason": response.reason,
+            "finish_reason": response.finish_reason,
+        }
+        for response in mixture(responses, count, lambda response: response.reward > 0)
+    ]
+
+
 def token_texts(tokenizer: PreTrainedTokenizerBase, sequence: Demonstration) -> list[str]:
-    """What each response token adds to the text, with the space that some tokenizers put between two tokens."""
+    """What each response token adds to the text, with the space that some tokenizers put between two tokens.
+
+    Bytes of a token that are no text by themselves, as a part of a character, stay what they are: as surrogates, the way of
+    Python's `surrogateescape`.
+    """
     before = [sequence.prompt.tokens[-1], *sequence.response[:-1]]
     texts = []
     for previous, token in zip(before, sequence.response, strict=True):
         left, both = tokenizer.decode([previous]), tokenizer.decode([previous, token])
-        texts.append(both[len(left) :] if both.startswith(left) else tokenizer.decode([token]))
+        text = both[len(left) :] if both.startswith(left) else tokenizer.decode([token])
+        texts.append(_with_bytes(tokenizer, token) or text if _NO_TEXT in text else text)
     return texts
+
+
+def _with_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> str | None:
+    """The text of a token with the bytes that are none; None where the tokenizer's vocabulary does not tell its bytes."""
+    piece = str(tokenizer.convert_ids_to_tokens(token))
+    if named := _NAMED_BYTE.fullmatch(piece):
+        whole = bytes([int(named[1], 16)])
+    elif set(piece) <= _BYTES.keys():
+        whole = bytes(_BYTES[letter] for letter in piece)
+    else:
+        return None
+    return whole.decode(errors="surrogateescape")
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters by which byte-level vocabularies write bytes: printable ones as they are, the others from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+# As SentencePiece writes a byte that it has no piece for.
+_NAMED_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_NO_TEXT = "\ufffd"

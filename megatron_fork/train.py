@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +27,10 @@ from megatron_fork.progress import Progress
 from megatron_fork.record import (
     finish,
     is_due,
+    keep_responses,
     keep_state,
     measure,
+    note_signal,
     save_state,
     save_while_drawing,
     stop_within_step,
@@ -62,19 +64,20 @@ def train(config: RunConfig, display: Display) -> Path:
         synchronise(work, policy, engine, progress.step)
         if progress.before is None:
             progress.before = measure(work, collector, 0)
-        with display.stage("train", config.train.steps, done=progress.step) as stage:
+        with work.stop.remembered(), display.stage("train", config.train.steps, done=progress.step) as stage:
+            with saved_where_it_breaks_off(work, networks, progress):
+                evaluate_what_is_owed(work, collector, progress)
             while progress.step < config.train.steps:
-                try:
+                if work.asked_to_stop():  # since the last step was saved, or before there was any
+                    keep_state(work, networks, progress, stop=True)
+                with saved_where_it_breaks_off(work, networks, progress):
                     metrics = one_step(work, networks, engine, collector, learner, progress, begun)
-                except RolloutError:
-                    save_state(work, networks, progress)
-                    work.checkpoints.wait()
-                    raise
                 begun = None
                 progress.seconds = time.monotonic() - started
                 stage.advance(metrics)
                 keep_state(work, networks, progress, stop=work.asked_to_stop())
-        write_model(work, policy, work.folder.path / "model")
+        with work.stop.remembered():
+            write_model(work, policy, work.folder.path / "model")
         finish(work, progress, parameters=engine.parameters, seconds=time.monotonic() - started)
         return work.folder.path
 
@@ -126,6 +129,7 @@ def one_step(
     # The step is done, whatever becomes of the servers now: a run that ends here must not take it again.
     progress.step, progress.prompts_drawn = step, progress.prompts_drawn + drawn.prompts_drawn
     progress.under_way = under_way
+    progress.owes_evaluation = is_due(step, config.evaluation.every, config.train.steps)
     try:
         synchronise(work, networks.policy, engine, step)
     finally:
@@ -134,7 +138,8 @@ def one_step(
         metrics["tokens_per_second"] = sum(len(t.response) for t in drawn.trajectories) / metrics["time/step"]
         work.folder.metrics("train", step, metrics)
         work.folder.updates(step, lesson.updates)
-    if step == 1 or is_due(step, config.run.trace_every, config.train.steps):
+    has_signal = note_signal(work, progress, metrics, updates=len(lesson.updates))
+    if is_traced(progress, config, has_signal=has_signal):
         records = trace_records(
             lesson.shares,
             work.source.tokenizer,
@@ -143,10 +148,41 @@ def one_step(
             group=work.layout.data,
         )
         work.folder.traces(step, records)
-    if is_due(step, config.evaluation.every, config.train.steps):
-        progress.after = measure(work, collector, step)
-        metrics.update(progress.after)
-    return metrics
+        if not lesson.shares:
+            keep_responses(work, drawn.dropped, step, "without_signal")
+    return {**metrics, **evaluate_what_is_owed(work, collector, progress)}
+
+
+def evaluate_what_is_owed(work: Workplace, collector: Collector, progress: Progress) -> dict[str, float]:
+    """The evaluation after the last step, where it is due and was not done yet."""
+    if not progress.owes_evaluation:
+        return {}
+    progress.after = measure(work, collector, progress.step)
+    progress.owes_evaluation = False
+    return progress.after
+
+
+@contextmanager
+def saved_where_it_breaks_off(work: Workplace, networks: Networks, progress: Progress) -> Iterator[None]:
+    """Where the engine fails, or gives up since the run is to stop, the last whole step is saved first."""
+    try:
+        yield
+    except RolloutError as error:
+        save_state(work, networks, progress)
+        work.checkpoints.wait()
+        if work.asked_to_stop():
+            raise work.interrupted(f"stopped after step {progress.step} of {work.config.train.steps}") from error
+        raise
+
+
+def is_traced(progress: Progress, config: RunConfig, *, has_signal: bool) -> bool:
+    """Whether trajectories of the step are kept: where that is due, and of ever fewer of the steps without signal."""
+    if not config.run.trace_every:
+        return False
+    nth = 0 if has_signal else progress.steps_without_signal
+    is_power_of_two = nth > 0 and nth & (nth - 1) == 0
+    first = progress.step == 1
+    return first or is_power_of_two or is_due(progress.step, config.run.trace_every, config.train.steps)
 
 
 def draw(work: Workplace, networks: Networks, collector: Collector, progress: Progress) -> Unfinished:
@@ -165,7 +201,9 @@ def draw(work: Workplace, networks: Networks, collector: Collector, progress: Pr
     progress.drawing = None
     warn_of_failures(work, collector, rollouts.failures, f"step {version + 1}")
     metrics = of_rollouts(rollouts, version=version)
-    return Unfinished(with_advantages(rollouts.trajectories, work.config), metrics, rollouts.prompts_drawn)
+    metrics["rollout/groups_with_signal"] = groups_with_signal(rollouts.trajectories, work.config)
+    trajectories = with_advantages(rollouts.trajectories, work.config)
+    return Unfinished(trajectories, metrics, rollouts.prompts_drawn, dropped=rollouts.dropped)
 
 
 def teach(
@@ -204,13 +242,26 @@ def with_advantages(trajectories: list[Trajectory], config: RunConfig) -> list[T
     """Reward plus overlong punishment, compared within the group of each prompt; a critic compares later, token by token."""
     if not trajectories:
         return []
-    lengths = torch.tensor([len(trajectory.response) for trajectory in trajectories])
-    rewards = torch.tensor([trajectory.reward for trajectory in trajectories])
-    rewards = rewards + objective.overlong_penalty(lengths, config.objective)
+    rewards = shaped_rewards(trajectories, config)
     groups = torch.arange(len(trajectories)) // config.rollout.samples
     critic = config.objective.advantage == "gae"
     advantages = rewards if critic else objective.group_advantages(rewards, groups, config.objective)
     return [replace(t, advantage=advantage) for t, advantage in zip(trajectories, advantages.tolist(), strict=True)]
+
+
+def shaped_rewards(trajectories: list[Trajectory], config: RunConfig) -> torch.Tensor:
+    """Rewards with the overlong punishment, `[trajectories]`."""
+    lengths = torch.tensor([len(trajectory.response) for trajectory in trajectories])
+    rewards = torch.tensor([trajectory.reward for trajectory in trajectories])
+    return rewards + objective.overlong_penalty(lengths, config.objective)
+
+
+def groups_with_signal(trajectories: list[Trajectory], config: RunConfig) -> int:
+    """Groups of which some response is better than another; a critic learns of every group."""
+    if not trajectories or config.objective.advantage == "gae":
+        return len(trajectories) // config.rollout.samples
+    rewards = shaped_rewards(trajectories, config).view(-1, config.rollout.samples)
+    return int((rewards != rewards[:, :1]).any(dim=1).sum())
 
 
 def of_rollouts(rollouts: Rollouts, *, version: int) -> dict[str, float]:

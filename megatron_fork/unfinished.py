@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Unfinished:
     prompts_drawn: int
     taught: Taught | None = None
     """None: nothing yet, not even the statistics pass."""
+    dropped: list[Trajectory] = field(default_factory=list)
+    """Of groups without signal, to be shown; a checkpoint does not keep them."""
 
     def record(self) -> dict[str, Any]:
         """What a manifest keeps of it."""

@@ -1,9 +1,8 @@
-"""How messages write sizes, commands to type, and addresses."""
+"""How messages write sizes and commands to type."""
 
 from __future__ import annotations
 
 import errno
-import re
 import shlex
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -32,8 +31,3 @@ def way_out(error: OSError, *, elsewhere: str) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"choose another {elsewhere}, where this user may write"
     return f"choose another {elsewhere}"
-
-
-def masked(text: str) -> str:
-    """Text without what stands between `//` and `@` of an address: names and passwords."""
-    return re.sub(r"(//)[^/@\s]*@", r"\1***@", text)

@@ -20,7 +20,7 @@ from megatron_fork.console import Display
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import Interrupted, MegatronForkError, Preempted
-from megatron_fork.interruption import StopRequest
+from megatron_fork.interruption import StoppedAtOnce, StopRequest
 from megatron_fork.provenance import as_comments, provenance
 from megatron_fork.rollout import ends_in_words
 from megatron_fork.run_claim import claim, new_folder
@@ -85,7 +85,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
     hf_config, source, stop_tokens = checked.hf_config, checked.source, checked.stop_tokens
     model_files = checkpoint.ModelFiles.of(config.model, hf_config, source.tokenizer)
     distributed.initialize()
-    with parallel_layout(config.parallel) as layout, StopRequest() as stop:
+    with parallel_layout(config.parallel) as layout, StopRequest() as stop, _stopping(stop):
         folder = _open_folder(config, layout, display)
         display.say(f"data {config.data.source}: {source.counts}, {len(source.held_out):,} held out")
         display.say(f"responses end at {ends_in_words(stop_tokens, source.tokenizer)}")
@@ -114,6 +114,20 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
             )
         finally:
             folder.close()
+
+
+@contextmanager
+def _stopping(stop: StopRequest) -> Iterator[None]:
+    """Until there is something to save a signal ends the run at once; whoever has something says so."""
+    try:
+        with stop.at_once():
+            yield
+    except StoppedAtOnce as signalled:
+        kind = Interrupted if stop.by_user else Preempted
+        raise kind(
+            "stopped where nothing had to be saved",
+            hint="start it again with the same run.folder: it goes on from there",
+        ) from signalled
 
 
 def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFolder:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from megatron_fork.analysis.metrics import Metrics, Series
+from megatron_fork.analysis.ticks import round_ticks
 
-WIDE, NARROW = (10.6, 3.3), (5.2, 3.0)
+Size = tuple[float, float]
+# Inches. The page shows an inch on some 85 pixels, a narrow figure in a column and a wide one across all of them, so that
+# text of 9 points can be read on a screen of any width.
+WIDE, NARROW = (11.5, 3.3), (3.7, 2.8)
 FEW_POINTS, MANY_POINTS = 40, 1000
+# Points that an entry of the legend takes: each letter, and the line with the gaps around it.
+LETTER, HANDLE, Y_AXIS = 5.2, 32.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -23,60 +29,90 @@ class Drawing:
     remark: str = ""
 
 
+@dataclass(frozen=True)
+class Line:
+    """How a metric is drawn."""
+
+    label: str
+    colour: str
+    style: str = "-"
+    stage: str = "train"
+
+
 def draw_lines(
     metrics: Metrics,
-    names: dict[str, tuple[str, str, str]],
+    lines: dict[str, Line],
     y_label: str,
+    size: Size,
     *,
-    stage: str = "train",
     x_label: str = "RL step",
     from_zero: bool = False,
+    unit: str = "",
+    whole: bool = False,
 ) -> Drawing | None:
-    """Draw each metric of `names`, which gives its legend, colour and line style; None when none was written."""
-    drawn = {name: series for name in names if (series := metrics.series(stage, name))}
+    """Draw each metric that `lines` names; None when none was written. `whole`: of counts, the ticks are whole numbers."""
+    drawn = {name: series for name, line in lines.items() if (series := metrics.series(line.stage, name))}
     if not drawn:
         return None
-    figure, axes = new_figure(x_label, y_label)
+    figure, axes = new_figure(x_label, y_label, size)
     for name, series in drawn.items():
-        label, colour, style = names[name]
-        draw_line(axes, series, label, colour, style=style)
+        draw_line(axes, series, lines[name])
     if from_zero:
-        axes.set_ylim(bottom=0)
+        highest = max(float(numpy.nanmax(series.values)) for series in drawn.values())
+        axes.set_ylim(bottom=0, top=None if highest > 0 else 1)
+    round_ticks(axes.yaxis, unit=unit, whole=whole)
     return finished(figure)
 
 
-def draw_line(axes: Axes, series: Series, label: str, colour: str, *, style: str = "-", width: float = 1.5) -> None:
+def draw_line(axes: Axes, series: Series, line: Line, *, width: float = 1.5) -> None:
     finite = numpy.pad(numpy.isfinite(series.values), 1)
     points = int(finite.sum())
     # A point between two gaps is no line and needs its mark. Very many points would run into a band.
     between_gaps = (finite[1:-1] & ~finite[:-2] & ~finite[2:]).any()
     marker = "o" if points <= FEW_POINTS or between_gaps else ""
     width = width if points <= MANY_POINTS else width / 2
-    axes.plot(series.steps, series.values, style, color=colour, label=label, linewidth=width, marker=marker, ms=2.6)
+    axes.plot(
+        series.steps,
+        series.values,
+        line.style,
+        color=line.colour,
+        label=line.label,
+        linewidth=width,
+        marker=marker,
+        ms=2.6,
+    )
 
 
-def new_figure(x_label: str, y_label: str, size: tuple[float, float] = NARROW) -> tuple[Figure, Axes]:
+def new_figure(x_label: str, y_label: str, size: Size) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    label_axes(axes, x_label, y_label)
+    label_axes(axes, x_label, y_label, size)
     return figure, axes
 
 
-def label_axes(axes: Axes, x_label: str, y_label: str) -> None:
+def label_axes(axes: Axes, x_label: str, y_label: str, size: Size) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    round_ticks(axes.xaxis, most=10 if is_wide(size) else 5, whole=True)
+    round_ticks(axes.yaxis)
+
+
+def is_wide(size: Size) -> bool:
+    return size[0] > 2 * NARROW[0]
 
 
 def finished(figure: Figure, remark: str = "") -> Drawing:
-    """Put the legend above the plot, where it covers no data."""
+    """Put the legend above the plot, where it covers no data, in as many rows as the width asks for.
+
+    What is alone in its figure has the figure's title.
+    """
     for axes in figure.axes:
-        series = len(axes.get_legend_handles_labels()[0])
-        if series:
+        labels = axes.get_legend_handles_labels()[1]
+        if len(labels) > 1 or len(figure.axes) > 1:
             axes.legend(
                 loc="lower left",
                 bbox_to_anchor=(0.0, 1.0),
-                ncols=series,
+                ncols=legend_columns(labels, figure.get_figwidth() * 72 - Y_AXIS),
                 borderaxespad=0.3,
                 borderpad=0.2,
                 columnspacing=1.2,
@@ -84,3 +120,13 @@ def finished(figure: Figure, remark: str = "") -> Drawing:
                 handletextpad=0.5,
             )
     return Drawing(figure, remark)
+
+
+def legend_columns(labels: Sequence[str], points: float) -> int:
+    """Return the most columns of which the entries fit beside each other in a width; they fill column by column."""
+    for columns in range(len(labels), 1, -1):
+        rows = -(-len(labels) // columns)
+        entries = [labels[first : first + rows] for first in range(0, len(labels), rows)]
+        if sum(HANDLE + LETTER * max(map(len, column)) for column in entries) <= points:
+            return columns
+    return 1

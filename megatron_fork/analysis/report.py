@@ -10,9 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from megatron_fork.analysis.charts import draw_curves, draw_entropy_distribution
 from megatron_fork.analysis.colours import LEVELS, PALETTE, EntropyScale, entropy_colours, entropy_scale
 from megatron_fork.analysis.headline import headlines
+from megatron_fork.analysis.origin import facts
+from megatron_fork.analysis.outcome import signal
 from megatron_fork.analysis.run_record import RunRecord, read_run
 from megatron_fork.analysis.tokens import fork_table, visible, visible_label
-from megatron_fork.analysis.transcripts import STEPS_SHOWN, TRANSCRIPTS_SHOWN, traced_steps
+from megatron_fork.analysis.transcripts import STEPS_SHOWN, TRANSCRIPTS_SHOWN, evaluated_steps, traced_steps
 from megatron_fork.errors import RunFolderError
 
 REPORT = "report.html"
@@ -54,10 +56,13 @@ def render(record: RunRecord) -> str:
         status=status(record),
         finished=record.finished,
         headlines=headlines(record),
+        facts=facts(record),
+        warning=warning(record),
         curves=draw_curves(record),
         distribution=draw_entropy_distribution(record),
         table=fork_table(traces) if traces else None,
         steps=traced_steps(record.traces, scale),
+        evaluations=evaluated_steps(record.traces, scale),
         config=visible(record.config_text),
         left_out=left_out(record),
         scale=scale,
@@ -72,6 +77,18 @@ def status(record: RunRecord) -> str:
     if record.finished:
         return "finished"
     return f"unfinished, {record.metrics.last_step('train'):,} RL steps so far"
+
+
+def warning(record: RunRecord) -> str:
+    """Return what the reader should know before anything else; empty where every step could learn."""
+    steps = record.metrics.stages["train"]
+    without = sum(signal(step) == 0 for step in steps.values())
+    if not without:
+        return ""
+    return (
+        f"In {without:,} of {len(steps):,} steps no group of responses had signal: in each, all were right or all were wrong, "
+        "and there was nothing to learn from. The transcripts below show some of them, with what the verifier said."
+    )
 
 
 def legend(scale: EntropyScale) -> list[str]:
@@ -93,12 +110,13 @@ def left_out(record: RunRecord) -> list[str]:
         )
     if metrics.not_finite:
         sentences.append(f"{metrics.not_finite:,} metrics are null, NaN or infinite and leave gaps in the curves.")
-    if len(traces.by_step) > STEPS_SHOWN:
-        sentences.append(f"Transcripts are shown of {STEPS_SHOWN} of the {len(traces.by_step):,} traced steps.")
-    longer = sum(len(found) > TRANSCRIPTS_SHOWN for found in traces.by_step.values())
+    steps = {**traces.by_step, **traces.without_signal}
+    if len(steps) > STEPS_SHOWN:
+        sentences.append(f"Transcripts are shown of {STEPS_SHOWN} of the {len(steps):,} traced steps.")
+    longer = sum(len(found) > TRANSCRIPTS_SHOWN for found in steps.values())
     if longer:
         sentences.append(
-            f"Of each traced step the first {TRANSCRIPTS_SHOWN} transcripts are shown; {longer:,} steps have more. "
-            "The distribution and the token table count all of them."
+            f"Of each traced step {TRANSCRIPTS_SHOWN} transcripts are shown, right and wrong ones; {longer:,} steps have more. "
+            "The distribution and the token table count all that were trained on."
         )
     return sentences

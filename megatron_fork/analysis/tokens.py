@@ -104,6 +104,9 @@ def visible_character(character: str) -> str:
         return character
     if ord(character) < 0x20:
         return chr(0x2400 + ord(character))
+    # Bytes that are no text are kept as the surrogates that `surrogateescape` makes of them.
+    if 0xDC80 <= ord(character) <= 0xDCFF:
+        return f"⟨0x{ord(character) - 0xDC00:02X}⟩"
     # Controls, format characters (which hold the bidirectional overrides), lone surrogates and unassigned code points.
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn"):
         return f"⟨U+{ord(character):04X}⟩"

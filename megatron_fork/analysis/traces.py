@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json_lines
+from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json_lines, shortened
 
+KINDS = ("trained", "without_signal", "evaluation")
 PER_TOKEN = ("tokens", "entropy", "selected", "logprob")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One trajectory; `tokens`, `entropy` (nats), `selected` and `logprob` (nats) have one entry a response token."""
+    """One trajectory; `tokens`, `entropy` (nats), `selected` and `logprob` (nats) have one entry a response token.
+
+    Only of a trained one is the entropy known: the others have NaN, and none of their tokens is selected.
+    """
 
     step: int
     prompt: str
@@ -24,53 +29,73 @@ class Trace:
     reward: float
     advantage: float | None
     finish_reason: str
+    reason: str = ""
+    """Of the verifier; runs of earlier versions kept none."""
+    kind: str = "trained"
 
 
 @dataclass(frozen=True)
 class Traces:
-    """The trajectories of each traced step, steps rising; `truncated` names files with a half-written last line."""
+    """Trajectories by step, steps rising; `truncated` names files with a half-written last line.
+
+    `by_step` were trained on, `without_signal` are of steps that had nothing to train on, `evaluations` are held out.
+    """
 
     by_step: dict[int, list[Trace]]
+    without_signal: dict[int, list[Trace]]
+    evaluations: dict[int, list[Trace]]
     truncated: list[str]
 
     def all(self) -> list[Trace]:
-        """Return the trajectories of every traced step."""
+        """Return the trained trajectories of every traced step."""
         return [trace for traces in self.by_step.values() for trace in traces]
 
 
 def read_traces(folder: Path) -> Traces:
-    """Read `step-*.jsonl` of a folder that may be missing. Raise AnalysisError for a line that is no trajectory."""
+    """Read the files of a folder that may be missing. Raise AnalysisError for a line that is no trajectory."""
     traces: list[Trace] = []
     truncated: list[str] = []
-    for path in sorted(folder.glob("step-*.jsonl")):
+    for path in sorted([*folder.glob("step-*.jsonl"), *folder.glob("evaluation-*.jsonl")]):
         written = read_json_lines(path)
         traces.extend(trace_of(line) for line in written.lines)
         if written.truncated:
             truncated.append(path.name)
-    by_step: dict[int, list[Trace]] = {step: [] for step in sorted({trace.step for trace in traces})}
-    for trace in traces:
-        by_step[trace.step].append(trace)
-    return Traces(by_step, truncated)
+    by_kind: dict[str, dict[int, list[Trace]]] = {kind: {} for kind in KINDS}
+    for trace in sorted(traces, key=lambda trace: trace.step):
+        by_kind[trace.kind].setdefault(trace.step, []).append(trace)
+    return Traces(by_kind["trained"], by_kind["without_signal"], by_kind["evaluation"], truncated)
 
 
 def trace_of(line: JsonLine) -> Trace:
+    kind, tokens = known_kind(line), line.texts("tokens")
+    trained = kind == "trained"
     trace = Trace(
         step=line.step(),
         prompt=line.text("prompt"),
         answer=line.text("answer"),
-        tokens=line.texts("tokens"),
-        entropy=line.numbers("entropy"),
-        selected=line.flags("selected"),
+        tokens=tokens,
+        entropy=line.numbers("entropy") if trained else [math.nan] * len(tokens),
+        selected=line.flags("selected") if trained else [False] * len(tokens),
         logprob=line.numbers("logprob"),
         reward=required_number(line, "reward"),
         advantage=line.number("advantage"),
         finish_reason=line.text("finish_reason"),
+        reason=line.text("reason") if "reason" in line.fields else "",
+        kind=kind,
     )
-    for name in PER_TOKEN:
+    for name in PER_TOKEN if trained else ("logprob",):
         length = len(line.fields[name])
         if length != len(trace.tokens):
             raise AnalysisError(f"{line.where}: field {name!r} has {length} entries for {len(trace.tokens)} tokens")
     return trace
+
+
+def known_kind(line: JsonLine) -> str:
+    """What a line is of; earlier versions traced only what was trained on, and did not say so."""
+    kind = line.text("kind") if "kind" in line.fields else "trained"
+    if kind not in KINDS:
+        raise AnalysisError(f"{line.where}: field 'kind' is {shortened(repr(kind))}, not one of {', '.join(KINDS)}")
+    return kind
 
 
 def required_number(line: JsonLine, name: str) -> float:

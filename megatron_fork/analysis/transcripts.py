@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_fork.analysis.colours import EntropyScale
+from megatron_fork.analysis.mixture import mixture
 from megatron_fork.analysis.tokens import visible, visible_label, visible_token
 from megatron_fork.analysis.traces import Trace, Traces
 
 STEPS_SHOWN = 6
+EVALUATIONS_SHOWN = 2
 TRANSCRIPTS_SHOWN = 4
 TOKENS_SHOWN = 1500
+# A response that is longer than the first is folded after the second.
+UNFOLDED, FOLDED_AFTER = 240, 160
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,12 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One trajectory as the page shows it; `tokens_left_out` follow the last span."""
+    """One trajectory as the page shows it: `folded` spans follow `spans`, and `tokens_left_out` follow those."""
 
     prompt: str
     answer: str
     spans: list[TokenSpan]
+    folded: list[TokenSpan]
     tokens_left_out: int
     rewarded: bool
     badges: list[str]
@@ -42,19 +47,36 @@ class TracedStep:
 
     step: int
     traced: int
+    without_signal: bool
     transcripts: list[Transcript]
 
 
 def traced_steps(traces: Traces, scale: EntropyScale) -> list[TracedStep]:
-    """Return the first transcripts of at most `STEPS_SHOWN` steps, which include the first and the last."""
+    """Return transcripts of at most `STEPS_SHOWN` steps, trained or without signal, which include the first and the last."""
+    by_step = dict(sorted({**traces.without_signal, **traces.by_step}.items()))
     return [
-        TracedStep(step, len(traces.by_step[step]), [transcript(trace, scale) for trace in first_of(traces, step)])
-        for step in evenly_chosen(list(traces.by_step), STEPS_SHOWN)
+        shown_step(by_step, step, scale, without_signal=step not in traces.by_step)
+        for step in evenly_chosen(list(by_step), STEPS_SHOWN)
     ]
 
 
-def first_of(traces: Traces, step: int) -> list[Trace]:
-    return traces.by_step[step][:TRANSCRIPTS_SHOWN]
+def evaluated_steps(traces: Traces, scale: EntropyScale) -> list[TracedStep]:
+    """Return transcripts of the first and of the last evaluation."""
+    return [
+        shown_step(traces.evaluations, step, scale)
+        for step in evenly_chosen(list(traces.evaluations), EVALUATIONS_SHOWN)
+    ]
+
+
+def shown_step(
+    by_step: Mapping[int, list[Trace]], step: int, scale: EntropyScale, *, without_signal: bool = False
+) -> TracedStep:
+    chosen = mixture(by_step[step], TRANSCRIPTS_SHOWN, is_rewarded)
+    return TracedStep(step, len(by_step[step]), without_signal, [transcript(trace, scale) for trace in chosen])
+
+
+def is_rewarded(trace: Trace) -> bool:
+    return trace.reward > 0
 
 
 def evenly_chosen(steps: Sequence[int], count: int) -> list[int]:
@@ -66,24 +88,34 @@ def evenly_chosen(steps: Sequence[int], count: int) -> list[int]:
 
 def transcript(trace: Trace, scale: EntropyScale) -> Transcript:
     per_token = zip(trace.tokens, trace.entropy, trace.selected, trace.logprob, strict=True)
-    spans = [token_span(*values, scale) for values, _ in zip(per_token, range(TOKENS_SHOWN), strict=False)]
+    of_trained = trace.kind == "trained"
+    spans = [
+        token_span(*values, scale) if of_trained else plain_span(values[0], values[-1])
+        for values, _ in zip(per_token, range(TOKENS_SHOWN), strict=False)
+    ]
+    fold = len(spans) if len(spans) <= UNFOLDED else FOLDED_AFTER
     return Transcript(
         prompt=visible(trace.prompt),
         answer=visible(trace.answer),
-        spans=spans,
+        spans=spans[:fold],
+        folded=spans[fold:],
         tokens_left_out=len(trace.tokens) - len(spans),
-        rewarded=trace.reward > 0,
+        rewarded=is_rewarded(trace),
         badges=badges(trace),
     )
 
 
 def badges(trace: Trace) -> list[str]:
     """Return the reward first, then what else is worth knowing of the whole response."""
+    reason = [f"verifier: {visible(trace.reason)}"] if trace.reason else []
+    finished, count = f"finished by {visible(trace.finish_reason)}", f"{len(trace.tokens):,} tokens"
+    if trace.kind != "trained":
+        return [f"reward {trace.reward:g}", *reason, finished, count]
     advantage = "no advantage" if trace.advantage is None else f"advantage {trace.advantage:+.3g}"
     finite = [value for value in trace.entropy if math.isfinite(value)]
     mean = [f"mean entropy {math.fsum(finite) / len(finite):.3f} nats"] if finite else []
-    counts = f"{len(trace.tokens):,} tokens, {sum(trace.selected):,} selected"
-    return [f"reward {trace.reward:g}", advantage, f"finished by {visible(trace.finish_reason)}", counts, *mean]
+    counts = f"{count}, {sum(trace.selected):,} selected"
+    return [f"reward {trace.reward:g}", *reason, advantage, finished, counts, *mean]
 
 
 def token_span(text: str, entropy: float, selected: bool, logprob: float, scale: EntropyScale) -> TokenSpan:
@@ -93,6 +125,11 @@ def token_span(text: str, entropy: float, selected: bool, logprob: float, scale:
     if selected:
         return TokenSpan(visible_token(text), f"{title}\nselected: carried gradient", f"{classes} selected")
     return TokenSpan(visible_token(text), title, classes)
+
+
+def plain_span(text: str, logprob: float) -> TokenSpan:
+    """A token that was not trained on: its entropy is not known."""
+    return TokenSpan(visible_token(text), f"{visible_label(text)}\n{probability_text(logprob)}", "plain")
 
 
 def probability_text(logprob: float) -> str:

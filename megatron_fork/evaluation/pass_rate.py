@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from megatron_fork.errors import RolloutStopped
 from megatron_fork.evaluation.config import Config
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Failures
@@ -28,19 +29,35 @@ class Evaluation:
     """Among all responses, the greedy ones included."""
 
 
-def evaluate(collector: Collector, prompts: Sequence[Prompt], config: Config) -> Evaluation:
-    """Sample and score `prompts` under the engine's current weights."""
-    trajectories = collector.sample(prompts, config.samples, first_draw=_FIRST_DRAW)
+def evaluate(
+    collector: Collector,
+    prompts: Sequence[Prompt],
+    config: Config,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Sample and score `prompts` under the engine's current weights.
+
+    Raises `RolloutStopped` on every rank where one that draws is told to stop: responses are then missing.
+    """
+    trajectories = collector.sample(prompts, config.samples, first_draw=_FIRST_DRAW, should_stop=should_stop)
+    _check_whole(trajectories, len(prompts) * config.samples)
     rewards = [trajectory.reward for trajectory in trajectories]
     pass_rate, standard_error = average_at_k(rewards, config.samples)
     failures, greedy = Failures(), math.nan
     failures.add((trajectory.failure, trajectory.reason) for trajectory in trajectories)
     if config.greedy:
-        answers = collector.sample(prompts, 1, first_draw=_FIRST_DRAW, greedy=True)
+        answers = collector.sample(prompts, 1, first_draw=_FIRST_DRAW, greedy=True, should_stop=should_stop)
+        _check_whole(answers, len(prompts))
         greedy = sum(trajectory.reward for trajectory in answers) / len(answers)
         failures.add((trajectory.failure, trajectory.reason) for trajectory in answers)
     tokens = sum(len(trajectory.response) for trajectory in trajectories) / len(trajectories)
     return Evaluation(pass_rate, standard_error, greedy, tokens, trajectories, failures)
+
+
+def _check_whole(trajectories: Sequence[Trajectory], wanted: int) -> None:
+    if len(trajectories) < wanted:
+        raise RolloutStopped(f"the evaluation was stopped after {len(trajectories)} of {wanted} responses")
 
 
 def average_at_k(rewards: Sequence[float], samples: int) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Failures, RewardPool
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.engine import Completion, Engine, Request
-from megatron_fork.rollout.producer import Producer, Tally
+from megatron_fork.rollout.producer import DROPPED_SHOWN, Producer, Tally
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
 from megatron_fork.rollout.window import Group
 
@@ -45,6 +45,8 @@ class Rollouts:
     """Begun, and left for later steps."""
     was_stopped: bool = False
     """Before there were enough groups; there are no trajectories then."""
+    dropped: list[Trajectory] = field(default_factory=list)
+    """The first response of each of the first groups without signal, which were replaced."""
 
 
 class Collector:
@@ -85,6 +87,7 @@ class Collector:
         ahead: list[list[Trajectory]] = []  # drawn together with an earlier round, and not looked at yet
         drawn = rounds = 0
         reward, failures = 0.0, Failures()
+        dropped: list[Trajectory] = []
         while len(kept) < self.groups and rounds < self.config.max_rounds:
             missing = self.groups - len(kept)
             if len(ahead) < missing:
@@ -95,10 +98,23 @@ class Collector:
             rounds += 1
             reward += sum(trajectory.reward for group in judged for trajectory in group)
             failures.add((trajectory.failure, trajectory.reason) for group in judged for trajectory in group)
-            kept += [group for group in judged if not self.config.dynamic_sampling or _has_signal(group)]
+            for group in judged:
+                if _has_signal(group) or not self.config.dynamic_sampling:
+                    kept.append(group)
+                elif len(dropped) < DROPPED_SHOWN:
+                    dropped.append(group[0])
             if not self.config.dynamic_sampling:
                 break
-        return Rollouts(_numbered(kept), drawn, drawn, len(kept), rounds, self._mean(reward, drawn), failures)
+        return Rollouts(
+            _numbered(kept),
+            drawn,
+            drawn,
+            len(kept),
+            rounds,
+            self._mean(reward, drawn),
+            failures,
+            dropped=dropped,
+        )
 
     def _draw_groups(self, count: int, first_draw: int) -> list[list[Trajectory]]:
         prompts = self.source.draw(count, start=first_draw, seed=self.seed)
@@ -140,6 +156,7 @@ class Collector:
                 tally.failures,
                 len(producer.window.groups),
                 harvest.was_stopped,
+                harvest.dropped,
             )
         else:
             with closing(self.engine.completions()) as nothing:
@@ -152,9 +169,18 @@ class Collector:
         return reward / max(1, groups * self.config.samples)
 
     def sample(
-        self, prompts: Sequence[Prompt], samples: int, *, first_draw: int, greedy: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        *,
+        first_draw: int,
+        greedy: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> list[Trajectory]:
-        """`samples` scored responses to each prompt, in order; `first_draw` seeds them."""
+        """`samples` scored responses to each prompt, in order; `first_draw` seeds them.
+
+        Where a rank that draws `should_stop`, there are fewer.
+        """
         requests = [
             request_for(
                 prompt,
@@ -174,6 +200,10 @@ class Collector:
                 answers.append((completion, prompt))
                 texts.append(text_of(self.source.tokenizer, completion.tokens))
                 scoring.submit(texts[-1], prompt.answer)
+                if should_stop():
+                    self.engine.abort()
+                    self.engine.unfinished()  # what was aborted is asked for again by whoever goes on
+                    break
             scores = scoring.results()
         mine = [
             trajectory_of(completion, prompt, text, score)

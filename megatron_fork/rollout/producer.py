@@ -14,11 +14,15 @@ from typing import Any
 
 from megatron_fork.data import PromptSource
 from megatron_fork.errors import RolloutError
+from megatron_fork.experience import Trajectory
 from megatron_fork.rewards import Failures, RewardPool, Score, ScoreStream
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.engine import Begun, Completion, Engine
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
 from megatron_fork.rollout.window import Group, Window
+
+# Enough to see why groups have no signal; all of them would be most of what was drawn.
+DROPPED_SHOWN = 32
 
 
 @dataclass
@@ -49,6 +53,8 @@ class Harvest:
     groups: list[Group] = field(default_factory=list)
     was_stopped: bool = False
     """Before there were enough groups: all of them are still under way."""
+    dropped: list[Trajectory] = field(default_factory=list)
+    """The first response of each of the first groups without signal."""
 
 
 class Producer:
@@ -198,6 +204,8 @@ class Producer:
         harvest.tally.failures.add((answer.failure, answer.reason) for answer in group.answers.values())
         if self.config.dynamic_sampling and not group.has_signal:
             self.window.remove(group)
+            if len(harvest.dropped) < DROPPED_SHOWN:
+                harvest.dropped.append(group.answers[0])
             if replaces and group.round < self.config.max_rounds:
                 self._begin(harvest, start, version, round=group.round + 1)
         return True

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import httpx
 
-from megatron_fork.wording import masked
+from megatron_fork.masking import masked
 
 SECONDS = 3.0
 

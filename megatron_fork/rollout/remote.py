@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_fork.distributed import collectives
-from megatron_fork.errors import RolloutError
+from megatron_fork.errors import RolloutError, RolloutStopped
 from megatron_fork.rollout.buckets import buckets
 from megatron_fork.rollout.config import Config
 from megatron_fork.rollout.delivery import BroadcastDelivery, Delivery, DiskDelivery
@@ -35,6 +36,8 @@ from megatron_fork.rollout.vllm import VllmServer
 T = TypeVar("T")
 # How long to wait for a completion before looking at the servers.
 _GLANCE_SECONDS = 0.5
+# Between two lines that say what is waited for.
+_REMINDER_SECONDS = 60.0
 _SERVERS: dict[str, type[Server]] = {"vllm": VllmServer, "sglang": SglangServer}
 
 
@@ -52,14 +55,21 @@ class RemoteEngine:
         folder: Path,
         world: collectives.Group,
         save: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`folder` is where weights on disk go; every rank calls `save` before a wait that may end the run."""
+        """`folder` is where weights on disk go; every rank calls `save` before a wait that may end the run.
+
+        Waits are told to `say`, and end with `RolloutStopped` where the first rank `should_stop`.
+        """
         self.config = config
         self.version = -1
         self.parameters = 0
         self.update_seconds = 0.0
         self.update_bytes = 0
         self._save = save
+        self._should_stop = should_stop
+        self._say = say
         self._closed = False
         self._aborted = False
         self._spoke = 0.0
@@ -110,7 +120,8 @@ class RemoteEngine:
         arrived: queue.Queue[Completion] = queue.Queue()
         with self._leading():
             self._loop.call(self.fleet.submit(requests, arrived))
-            yield from answers(lambda: self._next(arrived), len(requests), lambda: self._aborted)
+            gives_up = lambda: self._aborted or self._should_stop()  # noqa: E731
+            yield from answers(lambda: self._next(arrived), len(requests), gives_up)
 
     def submit(self, requests: Sequence[Request]) -> None:
         if self._orders.leads:
@@ -186,7 +197,7 @@ class RemoteEngine:
         """Give weights to the servers in want of them; wait while there is no server at all."""
         began: float | None = None
         while True:
-            stale = self._loop.call(self.fleet.look())
+            stale = self._loop.call(self.fleet.look(), self._should_stop)
             if stale:
                 self._deliver(stale)
             if self.fleet.ready:
@@ -195,12 +206,24 @@ class RemoteEngine:
                 self._save_all()
                 raise self._none_left("none is of use", "mend or replace them")
             if began is None:
-                began = time.monotonic()
+                began = spoke = time.monotonic()
                 self._save_all()
+                self._say(self._waiting(began))
             elif time.monotonic() - began > self.config.remote.patience_seconds:
                 raise self._out_of_patience("none is ready", "start the servers again")
+            elif time.monotonic() - spoke > _REMINDER_SECONDS:
+                spoke = time.monotonic()
+                self._say(self._waiting(began))
             self._orders.give("wait")
             time.sleep(min(1.0, self.config.remote.health_seconds))
+            if self._should_stop():
+                raise RolloutStopped("stopped while it waited for rollout.servers")
+
+    def _waiting(self, began: float) -> str:
+        waited, patience = time.monotonic() - began, self.config.remote.patience_seconds
+        return f"waiting for rollout.servers, {waited:.0f} of {patience:.0f} s: " + "; ".join(
+            f"{server}: {server.reason}" for server in self.fleet.servers
+        )
 
     def _save_all(self) -> None:
         self._orders.give("save")
@@ -219,12 +242,12 @@ class RemoteEngine:
         """One pass over the weights, which all ranks make together, whatever becomes of the servers."""
         self._orders.give("weights")
         before, self.parameters = self._delivery.bytes_sent, 0
-        self._loop.call(self._delivery.start(servers))
+        self._loop.call(self._delivery.start(servers), self._should_stop)
         pieces = buckets(self._weights, self.config.remote.bucket_mebibytes << 20, self._delivery.device)
         try:
             for bucket in pieces:
                 self.parameters += sum(tensor.numel() for _, tensor in bucket)
-                self._loop.call(self._delivery.send(bucket))
+                self._loop.call(self._delivery.send(bucket), self._should_stop)
         finally:
             for _ in pieces:  # the other ranks are in the middle of it
                 pass
@@ -233,7 +256,7 @@ class RemoteEngine:
                 "a server came back and there are no weights to give it",
                 hint="give `update_weights` something that can be iterated again",
             )
-        for server in self._loop.call(self._delivery.finish(self.fleet.label)):
+        for server in self._loop.call(self._delivery.finish(self.fleet.label), self._should_stop):
             self._loop.call(self.fleet.welcome(server))
         self.update_bytes = self._delivery.bytes_sent - before
 
@@ -267,8 +290,14 @@ class _Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout servers", daemon=True)
         self._thread.start()
 
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def call(self, work: Coroutine[Any, Any, T], should_stop: Callable[[], bool] = lambda: False) -> T:
+        """Raises `RolloutStopped` where it is told to stop before the end."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        while not futures.wait([future], _GLANCE_SECONDS).done:
+            if should_stop():
+                future.cancel()
+                raise RolloutStopped("stopped while it waited for rollout.servers")
+        return future.result()
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

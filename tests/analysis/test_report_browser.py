@@ -44,7 +44,7 @@ def test_report_opens_clean_with_all_transcripts(tmp_path: Path) -> None:
     document, console = opened(write_report(folder), tmp_path / "profile")
     assert console == []
     assert document.count('<div class="response">') == 10
-    assert document.count("<svg ") == 8
+    assert document.count("<svg ") == 17
     assert "What is 2x?" in document
     assert "alert(1)&lt;/script&gt;" in document
 

@@ -9,7 +9,24 @@ from synthetic_run import trace_of_step, write_json_lines, write_run
 
 from megatron_fork.analysis import write_report
 
-CHARTS = ("pass-rate", "entropy", "fraction", "update", "mismatch", "time", "sft-loss", "distribution")
+CHARTS = (
+    *(
+        "pass-rate-wide",
+        "pass-rate",
+        "entropy",
+        "length",
+        "groups",
+        "fraction",
+        "overlap",
+        "update",
+        "clip",
+        "kl",
+        "rate",
+    ),
+    *("mismatch", "time", "speed", "sft-loss", "distribution-wide", "distribution"),
+)
+# Pixels that the charts of a page have on a screen of 400: the rest are margins and paddings of the style sheet.
+ROOM = 400 - 2 * (16 + 18 + 1)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +58,14 @@ def test_every_chart_is_drawn_and_is_well_formed(page: str) -> None:
     for identifier, svg in zip(CHARTS, drawn, strict=True):
         ElementTree.fromstring(svg)
         assert f'id="{identifier}-' in svg
+
+
+def test_text_of_charts_can_be_read_on_a_small_screen(page: str) -> None:
+    for identifier, svg in zip(CHARTS, svgs(page), strict=True):
+        width = float(re.search(r'viewBox="0 0 ([\d.]+) ', svg)[1])
+        smallest = min(float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg))
+        room = 1160 - 2 * (28 + 18 + 1) if identifier.endswith("-wide") else ROOM
+        assert smallest * room / width >= 10, identifier
 
 
 def test_no_two_elements_share_an_id_and_every_reference_resolves(page: str) -> None:

@@ -1,0 +1,66 @@
+"""A wait for servers says what it waits for, and ends soon after the run is asked to stop, whatever the servers do."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from commands import QUICKSTART
+
+from megatron_fork.checkpoint import resolve_config
+from megatron_fork.config import load_config
+from megatron_fork.errors import RolloutError, RolloutStopped
+from megatron_fork.rollout import Config, RemoteConfig, RemoteEngine
+
+WEIGHTS = [("weight", torch.zeros(2))]
+
+
+@contextmanager
+def nobody(answers: str) -> Iterator[str]:
+    """An address where no connection is taken, or where each is and none is answered."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if answers == "with silence":
+            listening.listen()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def engine_of(url: str, folder: Path, kind: str, lines: list[str], asked: threading.Event, **remote) -> RemoteEngine:
+    return RemoteEngine(
+        Config(engine=kind, servers=[url], remote=RemoteConfig(health_seconds=0.2, **remote)),
+        resolve_config(load_config(QUICKSTART).model),
+        stop_tokens=(1,),
+        folder=folder,
+        world=None,
+        should_stop=asked.is_set,
+        say=lines.append,
+    )
+
+
+@pytest.mark.parametrize("answers", ["refuses", "with silence"])
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_it_is_said_and_ends_when_asked(tmp_path: Path, answers: str, kind: str) -> None:
+    lines: list[str] = []
+    asked = threading.Event()
+    with nobody(answers) as url, closing(engine_of(url, tmp_path, kind, lines, asked)) as engine:
+        threading.Timer(1.0, asked.set).start()
+        with pytest.raises(RolloutStopped):
+            engine.update_weights(WEIGHTS, 0)
+        assert asked.is_set()
+        # The first look at a silent server takes longer than the run has here.
+        said = [f"waiting for rollout.servers, 0 of 1800 s: {url}"] if answers == "refuses" else []
+        assert [line[: len(said[0])] for line in lines] == said
+
+
+def test_without_a_stop_patience_decides(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with (
+        nobody("refuses") as url,
+        closing(engine_of(url, tmp_path, "vllm", lines, threading.Event(), patience_seconds=0.5)) as engine,
+        pytest.raises(RolloutError, match="none is ready after"),
+    ):
+        engine.update_weights(WEIGHTS, 0)
+    assert len(lines) == 1 and url in lines[0]
