@@ -3,9 +3,9 @@ r"""What becomes of a run whose server answers wrongly, fault by fault, with thi
     git worktree add --detach /elsewhere COMMIT
     python benchmarks/engine_faults.py --before /elsewhere --out benchmarks/results/engine_faults.json
 
-Each fault is made by a stand-in server (tests/stand_in_engine.py, tests/engine_faults.py) in a process of its own. The real
-client asks it for two responses of up to 64 tokens, with `attempts=2`, `idle_seconds=1` and `patience_seconds=4`. A client that
-has not ended after 15 s, or that has grown by a GiB, is killed.
+Each fault is made by a stand-in server (tests/stand_in_engine.py, tests/server_faults.py) in a process of its own. The real
+client asks it for two responses of up to 64 tokens, with `attempts=2`, `idle_seconds=1`,
+`health_timeout_seconds=1` and `patience_seconds=4`. A client that has not ended after 15 s, or that has grown by a GiB, is killed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ def outcome_of(engine: str, url: str) -> dict[str, str]:
     from megatron_fork.rollout import Config, RemoteConfig, RemoteEngine, Request
 
     limits = RemoteConfig(
-        attempts=2, idle_seconds=1.0, patience_seconds=4.0, control_seconds=2.0, health_seconds=0.5, stream_interval=8
+        attempts=2,
+        idle_seconds=1.0,
+        patience_seconds=4.0,
+        control_seconds=2.0,
+        health_seconds=0.5,
+        health_timeout_seconds=1.0,
+        stream_interval=8,
     )
     config = Config(engine=engine, servers=[url], remote=limits)
     asked = [Request(number, (5, 6, 7, 8, 9, 10), number + 3, 1.0, 64) for number in range(2)]
@@ -116,7 +122,7 @@ def watched(child: int, read: int) -> dict[str, Any]:
 
 
 def rows_of(package: Path) -> list[dict[str, Any]]:
-    import engine_faults
+    import server_faults
     from stand_in_engine import apart
 
     environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
@@ -130,7 +136,7 @@ def rows_of(package: Path) -> list[dict[str, Any]]:
     )
     assert client.stdin is not None and client.stdout is not None
     rows = []
-    names = ["nothing", *engine_faults.ENDLESS, *engine_faults.IMPOSSIBLE, *engine_faults.CONTROL]
+    names = ["nothing", *server_faults.ENDLESS, *server_faults.IMPOSSIBLE, *server_faults.CONTROL]
     for engine in ENGINES:
         for name in names:
             with apart(engine, name) as (url, asked):

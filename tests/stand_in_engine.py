@@ -1,7 +1,7 @@
 """A server that speaks vLLM's or SGLang's dialect without a model: right in form, and wrong on demand.
 
 It draws tokens at random, with log-probs that a model could have, and takes every weight update. `fault` answers requests for
-responses in its place, `control` those of other routes. See `engine_faults` for what can go wrong.
+responses in its place, `control` those of other routes. See `server_faults` for what can go wrong.
 """
 
 import asyncio
@@ -198,10 +198,10 @@ class StandIn:
 
 
 def _serve_until_told(engine: str, name: str, line: Any) -> None:
-    import engine_faults
+    import server_faults
 
-    server = StandIn(engine, fault=engine_faults.ALL.get(name))
-    server.control = engine_faults.CONTROL.get(name, {})
+    server = StandIn(engine, fault=server_faults.ALL.get(name))
+    server.control = server_faults.CONTROL.get(name, {})
     line.send(server.url)
     line.recv()
     line.send(server.asked)

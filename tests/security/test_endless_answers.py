@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import QUICKSTART, TINY, metrics_of, run
-from engine_faults import CONTROL, CONTROLS, ENDLESS, WIRE, WORDS
+from server_faults import CONTROL, CONTROLS, ENDLESS, WIRE, WORDS
 from fleets import HURRIED, WEIGHTS, check, check_line, check_turns, engine_of, requests
 from stand_in_engine import Exchange, StandIn, apart
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_faults import HOSTILE, IMPOSSIBLE, one
+from server_faults import HOSTILE, IMPOSSIBLE, one
 from fleets import WEIGHTS, check, check_line, check_turns, engine_of, requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -153,6 +153,12 @@ async def cut_off(exchange: Exchange) -> None:
 BOMB = gzip.compress(b"data: {}\n\n" * (8 << 20))
 PIECE = b"x" * (1 << 16)
 DEEP = b"[" * 100_000
+# Events that are right, but bring nothing.
+NO_CHOICE = b'data: {"choices": [{"index": 0, "token_ids": [], "logprobs": null, "finish_reason": null}]}\n\n'
+NO_IDS = (
+    b'data: {"output_ids": [], "meta_info": {"finish_reason": null, "completion_tokens": 0, '
+    b'"output_token_logprobs": []}}\n\n'
+)
 
 # What an engine says in its own words, and what any server may send.
 WORDS: dict[str, Fault] = {
@@ -165,17 +171,9 @@ WORDS: dict[str, Fault] = {
     "spans of versions at places that are none": labelled(lambda n, label: [span(label, float("nan"), 1e400)]),
     "two choices in one answer": two_choices,
     "tokens that drip": drips_tokens,
-    "events without tokens, slowly": of_engine(
-        vllm=for_ever(b'data: {"choices": []}\n\n', 0.02),
-        sglang=for_ever(
-            b'data: {"output_ids": [], "meta_info": {"completion_tokens": 0, "output_token_logprobs": []}}\n\n', 0.02
-        ),
-    ),
+    "events without tokens, slowly": of_engine(vllm=for_ever(NO_CHOICE, 0.02), sglang=for_ever(NO_IDS, 0.02)),
     "events without tokens, as fast as they go": of_engine(
-        vllm=for_ever(b'data: {"choices": []}\n\n' * 1000),
-        sglang=for_ever(
-            b'data: {"output_ids": [], "meta_info": {"completion_tokens": 0, "output_token_logprobs": []}}\n\n' * 1000
-        ),
+        vllm=for_ever(NO_CHOICE * 500), sglang=for_ever(NO_IDS * 500)
     ),
     "null for the choices": of_engine(vllm=event_with("choices", None), sglang=event_with("meta_info", None)),
     "a number for the choices": of_engine(vllm=event_with("choices", 5), sglang=event_with("meta_info", 5)),
