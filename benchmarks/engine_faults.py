@@ -4,8 +4,8 @@ r"""What becomes of a run whose server answers wrongly, fault by fault, with thi
     python benchmarks/engine_faults.py --before /elsewhere --out benchmarks/results/engine_faults.json
 
 Each fault is made by a stand-in server (tests/stand_in_engine.py, tests/server_faults.py) in a process of its own. The real
-client asks it for two responses of up to 64 tokens, with `attempts=2`, `idle_seconds=1`,
-`health_timeout_seconds=1` and `patience_seconds=4`. A client that has not ended after 15 s, or that has grown by a GiB, is killed.
+client asks it for two responses of up to 64 tokens, with `attempts=2`, `idle_seconds=1`, `health_timeout_seconds=1` and
+`patience_seconds=4`. A client that has not ended after 15 s, or that has grown by a GiB, is killed.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from commands import QUICKSTART, TINY, metrics_of, run
-from server_faults import CONTROL, CONTROLS, ENDLESS, WIRE, WORDS
 from fleets import HURRIED, WEIGHTS, check, check_line, check_turns, engine_of, requests
+from server_faults import CONTROL, CONTROLS, ENDLESS, WIRE, WORDS
 from stand_in_engine import Exchange, StandIn, apart
 
 from megatron_fork.errors import RolloutError

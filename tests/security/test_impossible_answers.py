@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_faults import HOSTILE, IMPOSSIBLE, one
 from fleets import WEIGHTS, check, check_line, check_turns, engine_of, requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from server_faults import HOSTILE, IMPOSSIBLE, one
 from stand_in_engine import STOP, Exchange, Fault, StandIn
 
 from megatron_fork.errors import RolloutError
