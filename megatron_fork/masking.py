@@ -36,11 +36,6 @@ def masked(text: str) -> str:
     return _PARAMETER.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", text))
 
 
-def has_login(address: str) -> bool:
-    """Whether an address carries a user's name or password."""
-    return _LOGIN.search(address) is not None
-
-
 def _secrets() -> set[str]:
     key = os.environ.get(KEY_VARIABLE, "")
     return _hidden | ({key} if len(key) >= _SHORTEST else set())

@@ -22,7 +22,7 @@ STOP = 1
 
 @dataclass
 class Said:
-    """What one event says. Values may be anything that JSON can hold, and `beside` overrides the event's own fields."""
+    """What one event says; values may be anything that JSON can hold."""
 
     tokens: Any = field(default_factory=list)
     logprobs: Any = field(default_factory=list)

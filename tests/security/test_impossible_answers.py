@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import QUICKSTART, TINY, metrics_of, run
 from fleets import WEIGHTS, check, check_line, check_turns, engine_of, requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -179,3 +180,16 @@ def changed(change: str, value: Any, where: float) -> Fault:
         await exchange.tell(events)
 
     return fault
+
+
+@pytest.mark.slow
+def test_a_run_with_one_such_server_of_two_gets_all_it_asks_for(tmp_path: Path) -> None:
+    bad, good = StandIn("vllm", fault=IMPOSSIBLE["a stop token in the middle"]), StandIn("vllm")
+    engine = ["rollout.engine=vllm", f"rollout.servers=[{bad.url},{good.url}]", "rollout.sync=disk"]
+    blind = ["rollout.probe_prompts=0", "rollout.mismatch_limit=.inf"]  # the stand-ins have no model
+    code, output = run("train", str(QUICKSTART), *TINY, *engine, *blind, f"run.folder={tmp_path / 'run'}")
+    for server in bad, good:
+        server.close()
+    assert code == 0 and "Traceback" not in output, output
+    assert [step["rollout/groups_kept"] for step in metrics_of(tmp_path / "run", "train")] == [4] * 4
+    assert bad.asked > 0 and good.asked >= 4 * 16
