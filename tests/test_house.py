@@ -5,6 +5,7 @@ room (`megatron_fork.selection`) or, in the two rooms that say so, a named modul
 """
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def test_imports_go_down() -> None:
 def test_every_room_is_in_the_order() -> None:
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert rooms - {"__init__"} == set(HOUSE)
+
+
+@pytest.mark.parametrize("room", [name for name in HOUSE if (PACKAGE / name).is_dir()])
+def test_a_room_has_what_it_exports(room: str) -> None:
+    """Also where it is fetched only when it is asked for."""
+    opened = importlib.import_module(f"megatron_fork.{room}")
+    for name in opened.__all__ if "__all__" in vars(opened) else []:
+        assert getattr(opened, name) is not None
+    with pytest.raises(AttributeError):
+        opened.no_such_name  # noqa: B018
 
 
 def test_one_place_computes_log_probs() -> None:
