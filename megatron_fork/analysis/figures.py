@@ -107,6 +107,8 @@ def finished(figure: Figure, remark: str = "") -> Drawing:
     What is alone in its figure has the figure's title.
     """
     for axes in figure.axes:
+        if max(axes.get_xlim()) >= 1e5 and not is_wide((figure.get_figwidth(), figure.get_figheight())):
+            round_ticks(axes.xaxis, most=3, whole=True)  # of six digits no more stand side by side
         labels = axes.get_legend_handles_labels()[1]
         if len(labels) > 1 or len(figure.axes) > 1:
             axes.legend(

@@ -26,13 +26,15 @@ def log_ticks(axes: Axes, *, most: int = 6) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def number_text(value: float) -> str:
-    """Return a number of a round tick, 12,000 or 0.25 or 2e-6."""
-    if value == 0 or 1e-3 <= abs(value) < 1e7:
+def number_text(value: float, most: float = 1e7) -> str:
+    """Return a number of a round tick, 12,000 or 0.25 or 2e-6; from `most` on with a power of ten."""
+    if value == 0 or 1e-3 <= abs(value) < most:
         return f"{value:,.10g}"
     mantissa, exponent = f"{value:.6e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def share_text(value: float) -> str:
-    return f"{100 * value:.10g} %"
+    """Return percent; beyond any share as few letters as leave the plot its room."""
+    percent = 100 * value
+    return f"{percent:.10g} %" if abs(percent) < 1e5 else f"{number_text(percent, 1e5)} %"
