@@ -115,7 +115,7 @@ def matching_model(config: RunConfig) -> tuple[PretrainedConfig, checkpoint.Cont
     models.check_divides(hf_config, config.parallel)
     models.choose_backend(config.compute)
     if config.experts.replay and not models.family_of(hf_config).has_experts:
-        raise ModelError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
+        raise ConfigError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
     return hf_config, checkpoint.check_initial(config.model, hf_config)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from megatron_fork import convert_commands, data_commands
+from megatron_fork.files import path_at_home
 from megatron_fork.guard import Debug, guarded
 from megatron_fork.version import __version__
 
@@ -37,7 +38,10 @@ def sft(recipe: Recipe, overrides: Overrides = None, print_config: PrintConfig =
 
 @app.command()
 def analyze(
-    run_folder: Annotated[Path, typer.Argument(help="folder of a run", show_default=False)], debug: Debug = False
+    run_folder: Annotated[
+        Path, typer.Argument(parser=path_at_home, metavar="RUN_FOLDER", help="folder of a run", show_default=False)
+    ],
+    debug: Debug = False,
 ) -> None:
     """Write report.html of a run again, from what the run folder holds."""
 

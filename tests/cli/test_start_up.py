@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from commands import PROJECT, QUICKSTART, environment
@@ -57,6 +58,27 @@ def test_nothing_slow_is_imported(words: list[str], code: int, told: str) -> Non
     found, output, imported = watched(*words)
     assert found == code and told in output
     assert "typer" in imported and not imported & SLOW
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert", "to-megatron", "~/absent", "~/out"],
+        ["convert", "to-hf", "~/absent", "~/out"],
+        ["convert", "verify", "~/absent", "~/out"],
+        ["data", "dedupe", "~/absent", "~/out.jsonl"],
+        ["data", "decontaminate", "gsm8k:~/absent", "~/out.jsonl", "--against=aime_2024:~/absent"],
+        ["analyze", "~/absent"],
+        ["train", "~/absent"],
+        ["doctor", "~/absent"],
+    ],
+    ids=" ".join,
+)
+def test_the_home_of_every_path(words: list[str], tmp_path: Path) -> None:
+    """A shell leaves `~` alone in quotes and behind `=` and `:`."""
+    code, output, _ = watched(*words, HOME=str(tmp_path))
+    assert code in (1, 2) and f"{tmp_path}/absent" in output and "~" not in output, output
+    assert "model.path" not in output, "that is a recipe's word"
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
