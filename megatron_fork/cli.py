@@ -10,7 +10,7 @@ import typer
 
 from megatron_fork import convert_commands, data_commands
 from megatron_fork.files import path_at_home
-from megatron_fork.guard import Debug, guarded
+from megatron_fork.guard import Debug, guarded, is_first_rank
 from megatron_fork.version import __version__
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -111,7 +111,8 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
         if print_config:
             from megatron_fork.recipe_meanings import described
 
-            typer.echo(described(config), nl=False)
+            if is_first_rank():
+                typer.echo(described(config), nl=False)
             return
         from megatron_fork.console import Display, quiet_libraries
 

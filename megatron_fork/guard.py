@@ -36,7 +36,7 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
 def _explain(error: MegatronForkError, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    speaks = _speaks()
+    speaks = is_first_rank()
     _tell_torchrun(error if speaks else MegatronForkError("as the first rank says"))
     if not speaks:
         return
@@ -45,7 +45,7 @@ def _explain(error: MegatronForkError, *, debug: bool) -> None:
         typer.echo(f"  {error.hint}", err=True)
 
 
-def _speaks() -> bool:
+def is_first_rank() -> bool:
     """Whether this is the rank that speaks for all, also where the launcher's other variables are broken."""
     try:
         place = launch()

@@ -229,3 +229,14 @@ def test_doctor_tells_the_state_without_a_password(server: str) -> None:
     address = server.replace("//", "//me:secret@")
     told = findings("rollout.engine=vllm", f"rollout.servers=[{address}]")
     assert f"server {server.replace('//', '//***@')}: healthy" in told and "secret" not in told
+
+
+@pytest.mark.parametrize("name", ["a/b", "../a", "a\0b", "\ud800", "a\nb", "2026_11_27", "a b"])
+def test_any_name_of_a_run_makes_a_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(QUICKSTART, [f"run.name={name}"])
+    try:
+        with prepare(config, Display(speaks=False)) as work:
+            assert work.folder.path.resolve().parent == tmp_path / "runs"
+    finally:
+        distributed.finalize()

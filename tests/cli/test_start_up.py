@@ -87,3 +87,22 @@ def test_the_first_rank_tells_and_all_leave_alike(rank: str) -> None:
     code, output, imported = watched("train", str(QUICKSTART), "sead=1", **ranks)
     assert code == 2 and not imported & SLOW
     assert output.splitlines() == (["error: sead is not a field", "  did you mean seed?"] if rank == "0" else [])
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_rank_alone_prints_the_recipe(rank: str) -> None:
+    code, output, _ = watched("train", str(QUICKSTART), "--print-config", RANK=rank, WORLD_SIZE="2")
+    assert (
+        code == 0
+        and output.startswith("# Of every random choice" if rank == "0" else "")
+        and bool(output) == (rank == "0")
+    )
+
+
+@pytest.mark.parametrize("variable", ["MASTER_PORT", "WORLD_SIZE"])
+def test_broken_variables_of_a_launcher_are_told_by_the_first_rank(variable: str) -> None:
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "15999", variable: "abc"}
+        code, output, _ = watched("train", str(QUICKSTART), **place)
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert code == 2 and errors == ([f"error: {variable}='abc' is not a number"] if rank == "0" else [])
