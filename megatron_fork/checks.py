@@ -116,7 +116,7 @@ def matching_model(config: RunConfig) -> tuple[PretrainedConfig, checkpoint.Cont
     models.check_divides(hf_config, config.parallel)
     models.choose_backend(config.compute)
     if config.experts.replay and not models.family_of(hf_config).has_experts:
-        raise ModelError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
+        raise ConfigError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
     return hf_config, checkpoint.check_initial(config.model, hf_config)
 
 
@@ -124,9 +124,13 @@ def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSo
     """The prompts of a recipe; raises where their tokenizer, or the sequences they lead to, do not fit the model."""
     source = load_prompts(config.data, _tokenizer(config.model), with_rows=takes_row(config.rewards.kind))
     if len(source.tokenizer) > hf_config.vocab_size:
+        tokens = len(source.tokenizer)
         raise ModelError(
-            f"the tokenizer has {len(source.tokenizer)} tokens, the model's vocab_size is {hf_config.vocab_size}",
-            hint=f"set model.hf_config.vocab_size to {len(source.tokenizer)} or more",
+            f"the tokenizer{f' of model.path={config.model.path}' if config.model.path else ''} has {tokens} tokens, the "
+            f"model's vocab_size is {hf_config.vocab_size}",
+            hint="its files are not those of this model: fetch them again"
+            if config.model.path
+            else f"set model.hf_config.vocab_size to {tokens} or more",
         )
     room = models.longest_sequence(hf_config)
     if source.longest_prompt + config.rollout.max_response_tokens > room:

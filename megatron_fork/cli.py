@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from megatron_fork import convert_commands, data_commands
-from megatron_fork.guard import Debug, guarded, stops_at_once
+from megatron_fork.files import path_at_home
+from megatron_fork.guard import Debug, guarded, is_first_rank, stops_at_once
 from megatron_fork.version import __version__
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -37,7 +38,10 @@ def sft(recipe: Recipe, overrides: Overrides = None, print_config: PrintConfig =
 
 @app.command()
 def analyze(
-    run_folder: Annotated[Path, typer.Argument(help="folder of a run", show_default=False)], debug: Debug = False
+    run_folder: Annotated[
+        Path, typer.Argument(parser=path_at_home, metavar="RUN_FOLDER", help="folder of a run", show_default=False)
+    ],
+    debug: Debug = False,
 ) -> None:
     """Write report.html of a run again, from what the run folder holds."""
 
@@ -108,7 +112,8 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
         if print_config:
             from megatron_fork.recipe_meanings import described
 
-            typer.echo(described(config), nl=False)
+            if is_first_rank():
+                typer.echo(described(config), nl=False)
             return
         from megatron_fork.console import Display, quiet_libraries
 

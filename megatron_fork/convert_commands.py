@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from megatron_fork.errors import CheckpointError, ConfigError
+from megatron_fork.files import path_at_home
 from megatron_fork.guard import Debug, guarded
 from megatron_fork.wording import size
 
@@ -17,11 +18,27 @@ app = typer.Typer(
     no_args_is_help=True, help="Checkpoints between Hugging Face and Megatron, without ranks and without a GPU."
 )
 
-HfDir = Annotated[Path, typer.Argument(help="Hugging Face folder: config.json and *.safetensors", show_default=False)]
-MegatronDir = Annotated[
-    Path, typer.Argument(help="torch_dist folder, Megatron-LM folder, run folder or checkpoint", show_default=False)
+HfDir = Annotated[
+    Path,
+    typer.Argument(
+        parser=path_at_home,
+        metavar="HF_DIR",
+        help="Hugging Face folder: config.json and *.safetensors",
+        show_default=False,
+    ),
 ]
-Out = Annotated[Path, typer.Argument(help="folder to write; must not exist", show_default=False)]
+MegatronDir = Annotated[
+    Path,
+    typer.Argument(
+        parser=path_at_home,
+        metavar="MEGATRON_DIR",
+        help="torch_dist folder, Megatron-LM folder, run folder or checkpoint",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path, typer.Argument(parser=path_at_home, metavar="OUT", help="folder to write; must not exist", show_default=False)
+]
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default as it is", show_default=False)]
 Workers = Annotated[int, typer.Option(help="parameters at a time; memory grows with it", min=1)]
 
@@ -45,7 +62,12 @@ def to_hf(
     megatron_dir: MegatronDir,
     out: Out,
     hf_files: Annotated[
-        Path | None, typer.Option(help="folder with config.json and tokenizer, where the checkpoint brings none")
+        Path | None,
+        typer.Option(
+            parser=path_at_home,
+            metavar="PATH",
+            help="folder with config.json and tokenizer, where the checkpoint brings none",
+        ),
     ] = None,
     dtype: Dtype = None,
     shard_gb: Annotated[float, typer.Option(help="size of a safetensors file", min=0.001)] = 5.0,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from megatron_fork.files import path_at_home
 from megatron_fork.guard import Debug, guarded
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Prompt files: duplicates, and questions of evaluation sets.")
 
 Rows = Annotated[str, typer.Argument(help="file or dataset folder, or PRESET:PATH", show_default=False)]
-Out = Annotated[Path, typer.Argument(help="JSON lines to write", show_default=False)]
+Out = Annotated[
+    Path, typer.Argument(parser=path_at_home, metavar="OUT", help="JSON lines to write", show_default=False)
+]
 PromptColumn = Annotated[str | None, typer.Option(help="column of the question; dots lead into structures")]
 AnswerColumn = Annotated[str | None, typer.Option(help="column of the answer")]
 Split = Annotated[str | None, typer.Option(help="of a folder that has several")]
@@ -53,7 +56,9 @@ def decontaminate(
     out: Out,
     against: Annotated[list[str], typer.Option(help="evaluation set: a file or folder, or PRESET:PATH; repeatable")],
     ngram: Annotated[int, typer.Option(help="words in a row that make a row contaminated")] = 13,
-    removed: Annotated[Path | None, typer.Option(help="JSON lines of what was removed, and why")] = None,
+    removed: Annotated[
+        Path | None, typer.Option(parser=path_at_home, metavar="PATH", help="JSON lines of what was removed, and why")
+    ] = None,
     prompt: PromptColumn = None,
     answer: AnswerColumn = None,
     against_prompt: Annotated[

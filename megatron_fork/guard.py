@@ -60,7 +60,7 @@ def _stop(process: int, number: int, frame: FrameType | None) -> None:
 def _explain(error: MegatronForkError, *, debug: bool) -> None:
     if debug:
         typer.echo(masked(traceback.format_exc()), err=True, nl=False)
-    speaks = _speaks()
+    speaks = is_first_rank()
     _tell_torchrun(error if speaks else MegatronForkError("as the first rank says"))
     if not speaks:
         return
@@ -69,7 +69,7 @@ def _explain(error: MegatronForkError, *, debug: bool) -> None:
         typer.echo(f"  {masked(error.hint)}", err=True)
 
 
-def _speaks() -> bool:
+def is_first_rank() -> bool:
     """Whether this is the rank that speaks for all, also where the launcher's other variables are broken."""
     try:
         place = launch()

@@ -87,18 +87,24 @@ class FieldReader:
         if get_origin(inner) is dict and isinstance(value, dict):
             return plain(value)
         if isinstance(text, str) and plain(value) is not None:
-            if inner is str:
-                place = at_home(text) if dotted in self.paths else text
+            if inner is str and dotted in self.paths and "\0" not in text:
+                place = at_home(text)
                 return Resolved(place, text.written) if isinstance(text, Resolved) else place
+            if inner is str and dotted not in self.paths:
+                return text
             if get_origin(inner) is Literal and text in get_args(inner):
                 return text
             if inner is bool and text.lower() in _TRUE + _FALSE:
                 return text.lower() in _TRUE
-            if inner is int and _DIGITS.fullmatch(text) and len(text) <= 100:
-                return int(text)
+            if inner is int and len(text) <= 100:
+                if _DIGITS.fullmatch(text):
+                    return int(text)
+                if type(plain(value)) is int:  # hexadecimal or binary
+                    return plain(value)
             if inner is float and (number := _number(text)) is not None:
                 return self._finite(number, dotted)
-        raise ConfigError(f"{shown(dotted)}={shown(plain(value))} is not {_in_words(inner)}", hint=_SHOW)
+        wanted = "a path" if dotted in self.paths else _in_words(inner)
+        raise ConfigError(f"{shown(dotted)}={shown(plain(value))} is not {wanted}", hint=_SHOW)
 
     def _finite(self, number: float, dotted: str) -> float:
         """NaN compares with nothing, and so passes whatever range is asked for."""

@@ -156,7 +156,11 @@ def _check_same_run(path: Path, config: RunConfig, may_change: tuple[str, ...]) 
             )
         return
     try:
-        changed = [name for name in differences(resolved.read_text(), config) if not name.startswith(may_change)]
+        changed = [
+            name
+            for name in differences(resolved.read_text(encoding="utf-8"), config)
+            if not name.startswith(may_change)
+        ]
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunFolderError(f"{resolved} cannot be read: {reason}", hint=out) from error

@@ -5,6 +5,7 @@ Everything that can be refused is refused here, before a model is allocated.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ _MAY_CHANGE = (
         "rollout.probe_",
     ),
 )
+# What no folder's name may hold.
+_NO_NAME = re.compile(r"[/\x00-\x1f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFold
     path, lock, refused = Path(config.run.folder or "runs"), None, None
     try:
         if first:
-            by_time = Path("runs") / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
+            name = _NO_NAME.sub("_", config.run.name)
+            by_time = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
             path = path if config.run.folder else new_folder(by_time)
             lock = claim(path, config, may_change=_MAY_CHANGE, say=display.say)
     except MegatronForkError as error:

@@ -1,8 +1,11 @@
 """Sizes have the unit that fits them, commands survive a shell, addresses lose their passwords, refusals name their reason."""
 
+import ast
 import errno
 import os
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -55,3 +58,18 @@ def test_space_is_asked_for_where_it_is_lacking(number: int, says: str) -> None:
     told = way_out(OSError(number, os.strerror(number)), elsewhere="run.folder")
     assert says in told and "run.folder" in told
     assert ("space" in told) == (number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def test_no_message_sends_to_a_file_that_is_not_installed() -> None:
+    """A wheel has neither examples nor docs: what is only in the source tree is said to be the project's."""
+    package = Path(__file__).parent.parent / "megatron_fork"
+    found = []
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+                for place in re.finditer(r"(.{0,14})\b(?:docs|examples|scripts)/", node.value):
+                    if "the project's " not in place[1]:
+                        found.append(f"{path.name}:{node.lineno} {node.value}")
+    assert not found

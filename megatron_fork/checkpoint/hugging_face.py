@@ -83,9 +83,12 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it has {file.stat().st_size:,} bytes")
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):
+            raise ValueError("it begins with a byte order mark, with which transformers and engines do not read it")
+        fields = json.loads(text)
     except (ValueError, OSError, RecursionError) as error:
-        raise ModelError(f"{file} cannot be read: {error}", hint="fetch it again, or remove it") from error
+        raise ModelError(f"{file} cannot be read: {error}", hint="fetch it again, or save it as plain UTF-8") from error
     if not isinstance(fields, dict):
         raise ModelError(f"{file} holds a {type(fields).__name__}, no fields", hint="fetch it again, or remove it")
     return fields

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from megatron_fork.errors import CheckpointError
 
 METADATA, COMMON = ".metadata", "common.pt"
-TRUST = "do not open it, unless you made it: a pickle may run any program; docs/checkpoints.md says what is read"
+TRUST = "do not open it, unless you made it: a pickle may run any program; the project's docs/checkpoints.md says what is read"
 
 # What PyTorch's writer of distributed checkpoints, and Megatron's, put into `.metadata`.
 _OF_METADATA = {

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_fork.data.answers import short
 from megatron_fork.data.conversations import Conversation, messages_of
-from megatron_fork.errors import DataError
+from megatron_fork.errors import ConfigError, DataError
 from megatron_fork.files import UTF8, at_home
 
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -35,6 +35,7 @@ NAMED = {
 }
 # Templates of the tokenizer's own, by whether they ask it to think.
 OF_TOKENIZER = {"chat": True, "chat_no_thinking": False}
+_KNOWN = "a template has `question`, `messages`, the row's columns, and the tokenizer's `bos_token` and the like"
 MARKS_OF_CHAT = ("<|im_start|>", "<|im_end|>")
 
 Template = Callable[[str, dict[str, Any], str], str]
@@ -64,7 +65,7 @@ def _source(name: str) -> str:
     if "{{" in name or "{%" in name:
         return name
     known = ", ".join([*NAMED, *OF_TOKENIZER])
-    raise DataError(
+    raise ConfigError(
         f"data.template={name} is not a template",
         hint=f"known: {known}; or Jinja with {{{{ question }}}}, or a .jinja file",
     )
@@ -85,7 +86,7 @@ def _jinja(source: str, name: str, tokens: dict[str, str]) -> Template:
         writes_messages = "messages" in jinja2.meta.find_undeclared_variables(environment.parse(source))
     except jinja2.TemplateSyntaxError as error:
         raise DataError(
-            f"data.template is not valid Jinja, line {error.lineno}: {error.message}", hint="see docs/data.md"
+            f"data.template is not valid Jinja, line {error.lineno}: {error.message}", hint=_KNOWN
         ) from error
 
     def fill(question: str, row: dict[str, Any], place: str) -> str:
@@ -99,7 +100,7 @@ def _jinja(source: str, name: str, tokens: dict[str, str]) -> Template:
             return template.render({**tokens, **row, "question": str(question), "messages": messages_of(question)})
         except Exception as error:  # expressions of a template raise whatever they like
             raise DataError(
-                f"{place} does not fit data.template={name[:60]!r}: {_reason(error)}", hint="see docs/data.md"
+                f"{place} does not fit data.template={name[:60]!r}: {_reason(error)}", hint=_KNOWN
             ) from error
 
     return fill

@@ -68,6 +68,12 @@ def check_fields(fields: Mapping[Any, Any], where: str, error: type[MegatronFork
         reason = _wrong(name, value)
         if reason:
             raise error(f"{where}{shown(name)}={shown(value)}, {reason}", hint=_HINT)
+    layers, kinds = fields.get("num_hidden_layers"), fields.get("layer_types")
+    if layers is not None and kinds is not None and len(kinds) != layers:
+        raise error(
+            f"{where}layer_types has {len(kinds)} entries, but num_hidden_layers={layers}",
+            hint="a model with other layers has other layer_types too: edit both, or remove layer_types",
+        )
     both = [shown(fields[name]).removeprefix("torch.") for name in ("dtype", "torch_dtype") if fields.get(name)]
     if len(set(both)) > 1:
         raise error(

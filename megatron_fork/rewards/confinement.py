@@ -69,5 +69,5 @@ def require_means_for_programs() -> None:
     if missing:
         raise RewardError(
             f"rewards.kind=code runs programs that nobody has read, and this machine lacks {' and '.join(missing)}",
-            hint="run it where these are, or choose another rewards.kind; docs/security.md says what each is for",
+            hint="run it where these are, or choose another rewards.kind; the project's docs/security.md says what each is for",
         )

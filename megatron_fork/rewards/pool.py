@@ -60,7 +60,7 @@ class Config:
             raise ConfigError(
                 f"rewards.kind={self.kind} runs what the model wrote, with rewards.allow_code={self.allow_code}, "
                 f"confined={self.confined}, workers={self.workers}",
-                hint="set rewards.allow_code=true, in confined workers; read docs/rewards.md first",
+                hint="set rewards.allow_code=true, in confined workers; read the project's docs/rewards.md first",
             )
         for rule in ("unevaluated", "named_numbers"):
             if getattr(self, rule) not in ("accept", "refuse"):

@@ -82,7 +82,7 @@ class Programs:
         if isinstance(message, dict):
             raise RewardError(
                 f"rewards.kind=code: programs cannot be confined here: {message['error']}",
-                hint="docs/security.md says what it needs",
+                hint="the project's docs/security.md says what it needs",
             )
         return message
 

@@ -42,7 +42,7 @@ class RemoteConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not value > 0:
-                raise ConfigError(f"rollout.remote.{name}={value} is not positive", hint="see docs/engines.md")
+                raise ConfigError(f"rollout.remote.{name}={value} is not positive", hint="give a number above 0")
 
 
 @dataclass

@@ -58,7 +58,7 @@ class Config:
         if value not in get_args(choices):
             raise ConfigError(
                 f"selection.{name}={value} is not one of {', '.join(get_args(choices))}",
-                hint="docs/semantics.md says what each of them means",
+                hint="the project's docs/semantics.md says what each of them means",
             )
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from commands import PROJECT, QUICKSTART, environment
@@ -59,9 +60,49 @@ def test_nothing_slow_is_imported(words: list[str], code: int, told: str) -> Non
     assert "typer" in imported and not imported & SLOW
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert", "to-megatron", "~/absent", "~/out"],
+        ["convert", "to-hf", "~/absent", "~/out"],
+        ["convert", "verify", "~/absent", "~/out"],
+        ["data", "dedupe", "~/absent", "~/out.jsonl"],
+        ["data", "decontaminate", "gsm8k:~/absent", "~/out.jsonl", "--against=aime_2024:~/absent"],
+        ["analyze", "~/absent"],
+        ["train", "~/absent"],
+        ["doctor", "~/absent"],
+    ],
+    ids=" ".join,
+)
+def test_the_home_of_every_path(words: list[str], tmp_path: Path) -> None:
+    """A shell leaves `~` alone in quotes and behind `=` and `:`."""
+    code, output, _ = watched(*words, HOME=str(tmp_path))
+    assert code in (1, 2) and f"{tmp_path}/absent" in output and "~" not in output, output
+    assert "model.path" not in output, "that is a recipe's word"
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_the_first_rank_tells_and_all_leave_alike(rank: str) -> None:
     ranks = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "15999"}
     code, output, imported = watched("train", str(QUICKSTART), "sead=1", **ranks)
     assert code == 2 and not imported & SLOW
     assert output.splitlines() == (["error: sead is not a field", "  did you mean seed?"] if rank == "0" else [])
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_rank_alone_prints_the_recipe(rank: str) -> None:
+    code, output, _ = watched("train", str(QUICKSTART), "--print-config", RANK=rank, WORLD_SIZE="2")
+    assert (
+        code == 0
+        and output.startswith("# Of every random choice" if rank == "0" else "")
+        and bool(output) == (rank == "0")
+    )
+
+
+@pytest.mark.parametrize("variable", ["MASTER_PORT", "WORLD_SIZE"])
+def test_broken_variables_of_a_launcher_are_told_by_the_first_rank(variable: str) -> None:
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "15999", variable: "abc"}
+        code, output, _ = watched("train", str(QUICKSTART), **place)
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert code == 2 and errors == ([f"error: {variable}='abc' is not a number"] if rank == "0" else [])

@@ -1,5 +1,6 @@
 """A field of text holds the text that it was given, a path the user's home for `~`, a number no NaN; the rest as it says."""
 
+import contextlib
 import math
 from pathlib import Path
 from types import NoneType
@@ -166,6 +167,8 @@ def test_what_is_not_of_a_fields_kind(word: str, named: str) -> None:
     ("word", "value"),
     [
         ("train.steps=010", 10),
+        ("seed=0xff", 255),
+        ("seed=-7", -7),
         ("train.steps=1_000", 1000),
         ("optimizer.learning_rate=1e-6", 1e-6),
         ("optimizer.learning_rate=1", 1.0),
@@ -196,3 +199,25 @@ def test_a_literal_is_text() -> None:
                 assert "is not one of" not in error.message  # what does not go with other fields is refused for that
             else:
                 assert value_of(config, name) == choice
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.one_of(st.text(max_size=60), st.text(alphabet="[]{}:,-&*!|>'\"%@`#? \n\t0123456789abe.~<=$", max_size=40))
+)
+@example(text='run: {folder: "a\\0b"}')
+@example(text='model: {path: "\\0"}')
+@example(text="run: {<<: {name: 3}}")
+@example(text="<<: [1]")
+@example(text="seed: 2001-12-14t21:59:43.10-05:00")
+@example(text="seed: !!binary aGk=")
+@example(text="data: {no_answer: !!set {a, b}}")
+@example(text="run: !!omap [a: 1]")
+@example(text="? {a: 1}\n: 2")
+def test_no_text_is_a_traceback(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As a recipe, as an override's value, and as an override."""
+    recipe = tmp_path_factory.mktemp("any") / "recipe.yaml"
+    recipe.write_bytes(text.encode("utf-8", "surrogatepass"))
+    for words in ([], [text], [f"seed={text}"], [f"model.hf_config={text}"], [f"rollout.servers={text}"]):
+        with contextlib.suppress(MegatronForkError):
+            load_config(QUICKSTART if words else recipe, words)

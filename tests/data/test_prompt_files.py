@@ -153,7 +153,6 @@ def test_a_template_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"template": "papper"}, r"data\.template=papper is not a template"),
         ({"template": "{{ question"}, r"data\.template is not valid Jinja, line 1"),
         ({"template": "{{ grade }}"}, r"a\.jsonl line 1 does not fit data\.template"),
         ({"template": "{{ question.__class__.__mro__ }}"}, r"line 1 does not fit data\.template"),
@@ -225,3 +224,9 @@ def test_text_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *[{"prompt": "unknown words", "answer": "2"}] * 2)
     with pytest.raises(DataError, match=r"the tokenizer cannot read a prompt between .*line 1 and .*line 2"):
         load_prompts(Config(source=path, held_out=1), reach.build_tokenizer())
+
+
+def test_a_template_of_no_known_name_is_a_mistake_of_the_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"prompt": "1+1?", "answer": "2"})
+    with pytest.raises(ConfigError, match=r"data\.template=papper is not a template"):
+        load_prompts(Config(source=path, template="papper"), TOKENIZER)
