@@ -93,7 +93,7 @@ def new_figure(x_label: str, y_label: str, size: Size) -> tuple[Figure, Axes]:
 def label_axes(axes: Axes, x_label: str, y_label: str, size: Size) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    round_ticks(axes.xaxis, most=10 if is_wide(size) else 5, whole=True)
+    round_ticks(axes.xaxis, most=10 if is_wide(size) else 4, whole=True)
     round_ticks(axes.yaxis)
 
 

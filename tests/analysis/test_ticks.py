@@ -34,7 +34,7 @@ def shown(axis) -> list:
     st.sampled_from([NARROW, WIDE]),
     st.sampled_from(["", "%"]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 def test_any_series_has_round_ticks_that_do_not_overlap(values: dict[int, float], size, unit: str) -> None:
     spread = max(values.values()) - min(values.values())
     assume(spread == 0 or spread > 1e-6 * max(map(abs, values.values())))  # else the ticks differ in their last digits
