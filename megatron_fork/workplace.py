@@ -123,7 +123,7 @@ def _stopping(stop: StopRequest) -> Iterator[None]:
         with stop.at_once():
             yield
     except (StoppedAtOnce, Exception) as error:
-        if not stop.has_raised:
+        if not stop.has_raised or isinstance(error, Interrupted):
             raise
         kind = Interrupted if stop.by_user else Preempted
         raise kind(
