@@ -37,6 +37,8 @@ class StopRequest:
         self.by_user = True
         """Whether it was Ctrl-C that all ranks agreed on, and not the scheduler."""
         self._first = 0.0
+        self.has_raised = False
+        """What fails from then on, fails because this rank or another is on its way out."""
         self._raises = False
 
     def __enter__(self) -> StopRequest:
@@ -96,6 +98,7 @@ class StopRequest:
     def _raise_if_asked(self) -> None:
         if self._raises and self.received is not None:
             self.by_user = self.received == signal.SIGINT
+            self.has_raised = True
             raise StoppedAtOnce
 
     def is_asked(self) -> bool:

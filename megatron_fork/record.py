@@ -121,7 +121,8 @@ def save_state(work: Workplace, networks: Networks, progress: Progress) -> None:
         return
     ahead = work.config.rollout.max_staleness > 0
     groups = partial(write_groups, groups=progress.under_way) if ahead else None
-    work.checkpoints.save(progress.step, networks.trained, progress.record(), write_beside=groups)
+    with work.stop.remembered():  # it may fork a writer, and what is raised in the middle of a fork is lost
+        work.checkpoints.save(progress.step, networks.trained, progress.record(), write_beside=groups)
 
 
 def finish(work: Workplace, progress: Progress, *, parameters: int, seconds: float) -> None:

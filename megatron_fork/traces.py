@@ -93,9 +93,13 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, sequence: Demonstration) -> 
     before = [sequence.prompt.tokens[-1], *sequence.response[:-1]]
     texts = []
     for previous, token in zip(before, sequence.response, strict=True):
-        left, both = tokenizer.decode([previous]), tokenizer.decode([previous, token])
-        text = both[len(left) :] if both.startswith(left) else tokenizer.decode([token])
-        texts.append(_with_bytes(tokenizer, token) or text if _NO_TEXT in text else text)
+        left, both, alone = (tokenizer.decode(each) for each in ([previous], [previous, token], [token]))
+        text = both[len(left) :] if both.startswith(left) else alone
+        if _NO_TEXT in alone:
+            text = _with_bytes(tokenizer, token) or text
+        elif _NO_TEXT in text:  # of the previous token's bytes
+            text = alone
+        texts.append(text)
     return texts
 
 

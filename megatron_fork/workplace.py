@@ -125,12 +125,14 @@ def _stopping(stop: StopRequest) -> Iterator[None]:
     try:
         with stop.at_once():
             yield
-    except StoppedAtOnce as signalled:
+    except (StoppedAtOnce, Exception) as error:
+        if not stop.has_raised or isinstance(error, Interrupted):
+            raise
         kind = Interrupted if stop.by_user else Preempted
         raise kind(
             "stopped where nothing had to be saved",
             hint="start it again with the same run.folder: it goes on from there",
-        ) from signalled
+        ) from error
 
 
 def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFolder:

@@ -16,7 +16,7 @@ Size = tuple[float, float]
 # Inches. The page shows an inch on some 85 pixels, a narrow figure in a column and a wide one across all of them, so that
 # text of 9 points can be read on a screen of any width.
 WIDE, NARROW = (11.5, 3.3), (3.7, 2.8)
-FEW_POINTS, MANY_POINTS = 40, 1000
+FEW_POINTS, MANY_POINTS = 40, 200
 # Points that an entry of the legend takes: each letter, and the line with the gaps around it.
 LETTER, HANDLE, Y_AXIS = 5.2, 32.0, 40.0
 
@@ -58,8 +58,10 @@ def draw_lines(
     for name, series in drawn.items():
         draw_line(axes, series, lines[name])
     if from_zero:
-        highest = max(float(numpy.nanmax(series.values)) for series in drawn.values())
-        axes.set_ylim(bottom=0, top=None if highest > 0 else 1)
+        values = numpy.concatenate([series.values for series in drawn.values()])
+        # An estimate of what cannot be negative may be: it is drawn all the same.
+        if numpy.nanmin(values) >= 0:
+            axes.set_ylim(bottom=0, top=None if numpy.nanmax(values) > 0 else 1)
     round_ticks(axes.yaxis, unit=unit, whole=whole)
     return finished(figure)
 
@@ -93,7 +95,7 @@ def new_figure(x_label: str, y_label: str, size: Size) -> tuple[Figure, Axes]:
 def label_axes(axes: Axes, x_label: str, y_label: str, size: Size) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    round_ticks(axes.xaxis, most=10 if is_wide(size) else 5, whole=True)
+    round_ticks(axes.xaxis, most=10 if is_wide(size) else 4, whole=True)
     round_ticks(axes.yaxis)
 
 

@@ -34,7 +34,7 @@ def shown(axis) -> list:
     st.sampled_from([NARROW, WIDE]),
     st.sampled_from(["", "%"]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 def test_any_series_has_round_ticks_that_do_not_overlap(values: dict[int, float], size, unit: str) -> None:
     spread = max(values.values()) - min(values.values())
     assume(spread == 0 or spread > 1e-6 * max(map(abs, values.values())))  # else the ticks differ in their last digits
@@ -68,3 +68,16 @@ def test_shares_are_percents() -> None:
 def test_a_legend_has_as_many_columns_as_fit(labels: list[str], points: float) -> None:
     assert 1 <= legend_columns(labels, points) <= len(labels)
     assert legend_columns(labels, points) <= legend_columns(labels, 2 * points)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5), st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_every_value_is_within_the_axes(values: list[float], from_zero: bool) -> None:
+    """Also the negative estimate of what is drawn from zero; where all is zero the axis is not a sliver around it."""
+    drawing = draw_lines(
+        metrics_of(dict(enumerate(values))), {"m": Line("m", "#000000")}, "m", NARROW, from_zero=from_zero
+    )
+    low, high = drawing.figure.axes[0].get_ylim()
+    assert low <= min(values) and max(values) <= high
+    if from_zero and min(values) >= 0:
+        assert low == 0 and (max(values) > 0 or high == 1)

@@ -32,8 +32,10 @@ def there(pattern: str) -> Callable[[Path, Program], bool]:
     return lambda folder, process: any(folder.glob(pattern))
 
 
-def stopped_when(reached: Callable[[Path, Program], bool], folder: Path, sent: int, *words: str) -> tuple[int, str]:
-    process = start("train", *WORDS, *words, f"run.folder={folder}")
+def stopped_when(
+    reached: Callable[[Path, Program], bool], folder: Path, sent: int, *words: str, ranks: int = 0
+) -> tuple[int, str]:
+    process = start("train", *WORDS, *words, f"run.folder={folder}", ranks=ranks)
     deadline = time.monotonic() + FAR
     while not reached(folder, process) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -85,8 +87,12 @@ def test_a_stopped_run_is_the_whole_run_once_it_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_wait_for_servers_says_what_it_waits_for_and_ends_at_once(tmp_path: Path, sent: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code", "ranks"), [(signal.SIGTERM, 75, 0), (signal.SIGINT, 130, 0), (signal.SIGTERM, 75, 2)]
+)
+def test_a_wait_for_servers_says_what_it_waits_for_and_ends_at_once(
+    tmp_path: Path, sent: int, code: int, ranks: int
+) -> None:
     nobody = "http://127.0.0.1:9"
     ended, output = stopped_when(
         printed("waiting for rollout.servers"),
@@ -94,6 +100,7 @@ def test_a_wait_for_servers_says_what_it_waits_for_and_ends_at_once(tmp_path: Pa
         sent,
         "rollout.engine=vllm",
         f"rollout.servers=[{nobody}]",
+        ranks=ranks,
     )
     assert ended == code, output
     assert f"0 of 1800 s: {nobody}" in output and "nothing had to be saved" in output and "Traceback" not in output

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from megatron_fork import data, rewards, rollout
+from megatron_fork import data, evaluation, rewards, rollout
 from megatron_fork.checkpoint import resolve_config
 from megatron_fork.config import load_config
+from megatron_fork.errors import RolloutStopped
 from megatron_fork.rollout import Collector, EmbeddedEngine
 from megatron_fork.rollout.collect import draws_to_come
 
@@ -107,3 +108,45 @@ def test_the_same_draw_gives_the_same_responses(parts) -> None:
     first = collector(parts, 5, dynamic_sampling=False).collect(start=0, version=0).trajectories
     again = collector(parts, 3, dynamic_sampling=False).collect(start=2, version=0).trajectories
     assert [each.response for each in first[6:]] == [each.response for each in again]
+
+
+@pytest.mark.parametrize("stale", [0, 1])
+def test_a_step_without_signal_hands_out_responses_that_show_why(parts, stale: int) -> None:
+    """One of each group, of new prompts each; what has signal is not among them."""
+    source, engine = parts
+    settings = {"max_staleness": 1, "tail": "stop"} if stale else {}
+    config = rollout.Config(samples=3, max_response_tokens=8, max_rounds=4, **settings)
+    pool = rewards.RewardPool(rewards.Config(kind=f"{__name__}:never", workers=0))
+    rollouts = Collector(config, engine, source, pool, groups=6, world=None, seed=4).collect(start=0, version=0)
+    assert rollouts.trajectories == [] and rollouts.groups_kept == 0
+    assert len(rollouts.dropped) == min(rollouts.groups_sampled, 32) >= 24
+    assert {(each.reward, each.reason) for each in rollouts.dropped} == {(0.0, "never")}
+    assert len({each.prompt.index for each in rollouts.dropped}) > 12
+
+
+def never(response: str, answer: str) -> tuple[bool, str]:
+    return False, "never"
+
+
+def test_how_many_are_kept_is_bounded(parts) -> None:
+    source, engine = parts
+    config = rollout.Config(samples=2, max_response_tokens=2, max_rounds=20)
+    pool = rewards.RewardPool(rewards.Config(kind=f"{__name__}:never", workers=0))
+    rollouts = Collector(config, engine, source, pool, groups=4, world=None, seed=4).collect(start=0, version=0)
+    assert rollouts.groups_sampled == 80 and len(rollouts.dropped) == 32
+
+
+def test_an_evaluation_ends_with_the_response_that_it_is_stopped_at(parts) -> None:
+    """And says so, where it cannot judge; asked for again it is the whole one."""
+    drawer = collector(parts, 4)
+    prompts = drawer.source.held_out[:40]
+    settings = evaluation.Config(samples=2)
+    whole = evaluation.evaluate(drawer, prompts, settings)
+    asked = iter([False] * 5)
+    with pytest.raises(RolloutStopped, match="after 6 of 80 responses"):
+        evaluation.evaluate(drawer, prompts, settings, should_stop=lambda: next(asked, True))
+    asked = iter([False] * 90)
+    with pytest.raises(RolloutStopped, match="of 40 responses"):
+        evaluation.evaluate(drawer, prompts, settings, should_stop=lambda: next(asked, True))
+    again = evaluation.evaluate(drawer, prompts, settings)
+    assert [each.text for each in again.trajectories] == [each.text for each in whole.trajectories]

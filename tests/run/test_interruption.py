@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_fork.interruption import StopRequest
+import pytest
+
+from megatron_fork.interruption import StoppedAtOnce, StopRequest
 
 
 def test_one_request_may_arrive_twice() -> None:
@@ -76,3 +78,46 @@ def test_nohup_is_obeyed() -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_where_nothing_is_to_be_saved_a_signal_ends_it_there(sent: int) -> None:
+    with StopRequest() as stop, pytest.raises(StoppedAtOnce), stop.at_once():
+        os.kill(os.getpid(), sent)
+        raise AssertionError("it went on")
+    assert stop.by_user == (sent == signal.SIGINT)
+
+
+def test_what_is_to_be_saved_is_saved_first() -> None:
+    done = []
+    with StopRequest() as stop, pytest.raises(StoppedAtOnce), stop.at_once():
+        with stop.remembered():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append(stop.agreed(None))
+        done.append("it went on")
+    assert done == [True]
+
+
+def test_a_request_that_came_before_ends_what_begins() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedAtOnce), stop.at_once():
+            raise AssertionError("it began")
+
+
+def test_what_fails_by_itself_is_not_hidden_by_a_request() -> None:
+    with StopRequest() as stop, pytest.raises(ValueError, match="by itself"), stop.at_once(), stop.remembered():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("by itself")
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_fork_says_nothing(saves: bool) -> None:
+    """Ctrl-C reaches what a run has forked: a checkpoint's writer goes on, what nobody needs ends without a word."""
+    with StopRequest() as stop, stop.at_once(), stop.remembered() if saves else stop.at_once():
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(7)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == (7 if saves else -signal.SIGINT)

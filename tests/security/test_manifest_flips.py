@@ -20,6 +20,8 @@ PROGRESS: dict[str, Any] = {
     "seconds": 41.25,
     "before": {"pass_rate": 0.25, "greedy": math.nan},
     "after": None,
+    "steps_without_signal": 2,
+    "owes_evaluation": True,
     "unfinished": {
         "rollout_metrics": {"rollout/pass_rate": 0.5},
         "prompts_drawn": 16,

@@ -89,7 +89,7 @@ def loss_named(name: str) -> Loss:
     if loss is None or not set(loss.columns) <= set(get_args(Column)):
         raise ConfigError(
             f"objective.loss={name} is no function, nor a Loss with columns among {', '.join(get_args(Column))}",
-            hint="docs/extending.md shows one",
+            hint="the project's docs/extending.md shows one",
         )
     return loss
 

@@ -1,0 +1,91 @@
+"""Responses that are not trained on keep their words and the verifier's; bytes that are no text stay bytes."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from megatron_fork.analysis.traces import read_traces
+from megatron_fork.experience import Prompt, Trajectory, logprob_array, token_array
+from megatron_fork.run_folder import RunFolder
+from megatron_fork.traces import response_records, token_texts
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """One token a byte."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """As SentencePiece falls back to bytes."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+TOKENIZERS = {"byte level": byte_level(), "byte fallback": byte_fallback()}
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerFast, raw: bytes) -> list[int]:
+    if tokenizer is TOKENIZERS["byte fallback"]:
+        return list(raw)
+    letters = bytes_to_unicode()
+    return [tokenizer.convert_tokens_to_ids(letters[byte]) for byte in raw]
+
+
+def trajectory(tokens: list[int], number: int = 0, reward: float = 0.0) -> Trajectory:
+    return Trajectory(
+        number,
+        Prompt(0, "p", (tokens[0],), "a"),
+        token_array(tokens[1:]),
+        logprob_array([-0.5] * len(tokens[1:])),
+        "stop",
+        0,
+        reward=reward,
+        reason="why",
+    )
+
+
+@pytest.mark.parametrize("kind", list(TOKENIZERS))
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=50)
+def test_the_bytes_of_any_response_are_there(kind: str, text: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    raw = text.encode()
+    tokens = tokens_of(tokenizer, b"x" + raw)
+    texts = token_texts(tokenizer, trajectory(tokens))
+    assert len(texts) == len(raw)
+    assert "".join(texts).encode(errors="surrogateescape") == raw
+
+
+def test_right_and_wrong_responses_are_read_again(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["byte level"]
+    tokens = tokens_of(tokenizer, "xé!".encode())
+    responses = [trajectory(tokens, number, reward=float(number == 7)) for number in range(20)]
+    folder = RunFolder(tmp_path, writes=True)
+    for kind, of in (("evaluation", "evaluation"), ("without_signal", "step")):
+        folder.traces(3, response_records(responses, tokenizer, step=3, count=4, kind=kind), of=of)
+    read = read_traces(tmp_path / "traces")
+    assert not read.by_step
+    for traces in (read.evaluations[3], read.without_signal[3]):
+        assert [trace.reward for trace in traces].count(1.0) == 1 and len(traces) == 4
+        assert {trace.reason for trace in traces} == {"why"}
+        assert "".join(traces[0].tokens).encode(errors="surrogateescape") == "é!".encode()
+
+
+def test_resuming_forgets_evaluations_that_come_after(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, writes=True)
+    for step in (0, 2, 4):
+        folder.traces(step, [{"step": step}], of="evaluation")
+        folder.traces(step, [{"step": step}])
+    folder.forget(after=2)
+    kept = {path.name for path in (tmp_path / "traces").iterdir()}
+    assert kept == {f"{of}-00000{step}.jsonl" for of in ("evaluation", "step") for step in (0, 2)}
