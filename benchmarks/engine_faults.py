@@ -65,7 +65,7 @@ def outcome_of(engine: str, url: str) -> dict[str, str]:
     if wrong:
         each = wrong[0]
         return {
-            "outcome": "trained on",
+            "outcome": "handed to training",
             "words": f"{each.finish_reason}, tokens {list(each.tokens)[:5]}, {list(each.logprob)[:3]}",
         }
     return {"outcome": "goes on", "words": f"{len(completions)} responses that can be"}
