@@ -114,10 +114,21 @@ def matching_model(config: RunConfig) -> tuple[PretrainedConfig, checkpoint.Cont
     """
     hf_config = checkpoint.resolve_config(config.model)
     models.check_divides(hf_config, config.parallel)
-    models.choose_backend(config.compute)
+    _check_recomputation(config, hf_config)
     if config.experts.replay and not models.family_of(hf_config).has_experts:
         raise ConfigError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
     return hf_config, checkpoint.check_initial(config.model, hf_config)
+
+
+def _check_recomputation(config: RunConfig, hf_config: PretrainedConfig) -> None:
+    """Megatron recomputes whole groups of layers, and stops at the last layer of a stage in the middle of one."""
+    stages = config.parallel.pipeline * config.parallel.virtual_pipeline
+    layers, together = hf_config.num_hidden_layers // stages, config.compute.recompute_layers
+    if config.compute.recompute == "full" and layers % together:
+        raise ConfigError(
+            f"compute.recompute_layers={together} does not divide the {layers} layers of a pipeline stage",
+            hint="choose a divisor; 1 keeps the input of every layer",
+        )
 
 
 def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:

@@ -67,6 +67,8 @@ CHOICES = {
     "model.hf_config.vocab_size": ["135", "100"],
     "compute.backend": ["auto", "transformer_engine"],
     "vocab_parallel.kernels": ["auto", "torch"],
+    "compute.recompute": ["none", "full"],
+    "compute.recompute_layers": ["1", "2", "7"],
     "sft.steps": ["0", "2"],
 }
 USUAL = {name: values[0] for name, values in CHOICES.items()}
@@ -107,6 +109,14 @@ def test_doctor_and_train_refuse_the_same(
     doctor = outcome(lambda: diagnose(config, Console(file=StringIO()), ranks=1))
     assert doctor == outcome(train)
     assert not (tmp_path / "run").exists()
+
+
+def test_layers_that_are_recomputed_together(tmp_path: Path) -> None:
+    words = ["compute.recompute=full", "compute.recompute_layers=2"]
+    check(load_config(QUICKSTART, words), ranks=1)
+    for more in (["compute.recompute_layers=3"], ["parallel.pipeline=2"]):
+        with pytest.raises(ConfigError, match=r"compute\.recompute_layers=\d does not divide the \d layers"):
+            check(load_config(QUICKSTART, [*words, *more]), ranks=2)
 
 
 def findings(*overrides: str, ranks: int | None = None) -> str:
