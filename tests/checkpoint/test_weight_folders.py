@@ -209,7 +209,10 @@ NORM = "model.norm.weight"
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "fewer layers in the config": (layers(1), r"a tensor model\.layers\.1\.\S+, which the model"),
     "more layers in the config": (layers(3), r"no tensor model\.layers\.2\.\S+, and 10 more"),
-    "a config at odds with itself": (configured(num_hidden_layers=1), r"config\.json cannot be read: .*layer_types"),
+    "a config at odds with itself": (
+        configured(num_hidden_layers=1),
+        r"config\.json: layer_types has 2 entries, but num_hidden_layers=1",
+    ),
     "a config of nothing": (
         lambda folder: (folder / "config.json").write_text("[1]") and None,
         "holds a list, no fields",
