@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from megatron_fork import convert_commands, data_commands
+from megatron_fork.errors import ConfigError
 from megatron_fork.files import path_at_home
 from megatron_fork.guard import Debug, guarded, is_first_rank, stops_at_once
 from megatron_fork.version import __version__
@@ -115,6 +116,11 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
             if is_first_rank():
                 typer.echo(described(config), nl=False)
             return
+        if command == "sft" and not config.sft.steps:
+            raise ConfigError(
+                "sft.steps=0: the command sft has nothing to do",
+                hint="give steps of the warm start, such as sft.steps=800",
+            )
         from megatron_fork.console import Display, quiet_libraries
 
         quiet_libraries()

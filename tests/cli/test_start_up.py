@@ -49,6 +49,7 @@ def watched(*words: str, **variables: str) -> tuple[int, str, set[str]]:
         (["train", str(QUICKSTART), "selection.ratio=2"], 2, "selection.ratio=2"),
         (["train", "absent.yaml"], 2, "absent.yaml"),
         (["sft", str(QUICKSTART), "sft.batch=0"], 2, "sft.batch=0"),
+        (["sft", str(QUICKSTART), "sft.steps=0"], 2, "sft.steps=0: the command sft has nothing to do"),
         (["doctor", str(QUICKSTART), "sead=1"], 2, "did you mean seed?"),
         (["convert", "to-megatron", "a", "b", "--dtype", "int8"], 2, "--dtype int8"),
     ],
