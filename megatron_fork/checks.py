@@ -45,6 +45,7 @@ def check(config: RunConfig, *, ranks: int) -> Checked:
 def check_settings(config: RunConfig, *, ranks: int) -> None:
     """Raise `ConfigError` for settings of several rooms that do not go together, or not with so many ranks."""
     _check_staleness(config)
+    _check_groups(config)
     _check_verifier(config)
     objective.loss_named(config.objective.loss)
     if config.rollout.engine == "vllm_colocated":
@@ -199,6 +200,15 @@ def _check_staleness(config: RunConfig) -> None:
         raise ConfigError(
             f"rollout.max_staleness={stale} with experts.replay=true, which knows nothing of responses that go on later",
             hint="set experts.replay=false",
+        )
+
+
+def _check_groups(config: RunConfig) -> None:
+    if config.train.steps and config.rollout.samples < 2 and config.objective.advantage != "gae":
+        raise ConfigError(
+            f"rollout.samples=1 with objective.advantage={config.objective.advantage}, which compares the responses to a prompt: "
+            "every advantage would be 0",
+            hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
         )
 
 

@@ -110,6 +110,7 @@ def test_what_does_not_fit_is_one_line_of_every_command(
     [
         (["rollout.stop_tokens=[7,999]"], "rollout.stop_tokens is [7, 999]: 999 is no token of a vocabulary of 135"),
         (["rollout.max_staleness=1", "rollout.tail=stop"], "rollout.max_staleness=1 with objective.correction=none"),
+        (["rollout.samples=1", "rollout.dynamic_sampling=false"], "rollout.samples=1 with objective.advantage=grpo"),
     ],
 )
 def test_what_a_run_refuses_the_doctor_refuses(
