@@ -206,8 +206,8 @@ def _check_staleness(config: RunConfig) -> None:
 def _check_groups(config: RunConfig) -> None:
     if config.train.steps and config.rollout.samples < 2 and config.objective.advantage != "gae":
         raise ConfigError(
-            f"rollout.samples=1 with objective.advantage={config.objective.advantage}, which compares the responses to a prompt: "
-            "every advantage would be 0",
+            f"rollout.samples=1 with objective.advantage={config.objective.advantage}, which compares the responses to a "
+            "prompt: every advantage would be 0",
             hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
         )
 
