@@ -19,29 +19,34 @@ from megatron_fork import objective
 from megatron_fork.analysis import write_report
 from megatron_fork.clock import Clock
 from megatron_fork.config import RunConfig
-from megatron_fork.console import Display
 from megatron_fork.errors import RolloutError, RunFolderError
 from megatron_fork.experience import Trajectory
 from megatron_fork.policy import Learner, Lesson, Networks, Policy, Rates, Taught, split_into_mini_batches
-from megatron_fork.progress import Progress
-from megatron_fork.record import (
+from megatron_fork.rewards import RewardPool
+from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, Tally, probe
+from megatron_fork.run import (
+    Display,
+    Progress,
+    Unfinished,
+    Workplace,
+    build_collector,
+    build_engine,
     finish,
     is_due,
     keep_responses,
     keep_state,
     measure,
     note_signal,
+    prepare,
     save_state,
     save_while_drawing,
+    start,
     stop_within_step,
+    trace_records,
+    warm_start,
     warn_of_failures,
+    write_model,
 )
-from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, Tally, probe
-from megatron_fork.start import build_collector, build_engine, start, warm_start, write_model
-from megatron_fork.traces import trace_records
-from megatron_fork.unfinished import Unfinished
-from megatron_fork.workplace import Workplace, prepare
 
 
 def train(config: RunConfig, display: Display) -> Path:

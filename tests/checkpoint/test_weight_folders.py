@@ -26,11 +26,11 @@ from megatron_fork.checkpoint import (
     verify,
 )
 from megatron_fork.checkpoint.weight_folder import WeightFolder
-from megatron_fork.checks import matching_model
 from megatron_fork.config import RunConfig
 from megatron_fork.errors import MegatronForkError
 from megatron_fork.models import Config as Source
 from megatron_fork.models import build_value_chunks
+from megatron_fork.run.checks import matching_model
 
 INDEX = "model.safetensors.index.json"
 Weights = dict[str, torch.Tensor]

@@ -17,7 +17,7 @@ def report(code=0):
     leave(code)
 os._exit = report
 atexit.register(lambda: os.write(2, ("imported: " + " ".join(sorted({n.split(".")[0] for n in sys.modules}))).encode()))
-from megatron_fork.cli import main
+from megatron_fork.cli.commands import main
 main()
 """
 SLOW = {"torch", "megatron", "transformers", "pyarrow", "matplotlib", "sympy"}

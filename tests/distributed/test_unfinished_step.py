@@ -29,7 +29,7 @@ def finished_later(folder: str, entropy_policy: str) -> list[tuple[float, Any, A
 def _finished_later(
     folder: Path, written: dict[str, Any], read_by: dict[str, Any], *, entropy_policy: str
 ) -> tuple[float, Any, Any]:
-    from megatron_fork import objective, selection, unfinished
+    from megatron_fork import objective, selection
     from megatron_fork.checkpoint import BESIDE, Checkpoints, iter_hf_weights, load_initial, load_training_state
     from megatron_fork.clock import Clock
     from megatron_fork.distributed import Config, Layout, parallel_layout
@@ -45,6 +45,7 @@ def _finished_later(
         Taught,
         split_into_mini_batches,
     )
+    from megatron_fork.run import unfinished
 
     def made(layout: Layout) -> Policy:
         adam = OptimizerConfig(learning_rate=1e-3)
@@ -120,8 +121,9 @@ def test_a_stopped_step_ends_as_the_whole(tmp_path: Path, entropy_policy: str) -
 
 @pytest.mark.slow
 def test_rollouts_of_which_nothing_was_taught_are_kept(tmp_path: Path) -> None:
-    from megatron_fork import distributed, unfinished
+    from megatron_fork import distributed
     from megatron_fork.experience import VersionSpan
+    from megatron_fork.run import unfinished
 
     distributed.initialize()
     spans = (VersionSpan(3, 0, 5), VersionSpan(4, 5, 9))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fork.interruption import StoppedAtOnce, StopRequest
+from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
 
 
 def test_one_request_may_arrive_twice() -> None:

@@ -18,8 +18,8 @@ import yaml
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import at_home
 from megatron_fork.masking import masked
-from megatron_fork.recipe_references import Resolved
-from megatron_fork.recipe_text import Written, key_text, plain, read_yaml
+from megatron_fork.recipe.references import Resolved
+from megatron_fork.recipe.text import Written, key_text, plain, read_yaml
 
 Settings = TypeVar("Settings")
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")

@@ -12,13 +12,13 @@ from megatron_fork.analysis import Outcome, read_outcome, write_report
 from megatron_fork.evaluation import Evaluation, evaluate
 from megatron_fork.experience import Trajectory
 from megatron_fork.policy import Lesson, Networks
-from megatron_fork.progress import Progress
-from megatron_fork.provenance import provenance
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
-from megatron_fork.traces import response_records
-from megatron_fork.unfinished import Unfinished, write_groups
-from megatron_fork.workplace import Workplace
+from megatron_fork.run.context import Workplace
+from megatron_fork.run.progress import Progress
+from megatron_fork.run.provenance import provenance
+from megatron_fork.run.traces import response_records
+from megatron_fork.run.unfinished import Unfinished, write_groups
 
 
 def is_due(step: int, every: int, last: int) -> bool:

@@ -18,8 +18,8 @@ from typing import Annotated
 
 import typer
 
+from megatron_fork.distributed import launch
 from megatron_fork.errors import Interrupted, LayoutError, MegatronForkError, Preempted
-from megatron_fork.launcher import launch
 from megatron_fork.masking import masked
 
 _NOTHING_YET = "interrupted before there was anything to save"

@@ -15,17 +15,17 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from megatron_fork import checkpoint, distributed
-from megatron_fork.checks import check
 from megatron_fork.config import RunConfig, fingerprint, to_yaml
-from megatron_fork.console import Display
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import Interrupted, MegatronForkError, Preempted
-from megatron_fork.interruption import StoppedAtOnce, StopRequest
-from megatron_fork.provenance import as_comments, provenance
 from megatron_fork.rollout import ends_in_words
-from megatron_fork.run_claim import claim, new_folder
-from megatron_fork.run_folder import RunFolder
+from megatron_fork.run.checks import check
+from megatron_fork.run.claim import claim, new_folder
+from megatron_fork.run.console import Display
+from megatron_fork.run.folder import RunFolder
+from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
+from megatron_fork.run.provenance import as_comments, provenance
 from megatron_fork.wording import command
 
 # What a resumed run may change without becoming another run.

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from megatron_fork.config import SupervisedConfig
-from megatron_fork.console import Display
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives, device
 from megatron_fork.experience import Batch
 from megatron_fork.objective import PolicyLoss, supervised_loss
 from megatron_fork.policy import Policy
-from megatron_fork.run_folder import RunFolder
+from megatron_fork.run.console import Display
+from megatron_fork.run.folder import RunFolder
 from megatron_fork.vocab_parallel import TokenStatistics
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.masking import hide, masked
-from megatron_fork.recipe_text import Written, plain
+from megatron_fork.recipe.text import Written, plain
 
 _OPENING, _ESCAPED = "${", "\\${"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.files import path_at_home
-from megatron_fork.guard import Debug, guarded
 
 if TYPE_CHECKING:
     from megatron_fork import data

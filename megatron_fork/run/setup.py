@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_fork import checkpoint, distributed, models, unfinished
+from megatron_fork import checkpoint, distributed, models
 from megatron_fork.distributed import collectives
 from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
-from megatron_fork.progress import Progress
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import (
     Collector,
@@ -20,9 +19,11 @@ from megatron_fork.rollout import (
     Engine,
     RemoteEngine,
 )
-from megatron_fork.supervised import fine_tune
-from megatron_fork.unfinished import Unfinished
-from megatron_fork.workplace import Workplace
+from megatron_fork.run import unfinished
+from megatron_fork.run.context import Workplace
+from megatron_fork.run.fine_tuning import fine_tune
+from megatron_fork.run.progress import Progress
+from megatron_fork.run.unfinished import Unfinished
 
 
 def start(work: Workplace) -> tuple[Progress, Networks, Unfinished | None]:

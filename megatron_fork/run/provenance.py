@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from megatron_fork.masking import masked
-from megatron_fork.recipe_text import write_yaml
+from megatron_fork.recipe import write_yaml
 from megatron_fork.version import __version__
 
 _PACKAGES = ("torch", "megatron-core", "transformers", "transformer-engine", "vllm")
-_PROJECT = Path(__file__).parent.parent
+_PROJECT = Path(__file__).parents[2]
 _GIT_SECONDS = 5.0
 
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.errors import CheckpointError, ConfigError
 from megatron_fork.files import path_at_home
-from megatron_fork.guard import Debug, guarded
 from megatron_fork.wording import size
 
 app = typer.Typer(
@@ -130,7 +130,7 @@ def _run(work: Callable[[], None], debug: bool, dtype: str | None = None) -> Non
     def quietly() -> None:
         if dtype not in (None, "fp32", "bf16", "fp16"):
             raise ConfigError(f"--dtype {dtype} is not known", hint="fp32, bf16 or fp16")
-        from megatron_fork.console import quiet_libraries
+        from megatron_fork.run import quiet_libraries
 
         quiet_libraries()
         from megatron_fork import distributed

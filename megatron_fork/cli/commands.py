@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from megatron_fork import convert_commands, data_commands
+from megatron_fork.cli import convert as convert_commands
+from megatron_fork.cli import data as data_commands
+from megatron_fork.cli.guard import Debug, guarded, is_first_rank, stops_at_once
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import path_at_home
-from megatron_fork.guard import Debug, guarded, is_first_rank, stops_at_once
 from megatron_fork.version import __version__
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -67,14 +68,14 @@ def doctor(
 
     def work() -> None:
         from megatron_fork.config import load_config
-        from megatron_fork.console import quiet_libraries
+        from megatron_fork.run import quiet_libraries
 
         config = load_config(recipe, overrides or []) if recipe else None
         quiet_libraries()
         from rich.console import Console
 
         from megatron_fork import distributed
-        from megatron_fork.doctor import diagnose
+        from megatron_fork.cli.doctor import diagnose
 
         console = Console(highlight=False, quiet=distributed.rank() != 0)
         diagnose(config, console, ranks=ranks)
@@ -111,7 +112,7 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
 
         config = load_config(recipe, overrides or [])
         if print_config:
-            from megatron_fork.recipe_meanings import described
+            from megatron_fork.recipe import described
 
             if is_first_rank():
                 typer.echo(described(config), nl=False)
@@ -121,7 +122,7 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
                 "sft.steps=0: the command sft has nothing to do",
                 hint="give steps of the warm start, such as sft.steps=800",
             )
-        from megatron_fork.console import Display, quiet_libraries
+        from megatron_fork.run import Display, quiet_libraries
 
         quiet_libraries()
         from megatron_fork import distributed

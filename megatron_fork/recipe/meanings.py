@@ -11,15 +11,14 @@ from dataclasses import fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from megatron_fork.config import RunConfig
-from megatron_fork.recipe_references import as_written
-from megatron_fork.recipe_text import write_yaml
+from megatron_fork.recipe.references import as_written
+from megatron_fork.recipe.text import write_yaml
 
 _WIDTH = 118
 
 
-def described(config: RunConfig) -> str:
-    """YAML that is a recipe of the same run, a comment above every field."""
+def described(config: Any) -> str:
+    """YAML that is a recipe of the same settings, a comment above every field."""
     return "\n".join(_lines(config, "")) + "\n"
 
 
