@@ -7,7 +7,7 @@ from megatron_fork import front_door
 if TYPE_CHECKING:
     from megatron_fork.run.checks import check, check_import, check_kernels
     from megatron_fork.run.console import Display, quiet_libraries
-    from megatron_fork.run.context import Workplace, prepare
+    from megatron_fork.run.context import RunContext, prepare
     from megatron_fork.run.progress import Progress
     from megatron_fork.run.record import (
         finish,
@@ -31,7 +31,7 @@ __all__ = [
     "Display",
     "Progress",
     "Unfinished",
-    "Workplace",
+    "RunContext",
     "build_collector",
     "build_engine",
     "check",

@@ -45,7 +45,7 @@ _NO_NAME = re.compile(r"[/\x00-\x1f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Workplace:
+class RunContext:
     """The surroundings of one run on this rank."""
 
     config: RunConfig
@@ -82,7 +82,7 @@ class Workplace:
 
 
 @contextmanager
-def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
+def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
     """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
     checked = check(config, ranks=distributed.world_size())
     hf_config, source, stop_tokens = checked.hf_config, checked.source, checked.stop_tokens
@@ -102,7 +102,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[Workplace]:
                 write_model_files=model_files.write,
                 say=display.say,
             )
-            yield Workplace(
+            yield RunContext(
                 config,
                 layout,
                 hf_config,

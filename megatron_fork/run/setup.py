@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_fork import checkpoint, distributed, models
 from megatron_fork.distributed import collectives
-from megatron_fork.policy import Critic, Networks, OptimizerConfig, Policy
+from megatron_fork.policy import Critic, OptimizerConfig, Policy, TrainedModels
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import (
     Collector,
@@ -20,134 +20,134 @@ from megatron_fork.rollout import (
     RemoteEngine,
 )
 from megatron_fork.run import unfinished
-from megatron_fork.run.context import Workplace
+from megatron_fork.run.context import RunContext
 from megatron_fork.run.fine_tuning import fine_tune
 from megatron_fork.run.progress import Progress
 from megatron_fork.run.unfinished import Unfinished
 
 
-def start(work: Workplace) -> tuple[Progress, Networks, Unfinished | None]:
-    """Networks as they stand: resumed, warm-started, or as the model folder has them; and a step that was begun."""
-    saved = work.checkpoints.latest()
+def start(context: RunContext) -> tuple[Progress, TrainedModels, Unfinished | None]:
+    """TrainedModels as they stand: resumed, warm-started, or as the model folder has them; and a step that was begun."""
+    saved = context.checkpoints.latest()
     if saved is not None:
         for reason in saved.refused:
-            work.display.say(f"not used: {reason}")
+            context.display.say(f"not used: {reason}")
         progress = Progress.of_record(saved.progress, f"{saved.folder}/manifest.json")
-        work.folder.forget(after=progress.step)
-        networks = build_networks(work, first_weights(work))
+        context.folder.forget(after=progress.step)
+        networks = build_networks(context, first_weights(context))
         checkpoint.load_training_state(saved, networks.trained)
-        work.display.say(f"resuming {saved.folder} after step {progress.step} of {work.config.train.steps}")
+        context.display.say(f"resuming {saved.folder} after step {progress.step} of {context.config.train.steps}")
         begun, beside = None, saved.folder / checkpoint.BESIDE
         if progress.unfinished is not None:
             begun = unfinished.read(beside, progress.unfinished)
         groups = unfinished.read_groups(beside) if distributed.rank() == 0 else []
         return replace(progress, unfinished=None, under_way=groups), networks, begun
     began = time.monotonic()
-    work.folder.forget(after=-1)  # of a start that left no checkpoint
-    if work.config.sft.steps and not has_warm_start(work):
-        warm_start(work)
-    networks = build_networks(work, first_weights(work))
+    context.folder.forget(after=-1)  # of a start that left no checkpoint
+    if context.config.sft.steps and not has_warm_start(context):
+        warm_start(context)
+    networks = build_networks(context, first_weights(context))
     for network in networks.trained.values():
-        checkpoint.load_initial(network.model, first_weights(work), seed=work.config.seed)
+        checkpoint.load_initial(network.model, first_weights(context), seed=context.config.seed)
         network.weights_changed()
     return Progress(seconds=time.monotonic() - began), networks, None
 
 
-def first_weights(work: Workplace) -> models.Config:
+def first_weights(context: RunContext) -> models.Config:
     """What reinforcement learning sets out from: the warm start's folder, or the recipe's model."""
-    return models.Config(path=str(work.warm_start)) if work.config.sft.steps else work.config.model
+    return models.Config(path=str(context.warm_start)) if context.config.sft.steps else context.config.model
 
 
-def build_networks(work: Workplace, reference: models.Config) -> Networks:
+def build_networks(context: RunContext, reference: models.Config) -> TrainedModels:
     """What the objective asks for; the reference has its weights, the others' are still to be loaded."""
-    config = work.config
+    config = context.config
     critic = frozen = None
     if config.objective.advantage == "gae":
         critic = Critic(
             config.policy,
             config.critic.optimizer,
-            work.hf_config,
-            work.layout,
+            context.hf_config,
+            context.layout,
             compute=config.compute,
             experts=replace(config.experts, replay=False),
         )
     if config.objective.kl_coef:
-        frozen = build_policy(work, None)
+        frozen = build_policy(context, None)
         checkpoint.load_initial(frozen.model, reference, seed=config.seed)
-    return Networks(build_policy(work, config.optimizer), critic, frozen)
+    return TrainedModels(build_policy(context, config.optimizer), critic, frozen)
 
 
-def has_warm_start(work: Workplace) -> bool:
+def has_warm_start(context: RunContext) -> bool:
     """Whether the folder holds a finished one; its settings are the run's, which opening the folder has made sure of."""
-    return (work.warm_start / "config.json").is_file()
+    return (context.warm_start / "config.json").is_file()
 
 
-def warm_start(work: Workplace) -> Policy:
+def warm_start(context: RunContext) -> Policy:
     """Supervised fine-tuning on the source's demonstrations, kept as a Hugging Face folder; taken up where one was begun."""
-    policy = build_policy(work, work.config.sft.optimizer)
-    if has_warm_start(work):
-        checkpoint.load_initial(policy.model, models.Config(path=str(work.warm_start)), seed=work.config.seed)
+    policy = build_policy(context, context.config.sft.optimizer)
+    if has_warm_start(context):
+        checkpoint.load_initial(policy.model, models.Config(path=str(context.warm_start)), seed=context.config.seed)
         policy.weights_changed()
         return policy
-    state = checkpoint.Checkpoints(work.folder.path / "warm_start_state", run=work.identity, keep=1)
+    state = checkpoint.Checkpoints(context.folder.path / "warm_start_state", run=context.identity, keep=1)
     saved = state.latest()
     if saved is None:
-        checkpoint.load_initial(policy.model, work.config.model, seed=work.config.seed)
+        checkpoint.load_initial(policy.model, context.config.model, seed=context.config.seed)
         policy.weights_changed()
     else:
         checkpoint.load_training_state(saved, {"policy": policy})
     first = saved.progress["step"] if saved else 0
-    work.folder.forget(warm_start_after=first)
-    with work.stop.remembered():
+    context.folder.forget(warm_start_after=first)
+    with context.stop.remembered():
         done = fine_tune(
             policy,
-            work.source,
-            work.config.sft,
-            work.folder,
-            work.display,
-            seed=work.config.seed,
+            context.source,
+            context.config.sft,
+            context.folder,
+            context.display,
+            seed=context.config.seed,
             first=first,
-            should_stop=work.asked_to_stop,
+            should_stop=context.asked_to_stop,
         )
-        if done < work.config.sft.steps:
+        if done < context.config.sft.steps:
             state.save(done, {"policy": policy}, {"step": done})
             state.wait()
-            raise work.interrupted(f"stopped after step {done} of {work.config.sft.steps} of the warm start")
-        write_model(work, policy, work.warm_start)
+            raise context.interrupted(f"stopped after step {done} of {context.config.sft.steps} of the warm start")
+        write_model(context, policy, context.warm_start)
     return policy
 
 
-def build_policy(work: Workplace, optimizer: OptimizerConfig | None) -> Policy:
+def build_policy(context: RunContext, optimizer: OptimizerConfig | None) -> Policy:
     """A policy of the run's architecture, its weights still to be loaded."""
     return Policy(
-        work.config.policy,
+        context.config.policy,
         optimizer,
-        work.hf_config,
-        work.layout,
-        temperature=work.config.rollout.temperature,
-        head=work.config.vocab_parallel,
-        compute=work.config.compute,
+        context.hf_config,
+        context.layout,
+        temperature=context.config.rollout.temperature,
+        head=context.config.vocab_parallel,
+        compute=context.config.compute,
         # The frozen reference routes by itself: its weights are others, and so would be its best experts.
-        experts=work.config.experts if optimizer else None,
+        experts=context.config.experts if optimizer else None,
     )
 
 
-def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) -> Engine:
+def build_engine(context: RunContext, *, save: Callable[[], None] = lambda: None) -> Engine:
     """The engine that draws responses; its weights come with the first update. `save`: before a wait for servers."""
-    config, world = work.config.rollout, work.layout.world
+    config, world = context.config.rollout, context.layout.world
     if config.engine in ("vllm", "sglang"):
         return RemoteEngine(
             config,
-            work.hf_config,
-            stop_tokens=work.stop_tokens,
-            folder=work.folder.path / "engine_weights",
+            context.hf_config,
+            stop_tokens=context.stop_tokens,
+            folder=context.folder.path / "engine_weights",
             world=world,
             save=save,
-            should_stop=work.stop.is_asked,
-            say=work.display.say,
+            should_stop=context.stop.is_asked,
+            say=context.display.say,
         )
     is_embedded = config.engine == "embedded"
-    engine: Engine = _build_embedded(work) if is_embedded else _build_colocated(work)
+    engine: Engine = _build_embedded(context) if is_embedded else _build_colocated(context)
     draws_in_rounds = is_embedded and config.max_staleness == 0
     if draws_in_rounds or collectives.size(world) == 1:
         return engine
@@ -155,46 +155,46 @@ def build_engine(work: Workplace, *, save: Callable[[], None] = lambda: None) ->
     return DealtEngine(engine, world=world, ranks_per_engine=ranks_per_engine, batch_size=config.batch_size)
 
 
-def _build_embedded(work: Workplace) -> EmbeddedEngine:
-    tokenizer = work.source.tokenizer
+def _build_embedded(context: RunContext) -> EmbeddedEngine:
+    tokenizer = context.source.tokenizer
     return EmbeddedEngine(
-        work.hf_config,
-        stop_tokens=work.stop_tokens,
-        pad_token=work.stop_tokens[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        batch_size=work.config.rollout.batch_size,
+        context.hf_config,
+        stop_tokens=context.stop_tokens,
+        pad_token=context.stop_tokens[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        batch_size=context.config.rollout.batch_size,
         device=distributed.device(),
-        dtype=work.config.policy.dtype,
-        records_experts=work.config.experts.replay,
+        dtype=context.config.policy.dtype,
+        records_experts=context.config.experts.replay,
     )
 
 
-def _build_colocated(work: Workplace) -> ColocatedEngine:
-    config = work.config.rollout
+def _build_colocated(context: RunContext) -> ColocatedEngine:
+    config = context.config.rollout
     return ColocatedEngine(
         config.colocated,
-        work.hf_config,
-        stop_tokens=work.stop_tokens,
+        context.hf_config,
+        stop_tokens=context.stop_tokens,
         batch_size=config.batch_size,
-        max_tokens=work.source.longest_prompt + config.max_response_tokens,
-        dtype=work.config.policy.dtype,
+        max_tokens=context.source.longest_prompt + config.max_response_tokens,
+        dtype=context.config.policy.dtype,
     )
 
 
-def build_collector(work: Workplace, engine: Engine, rewards: RewardPool) -> Collector:
-    config = work.config
+def build_collector(context: RunContext, engine: Engine, rewards: RewardPool) -> Collector:
+    config = context.config
     return Collector(
         config.rollout,
         engine,
-        work.source,
+        context.source,
         rewards,
         groups=config.train.prompts_per_step,
-        world=work.layout.world,
+        world=context.layout.world,
         seed=config.seed,
     )
 
 
-def write_model(work: Workplace, policy: Policy, folder: Path) -> None:
+def write_model(context: RunContext, policy: Policy, folder: Path) -> None:
     """A Hugging Face folder with all that it needs, which transformers, vLLM and SGLang load."""
     checkpoint.export_hf(policy, folder)
-    if work.folder.writes:
-        work.model_files.write(folder)
+    if context.folder.writes:
+        context.model_files.write(folder)

@@ -54,7 +54,14 @@ def _resumed(
     from megatron_fork.clock import Clock
     from megatron_fork.distributed import Config, Layout, parallel_layout
     from megatron_fork.policy import Config as PolicyConfig
-    from megatron_fork.policy import Learner, Networks, OptimizerConfig, Policy, Rates, split_into_mini_batches
+    from megatron_fork.policy import (
+        Learner,
+        LearningRates,
+        OptimizerConfig,
+        Policy,
+        TrainedModels,
+        split_into_mini_batches,
+    )
 
     hf_config = model_config(tied=True, experts=experts)
     batches = split_into_mini_batches(trajectories(), 2, group_size=4, seed=5)
@@ -65,8 +72,8 @@ def _resumed(
         return Policy(PolicyConfig(tokens_per_micro_batch=70), adam, hf_config, layout)
 
     def learn(policy: Policy, step: int) -> dict[str, torch.Tensor]:
-        learner = Learner(Networks(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
-        learner.learn(batches[step : step + 1], step=step, rates=Rates(1e-3), clock=Clock())
+        learner = Learner(TrainedModels(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
+        learner.learn(batches[step : step + 1], step=step, rates=LearningRates(1e-3), clock=Clock())
         return {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model, bucket_bytes=5000)}
 
     with parallel_layout(Config(**written)) as layout:
@@ -125,7 +132,14 @@ def never_stepped(folder: str) -> list[float]:
     from megatron_fork.distributed import Config, Layout, parallel_layout
     from megatron_fork.models import Config as Source
     from megatron_fork.policy import Config as PolicyConfig
-    from megatron_fork.policy import Learner, Networks, OptimizerConfig, Policy, Rates, split_into_mini_batches
+    from megatron_fork.policy import (
+        Learner,
+        LearningRates,
+        OptimizerConfig,
+        Policy,
+        TrainedModels,
+        split_into_mini_batches,
+    )
 
     hf_config = model_config(tied=True, experts=False)
     batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
@@ -138,8 +152,8 @@ def never_stepped(folder: str) -> list[float]:
         return policy
 
     def learn(policy: Policy) -> dict[str, torch.Tensor]:
-        learner = Learner(Networks(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
-        learner.learn(batches, step=0, rates=Rates(1e-3), clock=Clock())
+        learner = Learner(TrainedModels(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
+        learner.learn(batches, step=0, rates=LearningRates(1e-3), clock=Clock())
         return {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
 
     found = []

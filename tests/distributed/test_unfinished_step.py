@@ -37,12 +37,12 @@ def _finished_later(
     from megatron_fork.policy import Config as PolicyConfig
     from megatron_fork.policy import (
         Learner,
+        LearningRates,
         Lesson,
-        Networks,
         OptimizerConfig,
         Policy,
-        Rates,
         Taught,
+        TrainedModels,
         split_into_mini_batches,
     )
     from megatron_fork.run import unfinished
@@ -55,10 +55,10 @@ def _finished_later(
         asked = iter(range(updates))
         goal = objective.Config()
         config = selection.Config(entropy_policy=entropy_policy)  # type: ignore[arg-type]
-        return Learner(Networks(policy), config, goal, mismatch_limit=100.0).learn(
+        return Learner(TrainedModels(policy), config, goal, mismatch_limit=100.0).learn(
             split_into_mini_batches(drawn.trajectories, 1, group_size=4, seed=5),
             step=3,
-            rates=Rates(1e-3),
+            rates=LearningRates(1e-3),
             clock=Clock(),
             taught=drawn.taught,
             should_stop=lambda: next(asked, None) is None,

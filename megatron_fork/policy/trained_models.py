@@ -11,7 +11,7 @@ from megatron_fork.policy.network import Network
 
 
 @dataclass(frozen=True)
-class Networks:
+class TrainedModels:
     """The policy; a critic where advantages come from one; a frozen reference where a KL penalty needs one."""
 
     policy: Policy
