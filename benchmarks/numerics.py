@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from megatron_fork import distributed, objective, selection
-from megatron_fork.checkpoint import load_weights
+from megatron_fork.conversion import load_weights
 from megatron_fork.distributed import Layout, parallel_layout
 from megatron_fork.experience import Batch, Demonstration, Prompt
 from megatron_fork.models import StatisticsModel

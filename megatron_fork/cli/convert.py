@@ -48,7 +48,7 @@ def to_megatron(hf_dir: HfDir, out: Out, dtype: Dtype = None, workers: Workers =
     """Write a torch_dist checkpoint that loads under every layout."""
 
     def work() -> None:
-        from megatron_fork.checkpoint import to_megatron
+        from megatron_fork.conversion import to_megatron
 
         with _progress("to Megatron") as progress:
             done = to_megatron(hf_dir, out, dtype=cast(Any, dtype), workers=workers, progress=progress)
@@ -77,7 +77,7 @@ def to_hf(
     """Write a Hugging Face folder that transformers, vLLM and SGLang load."""
 
     def work() -> None:
-        from megatron_fork.checkpoint import to_hf
+        from megatron_fork.conversion import to_hf
 
         with _progress("to Hugging Face") as progress:
             done = to_hf(
@@ -106,7 +106,7 @@ def verify(
     """Compare names, every bit, config and logits; exit code 1 where they are not one model."""
 
     def work() -> None:
-        from megatron_fork.checkpoint import PROMPTS, verify
+        from megatron_fork.conversion import PROMPTS, verify
 
         found = verify(hf_dir, megatron_dir, prompts=tuple(prompt or PROMPTS), logits=logits, workers=workers)
         typer.echo(f"tensors  {found.tensors:,}, same names both ways, compared bit for bit as {found.compared_as}")

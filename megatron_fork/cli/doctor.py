@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
 
-from megatron_fork import checkpoint, distributed, models, vocab_parallel
+from megatron_fork import conversion, distributed, models, vocab_parallel
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import launch
 from megatron_fork.errors import ConfigError
@@ -197,7 +197,7 @@ def _servers(config: RunConfig) -> Iterator[Finding]:
         yield Finding(f"server {masked(url)}", state, "" if state == "healthy" else waits)
 
 
-def _weights(found: checkpoint.Contents | None) -> Finding:
+def _weights(found: conversion.Contents | None) -> Finding:
     if found is None:
         return Finding("weights", "drawn", "model.hf_config has none")
     files = "1 file" if found.files == 1 else f"{found.files} files"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from megatron_fork import checkpoint, models, objective
+from megatron_fork import conversion, models, objective
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.errors import ConfigError, ModelError, RunFolderError
@@ -25,7 +25,7 @@ class Checked:
     """What a recipe names, found and fitting."""
 
     hf_config: PretrainedConfig
-    contents: checkpoint.Contents | None
+    contents: conversion.Contents | None
     """Of the model's folder; None where weights are drawn."""
     source: PromptSource
     stop_tokens: tuple[int, ...]
@@ -108,17 +108,17 @@ def check_import(module: str) -> None:
         ) from error
 
 
-def matching_model(config: RunConfig) -> tuple[PretrainedConfig, checkpoint.Contents | None]:
+def matching_model(config: RunConfig) -> tuple[PretrainedConfig, conversion.Contents | None]:
     """The model's config and what its folder holds; raises where it cannot be built as the recipe asks.
 
     None where weights are drawn. Of a folder's weights only the headers are read.
     """
-    hf_config = checkpoint.resolve_config(config.model)
+    hf_config = conversion.resolve_config(config.model)
     models.check_divides(hf_config, config.parallel)
     _check_recomputation(config, hf_config)
     if config.experts.replay and not models.family_of(hf_config).has_experts:
         raise ConfigError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
-    return hf_config, checkpoint.check_initial(config.model, hf_config)
+    return hf_config, conversion.check_initial(config.model, hf_config)
 
 
 def _check_recomputation(config: RunConfig, hf_config: PretrainedConfig) -> None:
@@ -183,7 +183,7 @@ def matching_ends(
         hf_config.eos_token_id = tokenizer.eos_token_id
     named = {
         "eos_token_id of the tokenizer": tokenizer.eos_token_id,
-        **checkpoint.written_ends(config.model),
+        **conversion.written_ends(config.model),
         "rollout.stop_tokens": config.rollout.stop_tokens,
     }
     return stop_tokens_of(named, hf_config.vocab_size)

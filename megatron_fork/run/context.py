@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from megatron_fork import checkpoint, distributed
+from megatron_fork import checkpoint, conversion, distributed
 from megatron_fork.config import RunConfig, fingerprint, to_yaml
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
@@ -57,7 +57,7 @@ class RunContext:
     stop: StopRequest
     stop_tokens: tuple[int, ...]
     """Any of them ends a response, the tokenizer's own first."""
-    model_files: checkpoint.ModelFiles
+    model_files: conversion.ModelFiles
     """What goes beside weights that the run writes."""
     identity: str
     """What the run is determined by, in a few letters; a resumed run may change the rest."""
@@ -86,7 +86,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
     """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
     checked = check(config, ranks=distributed.world_size())
     hf_config, source, stop_tokens = checked.hf_config, checked.source, checked.stop_tokens
-    model_files = checkpoint.ModelFiles.of(config.model, hf_config, source.tokenizer)
+    model_files = conversion.ModelFiles.of(config.model, hf_config, source.tokenizer)
     distributed.initialize()
     with parallel_layout(config.parallel) as layout, StopRequest() as stop, _stopping(stop):
         folder = _open_folder(config, layout, display)

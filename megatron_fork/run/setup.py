@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_fork import checkpoint, distributed, models
+from megatron_fork import checkpoint, conversion, distributed, models
 from megatron_fork.distributed import collectives
 from megatron_fork.policy import Critic, OptimizerConfig, Policy, TrainedModels
 from megatron_fork.rewards import RewardPool
@@ -48,7 +48,7 @@ def start(context: RunContext) -> tuple[Progress, TrainedModels, Unfinished | No
         warm_start(context)
     networks = build_networks(context, first_weights(context))
     for network in networks.trained.values():
-        checkpoint.load_initial(network.model, first_weights(context), seed=context.config.seed)
+        conversion.load_initial(network.model, first_weights(context), seed=context.config.seed)
         network.weights_changed()
     return Progress(seconds=time.monotonic() - began), networks, None
 
@@ -73,7 +73,7 @@ def build_networks(context: RunContext, reference: models.Config) -> TrainedMode
         )
     if config.objective.kl_coef:
         frozen = build_policy(context, None)
-        checkpoint.load_initial(frozen.model, reference, seed=config.seed)
+        conversion.load_initial(frozen.model, reference, seed=config.seed)
     return TrainedModels(build_policy(context, config.optimizer), critic, frozen)
 
 
@@ -86,13 +86,13 @@ def warm_start(context: RunContext) -> Policy:
     """Supervised fine-tuning on the source's demonstrations, kept as a Hugging Face folder; taken up where one was begun."""
     policy = build_policy(context, context.config.sft.optimizer)
     if has_warm_start(context):
-        checkpoint.load_initial(policy.model, models.Config(path=str(context.warm_start)), seed=context.config.seed)
+        conversion.load_initial(policy.model, models.Config(path=str(context.warm_start)), seed=context.config.seed)
         policy.weights_changed()
         return policy
     state = checkpoint.Checkpoints(context.folder.path / "warm_start_state", run=context.identity, keep=1)
     saved = state.latest()
     if saved is None:
-        checkpoint.load_initial(policy.model, context.config.model, seed=context.config.seed)
+        conversion.load_initial(policy.model, context.config.model, seed=context.config.seed)
         policy.weights_changed()
     else:
         checkpoint.load_training_state(saved, {"policy": policy})
@@ -195,6 +195,6 @@ def build_collector(context: RunContext, engine: Engine, rewards: RewardPool) ->
 
 def write_model(context: RunContext, policy: Policy, folder: Path) -> None:
     """A Hugging Face folder with all that it needs, which transformers, vLLM and SGLang load."""
-    checkpoint.export_hf(policy, folder)
+    conversion.export_hf(policy, folder)
     if context.folder.writes:
         context.model_files.write(folder)

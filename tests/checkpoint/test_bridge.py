@@ -10,8 +10,8 @@ from tiny_qwen3 import FAMILIES, family_config, hugging_face_model, megatron_mod
 from transformers import AutoModelForCausalLM
 
 from megatron_fork import distributed
-from megatron_fork.checkpoint import PublishedWeights, export_hf, iter_hf_weights, load_hf, load_initial, load_weights
-from megatron_fork.checkpoint.parameters import whole_model_name
+from megatron_fork.conversion import PublishedWeights, export_hf, iter_hf_weights, load_hf, load_initial, load_weights
+from megatron_fork.conversion.parameters import whole_model_name
 from megatron_fork.errors import CheckpointError, ModelError
 from megatron_fork.models import Config as Source
 from megatron_fork.models import build_value_chunks

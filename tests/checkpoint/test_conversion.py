@@ -12,8 +12,8 @@ from tiny_qwen3 import FAMILIES, family_config, hugging_face_model
 from transformers import AutoModelForCausalLM
 
 from megatron_fork import distributed
-from megatron_fork.checkpoint import load_megatron, to_hf, to_megatron, verify
-from megatron_fork.checkpoint.weight_files import Specification, WeightFiles
+from megatron_fork.conversion import load_megatron, to_hf, to_megatron, verify
+from megatron_fork.conversion.weight_files import Specification, WeightFiles
 from megatron_fork.errors import CheckpointError, MegatronForkError, ModelError
 from megatron_fork.models import build_model
 

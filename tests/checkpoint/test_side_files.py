@@ -7,7 +7,7 @@ import pytest
 from commands import QUICKSTART, TINY, run
 from tiny_qwen3 import family_config, hugging_face_model
 
-from megatron_fork.checkpoint import ModelFiles, to_hf, to_megatron
+from megatron_fork.conversion import ModelFiles, to_hf, to_megatron
 from megatron_fork.data.reach import build_tokenizer
 from megatron_fork.models import Config
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
 from megatron_fork import distributed
-from megatron_fork.checkpoint import (
+from megatron_fork.config import RunConfig
+from megatron_fork.conversion import (
     check_folder,
     iter_hf_weights,
     load_hf,
@@ -25,8 +26,7 @@ from megatron_fork.checkpoint import (
     to_megatron,
     verify,
 )
-from megatron_fork.checkpoint.weight_folder import WeightFolder
-from megatron_fork.config import RunConfig
+from megatron_fork.conversion.weight_folder import WeightFolder
 from megatron_fork.errors import MegatronForkError
 from megatron_fork.models import Config as Source
 from megatron_fork.models import build_value_chunks

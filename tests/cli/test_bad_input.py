@@ -97,8 +97,8 @@ def test_one_clear_line(name: str, stays: None, tmp_path: Path) -> None:
 )
 def test_yarn_makes_room(response: int, rope: float | None, fits: bool) -> None:
     """The way out that the message names is one: YaRN over 128 positions has room for twice as many."""
-    from megatron_fork.checkpoint import resolve_config
     from megatron_fork.config import load_config
+    from megatron_fork.conversion import resolve_config
     from megatron_fork.errors import ModelError
     from megatron_fork.run.checks import matching_prompts
 

@@ -131,8 +131,8 @@ def test_the_doctor_says_what_there_is(model: Path) -> None:
 
 def test_the_default_of_a_config_class_is_no_end() -> None:
     """Llama's is 2, which here is the word "from"; what is written beside the trained weights is the tokenizer's end."""
-    from megatron_fork.checkpoint import resolve_config
     from megatron_fork.config import load_config
+    from megatron_fork.conversion import resolve_config
     from megatron_fork.run.checks import matching_ends
 
     config = load_config(QUICKSTART, ["model.hf_config.model_type=llama"])

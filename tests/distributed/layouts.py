@@ -106,8 +106,8 @@ def two_updates(
 ) -> dict[str, Any]:
     """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank."""
     from megatron_fork import objective, selection
-    from megatron_fork.checkpoint import iter_hf_weights, load_weights
     from megatron_fork.clock import Clock
+    from megatron_fork.conversion import iter_hf_weights, load_weights
     from megatron_fork.distributed import Config, collectives, parallel_layout
     from megatron_fork.models import ComputeConfig, ExpertsConfig
     from megatron_fork.policy import Config as PolicyConfig
@@ -170,7 +170,7 @@ def _by_token(parts: Any) -> dict[str, torch.Tensor]:
 
 def _gradients(policy: Any) -> dict[str, torch.Tensor]:
     """As the optimizer left them after clipping, under Hugging Face's names: the bridge carries them in place of weights."""
-    from megatron_fork.checkpoint import iter_hf_weights
+    from megatron_fork.conversion import iter_hf_weights
 
     parameters = [parameter for chunk in policy.model for parameter in chunk.parameters()]
     weights = [parameter.detach().clone() for parameter in parameters]

@@ -33,8 +33,8 @@ LAYOUTS = {
 
 def lessons(parallel: dict, names: list[str]) -> dict:
     from megatron_fork import objective, selection
-    from megatron_fork.checkpoint import iter_hf_weights, load_weights
     from megatron_fork.clock import Clock
+    from megatron_fork.conversion import iter_hf_weights, load_weights
     from megatron_fork.distributed import Config, parallel_layout
     from megatron_fork.policy import Config as PolicyConfig
     from megatron_fork.policy import (

@@ -30,8 +30,9 @@ def _finished_later(
     folder: Path, written: dict[str, Any], read_by: dict[str, Any], *, entropy_policy: str
 ) -> tuple[float, Any, Any]:
     from megatron_fork import objective, selection
-    from megatron_fork.checkpoint import BESIDE, Checkpoints, iter_hf_weights, load_initial, load_training_state
+    from megatron_fork.checkpoint import BESIDE, Checkpoints, load_training_state
     from megatron_fork.clock import Clock
+    from megatron_fork.conversion import iter_hf_weights, load_initial
     from megatron_fork.distributed import Config, Layout, parallel_layout
     from megatron_fork.models import Config as Source
     from megatron_fork.policy import Config as PolicyConfig

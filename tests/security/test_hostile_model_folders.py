@@ -19,9 +19,9 @@ from commands import QUICKSTART
 from safetensors.torch import load_file, save_file
 from tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
-from megatron_fork.checkpoint import load_hf, read_config, resolve_config, to_megatron
 from megatron_fork.cli import doctor
 from megatron_fork.config import RunConfig, load_config
+from megatron_fork.conversion import load_hf, read_config, resolve_config, to_megatron
 from megatron_fork.data.reach import build_tokenizer
 from megatron_fork.errors import MegatronForkError
 from megatron_fork.models import Config as Source

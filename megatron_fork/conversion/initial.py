@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from megatron_fork import models
-from megatron_fork.checkpoint.agreement import Contents, check_folder
-from megatron_fork.checkpoint.bridge import load_weights
-from megatron_fork.checkpoint.hugging_face import GENERATION, files_beside, load_hf, read_config, read_json
+from megatron_fork.conversion.agreement import Contents, check_folder
+from megatron_fork.conversion.bridge import load_weights
+from megatron_fork.conversion.hugging_face import GENERATION, files_beside, load_hf, read_config, read_json
 from megatron_fork.errors import CheckpointError, ModelError
 
 

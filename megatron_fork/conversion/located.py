@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_fork.checkpoint import folder as checkpoint_folder
-from megatron_fork.checkpoint.manifest import MANIFEST
+from megatron_fork import checkpoint
+from megatron_fork.checkpoint import MANIFEST
 from megatron_fork.errors import CheckpointError
 
 MODEL_FILES = "hugging_face"
@@ -32,7 +32,7 @@ def locate(path: Path) -> Located:
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder", hint="give the folder of a checkpoint")
     for step in (path / "checkpoints", path):
-        if (step / "LATEST").is_file() or checkpoint_folder.complete_folders(step):
+        if (step / "LATEST").is_file() or checkpoint.complete_folders(step):
             return _of_a_run(step)
     if (path / MANIFEST).is_file() and (path / "policy").is_dir():
         return _of_a_step(path)
@@ -44,13 +44,13 @@ def locate(path: Path) -> Located:
 
 
 def _of_a_run(checkpoints: Path) -> Located:
-    saved = checkpoint_folder.latest(checkpoints)
+    saved = checkpoint.latest(checkpoints)
     assert saved is not None
     return _of_a_step(saved.folder)
 
 
 def _of_a_step(step: Path) -> Located:
-    checkpoint_folder.verified(step)
+    checkpoint.verified(step)
     return Located(_checked(step / "policy"), "megatron-fork", _model_files(step))
 
 

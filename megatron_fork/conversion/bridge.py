@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from megatron_fork.checkpoint.agreement import check_weights
-from megatron_fork.checkpoint.parameters import local_parameters, tensor_group, unwrap_chunks
-from megatron_fork.checkpoint.published import PublishedWeights
-from megatron_fork.checkpoint.table import entries_of
+from megatron_fork.conversion.agreement import check_weights
+from megatron_fork.conversion.parameters import local_parameters, tensor_group, unwrap_chunks
+from megatron_fork.conversion.published import PublishedWeights
+from megatron_fork.conversion.table import entries_of
 from megatron_fork.models import EMBEDDING, LM_HEAD, Entry, PackedModel, ValueModel
 
 

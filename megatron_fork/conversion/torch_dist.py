@@ -36,8 +36,8 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from megatron_fork.checkpoint.places import Place
-from megatron_fork.checkpoint.safe_pickle import COMMON, read_metadata, read_object
+from megatron_fork.checkpoint import COMMON, read_metadata, read_object
+from megatron_fork.conversion.places import Place
 from megatron_fork.errors import CheckpointError
 
 

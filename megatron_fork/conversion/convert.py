@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from megatron_fork.checkpoint import folder as checkpoint_folder
-from megatron_fork.checkpoint.agreement import check_folder, check_weights
-from megatron_fork.checkpoint.hugging_face import SHARD_BYTES, files_beside, read_config, written_aside
-from megatron_fork.checkpoint.located import MODEL_FILES, Located, locate
-from megatron_fork.checkpoint.manifest import MANIFEST
-from megatron_fork.checkpoint.places import Outline, Place, outline_of
-from megatron_fork.checkpoint.published import PublishedWeights
-from megatron_fork.checkpoint.table import model_entries
-from megatron_fork.checkpoint.torch_dist import Reader, write
-from megatron_fork.checkpoint.weight_files import Specification, WeightFiles
-from megatron_fork.checkpoint.weight_folder import WeightFolder
+from megatron_fork import checkpoint
+from megatron_fork.checkpoint import MANIFEST
+from megatron_fork.conversion.agreement import check_folder, check_weights
+from megatron_fork.conversion.hugging_face import SHARD_BYTES, files_beside, read_config, written_aside
+from megatron_fork.conversion.located import MODEL_FILES, Located, locate
+from megatron_fork.conversion.places import Outline, Place, outline_of
+from megatron_fork.conversion.published import PublishedWeights
+from megatron_fork.conversion.table import model_entries
+from megatron_fork.conversion.torch_dist import Reader, write
+from megatron_fork.conversion.weight_files import Specification, WeightFiles
+from megatron_fork.conversion.weight_folder import WeightFolder
 from megatron_fork.errors import CheckpointError, ModelError
 from megatron_fork.models import Entry, family_of
 
@@ -238,7 +238,7 @@ def _dtype_of(entry: Entry, headers: Mapping[str, Tensor], dtype: Dtype | None) 
 
 def _seal(folder: Path) -> None:
     """A manifest, so that a copy that lost a file is found out."""
-    files = checkpoint_folder.flush_and_describe(folder, checkpoint_folder.file_names(folder))
+    files = checkpoint.flush_and_describe(folder, checkpoint.file_names(folder))
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
 
 

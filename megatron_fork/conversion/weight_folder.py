@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_fork import models
-from megatron_fork.checkpoint.weight_files import INDEX, SINGLE, Specification
+from megatron_fork.conversion.weight_files import INDEX, SINGLE, Specification
 from megatron_fork.errors import CheckpointError, ModelError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

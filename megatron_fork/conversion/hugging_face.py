@@ -14,12 +14,12 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from megatron_fork import models
-from megatron_fork.checkpoint.bridge import load_weights
-from megatron_fork.checkpoint.folder import flush_folder
-from megatron_fork.checkpoint.parameters import unwrap_chunks
-from megatron_fork.checkpoint.stream import hf_specifications, iter_hf_weights
-from megatron_fork.checkpoint.weight_files import INDEX, SINGLE, WeightFiles
-from megatron_fork.checkpoint.weight_folder import WeightFolder
+from megatron_fork.checkpoint import flush_folder
+from megatron_fork.conversion.bridge import load_weights
+from megatron_fork.conversion.parameters import unwrap_chunks
+from megatron_fork.conversion.stream import hf_specifications, iter_hf_weights
+from megatron_fork.conversion.weight_files import INDEX, SINGLE, WeightFiles
+from megatron_fork.conversion.weight_folder import WeightFolder
 from megatron_fork.errors import CheckpointError, ModelError
 from megatron_fork.wording import way_out
 

@@ -15,15 +15,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from megatron_fork import distributed
-from megatron_fork.checkpoint.agreement import check_folder
-from megatron_fork.checkpoint.config_differences import Difference, argument_differences, config_differences
-from megatron_fork.checkpoint.conversion import MegatronWeights
-from megatron_fork.checkpoint.hugging_face import read_config
-from megatron_fork.checkpoint.located import locate
-from megatron_fork.checkpoint.parameters import unwrap_chunks
-from megatron_fork.checkpoint.published import PublishedWeights
-from megatron_fork.checkpoint.safe_pickle import require_known_classes
-from megatron_fork.checkpoint.second_reading import SecondReading
+from megatron_fork.checkpoint import require_known_classes
+from megatron_fork.conversion.agreement import check_folder
+from megatron_fork.conversion.config_differences import Difference, argument_differences, config_differences
+from megatron_fork.conversion.convert import MegatronWeights
+from megatron_fork.conversion.hugging_face import read_config
+from megatron_fork.conversion.located import locate
+from megatron_fork.conversion.parameters import unwrap_chunks
+from megatron_fork.conversion.published import PublishedWeights
+from megatron_fork.conversion.second_reading import SecondReading
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import Entry, build_model
 
