@@ -11,7 +11,6 @@ from megatron_fork.checkpoint.folder import (
     complete_folders,
     file_names,
     flush_and_describe,
-    flush_folder,
     latest,
     verified,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "complete_folders",
     "file_names",
     "flush_and_describe",
-    "flush_folder",
     "latest",
     "load_training_state",
     "read_metadata",

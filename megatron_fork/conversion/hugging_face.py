@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,13 +13,13 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from megatron_fork import models
-from megatron_fork.checkpoint import flush_folder
 from megatron_fork.conversion.bridge import load_weights
 from megatron_fork.conversion.parameters import unwrap_chunks
 from megatron_fork.conversion.stream import hf_specifications, iter_hf_weights
 from megatron_fork.conversion.weight_files import INDEX, SINGLE, WeightFiles
 from megatron_fork.conversion.weight_folder import WeightFolder
 from megatron_fork.errors import CheckpointError, ModelError
+from megatron_fork.files import replaced_folder
 from megatron_fork.wording import way_out
 
 
@@ -127,20 +126,13 @@ def export_hf(policy_or_model: Source, out_dir: Path | str, *, shard_bytes: int 
 @contextmanager
 def written_aside(out_dir: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of `out_dir` at the end, or goes away when something fails."""
-    aside = out_dir.with_name(out_dir.name + ".partial")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        flush_folder(aside)
-        shutil.rmtree(out_dir, ignore_errors=True)
-        aside.rename(out_dir)
+        with replaced_folder(out_dir) as aside:
+            yield aside
     except OSError as error:
         raise CheckpointError(
             f"{out_dir} cannot be written: {error.strerror or error}", hint=way_out(error, elsewhere="folder")
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _model_of(source: Source) -> nn.Module | Sequence[nn.Module]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from megatron_fork.errors import RunFolderError
+from megatron_fork.files import replace_file
 from megatron_fork.masking import masked
 from megatron_fork.wording import way_out
 
@@ -39,12 +40,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace `path` in one step, so that a reader sees the old text or the new."""
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".partial")
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        replace_file(path, text)
 
 
 def _finite(value: Any) -> Any:
