@@ -6,6 +6,7 @@ program and done nothing else: imports were half of the tests' time.
 
 import os
 
+import hypothesis
 import torch
 import torch.multiprocessing as multiprocessing
 
