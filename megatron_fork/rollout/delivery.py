@@ -43,12 +43,11 @@ class Delivery(ABC):
     async def start(self, servers: Sequence[Server]) -> None:
         """Requests in progress are held from here to the end of the update, and go on with the new weights."""
         self.servers = list(servers)
-
         self._held = {server for server in servers if server.running}
 
         async def open_one(server: Server) -> None:
             if server in self._held:
-                await server.pause()
+                await server.hold()
             await self._open(server)
 
         await self._each(open_one)
@@ -64,7 +63,7 @@ class Delivery(ABC):
             await self._close(server, label)
             await server.forget_prefixes()
             if server in self._held:
-                await server.resume()
+                await server.release()
             found = await server.weight_label()
             if found != label:
                 raise ServerFault(f"after the update it has the weights {found}, not {label}")

@@ -141,7 +141,12 @@ class Fleet:
         self._assign()
 
     async def drop(self, server: Server, reason: str) -> None:
-        """Nothing more is asked of the server until it is healthy; what it worked on is drawn elsewhere."""
+        """Nothing more is asked of the server until it is healthy; what it worked on is drawn elsewhere.
+
+        It falls once, however many of its requests say so at a time.
+        """
+        if server.state == "down":
+            return
         server.state = "down"
         server.falls += 1
         server.set_back(reason)
@@ -300,7 +305,7 @@ class Fleet:
             try:
                 async with asyncio.timeout(seconds):
                     label = await server.weight_label()
-                    await server.resume()  # a weight update that broke off may have left it paused
+                    await server.release()  # a weight update that broke off may have left it paused
             except (ServerFault, TimeoutError) as error:
                 server.reason = str(error) or f"it did not tell its weights within {seconds:g} s"
                 return
