@@ -161,7 +161,7 @@ class Fleet:
     def _assign(self) -> None:
         """Hand out drafts in their order, but that one may wait for a server where it has not failed yet."""
         waiting: list[Draft] = []
-        while self._pending and not self._aborting and (free := self._free()):
+        while self._pending and not self._aborting and self.error is None and (free := self._free()):
             draft = self._pending.popleft()
             server = self._server_for(draft, free)
             if server is None:
@@ -212,9 +212,9 @@ class Fleet:
             draft.add(share)
             server.setbacks = 0 if share.tokens else server.setbacks
         finish = draft.finish(self.stop_tokens)
-        if finish is not None:
+        if finish is not None and self.error is None:
             draft.arrived.put(draft.completion(finish))
-        elif self._aborting:
+        elif finish is not None or self._aborting:  # nobody takes completions after an error: whoever goes on has it
             self._unfinished.append(draft.unfinished())
         else:
             self._again(draft, server, fault or ServerFault("it ended a response without a reason"), was_dropped)
@@ -283,6 +283,7 @@ class Fleet:
                     looks_at = time.monotonic() + self.config.health_seconds
         finally:
             looks.cancel()
+            await asyncio.gather(looks, return_exceptions=True)  # or asyncio prints what nobody asked for
 
     async def _check(self, server: Server, missed: dict[Server, int]) -> None:
         if server.state == "down":

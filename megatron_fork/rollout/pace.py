@@ -69,6 +69,7 @@ class Allowance:
     async def in_time(self) -> AsyncGenerator[None, None]:
         """Raises `TimeoutError` in what waits in here, once `until` has come."""
         loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal timer

@@ -144,4 +144,6 @@ def test_responses_are_held_as_long_as_an_update_takes(server, tmp_path: Path, m
 
 
 async def answered(exchange: Exchange) -> None:
-    await exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
+    await exchange.send(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
+    )
