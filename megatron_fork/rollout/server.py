@@ -201,7 +201,7 @@ class Server(ABC):
         raise ServerFault(f"{path}: the stream ended early")
 
     async def close(self) -> None:
-        await self.wire.close()
+        await self.wire.aclose()
 
 
 def workers_in(*counts: object) -> int:

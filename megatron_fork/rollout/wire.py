@@ -22,6 +22,8 @@ _ANSWER_BYTES = 4 << 20
 # What is read of an answer that is only quoted.
 _QUOTED_BYTES = 64 << 10
 _CONNECT_SECONDS = 10.0
+# Servers close a connection that rests for 5 s; one that is used in that moment would look like a fault.
+_KEPT_SECONDS = 2.0
 # What the HTTP client raises for what a server sends; the last for addresses in headers.
 _BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError)
 
@@ -40,15 +42,20 @@ class ServerFault(Exception):
         self.is_void = is_void
 
 
+class Late(ServerFault):
+    """A whole answer that is not there in time."""
+
+
 def quoted(sent: object, most: int = 200) -> str:
     """What a server sent, on one line, short, and without anything that a terminal would obey."""
     if isinstance(sent, bytes):
-        sent = sent[: 4 * most].decode(errors="replace")
+        sent = sent[:_QUOTED_BYTES].decode(errors="replace")
     try:
         text = sent if isinstance(sent, str) else repr(sent)
     except (RecursionError, ValueError):  # too deep, or of more digits than Python prints
         return f"a {type(sent).__name__}"
-    text = "".join(each if each.isprintable() else " " for each in masked(text[: 4 * most]))
+    # Masked before it is cut: the first half of a key would not be known for one.
+    text = "".join(each if each.isprintable() else " " for each in masked(text[:_QUOTED_BYTES]))
     text = " ".join(text.split())
     return text if len(text) <= most else text[:most] + "..."
 
@@ -82,7 +89,9 @@ class Wire:
         self.http = httpx.AsyncClient(
             base_url=url,
             headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=connections, keepalive_expiry=_KEPT_SECONDS
+            ),
             # All other limits are of the whole exchange: a server that drips would pass those of a single read.
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
@@ -95,7 +104,7 @@ class Wire:
             async with asyncio.timeout(seconds), self.http.stream(method, path, **options) as answer:
                 return Reply(answer.status_code, _kind_of(answer), await _body_of(answer, path, _ANSWER_BYTES))
         except TimeoutError as error:
-            raise ServerFault(f"{path} was not answered within {seconds:g} s") from error
+            raise Late(f"{path} was not answered within {seconds:g} s") from error
         except _BROKEN as error:
             raise ServerFault(f"{path}: {_in_words(error)}") from error
 
@@ -122,7 +131,7 @@ class Wire:
         except _BROKEN as error:
             raise ServerFault(f"{path}: {_in_words(error)}") from error
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await self.http.aclose()
 
 
