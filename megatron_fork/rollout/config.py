@@ -29,7 +29,8 @@ class RemoteConfig:
     bucket_mebibytes: int = 512
     """Weights that travel, and lie in rank 0's memory, at a time."""
     idle_seconds: float = 300.0
-    """A response of which fewer than `stream_interval` tokens arrive in this time, or not the first, is drawn elsewhere."""
+    """A response of which fewer than `stream_interval` tokens arrive in this time, or not the first, is drawn elsewhere: but
+    not while other responses of its server come as they should, for it may be queued there, nor while an update holds it."""
     control_seconds: float = 600.0
     """Time-out of a step of a weight update."""
     health_seconds: float = 5.0

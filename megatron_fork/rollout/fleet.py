@@ -209,6 +209,7 @@ class Fleet:
             server.load -= draft.load
         fault = self._of_labels(server, share) or fault
         if fault is None or not fault.is_void:
+            share.leave_out_unproven()
             draft.add(share)
             server.setbacks = 0 if share.tokens else server.setbacks
         finish = draft.finish(self.stop_tokens)
@@ -235,7 +236,7 @@ class Fleet:
         finish: FinishReason | None = None
         async with contextlib.aclosing(server.pieces(draft, self.stop_tokens)) as pieces:
             async for piece in pieces:
-                share.add(piece)
+                share.add(piece, is_proven=server.state == "ready" and server.version == share.version)
                 if piece.tokens:
                     self.heard = time.monotonic()
                 finish = piece.finish or finish

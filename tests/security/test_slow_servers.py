@@ -4,12 +4,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fleets import WEIGHTS, check, engine_of, requests
 from server_faults import ENDLESS, silent
-from stand_in_engine import Exchange, StandIn
+from stand_in_engine import Exchange, Said, StandIn
 
 ENGINES = ("vllm", "sglang")
 RESUME = {"vllm": "/resume", "sglang": "/continue_generation"}
@@ -89,6 +90,32 @@ def test_one_that_is_lost_is_drawn_again_when_no_other_comes(server, tmp_path: P
         assert server.asked == len(asked) + 1 and engine.fleet.counts["faults"] == 1
 
 
+def test_a_server_that_stops_for_a_while_falls_once(server, tmp_path: Path, monkeypatch) -> None:
+    """However many of its requests say so: else many at a time would be as many falls, and it would be given up."""
+    stops_until = time.monotonic() + 3600.0
+
+    async def stops(exchange: Exchange) -> None:
+        while time.monotonic() < stops_until:
+            await asyncio.sleep(0.02)
+        await exchange.say(exchange.right)
+
+    with engine_of([server], tmp_path, monkeypatch, idle_seconds=0.5, attempts=3) as engine:
+        engine.update_weights(WEIGHTS, 0)
+        server.fault = stops
+        asked = requests(20)
+        engine.submit(asked)
+        (there,) = engine.fleet.servers
+        deadline = time.monotonic() + 10.0
+        while not there.falls:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        stops_until = 0.0
+        with closing(engine.completions()) as arriving:
+            completions = [next(each for each in arriving if each is not None) for _ in asked]
+        check(completions, asked)
+        assert there.falls == 1
+
+
 def test_those_that_drip_do_not_excuse_each_other(server, tmp_path: Path, monkeypatch) -> None:
     """Together they bring tokens all the time, but none as many as it should."""
     with engine_of([server], tmp_path, monkeypatch, idle_seconds=0.4, attempts=1) as engine:
@@ -141,6 +168,46 @@ def test_responses_are_held_as_long_as_an_update_takes(server, tmp_path: Path, m
                 break
         check(completions, asked)
         assert server.asked == len(asked) and engine.fleet.counts["faults"] == 0
+
+
+def test_what_breaks_off_after_an_update_is_kept_as_far_as_its_weights_are_known(
+    server, tmp_path: Path, monkeypatch
+) -> None:
+    """Engines name the weights of tokens at the end of a response: where that does not come, the update is the limit."""
+    goes_on = threading.Event()
+
+    async def breaks_off(exchange: Exchange) -> None:
+        if goes_on.is_set():
+            await exchange.say(exchange.right)
+            return
+        before, after = exchange.events_of([Said([5] * 4, [-0.5] * 4), Said([6] * 4, [-0.5] * 4)])[:2]
+        await exchange.begin()
+        await exchange.event(before)
+        while not goes_on.is_set():
+            await asyncio.sleep(0.02)
+        await exchange.event(after)
+        await asyncio.sleep(0.3)
+        exchange.writer.close()
+
+    async def resumes(exchange: Exchange) -> None:
+        goes_on.set()
+        await answered(exchange)
+
+    with engine_of([server], tmp_path, monkeypatch) as engine:
+        engine.update_weights(WEIGHTS, 0)
+        server.fault = breaks_off
+        engine.submit(requests(1))
+        with closing(engine.completions()) as arriving:
+            deadline = time.monotonic() + 10.0
+            while not server.asked:
+                assert time.monotonic() < deadline
+                next(arriving)
+        server.control = {RESUME[server.engine]: resumes}
+        engine.update_weights(WEIGHTS, 1)
+        with closing(engine.completions()) as arriving:
+            (completion,) = [next(each for each in arriving if each is not None)]
+        assert list(completion.tokens[:4]) == [5] * 4
+        assert [tuple(span) for span in completion.versions] == [(0, 0, 4), (1, 4, len(completion.tokens))]
 
 
 async def answered(exchange: Exchange) -> None:
