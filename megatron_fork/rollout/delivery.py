@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -43,12 +44,11 @@ class Delivery(ABC):
     async def start(self, servers: Sequence[Server]) -> None:
         """Requests in progress are held from here to the end of the update, and go on with the new weights."""
         self.servers = list(servers)
-
         self._held = {server for server in servers if server.running}
 
         async def open_one(server: Server) -> None:
             if server in self._held:
-                await server.pause()
+                await server.hold()
             await self._open(server)
 
         await self._each(open_one)
@@ -64,7 +64,7 @@ class Delivery(ABC):
             await self._close(server, label)
             await server.forget_prefixes()
             if server in self._held:
-                await server.resume()
+                await server.release()
             found = await server.weight_label()
             if found != label:
                 raise ServerFault(f"after the update it has the weights {found}, not {label}")
@@ -195,13 +195,15 @@ class BroadcastDelivery(Delivery):
         )
         joining = asyncio.create_task(server.join(rendezvous))
         forming = asyncio.create_task(_in_daemon_thread(lambda: self._join(store, rendezvous, server)))
-        # An answer that comes without the group is a refusal: nobody will join any more.
-        await asyncio.wait([joining, forming], return_when=asyncio.FIRST_COMPLETED)
         try:
+            # An answer that comes without the group is a refusal: nobody will join any more.
+            await asyncio.wait([joining, forming], return_when=asyncio.FIRST_COMPLETED)
             await joining
             group = await forming
         except RuntimeError as error:  # torch's rendezvous
             raise ServerFault(f"no group with its workers: {str(error).splitlines()[0]}") from error
+        finally:
+            await _ended(joining, forming)
         self._groups[server] = _Connection(group, rendezvous, store, server.falls)
 
     def _join(self, store: TransferStore, rendezvous: Rendezvous, server: Server) -> TransferGroup:
@@ -226,8 +228,11 @@ class BroadcastDelivery(Delivery):
         async def to(server: Server) -> None:
             connection = self._groups[server]
             answer = asyncio.create_task(server.receive(connection.rendezvous, names, dtypes, shapes))
-            await self._broadcast(connection.group, bucket, answer)
-            await answer
+            try:
+                await self._broadcast(connection.group, bucket, answer)
+                await answer
+            finally:
+                await _ended(answer)
 
         await self._each(to)
 
@@ -236,18 +241,16 @@ class BroadcastDelivery(Delivery):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.control_seconds
         for _, tensor in bucket:
-            work = group.broadcast(tensor)
-            while not work.is_completed():
-                if answer.done():
-                    answer.result()
-                if loop.time() > deadline:
-                    answer.cancel()
-                    raise ServerFault(f"a bucket was not received within {self.config.control_seconds:.0f} s")
-                await asyncio.sleep(0.0005)
             try:
+                work = group.broadcast(tensor)
+                while not work.is_completed():
+                    if answer.done():
+                        answer.result()
+                    if loop.time() > deadline:
+                        raise ServerFault(f"a bucket was not received within {self.config.control_seconds:.0f} s")
+                    await asyncio.sleep(0.0005)
                 work.wait()
             except RuntimeError as error:  # torch's: the connection is gone
-                answer.cancel()
                 raise ServerFault(f"the broadcast broke off: {str(error).splitlines()[0]}") from error
 
     async def _close(self, server: Server, label: str) -> None:
@@ -265,6 +268,13 @@ class BroadcastDelivery(Delivery):
     async def close(self) -> None:
         for server in list(self._groups):
             self._forget(server)
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancelled where they go on, and asked for their errors, which asyncio prints otherwise."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _in_daemon_thread(work: Callable[[], TransferGroup]) -> TransferGroup:

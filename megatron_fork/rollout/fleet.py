@@ -141,7 +141,12 @@ class Fleet:
         self._assign()
 
     async def drop(self, server: Server, reason: str) -> None:
-        """Nothing more is asked of the server until it is healthy; what it worked on is drawn elsewhere."""
+        """Nothing more is asked of the server until it is healthy; what it worked on is drawn elsewhere.
+
+        It falls once, however many of its requests say so at a time.
+        """
+        if server.state == "down":
+            return
         server.state = "down"
         server.falls += 1
         server.set_back(reason)
@@ -156,7 +161,7 @@ class Fleet:
     def _assign(self) -> None:
         """Hand out drafts in their order, but that one may wait for a server where it has not failed yet."""
         waiting: list[Draft] = []
-        while self._pending and not self._aborting and (free := self._free()):
+        while self._pending and not self._aborting and self.error is None and (free := self._free()):
             draft = self._pending.popleft()
             server = self._server_for(draft, free)
             if server is None:
@@ -204,12 +209,13 @@ class Fleet:
             server.load -= draft.load
         fault = self._of_labels(server, share) or fault
         if fault is None or not fault.is_void:
+            share.leave_out_unproven()
             draft.add(share)
             server.setbacks = 0 if share.tokens else server.setbacks
         finish = draft.finish(self.stop_tokens)
-        if finish is not None:
+        if finish is not None and self.error is None:
             draft.arrived.put(draft.completion(finish))
-        elif self._aborting:
+        elif finish is not None or self._aborting:  # nobody takes completions after an error: whoever goes on has it
             self._unfinished.append(draft.unfinished())
         else:
             self._again(draft, server, fault or ServerFault("it ended a response without a reason"), was_dropped)
@@ -230,7 +236,7 @@ class Fleet:
         finish: FinishReason | None = None
         async with contextlib.aclosing(server.pieces(draft, self.stop_tokens)) as pieces:
             async for piece in pieces:
-                share.add(piece)
+                share.add(piece, is_proven=server.state == "ready" and server.version == share.version)
                 if piece.tokens:
                     self.heard = time.monotonic()
                 finish = piece.finish or finish
@@ -278,6 +284,7 @@ class Fleet:
                     looks_at = time.monotonic() + self.config.health_seconds
         finally:
             looks.cancel()
+            await asyncio.gather(looks, return_exceptions=True)  # or asyncio prints what nobody asked for
 
     async def _check(self, server: Server, missed: dict[Server, int]) -> None:
         if server.state == "down":
@@ -300,7 +307,7 @@ class Fleet:
             try:
                 async with asyncio.timeout(seconds):
                     label = await server.weight_label()
-                    await server.resume()  # a weight update that broke off may have left it paused
+                    await server.release()  # a weight update that broke off may have left it paused
             except (ServerFault, TimeoutError) as error:
                 server.reason = str(error) or f"it did not tell its weights within {seconds:g} s"
                 return
