@@ -21,7 +21,7 @@ from megatron_fork.data import Config as DataConfig
 from megatron_fork.distributed import Config as ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.evaluation import Config as EvaluationConfig
-from megatron_fork.files import UTF8, at_home
+from megatron_fork.files import UTF8, at_home, can_be_path
 from megatron_fork.masking import MASK
 from megatron_fork.models import ComputeConfig, ExpertsConfig
 from megatron_fork.models import Config as ModelConfig
@@ -251,7 +251,7 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = plain(tree.pop("base", None))
     if base is None:
         return tree
-    if not isinstance(base, str) or "\0" in base or len(base) > 4096 or len(seen) > _MOST_BASES:
+    if not isinstance(base, str) or not can_be_path(at_home(base)) or len(seen) > _MOST_BASES:
         raise ConfigError(
             f"recipe {recipe} has base={shown(base)}, which names no recipe",
             hint="name one file, relative to this one",
