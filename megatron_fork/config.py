@@ -42,6 +42,8 @@ PATHS = frozenset({"run.folder", "model.path", "data.source"})
 # Where infinity means something: no limit to what engine and trainer may differ by.
 MAY_BE_INFINITE = frozenset({"rollout.mismatch_limit", "rollout.probe_limit"})
 _MOST_BASES, _MOST_DOTS = 20, 20
+# Since checkpoints have their present format, and before the identity of a run was of what differs from the defaults.
+_ADDED = ("data.columns.solution",)
 
 
 @dataclass
@@ -157,10 +159,11 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree = _merge(_read_with_base(Path(at_home(str(recipe))), ()), _overrides(overrides))
     check_known(tree, RunConfig, "")
     tree.setdefault("run", {}).setdefault("name", recipe.stem)
-    for room, presets in (("selection", PRESETS), ("data", DATA_PRESETS)):
-        preset = plain(tree.get(room, {}).get("preset", "paper" if room == "selection" else ""))
-        tree = _merge(presets.get(str(preset), {}), tree)
     try:
+        meant = resolve(tree, asdict(RunConfig()))  # a preset's name may be a reference
+        for room, presets in (("selection", PRESETS), ("data", DATA_PRESETS)):
+            preset = plain(meant.get(room, {}).get("preset", "paper" if room == "selection" else ""))
+            tree = _merge(presets.get(str(preset), {}), tree)
         config = _FIELDS.read(resolve(tree, asdict(RunConfig())))
     except (RecursionError, ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
@@ -197,8 +200,30 @@ def differences(old: str, new: RunConfig) -> list[str]:
 
 
 def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
-    """A few letters that stand for every field but those whose dotted names begin as in `leave_out`."""
+    """A few letters that stand for every field but those whose dotted names begin as in `leave_out`.
+
+    Only what differs from its default counts: a field that a later version adds leaves a run what it was. That a default has
+    changed meanwhile is seen in `resolved.yaml`, which has them all.
+    """
+    usual = dict(_flat(asdict(RunConfig()), ""))
+    return _letters(
+        {
+            name: value
+            for name, value in _flat(asdict(config), "")
+            if not name.startswith(leave_out) and (name not in usual or usual[name] != value)
+        }
+    )
+
+
+def former_fingerprints(config: RunConfig, *, leave_out: tuple[str, ...]) -> tuple[str, ...]:
+    """What versions wrote for it that took every field that they had: with the fields that were added since, and without."""
     flat = {name: value for name, value in _flat(asdict(config), "") if not name.startswith(leave_out)}
+    usual = dict(_flat(asdict(RunConfig()), ""))
+    older = {name: value for name, value in flat.items() if name not in _ADDED or value != usual[name]}
+    return _letters(flat), _letters(older)
+
+
+def _letters(flat: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -71,7 +71,12 @@ class FieldReader:
                 values[name] = self._settings(value, hints[name], f"{dotted}.")
             else:
                 values[name] = self._value(value, hints[name], dotted)
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ConfigError as error:  # of a class that stands in several rooms
+            if error.message.partition("=")[0] in hints:
+                raise ConfigError(f"{path}{error.message}", hint=error.hint) from error
+            raise
 
     def _value(self, value: Any, hint: Any, dotted: str) -> Any:
         inner, optional = _without_none(hint)
@@ -154,7 +159,9 @@ def float_fields(cls: type) -> Iterator[str]:
 def one_line(error: Exception) -> str:
     """The first line of what an error says."""
     said = str(error).strip()
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem:  # its first line says what was being read when it was met
+    if (
+        isinstance(error, yaml.MarkedYAMLError) and error.problem
+    ):  # its first line says what was being read when it was met
         said = error.problem
     reason = said.splitlines()[0] if said else type(error).__name__
     return reason if len(reason) <= 300 else reason[:300] + "..."

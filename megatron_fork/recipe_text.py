@@ -106,8 +106,8 @@ class _Writer(yaml.SafeDumper):
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """YAML takes a next-line character for a line break, and folds it: escaped, it stays."""
-        style = '"' if "\x85" in data else None
+        """Unicode's line breaks are YAML's too, which folds them, and those of whoever reads line by line: escaped, they stay."""
+        style = '"' if any(each in data for each in "\x85\u2028\u2029") else None
         return self.represent_scalar(f"{_TAG}str", data, style=style)
 
 

@@ -28,6 +28,7 @@ from megatron_fork.workplace import Workplace
 def start(work: Workplace) -> tuple[Progress, Networks, Unfinished | None]:
     """Networks as they stand: resumed, warm-started, or as the model folder has them; and a step that was begun."""
     saved = work.checkpoints.latest()
+    work.folder.begin()
     if saved is not None:
         for reason in saved.refused:
             work.display.say(f"not used: {reason}")
@@ -88,7 +89,8 @@ def warm_start(work: Workplace) -> Policy:
         checkpoint.load_initial(policy.model, models.Config(path=str(work.warm_start)), seed=work.config.seed)
         policy.weights_changed()
         return policy
-    state = checkpoint.Checkpoints(work.folder.path / "warm_start_state", run=work.identity, keep=1)
+    place = work.folder.path / "warm_start_state"
+    state = checkpoint.Checkpoints(place, run=work.identity, formerly=work.formerly, keep=1)
     saved = state.latest()
     if saved is None:
         checkpoint.load_initial(policy.model, work.config.model, seed=work.config.seed)

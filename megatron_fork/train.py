@@ -90,6 +90,7 @@ def supervise(config: RunConfig, display: Display) -> Path:
                 f"run.folder={work.folder.path} holds a run that has left its warm start behind",
                 hint=f"its model is {work.warm_start}; for another warm start choose another run.folder",
             )
+        work.folder.begin()
         work.folder.forget(after=-1)
         policy = warm_start(work)
         engine = stack.enter_context(closing(build_engine(work)))
