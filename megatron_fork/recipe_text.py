@@ -106,7 +106,7 @@ class _Writer(yaml.SafeDumper):
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Unicode's line breaks are YAML's too, which folds them, and those of whoever reads line by line: escaped, they stay."""
+        """Unicode's line breaks are folded by YAML, and end a line for others: escaped, they stay."""
         style = '"' if any(each in data for each in "\x85\u2028\u2029") else None
         return self.represent_scalar(f"{_TAG}str", data, style=style)
 
