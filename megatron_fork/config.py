@@ -21,7 +21,7 @@ from megatron_fork.data import Config as DataConfig
 from megatron_fork.distributed import Config as ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.evaluation import Config as EvaluationConfig
-from megatron_fork.files import UTF8, at_home
+from megatron_fork.files import UTF8, at_home, can_be_path
 from megatron_fork.masking import MASK, hide_logins
 from megatron_fork.models import ComputeConfig, ExpertsConfig
 from megatron_fork.models import Config as ModelConfig
@@ -51,6 +51,8 @@ PATHS = frozenset({"run.folder", "model.path", "data.source"})
 # Where infinity means something: no limit to what engine and trainer may differ by.
 MAY_BE_INFINITE = frozenset({"rollout.mismatch_limit", "rollout.probe_limit"})
 _MOST_BASES, _MOST_DOTS = 20, 20
+# Since checkpoints have their present format, and before the identity of a run was of what differs from the defaults.
+_ADDED = ("data.columns.solution",)
 
 
 @dataclass
@@ -166,10 +168,11 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree = _merge(_read_with_base(Path(at_home(str(recipe))), ()), _overrides(overrides))
     check_known(tree, RunConfig, "")
     tree.setdefault("run", {}).setdefault("name", recipe.stem)
-    for room, presets in (("selection", PRESETS), ("data", DATA_PRESETS)):
-        preset = plain(tree.get(room, {}).get("preset", "paper" if room == "selection" else ""))
-        tree = _merge(presets.get(str(preset), {}), tree)
     try:
+        meant = resolve(tree, asdict(RunConfig()))  # a preset's name may be a reference
+        for room, presets in (("selection", PRESETS), ("data", DATA_PRESETS)):
+            preset = plain(meant.get(room, {}).get("preset", "paper" if room == "selection" else ""))
+            tree = _merge(presets.get(str(preset), {}), tree)
         config = _FIELDS.read(resolve(tree, asdict(RunConfig())))
     except (RecursionError, ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
@@ -206,8 +209,30 @@ def differences(old: str, new: RunConfig) -> list[str]:
 
 
 def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
-    """A few letters that stand for every field but those whose dotted names begin as in `leave_out`."""
+    """A few letters that stand for every field but those whose dotted names begin as in `leave_out`.
+
+    Only what differs from its default counts: a field that a later version adds leaves a run what it was. That a default has
+    changed meanwhile is seen in `resolved.yaml`, which has them all.
+    """
+    usual = dict(_flat(asdict(RunConfig()), ""))
+    return _letters(
+        {
+            name: value
+            for name, value in _flat(asdict(config), "")
+            if not name.startswith(leave_out) and (name not in usual or usual[name] != value)
+        }
+    )
+
+
+def former_fingerprints(config: RunConfig, *, leave_out: tuple[str, ...]) -> tuple[str, ...]:
+    """What versions wrote for it that took every field that they had: with the fields that were added since, and without."""
     flat = {name: value for name, value in _flat(asdict(config), "") if not name.startswith(leave_out)}
+    usual = dict(_flat(asdict(RunConfig()), ""))
+    older = {name: value for name, value in flat.items() if name not in _ADDED or value != usual[name]}
+    return _letters(flat), _letters(older)
+
+
+def _letters(flat: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -262,7 +287,7 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = plain(tree.pop("base", None))
     if base is None:
         return tree
-    if not isinstance(base, str) or "\0" in base or len(base) > 4096 or len(seen) > _MOST_BASES:
+    if not isinstance(base, str) or not can_be_path(at_home(base)) or len(seen) > _MOST_BASES:
         raise ConfigError(
             f"recipe {recipe} has base={shown(base)}, which names no recipe",
             hint="name one file, relative to this one",

@@ -97,6 +97,7 @@ def supervise(config: RunConfig, display: Display) -> Path:
                 f"run.folder={context.folder.path} holds a run that has left its warm start behind",
                 hint=f"its model is {context.warm_start}; for another warm start choose another run.folder",
             )
+        context.folder.begin()
         context.folder.forget(after=-1)
         policy = warm_start(context)
         engine = stack.enter_context(closing(build_engine(context)))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_fork.distributed.launcher import Launch, first_host, launch
+from megatron_fork.distributed.launcher import Launch, another_tells, first_host, launch
 from megatron_fork.errors import LayoutError
 
 STEP = {
@@ -80,7 +80,7 @@ def test_a_process_alone_is_none_of_many(alone: dict[str, str]) -> None:
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "SLURM_NTASKS=2"),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "SLURM_NTASKS=2"),
         ({**of_slurm(0, 2), "SLURM_STEP_NODELIST": ""}, "MASTER_ADDR is not set"),
-        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT is not set"),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT are not set"),
         ({"PMI_RANK": "1", "PMI_SIZE": "2", "MASTER_ADDR": "n1"}, "MASTER_PORT is not set"),
         ({"RANK": "0"}, "did not set WORLD_SIZE"),
         ({"WORLD_SIZE": "4"}, "did not set RANK"),
@@ -112,3 +112,31 @@ def test_what_cannot_be_is_refused_by_name(variables: dict[str, str], named: str
 )
 def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("variables", "told_by_another"),
+    [
+        ({"RANK": "a", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "1.5", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "x"}, False),
+        ({"WORLD_SIZE": "2"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, False),
+        ({"RANK": "1", "WORLD_SIZE": "0"}, True),
+        ({"RANK": "1"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "x"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "abc"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "abc"}, False),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "64"}, False),
+        ({"OMPI_COMM_WORLD_RANK": "63", "OMPI_COMM_WORLD_SIZE": "64"}, True),
+        ({"PMI_RANK": "3", "PMI_SIZE": "4"}, True),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "2"}, False),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, False),
+    ],
+)
+def test_somebody_says_what_is_wrong_and_not_everybody(variables: dict[str, str], told_by_another: bool) -> None:
+    with pytest.raises(LayoutError):
+        launch(variables)
+    assert another_tells(variables) == told_by_another

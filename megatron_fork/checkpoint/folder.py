@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Saved:
     refused: tuple[str, ...] = field(default=())
 
 
-def latest(root: Path, *, run: str = "", group: collectives.Group = None) -> Saved | None:
+def latest(root: Path, *, run: str = "", formerly: Sequence[str] = (), group: collectives.Group = None) -> Saved | None:
     """The checkpoint that `LATEST` names or, where that one is damaged, the newest complete one before it.
 
     Where `LATEST` is missing or names none, the newest complete one of all. Every rank of `group` must call it: each checks its
@@ -46,6 +46,7 @@ def latest(root: Path, *, run: str = "", group: collectives.Group = None) -> Sav
     Args:
         root: the folder of the checkpoints.
         run: identity of the run; a checkpoint of another is refused. Empty accepts any.
+        formerly: the run's identities in other versions.
         group: ranks that share the work.
 
     Raises:
@@ -66,7 +67,8 @@ def latest(root: Path, *, run: str = "", group: collectives.Group = None) -> Sav
     refused: list[str] = []
     for name in candidates:
         try:
-            return Saved(root / name, verified(root / name, run=run, group=group), (*passed_over, *refused))
+            progress = verified(root / name, run=run, formerly=formerly, group=group)
+            return Saved(root / name, progress, (*passed_over, *refused))
         except CheckpointError as error:
             refused.append(error.message)
     raise CheckpointError(
@@ -75,9 +77,11 @@ def latest(root: Path, *, run: str = "", group: collectives.Group = None) -> Sav
     )
 
 
-def verified(folder: Path, *, run: str = "", group: collectives.Group = None) -> dict[str, Any]:
+def verified(
+    folder: Path, *, run: str = "", formerly: Sequence[str] = (), group: collectives.Group = None
+) -> dict[str, Any]:
     """The progress of a checkpoint whose files are what its manifest says; raises `CheckpointError` otherwise."""
-    files, progress = manifest.read(folder, run)
+    files, progress = manifest.read(folder, run, formerly)
     names = sorted(files)[collectives.rank(group) :: collectives.size(group)]
     wrong = next((name for name in names if not _is_as_described(folder / name, files[name])), None)
     wrong = next((name for name in collectives.gather_objects(wrong, group) if name is not None), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,8 +45,11 @@ def written(*, name: str, run: str, progress: Mapping[str, Any], files: Descript
     return json.dumps({**record, _SEAL: _seal(record)}, indent=1)
 
 
-def read(folder: Path, run: str) -> tuple[Descriptions, dict[str, Any]]:
-    """Files and progress of the checkpoint `folder`, of `run` where that is not empty; raises `CheckpointError`."""
+def read(folder: Path, run: str, formerly: Sequence[str] = ()) -> tuple[Descriptions, dict[str, Any]]:
+    """Files and progress of the checkpoint `folder`, of `run` where that is not empty; raises `CheckpointError`.
+
+    `formerly`: under which names other versions wrote this run's checkpoints.
+    """
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise CheckpointError(f"checkpoint {folder} has no {MANIFEST}: it was not completed")
@@ -61,7 +64,7 @@ def read(folder: Path, run: str) -> tuple[Descriptions, dict[str, Any]]:
         raise CheckpointError(f"{manifest} is damaged: it is not what its {_SEAL}={_shown(record.get(_SEAL))} is of")
     if not isinstance(record["name"], str) or step_of(record["name"]) != step_of(folder.name):
         raise CheckpointError(f"{manifest} is of {_shown(record['name'])}, not of {folder.name}")
-    if run and record["run"] != run:
+    if run and record["run"] not in (run, *formerly):
         raise CheckpointError(f"{manifest} belongs to another run: run={_shown(record['run'])}, this one is {run}")
     _check_progress(manifest, record["progress"])
     _check_files(manifest, record["files"])

@@ -63,6 +63,7 @@ class Checkpoints:
         root: Path,
         *,
         run: str = "",
+        formerly: Sequence[str] = (),
         keep: int = 2,
         keep_every: int = 0,
         write_model_files: Callable[[Path], None] | None = None,
@@ -73,6 +74,7 @@ class Checkpoints:
         Args:
             root: their folder; made by the first `save`.
             run: identity of the run, which no other run's checkpoint has.
+            formerly: what other versions took for it.
             keep: how many of the newest stay.
             keep_every: those of every so many steps stay as well; 0: none.
             write_model_files: puts config.json and tokenizer into a folder, for whoever converts the checkpoint later.
@@ -80,7 +82,7 @@ class Checkpoints:
 
         """
         self.root = root
-        self.run = run
+        self.run, self._formerly = run, formerly
         self.keep = keep
         self.keep_every = keep_every
         self._write_model_files = write_model_files
@@ -94,7 +96,7 @@ class Checkpoints:
 
     def latest(self) -> Saved | None:
         """The checkpoint to resume from; None when the run has none."""
-        saved = folder.latest(self.root, run=self.run, group=dist.group.WORLD)
+        saved = folder.latest(self.root, run=self.run, formerly=self._formerly, group=dist.group.WORLD)
         if saved is not None and saved.progress.get("unfinished") is None:
             self.newest = saved.progress["step"]
         self._complete = {path.name for path in folder.complete_folders(self.root)}

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_fork.distributed import launch
+from megatron_fork.distributed import another_tells, launch
 from megatron_fork.errors import Interrupted, LayoutError, MegatronForkError, Preempted
 from megatron_fork.masking import masked
 
@@ -36,9 +36,23 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
     except MegatronForkError as error:
         _explain(error, debug=debug)
         _leave(error.exit_code)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:  # no file's, and so ours
+            raise
+        refused = MegatronForkError(
+            f"{_name(error.filename)} cannot be used: {error.strerror}",
+            hint="look at its name, its rights and its disk; --debug shows what it was wanted for",
+        )
+        _explain(refused, debug=debug)
+        _leave(refused.exit_code)
     except KeyboardInterrupt:
         _explain(Interrupted(_NOTHING_YET), debug=debug)
         _leave(130)
+
+
+def _name(file: object) -> str:
+    text = os.fsdecode(file) if isinstance(file, bytes) else str(file)
+    return text if len(text) <= 200 and text.isprintable() else ascii(text[:200]) + "..."
 
 
 def stops_at_once() -> None:
@@ -79,11 +93,11 @@ def _explain(error: MegatronForkError, *, debug: bool) -> None:
 
 
 def is_first_rank() -> bool:
-    """Whether this is the rank that speaks for all, also where the launcher's other variables are broken."""
+    """Whether this is the rank that speaks for all, also where the launcher's variables are broken."""
     try:
         place = launch()
     except LayoutError:
-        return os.environ.get("RANK", "").strip() in ("", "0")
+        return not another_tells()
     return place is None or place.rank == 0
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         world_size,
     )
     from megatron_fork.distributed.config import Config
-    from megatron_fork.distributed.launcher import launch
+    from megatron_fork.distributed.launcher import another_tells, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
 else:
     __getattr__ = front_door.opened(__name__, __file__)
@@ -24,6 +24,7 @@ else:
 __all__ = [
     "Config",
     "Layout",
+    "another_tells",
     "choose_threads",
     "device",
     "finalize",

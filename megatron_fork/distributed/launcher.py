@@ -82,6 +82,26 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     return None
 
 
+def another_tells(environment: Mapping[str, str] = os.environ) -> bool:
+    """Where `launch` refuses: whether the first rank has met the same, so that this one need not say it too.
+
+    Not where this one's own place is what is wrong: the others know nothing of it.
+    """
+    given = {name: value for name, value in environment.items() if value.strip()}
+    names = next((each for each in (_TORCHRUN, _SLURM, *_OTHERS) if each.rank in given), None)
+    if names is None or (names is _SLURM and "SLURM_STEP_NUM_TASKS" not in given):
+        return False
+    try:
+        rank, _ = _number(names.rank, given), _first(names.local_rank, given, 0)
+    except LayoutError:
+        return False
+    try:
+        world_size = _first(names.world_size, given, 0)
+    except LayoutError:
+        return rank > 0
+    return rank > 0 and not 0 < world_size <= rank
+
+
 def _place(names: _Variables, given: Mapping[str, str]) -> Launch:
     rank, world_size = _number(names.rank, given), _first(names.world_size, given, 1)
     if not 0 <= rank < world_size:
@@ -113,7 +133,8 @@ def _with_address(found: Launch) -> Launch:
     missing = [name for name, value in (("MASTER_ADDR", found.address), ("MASTER_PORT", found.port)) if not value]
     if missing:
         raise LayoutError(
-            f"this is rank {found.rank} of {found.world_size} of {found.launcher}, and {' and '.join(missing)} is not set",
+            f"this is rank {found.rank} of {found.world_size} of {found.launcher}, and {' and '.join(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} not set",
             hint="export the first rank's machine and a free port of it to every rank, or start them with torchrun",
         )
     return found

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.files import at_home
+from megatron_fork.files import at_home, can_be_path
 from megatron_fork.masking import masked
 from megatron_fork.recipe.references import Resolved
 from megatron_fork.recipe.text import Written, key_text, plain, read_yaml
@@ -71,7 +71,12 @@ class FieldReader:
                 values[name] = self._settings(value, hints[name], f"{dotted}.")
             else:
                 values[name] = self._value(value, hints[name], dotted)
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ConfigError as error:  # of a class that stands in several rooms
+            if error.message.partition("=")[0] in hints:
+                raise ConfigError(f"{path}{error.message}", hint=error.hint) from error
+            raise
 
     def _value(self, value: Any, hint: Any, dotted: str) -> Any:
         inner, optional = _without_none(hint)
@@ -87,8 +92,7 @@ class FieldReader:
         if get_origin(inner) is dict and isinstance(value, dict):
             return plain(value)
         if isinstance(text, str) and plain(value) is not None:
-            if inner is str and dotted in self.paths and "\0" not in text:
-                place = at_home(text)
+            if inner is str and dotted in self.paths and can_be_path(place := at_home(text)):
                 return Resolved(place, text.written) if isinstance(text, Resolved) else place
             if inner is str and dotted not in self.paths:
                 return text
@@ -154,7 +158,12 @@ def float_fields(cls: type) -> Iterator[str]:
 
 def one_line(error: Exception) -> str:
     """The first line of what an error says."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = str(error).strip()
+    if (
+        isinstance(error, yaml.MarkedYAMLError) and error.problem
+    ):  # its first line says what was being read when it was met
+        said = error.problem
+    reason = said.splitlines()[0] if said else type(error).__name__
     return reason if len(reason) <= 300 else reason[:300] + "..."
 
 

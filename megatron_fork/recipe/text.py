@@ -105,6 +105,14 @@ class _Writer(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Unicode's line breaks are folded by YAML, and end a line for others: escaped, they stay."""
+        style = '"' if any(each in data for each in "\x85\u2028\u2029") else None
+        return self.represent_scalar(f"{_TAG}str", data, style=style)
+
+
+_Writer.add_representer(str, _Writer.represent_str)
+
 
 def _with_text(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Written]:
     return lambda loader, node: Written(node.value, construct(loader, node))

@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from megatron_fork import checkpoint, conversion, distributed
-from megatron_fork.config import RunConfig, fingerprint, to_yaml
+from megatron_fork.config import RunConfig, fingerprint, former_fingerprints, to_yaml
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import Interrupted, MegatronForkError, Preempted
@@ -61,6 +61,8 @@ class RunContext:
     """What goes beside weights that the run writes."""
     identity: str
     """What the run is determined by, in a few letters; a resumed run may change the rest."""
+    formerly: tuple[str, ...]
+    """What other versions took for it."""
     checkpoints: checkpoint.Checkpoints
 
     def asked_to_stop(self) -> bool:
@@ -94,9 +96,11 @@ def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
         display.say(f"responses end at {ends_in_words(stop_tokens, source.tokenizer)}")
         try:
             identity = fingerprint(config, leave_out=_MAY_CHANGE)
+            formerly = former_fingerprints(config, leave_out=_MAY_CHANGE)
             checkpoints = checkpoint.Checkpoints(
                 folder.path / "checkpoints",
                 run=identity,
+                formerly=formerly,
                 keep=config.run.keep_checkpoints,
                 keep_every=config.run.keep_every,
                 write_model_files=model_files.write,
@@ -113,6 +117,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
                 stop_tokens,
                 model_files,
                 identity,
+                formerly,
                 checkpoints,
             )
         finally:

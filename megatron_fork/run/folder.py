@@ -70,15 +70,19 @@ class RunFolder:
         """Of the rank that `writes`; `lock` is kept open until `close`, and with it the folder kept from other processes."""
         self.path = path
         self.writes = writes
-        self._lock = lock
+        self._lock, self._resolved, self._wandb_project = lock, resolved, wandb_project
         self._wandb = None
-        if not writes:
+        if writes:
+            with writing_to(path):
+                path.mkdir(parents=True, exist_ok=True)
+
+    def begin(self) -> None:
+        """Write resolved.yaml and start Weights & Biases: not before, so that a refused start leaves the folder as it was."""
+        if not self.writes:
             return
-        with writing_to(path):
-            path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "resolved.yaml", resolved)
-        if wandb_project:
-            self._wandb = _start_wandb(wandb_project, path, resolved)
+        write_atomically(self.path / "resolved.yaml", self._resolved)
+        if self._wandb_project:
+            self._wandb = _start_wandb(self._wandb_project, self.path, self._resolved)
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl."""

@@ -29,6 +29,7 @@ from megatron_fork.run.unfinished import Unfinished
 def start(context: RunContext) -> tuple[Progress, TrainedModels, Unfinished | None]:
     """TrainedModels as they stand: resumed, warm-started, or as the model folder has them; and a step that was begun."""
     saved = context.checkpoints.latest()
+    context.folder.begin()
     if saved is not None:
         for reason in saved.refused:
             context.display.say(f"not used: {reason}")
@@ -89,7 +90,8 @@ def warm_start(context: RunContext) -> Policy:
         conversion.load_initial(policy.model, models.Config(path=str(context.warm_start)), seed=context.config.seed)
         policy.weights_changed()
         return policy
-    state = checkpoint.Checkpoints(context.folder.path / "warm_start_state", run=context.identity, keep=1)
+    place = context.folder.path / "warm_start_state"
+    state = checkpoint.Checkpoints(place, run=context.identity, formerly=context.formerly, keep=1)
     saved = state.latest()
     if saved is None:
         conversion.load_initial(policy.model, context.config.model, seed=context.config.seed)

@@ -214,3 +214,35 @@ def test_disk_fills_up_during_a_checkpoint(tmp_path: Path) -> None:
         assert not (disk / "run" / "checkpoints" / "LATEST").exists()
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", LONG],
+        ["doctor", LONG],
+        ["analyze", LONG],
+        ["convert", "to-megatron", LONG, "out"],
+        ["convert", "to-hf", LONG, "out"],
+        ["convert", "verify", LONG, LONG],
+        ["data", "dedupe", LONG, "out"],
+        ["data", "decontaminate", LONG, "out", "--against", LONG],
+    ],
+    ids=lambda words: " ".join(words)[:30],
+)
+def test_a_name_that_the_system_refuses_is_one_line_in_every_command(words: list[str], stays: None) -> None:
+    code, output = call(*words)
+    assert code in (1, 2)
+    told = output.strip().splitlines()
+    assert len(told) == 2 and told[0].startswith("error: ") and "xxx" in told[0], output
+
+
+def test_an_error_of_no_file_is_a_defect(stays: None) -> None:
+    def work() -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError):
+        guard.guarded(work, debug=False)

@@ -102,3 +102,21 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     code, output = run("train", str(folder / "resolved.yaml"), "train.steps=1", "sft.steps=2", "run.overwrite=true")
     assert code == 0, output
     assert len(metrics_of(folder, "sft")) == 2 and "overwrite: false" in (folder / "resolved.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_a_start_that_is_refused_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    """The version that wrote a run must find its own settings there when another could not go on with it."""
+    words = [str(QUICKSTART), *TINY, "sft.steps=0", "train.steps=1", f"run.folder={tmp_path}"]
+    code, output = run("train", *words)
+    assert code == 0, output
+    (manifest,) = tmp_path.glob("checkpoints/*/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 2'))
+    before = contents(tmp_path)
+    code, output = run("train", *words, "train.steps=2", "run.keep_checkpoints=5")
+    assert code == 1 and "format=2" in output, output
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "lock"}

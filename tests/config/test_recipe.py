@@ -1,12 +1,13 @@
 """A recipe is layered as documented, and what a run resolved is a recipe that gives the same run."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 from commands import QUICKSTART
 
-from megatron_fork.config import RunConfig, differences, load_config, to_yaml
+from megatron_fork.config import RunConfig, differences, fingerprint, former_fingerprints, load_config, to_yaml
 from megatron_fork.errors import ConfigError
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -87,3 +88,26 @@ def test_defaults_are_valid() -> None:
 def test_base_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml is not a file"):
         load_config(write(tmp_path / "recipe.yaml", {"base": "absent.yaml"}))
+
+
+def test_a_run_is_the_same_one_whatever_fields_a_later_version_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(QUICKSTART)
+    identity = fingerprint(config, leave_out=("run.",))
+    earlier = asdict(RunConfig())
+    del earlier["critic"], earlier["data"]["columns"]["solution"]
+    of_earlier = asdict(config)
+    del of_earlier["critic"], of_earlier["data"]["columns"]["solution"]
+    monkeypatch.setattr("megatron_fork.config.asdict", lambda given: of_earlier if given is config else earlier)
+    assert fingerprint(config, leave_out=("run.",)) == identity
+    monkeypatch.undo()
+    for word in ("seed=1", "data.columns.solution=how", "model.hf_config.new=1", "critic.epochs=3"):
+        assert fingerprint(load_config(QUICKSTART, [word]), leave_out=("run.",)) != identity
+
+
+def test_a_run_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
+    """What commit e9d3f41 wrote into the manifests of this recipe."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 3\nmodel: {hf_config: {model_type: qwen3}}\n")
+    assert "fafffe9081c1" in former_fingerprints(load_config(recipe), leave_out=("run.",))
+    other = load_config(recipe, ["data.columns.solution=how"])
+    assert "fafffe9081c1" not in former_fingerprints(other, leave_out=("run.",))

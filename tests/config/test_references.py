@@ -81,3 +81,17 @@ def test_a_run_is_compared_by_what_is_written_and_by_what_is_meant(
     monkeypatch.delenv("WORD")
     assert differences(written, load_config(QUICKSTART, ["data.template=one"])) == ["data.template"]
     assert differences(written, by_reference) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "preset", "set_by_it"),
+    [("data.preset", "gsm8k", "data.columns.prompt"), ("selection.preset", "trl", "selection.scope")],
+)
+def test_a_preset_is_named_by_a_reference(
+    field: str, preset: str, set_by_it: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRESET", preset)
+    words = ["data.source=rows.jsonl", "rewards.kind=math"]
+    by_reference = load_config(QUICKSTART, [*words, f"{field}=${{oc.env:PRESET}}"])
+    assert by_reference == load_config(QUICKSTART, [*words, f"{field}={preset}"])
+    assert differences(to_yaml(load_config(QUICKSTART)), by_reference).count(set_by_it) == 1

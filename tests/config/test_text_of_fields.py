@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from megatron_fork.config import PATHS, RunConfig, load_config, to_yaml
 from megatron_fork.errors import ConfigError, MegatronForkError
 from megatron_fork.recipe.fields import leaves
+from megatron_fork.recipe.text import plain, read_yaml, write_yaml
 
 # Without a check of their own, which refuses most text: any text must reach these.
 FREE = sorted(
@@ -221,3 +222,59 @@ def test_no_text_is_a_traceback(text: str, tmp_path_factory: pytest.TempPathFact
     for words in ([], [text], [f"seed={text}"], [f"model.hf_config={text}"], [f"rollout.servers={text}"]):
         with contextlib.suppress(MegatronForkError):
             load_config(QUICKSTART if words else recipe, words)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(
+        st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("\x85\u2028\ufeff \n\r\t'\"#:")), min_size=1
+    )
+)
+@example("\x85")
+@example("a\x85 b")
+def test_what_is_written_is_read_again(text: str) -> None:
+    tree = {"text": text, "list": [text], "mapping": {f"-{text[:50]}": text}}
+    assert plain(read_yaml(write_yaml(tree))) == tree
+
+
+LONG = "x" * 256
+
+
+@pytest.mark.parametrize("place", [LONG, f"runs/{LONG}/a", "é" * 128, "a/" * 2100, "\ud800", "~/" + LONG])
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_what_no_file_system_takes_is_no_path(name: str, place: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}=.* is not a path$"):
+        load_config(QUICKSTART, [f"{name}={place}"])
+    assert load_config(QUICKSTART, [f"run.folder={'x' * 255}/{'é' * 127}"]).run.folder
+
+
+def test_a_base_that_no_file_system_takes(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"base: {LONG}.yaml\n")
+    with pytest.raises(ConfigError, match="which names no recipe"):
+        load_config(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("train:\n\tsteps: 1\n", r"line 2 .*'\\t' that cannot start any token"),
+        ("rollout: {stop_tokens: [1\n", "expected ',' or ']'"),
+        ("train: {steps: 1\nseed: 2\n", "expected ',' or '}'"),
+        ("seed: 1\n---\nseed: 2\n", "but found another document"),
+    ],
+)
+def test_yaml_is_refused_by_what_is_wrong_and_not_by_what_was_being_read(
+    text: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        load_config(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("room", ["optimizer", "sft.optimizer", "critic.optimizer"])
+@pytest.mark.parametrize(
+    "word", ["learning_rate=0", "beta1=1", "warmup_updates=-1", "offload=2", "overlap_parameters=true"]
+)
+def test_an_optimizer_is_told_from_the_others(room: str, word: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{room}.{word.partition('=')[0]}="):
+        load_config(QUICKSTART, [f"{room}.{word}"])

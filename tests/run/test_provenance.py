@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import QUICKSTART, TINY, run
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_fork.config import differences, load_config, to_yaml
@@ -19,6 +19,7 @@ NEEDED = {"written", "command", "host", "device", "layout", "commit", "versions"
 
 
 @given(words=st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t")), max_size=5))
+@example(words=["\u2028", "\x85", "a\u2029b"])
 def test_no_command_line_gets_out_of_its_comment(words: list[str]) -> None:
     config = load_config(QUICKSTART)
     text = told.as_comments({"command": " ".join(words)}) + to_yaml(config)

@@ -69,6 +69,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     for step in (1, 2):  # begun, and resumed
         folder = RunFolder(tmp_path / "run", writes=True, wandb_project="forking", resolved="seed: 3\n")
+        folder.begin()
         folder.metrics("train", step, {"loss": 0.5, "selection/threshold": math.nan})
         folder.close()
     files = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
@@ -79,7 +80,6 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_that_is_removed_during_the_run_is_one_line(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", writes=True)
-    (tmp_path / "run" / "resolved.yaml").unlink()
     (tmp_path / "run").rmdir()
     with pytest.raises(RunFolderError, match=r"metrics\.jsonl cannot be written: its folder was removed while the run"):
         folder.metrics("train", 1, {"loss": 0.5})
