@@ -19,6 +19,7 @@ from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.draft import Draft, Share
 from megatron_fork.rollout.engine import Completion, Request
 from megatron_fork.rollout.server import Server
+from megatron_fork.rollout.waiting import ended
 from megatron_fork.rollout.wire import ServerFault
 
 # A server that fails this often in a row gets no further request until it has proven healthy.
@@ -83,9 +84,7 @@ class Fleet:
             await self.drop(server, f"probe: {fault}")
             return None
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(*tasks)
 
     async def abort(self) -> None:
         """Stop everything; what had begun is in `take_unfinished`."""
@@ -94,17 +93,13 @@ class Fleet:
         self._pending.clear()
         stops = [asyncio.create_task(server.stop_all()) for server in self.servers if server.running]
         if stops:
-            _, late_stops = await asyncio.wait(stops, timeout=self.config.health_timeout_seconds)
-            for stop in late_stops:
-                stop.cancel()
-            await asyncio.gather(*stops, return_exceptions=True)
+            await asyncio.wait(stops, timeout=self.config.health_timeout_seconds)
+            await ended(*stops)
         tasks = [task for server in self.servers for task in server.running.values()]
         if tasks:
             # Servers answer with what there is; one that does not loses the last few tokens only.
             _, late = await asyncio.wait(tasks, timeout=self.config.health_timeout_seconds)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await ended(*late)
         self._aborting = False
 
     async def take_unfinished(self) -> list[Request]:
@@ -141,11 +136,8 @@ class Fleet:
         self._assign()
 
     async def drop(self, server: Server, reason: str) -> None:
-        """Nothing more is asked of the server until it is healthy; what it worked on is drawn elsewhere.
-
-        It falls once, however many of its requests say so at a time.
-        """
-        if server.state == "down":
+        """Nothing more is asked of the server until it is healthy; what it worked on is drawn elsewhere."""
+        if server.state == "down":  # many of its requests may say so at a time
             return
         server.state = "down"
         server.falls += 1
@@ -283,8 +275,7 @@ class Fleet:
                     looks = asyncio.gather(*(self._check(server, missed) for server in self.servers))
                     looks_at = time.monotonic() + self.config.health_seconds
         finally:
-            looks.cancel()
-            await asyncio.gather(looks, return_exceptions=True)  # or asyncio prints what nobody asked for
+            await ended(looks)
 
     async def _check(self, server: Server, missed: dict[Server, int]) -> None:
         if server.state == "down":
@@ -319,7 +310,5 @@ class Fleet:
     async def close(self) -> None:
         self._aborting = True
         tasks = [task for server in self.servers for task in server.running.values()]
-        for task in [*tasks, *([self._watcher] if self._watcher else [])]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(*tasks, *([self._watcher] if self._watcher else []))
         await asyncio.gather(*(server.close() for server in self.servers))

@@ -15,7 +15,7 @@ from megatron_fork.masking import KEY_VARIABLE, masked
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.draft import Draft, Piece
 from megatron_fork.rollout.pace import Allowance, Pace
-from megatron_fork.rollout.wire import ServerFault, Wire, broken_off, parsed, quoted
+from megatron_fork.rollout.wire import ServerFault, Wire, broken_off, parsed, quoted, refusal
 from megatron_fork.serving import Backend
 
 State = Literal["down", "stale", "ready"]
@@ -148,10 +148,15 @@ class Server(ABC):
         self.pace.go_on()
 
     async def is_healthy(self) -> bool:
+        """Where it is not, and was never ready, the reason is what it said."""
         try:
-            return (await self.wire.ask("GET", "/health", self.config.health_timeout_seconds)).status == 200
-        except ServerFault:
-            return False
+            reply = await self.wire.ask("GET", "/health", self.config.health_timeout_seconds)
+            ailment = "" if reply.status == 200 else str(refusal("/health", reply.status, reply.body))
+        except ServerFault as fault:
+            ailment = str(fault)
+        if ailment and self.version < 0:
+            self.reason = ailment
+        return not ailment
 
     async def call(self, method: str, path: str, **options: Any) -> Any:
         """JSON answer of a control route, or its text; raises `ServerFault` on anything but success."""
