@@ -27,9 +27,9 @@ class JsonLine:
         return None if value is None else self._as_number(name, value)
 
     def step(self) -> int:
-        """Return the field `step`, a whole number from 0."""
+        """Return the field `step`, a whole number from 0 that an axis has room for."""
         value = self.fields.get("step")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
             raise self._complaint("step", value, "a whole number from 0")
         return value
 

@@ -11,11 +11,13 @@ import numpy
 from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json_lines, shortened
 
 STAGES = ("sft", "train", "evaluation")
+# The width of an axis, its margins and its square must be floats themselves.
+_BEYOND_AXES = 1e150
 
 
 @dataclass(frozen=True)
 class Series:
-    """One metric over steps: `steps` [points] rising, `values` [points], NaN where the value is not finite."""
+    """One metric over steps: `steps` [points] rising, `values` [points], NaN where none can be drawn."""
 
     steps: numpy.ndarray
     values: numpy.ndarray
@@ -42,7 +44,7 @@ class Metrics:
         written = [(step, values[name]) for step, values in sorted(self.stages[stage].items()) if name in values]
         steps = numpy.array([step for step, _ in written], dtype=int)
         values = numpy.array([value for _, value in written], dtype=float)
-        return Series(steps, numpy.where(numpy.isfinite(values), values, numpy.nan))
+        return Series(steps, numpy.where(numpy.abs(values) < _BEYOND_AXES, values, numpy.nan))
 
     def last_step(self, stage: str) -> int:
         """Return the highest step written for a stage, 0 when there is none."""

@@ -9,6 +9,7 @@ import yaml
 
 from megatron_fork.analysis.run_record import RunRecord
 from megatron_fork.analysis.tokens import visible
+from megatron_fork.recipe import plain, read_yaml
 
 
 def facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -61,8 +62,8 @@ def provenance(record: RunRecord) -> Mapping[str, Any]:
     lines = record.config_text.splitlines()
     comments = [line.removeprefix("#").removeprefix(" ") for line in lines if line.startswith("#")]
     try:
-        head = yaml.safe_load("\n".join(comments))
-    except (yaml.YAMLError, ValueError):  # comments of a person's
+        head = plain(read_yaml("\n".join(comments)))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # comments of a person's
         return {}
     found = head.get("provenance") if isinstance(head, dict) else None
     return found if isinstance(found, dict) else {}

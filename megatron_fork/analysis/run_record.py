@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, parse_object, read_bytes, shortened
 from megatron_fork.analysis.metrics import Metrics, read_metrics
 from megatron_fork.analysis.traces import Traces, read_traces
+from megatron_fork.recipe import plain, read_yaml
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,15 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
         return {}, ""
     text = read_bytes(path).decode(errors="replace")
     try:
-        config = OmegaConf.to_container(OmegaConf.create(text))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        config = plain(read_yaml(text))
+        if isinstance(config, dict):
+            OmegaConf.create(config)  # refuses references that are none
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise AnalysisError(f"{path.name}{line}: not YAML ({shortened(str(error))})") from error
+    if config is None:  # comments alone
+        config = {}
     if not isinstance(config, dict):
         raise AnalysisError(f"{path.name}: not a YAML mapping")
-    return {str(key): value for key, value in config.items()}, text
+    return config, text

@@ -74,7 +74,7 @@ def _declared(source: Path, files: list[Path], is_rows: Callable[[Path], bool]) 
     matter = FRONT_MATTER.search(readme.read_text(encoding="utf-8", errors="replace"))
     try:
         fields = yaml.safe_load(matter[1]) if matter else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(
             f"{readme} has no readable YAML: {str(error).splitlines()[0]}", hint="mend it, or name a data file"
         ) from error

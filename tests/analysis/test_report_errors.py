@@ -30,6 +30,7 @@ def complaint(folder: Path) -> str:
         ('{"stage": "train", "step": 1.5}', "field 'step' is 1.5"),
         ('{"stage": "train", "step": true}', "field 'step' is True"),
         ('{"stage": "train", "step": -1}', "field 'step' is -1"),
+        ('{"stage": "train", "step": 1' + "0" * 300 + "}", "field 'step' is 1000"),
         ('{"stage": "train", "step": 1, "loss": "low"}', "field 'loss' is 'low', not a number"),
         ('{"stage": "train", "step": 1, "loss": true}', "field 'loss' is True, not a number"),
         ('{"stage": "train", "step": 1, "loss": 1' + "0" * 400 + "}", "field 'loss' is 1000"),
@@ -78,7 +79,9 @@ def test_corrupted_summary_is_named(tmp_path: Path, text: str) -> None:
     assert complaint(tmp_path).startswith("summary.json: ")
 
 
-@pytest.mark.parametrize("text", ["selection: [1", "- 1", "a: ${b"])
+@pytest.mark.parametrize(
+    "text", ["selection: [1", "- 1", "a: ${b", "5", "text", "[" * 50_000, "a: !!python/name:os.x 1"]
+)
 def test_corrupted_config_is_named(tmp_path: Path, text: str) -> None:
     write_run(tmp_path)
     (tmp_path / "resolved.yaml").write_text(text)
@@ -96,3 +99,23 @@ def test_report_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path
     with pytest.raises(RunFolderError, match="cannot be written"):
         write_report(tmp_path)
     assert not list(tmp_path.glob(".report*"))
+
+
+@pytest.mark.parametrize("value", ["1e308", "-1e308", "1e-320", "1e149"])
+def test_a_number_that_no_axis_has_room_for_is_a_gap(tmp_path: Path, value: str) -> None:
+    write_run(tmp_path)
+    names = ("loss", "entropy/mean", "selection/threshold", "selection/fraction", "gradient_norm", "rollout/pass_rate")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        for step, sign in ((1001, ""), (1002, "-")):
+            fields = ", ".join(f'"{name}": {sign}{value}'.replace("--", "") for name in names)
+            file.write(f'{{"stage": "train", "step": {step}, {fields}}}\n')
+    assert write_report(tmp_path).is_file()
+
+
+@pytest.mark.parametrize("comment", ["[" * 50_000, "provenance: [", "provenance: 5", "text"])
+def test_comments_above_the_config_are_a_persons(tmp_path: Path, comment: str) -> None:
+    write_run(tmp_path)
+    config = tmp_path / "resolved.yaml"
+    config.write_text(f"# {comment}\n{config.read_text()}")
+    (tmp_path / "summary.json").unlink(missing_ok=True)
+    assert write_report(tmp_path).is_file()
