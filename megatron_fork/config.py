@@ -7,9 +7,7 @@ stands in its `resolved.yaml`, which is itself a complete recipe.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,10 @@ from megatron_fork.recipe import (
     FieldReader,
     as_written,
     check_known,
+    different,
+    flat,
     key_text,
+    letters,
     one_line,
     plain,
     read_yaml,
@@ -200,12 +201,12 @@ def differences(old: str, new: RunConfig) -> list[str]:
     stored = plain(read_yaml(old))
     if not isinstance(stored, dict):
         raise ValueError("it is not a mapping of fields")
-    written = set(_different(_merge(as_written(asdict(RunConfig())), stored), as_written(asdict(new)), ""))
+    written = set(different(_merge(as_written(asdict(RunConfig())), stored), as_written(asdict(new))))
     try:
         meant = resolve(stored, asdict(RunConfig()))
     except ConfigError:  # a variable of the environment that is no longer there
         return sorted(written)
-    return sorted(written & set(_different(_merge(asdict(RunConfig()), plain(meant)), asdict(new), "")))
+    return sorted(written & set(different(_merge(asdict(RunConfig()), plain(meant)), asdict(new))))
 
 
 def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
@@ -214,11 +215,11 @@ def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
     Only what differs from its default counts: a field that a later version adds leaves a run what it was. That a default has
     changed meanwhile is seen in `resolved.yaml`, which has them all.
     """
-    usual = dict(_flat(asdict(RunConfig()), ""))
-    return _letters(
+    usual = dict(flat(asdict(RunConfig())))
+    return letters(
         {
             name: value
-            for name, value in _flat(asdict(config), "")
+            for name, value in flat(asdict(config))
             if not name.startswith(leave_out) and (name not in usual or usual[name] != value)
         }
     )
@@ -226,19 +227,15 @@ def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
 
 def former_fingerprints(config: RunConfig, *, leave_out: tuple[str, ...]) -> tuple[str, ...]:
     """What versions wrote for it that took every field that they had: with the fields that were added since, and without."""
-    flat = {name: value for name, value in _flat(asdict(config), "") if not name.startswith(leave_out)}
-    usual = dict(_flat(asdict(RunConfig()), ""))
-    older = {name: value for name, value in flat.items() if name not in _ADDED or value != usual[name]}
-    return _letters(flat), _letters(older)
-
-
-def _letters(flat: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
+    every = {name: value for name, value in flat(asdict(config)) if not name.startswith(leave_out)}
+    usual = dict(flat(asdict(RunConfig())))
+    older = {name: value for name, value in every.items() if name not in _ADDED or value != usual[name]}
+    return letters(every), letters(older)
 
 
 def _refuse_masked(config: RunConfig) -> None:
     """What a run has written leads to no server that asks for a login; the logins that there are are masked from here on."""
-    for name, value in _flat(asdict(config), ""):
+    for name, value in flat(asdict(config)):
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 hide_logins(text)
@@ -247,21 +244,6 @@ def _refuse_masked(config: RunConfig) -> None:
                     f"{name}={text} has lost its login, which is written nowhere",
                     hint="give the address again, or as ${oc.env:NAME}, which is kept as such",
                 )
-
-
-def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            yield from _flat(entry, f"{path}.{key}".lstrip("."))
-    else:
-        yield path, value
-
-
-def _different(old: Any, new: Any, path: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = old.keys() | new.keys()
-        return [name for key in names for name in _different(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [path]
 
 
 def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A recipe as text and as typed fields: reading without loss, references, checks of names and kinds, meanings."""
 
+from megatron_fork.recipe.comparison import different, flat, letters
 from megatron_fork.recipe.fields import FieldReader, check_known, one_line, shown
 from megatron_fork.recipe.meanings import described
 from megatron_fork.recipe.references import as_written, resolve
@@ -10,7 +11,10 @@ __all__ = [
     "as_written",
     "check_known",
     "described",
+    "different",
+    "flat",
     "key_text",
+    "letters",
     "one_line",
     "plain",
     "read_yaml",
