@@ -29,13 +29,13 @@ from typing import Any
 import torch
 from transformers import Qwen3Config
 
-from megatron_fork.checkpoint import to_hf, to_megatron, verify
-from megatron_fork.checkpoint.hugging_face import read_config
-from megatron_fork.checkpoint.places import outline_of
-from megatron_fork.checkpoint.table import model_entries
-from megatron_fork.checkpoint.weight_files import Specification, WeightFiles
-from megatron_fork.checkpoint.weight_folder import WeightFolder
-from megatron_fork.console import quiet_libraries
+from megatron_fork.conversion import to_hf, to_megatron, verify
+from megatron_fork.conversion.hugging_face import read_config
+from megatron_fork.conversion.places import outline_of
+from megatron_fork.conversion.table import model_entries
+from megatron_fork.conversion.weight_files import Specification, WeightFiles
+from megatron_fork.conversion.weight_folder import WeightFolder
+from megatron_fork.run.console import quiet_libraries
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from tiny_qwen3 import FAMILIES, family_config, hugging_face_model

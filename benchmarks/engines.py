@@ -29,8 +29,8 @@ import torch
 from served import PROJECT, environment_of, serving, write
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from megatron_fork.checkpoint import resolve_config
 from megatron_fork.config import load_config
+from megatron_fork.conversion import resolve_config
 from megatron_fork.rollout import Config, EmbeddedEngine, RemoteConfig, RemoteEngine, Request
 from megatron_fork.rollout.draft import Draft
 from megatron_fork.rollout.vllm_sampling import vllm_sampling

@@ -45,10 +45,10 @@ from head.measure import machine, peak_mebibytes
 from size.subject import SHAPES, Setting, Work, longest_that_fits
 
 from megatron_fork import distributed
-from megatron_fork.console import quiet_libraries
 from megatron_fork.distributed import Layout, parallel_layout
 from megatron_fork.models import ComputeConfig, choose_backend
 from megatron_fork.policy import Policy
+from megatron_fork.run.console import quiet_libraries
 
 _GIB = 2**30
 # Dense bf16 TFLOP/s as the vendor states them; the first name that the device's contains.

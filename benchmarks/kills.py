@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -105,11 +106,12 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
 
 def dying_run(phase: str, entry: int, seconds: float, words: list[str]) -> None:
     """`megatron-fork WORDS`, killed so many seconds after it has entered a phase for the `entry`-th time."""
-    from megatron_fork import cli, start, train
+    from megatron_fork import train
     from megatron_fork.policy import Policy
+    from megatron_fork.run import setup
 
     place, name = {
-        "warm start": (start, "fine_tune"),
+        "warm start": (setup, "fine_tune"),
         "rollout": (train, "draw"),
         "between two updates": (Policy, "update"),
     }[phase]
@@ -128,22 +130,38 @@ def dying_run(phase: str, entry: int, seconds: float, words: list[str]) -> None:
         return result
 
     setattr(place, name, counted)
+    run(words)
+
+
+def run(words: list[str]) -> None:
+    """`megatron-fork WORDS` in this process."""
+    from megatron_fork.cli import main as command_line
+
     sys.argv = ["megatron-fork", *words]
-    cli.main()
+    command_line()
 
 
 def run_to_the_end(words: list[str], dying: tuple[str, int, float] | None = None) -> int:
-    """Exit code of a run; negative where a signal ended it."""
-    before = ["-m", "megatron_fork"] if dying is None else [__file__, "--dying", json.dumps(dying)]
-    process = subprocess.Popen(
-        [sys.executable, *before, *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
-        start_new_session=True,
-    )
-    return process.wait()
+    """Exit code of a run; negative where a signal ended it.
+
+    In a fork of this process, which has imported what a run needs and computes nothing itself: imports would take most of the
+    time.
+    """
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    code = 1
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nothing, stream)
+        dying_run(*dying, words) if dying else run(words)
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    finally:
+        os._exit(code)
 
 
 def what_is_left(folder: Path) -> tuple[bytes, dict[str, list[int]]]:
@@ -159,6 +177,10 @@ def measure_runs(kills: int, seed: int) -> dict[str, Any]:
     expected_steps = {stage: list(range(1, last + 1)) for stage, last in STEPS.items()}
     found: dict[str, Any] = {phase: {"killed": 0, "as_if_uninterrupted": 0} for phase in PHASES}
     recipe = str(PROJECT / "examples" / "quickstart.yaml")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    for module in ("megatron_fork.cli.commands", "megatron_fork.train"):
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory() as name:
         whole = Path(name, "whole")
         assert run_to_the_end(["train", recipe, *SMALL, f"run.folder={whole}"]) == 0
@@ -182,9 +204,6 @@ def measure_runs(kills: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--dying"]:
-        dying_run(*json.loads(sys.argv[2]), sys.argv[3:])
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--runs", type=int, default=0, help="whole runs killed in each phase")

@@ -31,12 +31,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from megatron_fork import distributed, objective, selection
-from megatron_fork.checkpoint import load_weights
-from megatron_fork.console import quiet_libraries
+from megatron_fork.conversion import load_weights
 from megatron_fork.distributed import Layout, parallel_layout
 from megatron_fork.experience import Batch, Demonstration, Prompt
 from megatron_fork.models import StatisticsModel
 from megatron_fork.policy import Config, OptimizerConfig, Policy
+from megatron_fork.run.console import quiet_libraries
 from megatron_fork.vocab_parallel import TokenStatistics, token_statistics
 
 _PROMPT, _RESPONSE = 16, 112

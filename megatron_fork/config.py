@@ -28,9 +28,18 @@ from megatron_fork.models import Config as ModelConfig
 from megatron_fork.objective import Config as ObjectiveConfig
 from megatron_fork.policy import Config as PolicyConfig
 from megatron_fork.policy import CriticConfig, OptimizerConfig
-from megatron_fork.recipe_fields import FieldReader, check_known, one_line, shown
-from megatron_fork.recipe_references import as_written, resolve
-from megatron_fork.recipe_text import key_text, plain, read_yaml, write_yaml
+from megatron_fork.recipe import (
+    FieldReader,
+    as_written,
+    check_known,
+    key_text,
+    one_line,
+    plain,
+    read_yaml,
+    resolve,
+    shown,
+    write_yaml,
+)
 from megatron_fork.rewards import Config as RewardConfig
 from megatron_fork.rollout import Config as RolloutConfig
 from megatron_fork.selection import PRESETS

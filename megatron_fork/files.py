@@ -1,14 +1,60 @@
-"""Paths and text files as users give them: `~` is a home, and a byte order mark is no part of a text."""
+"""Files and paths: replaced in one step or not at all; as users give them, with `~` and byte order marks."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 UTF8 = "utf-8-sig"
 """UTF-8 with or without the mark that some editors write."""
 # Linux's limits, in bytes.
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255
+_ASIDE = ".partial"
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write `path` so that a reader, also after a crash, sees the old text or the new one; raises `OSError`."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}{_ASIDE}")  # another process may be about to replace it too
+    try:
+        write_flushed(aside, text)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `path` at the end, or goes away when something fails."""
+    aside = path.with_name(path.name + _ASIDE)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        flush_folder(aside)
+        shutil.rmtree(path, ignore_errors=True)
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_flushed(path: Path, text: str) -> None:
+    """Write a file, and bring it to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def at_home(path: str) -> str:

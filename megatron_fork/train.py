@@ -19,40 +19,47 @@ from megatron_fork import objective
 from megatron_fork.analysis import write_report
 from megatron_fork.clock import Clock
 from megatron_fork.config import RunConfig
-from megatron_fork.console import Display
 from megatron_fork.errors import RolloutError, RunFolderError
 from megatron_fork.experience import Trajectory
-from megatron_fork.policy import Learner, Lesson, Networks, Policy, Rates, Taught, split_into_mini_batches
-from megatron_fork.progress import Progress
-from megatron_fork.record import (
+from megatron_fork.policy import Learner, LearningRates, Lesson, Policy, Taught, TrainedModels, split_into_mini_batches
+from megatron_fork.rewards import RewardPool
+from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, Tally, probe
+from megatron_fork.run import (
+    Display,
+    Progress,
+    RunContext,
+    Unfinished,
+    build_collector,
+    build_engine,
     finish,
     is_due,
     keep_responses,
     keep_state,
     measure,
     note_signal,
+    prepare,
     save_state,
     save_while_drawing,
+    start,
     stop_within_step,
+    trace_records,
+    warm_start,
     warn_of_failures,
+    write_model,
 )
-from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import Collector, Engine, PolicyWeights, Rollouts, Tally, probe
-from megatron_fork.start import build_collector, build_engine, start, warm_start, write_model
-from megatron_fork.traces import trace_records
-from megatron_fork.unfinished import Unfinished
-from megatron_fork.workplace import Workplace, prepare
 
 
 def train(config: RunConfig, display: Display) -> Path:
     """Run a recipe to its end, from its latest checkpoint where there is one; returns the run folder."""
-    with prepare(config, display) as work, RewardPool(config.rewards) as rewards, ExitStack() as stack:
-        display.say(f"run folder {work.folder.path}  ({work.layout})")
-        progress, networks, begun = start(work)
+    with prepare(config, display) as context, RewardPool(config.rewards) as rewards, ExitStack() as stack:
+        display.say(f"run folder {context.folder.path}  ({context.layout})")
+        progress, networks, begun = start(context)
         policy = networks.policy
         started = time.monotonic() - progress.seconds
-        engine = stack.enter_context(closing(build_engine(work, save=lambda: save_state(work, networks, progress))))
-        collector = build_collector(work, engine, rewards)
+        engine = stack.enter_context(
+            closing(build_engine(context, save=lambda: save_state(context, networks, progress)))
+        )
+        collector = build_collector(context, engine, rewards)
         collector.restore(progress.under_way, Tally.of_record(progress.drawing) if progress.drawing else None)
         learner = Learner(
             networks,
@@ -61,50 +68,50 @@ def train(config: RunConfig, display: Display) -> Path:
             mismatch_limit=config.rollout.mismatch_limit,
             critic_epochs=config.critic.epochs,
         )
-        synchronise(work, policy, engine, progress.step)
+        synchronise(context, policy, engine, progress.step)
         if progress.before is None:
-            progress.before = measure(work, collector, 0)
-        with work.stop.remembered(), display.stage("train", config.train.steps, done=progress.step) as stage:
-            with saved_where_it_breaks_off(work, networks, progress):
-                evaluate_what_is_owed(work, collector, progress)
+            progress.before = measure(context, collector, 0)
+        with context.stop.remembered(), display.stage("train", config.train.steps, done=progress.step) as stage:
+            with saved_where_it_breaks_off(context, networks, progress):
+                evaluate_what_is_owed(context, collector, progress)
             while progress.step < config.train.steps:
-                if work.asked_to_stop():  # since the last step was saved, or before there was any
-                    keep_state(work, networks, progress, stop=True)
-                with saved_where_it_breaks_off(work, networks, progress):
-                    metrics = one_step(work, networks, engine, collector, learner, progress, begun)
+                if context.asked_to_stop():  # since the last step was saved, or before there was any
+                    keep_state(context, networks, progress, stop=True)
+                with saved_where_it_breaks_off(context, networks, progress):
+                    metrics = one_step(context, networks, engine, collector, learner, progress, begun)
                 begun = None
                 progress.seconds = time.monotonic() - started
                 stage.advance(metrics)
-                keep_state(work, networks, progress, stop=work.asked_to_stop())
-        with work.stop.remembered():
-            write_model(work, policy, work.folder.path / "model")
-        finish(work, progress, parameters=engine.parameters, seconds=time.monotonic() - started)
-        return work.folder.path
+                keep_state(context, networks, progress, stop=context.asked_to_stop())
+        with context.stop.remembered():
+            write_model(context, policy, context.folder.path / "model")
+        finish(context, progress, parameters=engine.parameters, seconds=time.monotonic() - started)
+        return context.folder.path
 
 
 def supervise(config: RunConfig, display: Display) -> Path:
     """Only the warm start of a recipe; returns the model folder."""
-    with prepare(config, display) as work, RewardPool(config.rewards) as rewards, ExitStack() as stack:
-        if work.checkpoints.latest() is not None:
+    with prepare(config, display) as context, RewardPool(config.rewards) as rewards, ExitStack() as stack:
+        if context.checkpoints.latest() is not None:
             raise RunFolderError(
-                f"run.folder={work.folder.path} holds a run that has left its warm start behind",
-                hint=f"its model is {work.warm_start}; for another warm start choose another run.folder",
+                f"run.folder={context.folder.path} holds a run that has left its warm start behind",
+                hint=f"its model is {context.warm_start}; for another warm start choose another run.folder",
             )
-        work.folder.begin()
-        work.folder.forget(after=-1)
-        policy = warm_start(work)
-        engine = stack.enter_context(closing(build_engine(work)))
-        synchronise(work, policy, engine, 0)
-        measure(work, build_collector(work, engine, rewards), 0)
-        if work.folder.writes:
-            display.say(f"model {work.warm_start}")
-            display.say(f"report {write_report(work.folder.path)}")
-        return work.warm_start
+        context.folder.begin()
+        context.folder.forget(after=-1)
+        policy = warm_start(context)
+        engine = stack.enter_context(closing(build_engine(context)))
+        synchronise(context, policy, engine, 0)
+        measure(context, build_collector(context, engine, rewards), 0)
+        if context.folder.writes:
+            display.say(f"model {context.warm_start}")
+            display.say(f"report {write_report(context.folder.path)}")
+        return context.warm_start
 
 
 def one_step(
-    work: Workplace,
-    networks: Networks,
+    context: RunContext,
+    networks: TrainedModels,
     engine: Engine,
     collector: Collector,
     learner: Learner,
@@ -115,64 +122,64 @@ def one_step(
 
     A step that an earlier run has begun goes on from there. Where the run is asked to stop, what there is of the step is saved.
     """
-    config, step = work.config, progress.step + 1
+    config, step = context.config, progress.step + 1
     clock = Clock()
-    drawn = begun or draw(work, networks, collector, progress)
+    drawn = begun or draw(context, networks, collector, progress)
     clock.lap("rollout")
     under_way = collector.under_way()
-    if drawn.taught is None and work.asked_to_stop():
-        stop_within_step(work, networks, replace(progress, under_way=under_way), drawn, None)
+    if drawn.taught is None and context.asked_to_stop():
+        stop_within_step(context, networks, replace(progress, under_way=under_way), drawn, None)
     engine.rest()
-    lesson = teach(learner, drawn, config, step, clock, work.asked_to_stop)
+    lesson = teach(learner, drawn, config, step, clock, context.asked_to_stop)
     if not lesson.finished:
         drawn = replace(drawn, taught=Taught(lesson.metrics, lesson.updates, {}))
-        stop_within_step(work, networks, replace(progress, under_way=under_way), drawn, lesson)
+        stop_within_step(context, networks, replace(progress, under_way=under_way), drawn, lesson)
     # The step is done, whatever becomes of the servers now: a run that ends here must not take it again.
     progress.step, progress.prompts_drawn = step, progress.prompts_drawn + drawn.prompts_drawn
     progress.under_way = under_way
     progress.owes_evaluation = is_due(step, config.evaluation.every, config.train.steps)
     try:
-        synchronise(work, networks.policy, engine, step)
+        synchronise(context, networks.policy, engine, step)
     finally:
         clock.lap("synchronise")
         metrics = {**drawn.rollout_metrics, **lesson.metrics, **clock.laps()}
         metrics["tokens_per_second"] = sum(len(t.response) for t in drawn.trajectories) / metrics["time/step"]
-        work.folder.metrics("train", step, metrics)
-        work.folder.updates(step, lesson.updates)
-    has_signal = note_signal(work, progress, metrics, updates=len(lesson.updates))
+        context.folder.metrics("train", step, metrics)
+        context.folder.updates(step, lesson.updates)
+    has_signal = note_signal(context, progress, metrics, updates=len(lesson.updates))
     if is_traced(progress, config, has_signal=has_signal):
         records = trace_records(
             lesson.shares,
-            work.source.tokenizer,
+            context.source.tokenizer,
             step=step,
             count=config.run.trace_trajectories,
-            group=work.layout.data,
+            group=context.layout.data,
         )
-        work.folder.traces(step, records)
+        context.folder.traces(step, records)
         if not lesson.shares:
-            keep_responses(work, drawn.dropped, step, "without_signal")
-    return {**metrics, **evaluate_what_is_owed(work, collector, progress)}
+            keep_responses(context, drawn.dropped, step, "without_signal")
+    return {**metrics, **evaluate_what_is_owed(context, collector, progress)}
 
 
-def evaluate_what_is_owed(work: Workplace, collector: Collector, progress: Progress) -> dict[str, float]:
+def evaluate_what_is_owed(context: RunContext, collector: Collector, progress: Progress) -> dict[str, float]:
     """The evaluation after the last step, where it is due and was not done yet."""
     if not progress.owes_evaluation:
         return {}
-    progress.after = measure(work, collector, progress.step)
+    progress.after = measure(context, collector, progress.step)
     progress.owes_evaluation = False
     return progress.after
 
 
 @contextmanager
-def saved_where_it_breaks_off(work: Workplace, networks: Networks, progress: Progress) -> Iterator[None]:
+def saved_where_it_breaks_off(context: RunContext, networks: TrainedModels, progress: Progress) -> Iterator[None]:
     """Where the engine fails, or gives up since the run is to stop, the last whole step is saved first."""
     try:
         yield
     except RolloutError as error:
-        save_state(work, networks, progress)
-        work.checkpoints.wait()
-        if work.asked_to_stop():
-            raise work.interrupted(f"stopped after step {progress.step} of {work.config.train.steps}") from error
+        save_state(context, networks, progress)
+        context.checkpoints.wait()
+        if context.asked_to_stop():
+            raise context.interrupted(f"stopped after step {progress.step} of {context.config.train.steps}") from error
         raise
 
 
@@ -186,24 +193,24 @@ def is_traced(progress: Progress, config: RunConfig, *, has_signal: bool) -> boo
     return first or is_power_of_two or is_due(progress.step, config.run.trace_every, config.train.steps)
 
 
-def draw(work: Workplace, networks: Networks, collector: Collector, progress: Progress) -> Unfinished:
+def draw(context: RunContext, networks: TrainedModels, collector: Collector, progress: Progress) -> Unfinished:
     """The rollouts of the next step, with their advantages; where the run is asked to stop, what there is is saved."""
     try:
         start, version = progress.prompts_drawn, progress.step
-        rollouts = collector.collect(start=start, version=version, should_stop=work.stop.is_asked)
+        rollouts = collector.collect(start=start, version=version, should_stop=context.stop.is_asked)
     except RolloutError:
         if collector.is_stream:
-            save_while_drawing(work, networks, progress, collector)
+            save_while_drawing(context, networks, progress, collector)
         raise
     if rollouts.was_stopped:
-        save_while_drawing(work, networks, progress, collector)
-        work.asked_to_stop()  # by whom, all ranks must know
-        raise work.interrupted(f"stopped while step {progress.step + 1} of {work.config.train.steps} was drawn")
+        save_while_drawing(context, networks, progress, collector)
+        context.asked_to_stop()  # by whom, all ranks must know
+        raise context.interrupted(f"stopped while step {progress.step + 1} of {context.config.train.steps} was drawn")
     progress.drawing = None
-    warn_of_failures(work, collector, rollouts.failures, f"step {version + 1}")
+    warn_of_failures(context, collector, rollouts.failures, f"step {version + 1}")
     metrics = of_rollouts(rollouts, version=version)
-    metrics["rollout/groups_with_signal"] = groups_with_signal(rollouts.trajectories, work.config)
-    trajectories = with_advantages(rollouts.trajectories, work.config)
+    metrics["rollout/groups_with_signal"] = groups_with_signal(rollouts.trajectories, context.config)
+    trajectories = with_advantages(rollouts.trajectories, context.config)
     return Unfinished(trajectories, metrics, rollouts.prompts_drawn, dropped=rollouts.dropped)
 
 
@@ -224,16 +231,16 @@ def teach(
     )
 
 
-def synchronise(work: Workplace, policy: Policy, engine: Engine, version: int) -> None:
+def synchronise(context: RunContext, policy: Policy, engine: Engine, version: int) -> None:
     """The policy's weights for the engine, and the proof that it has them."""
     engine.update_weights(PolicyWeights(policy), version)
-    probe(engine, policy, work.source.held_out, work.config.rollout)
+    probe(engine, policy, context.source.held_out, context.config.rollout)
 
 
-def rates(config: RunConfig, step: int) -> Rates:
+def rates(config: RunConfig, step: int) -> LearningRates:
     """Learning rates of a step; the policy waits until the critic has warmed up."""
     waits = config.objective.advantage == "gae" and step <= config.critic.warmup_steps
-    return Rates(
+    return LearningRates(
         policy=0.0 if waits else config.optimizer.rate_at(step - 1, config.train.steps),
         critic=config.critic.optimizer.rate_at(step - 1, config.train.steps),
     )

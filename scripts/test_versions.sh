@@ -22,7 +22,7 @@ echo "megatron-core $wanted, $(python --version)"
 
 if ! $short; then
     # Models, their positions, attention, experts and head, and conversion from and to Hugging Face.
-    python -m pytest tests/models tests/vocab_parallel/test_lm_head_loss.py tests/checkpoint "$@"
+    python -m pytest tests/models tests/vocab_parallel/test_lm_head_loss.py tests/conversion tests/checkpoint "$@"
     # A run that is interrupted and repeats the uninterrupted one from its checkpoint.
     python -m pytest tests/cli/test_interrupted_run.py -k "resume and not (sft or critic)" "$@"
     # Every layout of two ranks, dense and with experts.

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_fork.distributed.launcher import Launch, another_tells, first_host, launch
 from megatron_fork.errors import LayoutError
-from megatron_fork.launcher import Launch, another_tells, first_host, launch
 
 STEP = {
     "SLURM_JOB_ID": "42",

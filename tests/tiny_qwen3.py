@@ -8,7 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen3Config
 
 from megatron_fork import distributed
-from megatron_fork.checkpoint import load_weights
+from megatron_fork.conversion import load_weights
 from megatron_fork.models import StatisticsModel, build_model
 
 _COMMON: dict[str, Any] = {

@@ -3,7 +3,7 @@
 python tools/convert.py to-hf runs/quickstart-20260101-120000 OUT
 """
 
-from megatron_fork.convert_commands import app
+from megatron_fork.cli.convert import app
 
 if __name__ == "__main__":
     app()

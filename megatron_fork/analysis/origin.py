@@ -9,7 +9,7 @@ import yaml
 
 from megatron_fork.analysis.run_record import RunRecord
 from megatron_fork.analysis.tokens import visible
-from megatron_fork.recipe_text import plain, read_yaml
+from megatron_fork.recipe import plain, read_yaml
 
 
 def facts(record: RunRecord) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,6 +15,7 @@ from megatron_fork.analysis.run_record import RunRecord, read_run
 from megatron_fork.analysis.tokens import fork_table, visible, visible_label
 from megatron_fork.analysis.transcripts import STEPS_SHOWN, TRANSCRIPTS_SHOWN, evaluated_steps, traced_steps
 from megatron_fork.errors import RunFolderError
+from megatron_fork.files import replace_file
 
 REPORT = "report.html"
 
@@ -28,14 +28,10 @@ def write_report(run_folder: Path) -> Path:
     """
     page = render(read_run(run_folder))
     path = run_folder / REPORT
-    partial = run_folder / f".{REPORT}.{os.getpid()}"
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        replace_file(path, page)
     except OSError as error:
         raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, parse_object, read_bytes, shortened
 from megatron_fork.analysis.metrics import Metrics, read_metrics
 from megatron_fork.analysis.traces import Traces, read_traces
-from megatron_fork.recipe_text import plain, read_yaml
+from megatron_fork.recipe import plain, read_yaml
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,44 @@
-"""Hugging Face <-> Megatron weights, and the checkpoints of a run."""
+"""The state of a run on disk: complete or not there, its manifest, and resuming from it under any layout.
 
-from megatron_fork.checkpoint.agreement import Contents, check_folder
-from megatron_fork.checkpoint.bridge import load_weights
-from megatron_fork.checkpoint.conversion import Converted, to_hf, to_megatron
-from megatron_fork.checkpoint.folder import Saved, latest, verified
-from megatron_fork.checkpoint.hugging_face import export_hf, load_hf, read_config
-from megatron_fork.checkpoint.initial import (
-    ModelFiles,
-    check_initial,
-    load_initial,
-    resolve_config,
-    written_ends,
+What converts weights stands in `megatron_fork.conversion`.
+"""
+
+import importlib
+from typing import Any
+
+from megatron_fork.checkpoint.folder import (
+    Saved,
+    complete_folders,
+    file_names,
+    flush_and_describe,
+    latest,
+    verified,
 )
-from megatron_fork.checkpoint.published import PublishedWeights
-from megatron_fork.checkpoint.stream import iter_hf_weights
+from megatron_fork.checkpoint.manifest import MANIFEST
+from megatron_fork.checkpoint.safe_pickle import COMMON, read_metadata, read_object, require_known_classes
 from megatron_fork.checkpoint.training import BESIDE, Checkpoints, load_training_state
-from megatron_fork.checkpoint.verification import PROMPTS, Verification, load_megatron, verify
 
 __all__ = [
     "BESIDE",
+    "COMMON",
+    "MANIFEST",
     "Checkpoints",
-    "Contents",
-    "Converted",
-    "ModelFiles",
-    "PROMPTS",
-    "PublishedWeights",
     "Saved",
-    "Verification",
-    "check_folder",
-    "check_initial",
-    "export_hf",
-    "iter_hf_weights",
+    "complete_folders",
+    "file_names",
+    "flush_and_describe",
     "latest",
-    "load_hf",
-    "load_initial",
-    "load_megatron",
     "load_training_state",
-    "load_weights",
-    "read_config",
-    "resolve_config",
-    "to_hf",
-    "to_megatron",
+    "read_metadata",
+    "read_object",
+    "require_known_classes",
     "verified",
-    "verify",
-    "written_ends",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What stood here before conversion had a room of its own, for programs that were written then."""
+    conversion = importlib.import_module("megatron_fork.conversion")
+    if name not in conversion.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return vars(conversion)[name]

@@ -23,6 +23,7 @@ from megatron_fork.checkpoint import manifest
 from megatron_fork.checkpoint.manifest import MANIFEST, Descriptions, is_name, step_of
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import CheckpointError
+from megatron_fork.files import flush_folder, replace_file, write_flushed
 
 _POINTER = "LATEST"
 
@@ -131,7 +132,7 @@ def publish(aside: Path, files: Descriptions, *, run: str, progress: Mapping[str
     """Write the manifest, rename the folder, point `LATEST` to it; returns the complete checkpoint."""
     root, complete = aside.parent, _free_name(aside.with_suffix(""))
     text = manifest.written(name=complete.name, run=run, progress=progress, files=files)
-    _write_flushed(aside / MANIFEST, text)
+    write_flushed(aside / MANIFEST, text)
     for folder in [path for path in aside.rglob("*") if path.is_dir()] + [aside]:
         flush_folder(folder)
     aside.rename(complete)
@@ -141,11 +142,8 @@ def publish(aside: Path, files: Descriptions, *, run: str, progress: Mapping[str
 
 
 def _point_to(complete: Path) -> None:
-    root = complete.parent
-    pointer = root / f"{_POINTER}.partial"
-    _write_flushed(pointer, complete.name + "\n")
-    pointer.replace(root / _POINTER)
-    flush_folder(root)
+    replace_file(complete.parent / _POINTER, complete.name + "\n")
+    flush_folder(complete.parent)
 
 
 def names_nothing(root: Path) -> bool:
@@ -193,19 +191,3 @@ def _free_name(wanted: Path) -> Path:
     """`wanted`, or where a run was set back and comes by again, `wanted.2` and so on: nothing complete is overwritten."""
     names = [wanted, *(wanted.with_name(f"{wanted.name}.{count}") for count in range(2, 1000))]
     return next(name for name in names if not name.exists())
-
-
-def _write_flushed(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

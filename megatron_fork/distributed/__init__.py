@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         world_size,
     )
     from megatron_fork.distributed.config import Config
+    from megatron_fork.distributed.launcher import another_tells, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
 else:
     __getattr__ = front_door.opened(__name__, __file__)
@@ -28,6 +29,8 @@ __all__ = [
     "finalize",
     "initialize",
     "is_launched",
+    "another_tells",
+    "launch",
     "parallel_layout",
     "rank",
     "threads_of_a_pass",

@@ -13,8 +13,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from megatron_fork.distributed.launcher import launch
 from megatron_fork.errors import LayoutError
-from megatron_fork.launcher import launch
 
 
 def device() -> torch.device:

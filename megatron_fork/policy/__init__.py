@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from megatron_fork.policy.actor import LossFunction, Policy
     from megatron_fork.policy.config import Config, CriticConfig, OptimizerConfig
     from megatron_fork.policy.critic import Critic
-    from megatron_fork.policy.learner import Learner, Lesson, Rates, Taught
+    from megatron_fork.policy.learner import Learner, LearningRates, Lesson, Taught
     from megatron_fork.policy.mini_batches import split_into_mini_batches
     from megatron_fork.policy.network import Network, Update
-    from megatron_fork.policy.networks import Networks
+    from megatron_fork.policy.trained_models import TrainedModels
 else:
     __getattr__ = front_door.opened(__name__, __file__)
 
@@ -23,10 +23,10 @@ __all__ = [
     "Lesson",
     "LossFunction",
     "Network",
-    "Networks",
+    "TrainedModels",
     "OptimizerConfig",
     "Policy",
-    "Rates",
+    "LearningRates",
     "Taught",
     "Update",
     "split_into_mini_batches",

@@ -15,8 +15,8 @@ from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.experience import Batch
 from megatron_fork.policy.lesson_metrics import Metrics, mean, of_critic_update, of_mismatch, of_update
 from megatron_fork.policy.network import Update
-from megatron_fork.policy.networks import Networks
 from megatron_fork.policy.preparation import candidates, filled, prepared
+from megatron_fork.policy.trained_models import TrainedModels
 from megatron_fork.vocab_parallel import TokenStatistics
 
 # Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 these differ in the last bits with
@@ -56,7 +56,7 @@ class Taught:
 
 
 @dataclass(frozen=True)
-class Rates:
+class LearningRates:
     """Learning rates of a step; the policy rests where its own is 0."""
 
     policy: float
@@ -68,7 +68,7 @@ class Learner:
 
     def __init__(
         self,
-        networks: Networks,
+        networks: TrainedModels,
         selection_config: selection.Config,
         objective_config: objective.Config,
         *,
@@ -94,7 +94,7 @@ class Learner:
         mini_batches: Sequence[Batch],
         *,
         step: int,
-        rates: Rates,
+        rates: LearningRates,
         clock: Clock,
         taught: Taught | None = None,
         should_stop: Callable[[], bool] = lambda: False,

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from megatron_fork import objective
 from megatron_fork.experience import Batch, Trajectory
-from megatron_fork.policy.networks import Networks
+from megatron_fork.policy.trained_models import TrainedModels
 
 
-def prepared(shares: Sequence[Batch], networks: Networks, config: objective.Config) -> list[Batch]:
+def prepared(shares: Sequence[Batch], networks: TrainedModels, config: objective.Config) -> list[Batch]:
     """This rank's shares with every column that the objective reads; collective over all ranks."""
     filled = [_with_statistics(share, networks) for share in shares]
     if config.advantage == "gae":
@@ -35,7 +35,7 @@ def filled(column: Tensor | None) -> Tensor:
     return column
 
 
-def _with_statistics(share: Batch, networks: Networks) -> Batch:
+def _with_statistics(share: Batch, networks: TrainedModels) -> Batch:
     logprob_t, entropy_t = networks.policy.statistics(share)
     columns = {"old_logprob_t": logprob_t, "logprob_t": logprob_t, "entropy_t": entropy_t}
     if networks.reference is not None:
@@ -45,7 +45,9 @@ def _with_statistics(share: Batch, networks: Networks) -> Batch:
     return share.with_columns(**columns)
 
 
-def _with_generalized_advantages(shares: Sequence[Batch], config: objective.Config, networks: Networks) -> list[Batch]:
+def _with_generalized_advantages(
+    shares: Sequence[Batch], config: objective.Config, networks: TrainedModels
+) -> list[Batch]:
     """Per-token advantages of the critic, whitened over the candidates of the whole rollout batch, and its targets."""
     estimated = [_estimated(share, config) for share in shares]
     whole_t = torch.cat([filled(share.advantage_t) for share in estimated])

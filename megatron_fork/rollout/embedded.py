@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 
-from megatron_fork.checkpoint import PublishedWeights
+from megatron_fork.conversion import PublishedWeights
 from megatron_fork.errors import RolloutError
 from megatron_fork.experience import VersionSpan, logprob_array, token_array
 from megatron_fork.rollout.engine import Begun, Completion, Request

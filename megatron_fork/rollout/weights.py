@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from megatron_fork.checkpoint import iter_hf_weights
+from megatron_fork.conversion import iter_hf_weights
 from megatron_fork.policy import Policy
 
 

@@ -11,7 +11,8 @@ from commands import QUICKSTART, TINY, environment, run
 from tiny_qwen3 import family_config, hugging_face_model
 from typer.testing import CliRunner
 
-from megatron_fork import cli, guard
+from megatron_fork.cli import commands as cli
+from megatron_fork.cli import guard
 
 
 @pytest.fixture
@@ -96,10 +97,10 @@ def test_one_clear_line(name: str, stays: None, tmp_path: Path) -> None:
 )
 def test_yarn_makes_room(response: int, rope: float | None, fits: bool) -> None:
     """The way out that the message names is one: YaRN over 128 positions has room for twice as many."""
-    from megatron_fork.checkpoint import resolve_config
-    from megatron_fork.checks import matching_prompts
     from megatron_fork.config import load_config
+    from megatron_fork.conversion import resolve_config
     from megatron_fork.errors import ModelError
+    from megatron_fork.run.checks import matching_prompts
 
     config = load_config(QUICKSTART, [f"rollout.max_response_tokens={response}"])
     if rope:

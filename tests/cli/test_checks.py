@@ -20,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from tiny_qwen3 import family_config, hugging_face_model
 
 from megatron_fork import distributed
-from megatron_fork.checks import check
+from megatron_fork.cli.doctor import diagnose
 from megatron_fork.config import load_config
-from megatron_fork.console import Display
 from megatron_fork.data.reach import build_tokenizer
-from megatron_fork.doctor import diagnose
 from megatron_fork.errors import ConfigError, MegatronForkError
 from megatron_fork.rollout import server_states
-from megatron_fork.workplace import prepare
+from megatron_fork.run.checks import check
+from megatron_fork.run.console import Display
+from megatron_fork.run.context import prepare
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU in vain")
 DENSE_32B = {

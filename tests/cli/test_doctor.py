@@ -10,10 +10,12 @@ from commands import QUICKSTART, run
 from rich.console import Console
 from typer.testing import CliRunner
 
-from megatron_fork import checks, cli, doctor, guard
+from megatron_fork.cli import commands as cli
+from megatron_fork.cli import doctor, guard
 from megatron_fork.errors import ConfigError
 from megatron_fork.models import Footprint
 from megatron_fork.policy import OptimizerConfig
+from megatron_fork.run import checks
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is taken without a GPU")
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny_qwen3 import family_config, hugging_face_model
 from typer.testing import CliRunner
 
-from megatron_fork import cli, guard
+from megatron_fork.cli import commands as cli
+from megatron_fork.cli import guard
 from megatron_fork.data.reach import build_tokenizer, words
 
 ENDS = [1, *range(10, 40)]
@@ -110,6 +111,7 @@ def test_what_does_not_fit_is_one_line_of_every_command(
     [
         (["rollout.stop_tokens=[7,999]"], "rollout.stop_tokens is [7, 999]: 999 is no token of a vocabulary of 135"),
         (["rollout.max_staleness=1", "rollout.tail=stop"], "rollout.max_staleness=1 with objective.correction=none"),
+        (["rollout.samples=1", "rollout.dynamic_sampling=false"], "rollout.samples=1 with objective.advantage=grpo"),
     ],
 )
 def test_what_a_run_refuses_the_doctor_refuses(
@@ -129,9 +131,9 @@ def test_the_doctor_says_what_there_is(model: Path) -> None:
 
 def test_the_default_of_a_config_class_is_no_end() -> None:
     """Llama's is 2, which here is the word "from"; what is written beside the trained weights is the tokenizer's end."""
-    from megatron_fork.checkpoint import resolve_config
-    from megatron_fork.checks import matching_ends
     from megatron_fork.config import load_config
+    from megatron_fork.conversion import resolve_config
+    from megatron_fork.run.checks import matching_ends
 
     config = load_config(QUICKSTART, ["model.hf_config.model_type=llama"])
     assert config.model.hf_config is not None

@@ -17,7 +17,7 @@ def report(code=0):
     leave(code)
 os._exit = report
 atexit.register(lambda: os.write(2, ("imported: " + " ".join(sorted({n.split(".")[0] for n in sys.modules}))).encode()))
-from megatron_fork.cli import main
+from megatron_fork.cli.commands import main
 main()
 """
 SLOW = {"torch", "megatron", "transformers", "pyarrow", "matplotlib", "sympy"}
@@ -49,6 +49,7 @@ def watched(*words: str, **variables: str) -> tuple[int, str, set[str]]:
         (["train", str(QUICKSTART), "selection.ratio=2"], 2, "selection.ratio=2"),
         (["train", "absent.yaml"], 2, "absent.yaml"),
         (["sft", str(QUICKSTART), "sft.batch=0"], 2, "sft.batch=0"),
+        (["sft", str(QUICKSTART), "sft.steps=0"], 2, "sft.steps=0: the command sft has nothing to do"),
         (["doctor", str(QUICKSTART), "sead=1"], 2, "did you mean seed?"),
         (["convert", "to-megatron", "a", "b", "--dtype", "int8"], 2, "--dtype int8"),
     ],

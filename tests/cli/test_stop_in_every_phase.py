@@ -111,7 +111,7 @@ def test_before_a_run_listens_nothing_is_there(sent: int, code: int) -> None:
     """Imports catch exceptions of every kind, and must not catch this."""
     program = (
         "import time\n"
-        "from megatron_fork.guard import stops_at_once\n"
+        "from megatron_fork.cli.guard import stops_at_once\n"
         "stops_at_once()\n"
         "print('ready', flush=True)\n"
         "try:\n"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from megatron_fork.config import PATHS, RunConfig, load_config, to_yaml
 from megatron_fork.errors import ConfigError, MegatronForkError
-from megatron_fork.recipe_fields import leaves
-from megatron_fork.recipe_text import plain, read_yaml, write_yaml
+from megatron_fork.recipe.fields import leaves
+from megatron_fork.recipe.text import plain, read_yaml, write_yaml
 
 # Without a check of their own, which refuses most text: any text must reach these.
 FREE = sorted(

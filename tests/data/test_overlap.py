@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from megatron_fork import guard
-from megatron_fork.cli import app
+from megatron_fork.cli import guard
+from megatron_fork.cli.commands import app
 from megatron_fork.data.overlap import RowFile, decontaminate, deduplicate, named_file
 from megatron_fork.errors import ConfigError, DataError
 

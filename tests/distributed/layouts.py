@@ -106,12 +106,19 @@ def two_updates(
 ) -> dict[str, Any]:
     """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank."""
     from megatron_fork import objective, selection
-    from megatron_fork.checkpoint import iter_hf_weights, load_weights
     from megatron_fork.clock import Clock
+    from megatron_fork.conversion import iter_hf_weights, load_weights
     from megatron_fork.distributed import Config, collectives, parallel_layout
     from megatron_fork.models import ComputeConfig, ExpertsConfig
     from megatron_fork.policy import Config as PolicyConfig
-    from megatron_fork.policy import Learner, Networks, OptimizerConfig, Policy, Rates, split_into_mini_batches
+    from megatron_fork.policy import (
+        Learner,
+        LearningRates,
+        OptimizerConfig,
+        Policy,
+        TrainedModels,
+        split_into_mini_batches,
+    )
 
     hf_config = model_config(tied=tied, experts=experts)
     torch.manual_seed(11)
@@ -134,11 +141,11 @@ def two_updates(
         load_weights(policy.model, weights)
         policy.weights_changed()
         goal = objective.Config(loss=loss, denominator=denominator)  # type: ignore[arg-type]
-        learner = Learner(Networks(policy), selection.Config(), goal, mismatch_limit=100.0)
+        learner = Learner(TrainedModels(policy), selection.Config(), goal, mismatch_limit=100.0)
         batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
-        first = learner.learn(batches[:1], step=1, rates=Rates(3e-4), clock=Clock())
+        first = learner.learn(batches[:1], step=1, rates=LearningRates(3e-4), clock=Clock())
         gradients = {} if distributed_optimizer else _gradients(policy)
-        second = learner.learn(batches[1:], step=2, rates=Rates(3e-4), clock=Clock())
+        second = learner.learn(batches[1:], step=2, rates=LearningRates(3e-4), clock=Clock())
         lessons = [first, second]
         shares = [share for lesson in lessons for share in lesson.shares]
         columns = [(s.token_id_t, s.old_logprob_t, s.entropy_t, s.selected_t) for s in shares]
@@ -163,7 +170,7 @@ def _by_token(parts: Any) -> dict[str, torch.Tensor]:
 
 def _gradients(policy: Any) -> dict[str, torch.Tensor]:
     """As the optimizer left them after clipping, under Hugging Face's names: the bridge carries them in place of weights."""
-    from megatron_fork.checkpoint import iter_hf_weights
+    from megatron_fork.conversion import iter_hf_weights
 
     parameters = [parameter for chunk in policy.model for parameter in chunk.parameters()]
     weights = [parameter.detach().clone() for parameter in parameters]

@@ -43,7 +43,7 @@ def compare(parallel: dict, variants: dict) -> dict[str, tuple[list[str], list[s
     """For each variant: tensors of policy and of critic that did not come back, and the largest difference of logits."""
     from tiny_qwen3 import family_config, hugging_face_model
 
-    from megatron_fork.checkpoint import PublishedWeights, load_weights
+    from megatron_fork.conversion import PublishedWeights, load_weights
     from megatron_fork.distributed import Config, parallel_layout
     from megatron_fork.models import build_chunks, build_value_chunks
 
@@ -68,7 +68,7 @@ def compare(parallel: dict, variants: dict) -> dict[str, tuple[list[str], list[s
 
 def changed(model, weights: dict[str, torch.Tensor]) -> list[str]:
     """Names that are missing, surplus or not equal bit for bit."""
-    from megatron_fork.checkpoint import iter_hf_weights
+    from megatron_fork.conversion import iter_hf_weights
 
     left = dict(weights)
     wrong = []
@@ -130,8 +130,8 @@ def virtual_stages(family: str, tied: bool) -> tuple[list[list[str]], list[str]]
     """Names of the layers in this rank's two chunks, and the tensors that did not come back."""
     from tiny_qwen3 import family_config, hugging_face_model
 
-    from megatron_fork.checkpoint import PublishedWeights, load_weights
-    from megatron_fork.checkpoint.parameters import local_parameters
+    from megatron_fork.conversion import PublishedWeights, load_weights
+    from megatron_fork.conversion.parameters import local_parameters
     from megatron_fork.distributed import Config, parallel_layout
     from megatron_fork.models import build_chunks
 

@@ -33,17 +33,17 @@ LAYOUTS = {
 
 def lessons(parallel: dict, names: list[str]) -> dict:
     from megatron_fork import objective, selection
-    from megatron_fork.checkpoint import iter_hf_weights, load_weights
     from megatron_fork.clock import Clock
+    from megatron_fork.conversion import iter_hf_weights, load_weights
     from megatron_fork.distributed import Config, parallel_layout
     from megatron_fork.policy import Config as PolicyConfig
     from megatron_fork.policy import (
         Critic,
         Learner,
-        Networks,
+        LearningRates,
         OptimizerConfig,
         Policy,
-        Rates,
+        TrainedModels,
         split_into_mini_batches,
     )
 
@@ -68,11 +68,12 @@ def lessons(parallel: dict, names: list[str]) -> dict:
             policy.weights_changed()
             if critic is not None:
                 critic.weights_changed()
-            networks = Networks(policy, critic, reference)
+            networks = TrainedModels(policy, critic, reference)
             learner = Learner(networks, selection.Config(ratio=0.5), goal, mismatch_limit=100.0, critic_epochs=2)
             batches = split_into_mini_batches(trajectories(), 2, group_size=4, seed=5)
             metrics = [
-                learner.learn(batches, step=step, rates=Rates(1e-3, 1e-3), clock=Clock()).metrics for step in (1, 2)
+                learner.learn(batches, step=step, rates=LearningRates(1e-3, 1e-3), clock=Clock()).metrics
+                for step in (1, 2)
             ]
             found[name] = (metrics, {key: tensor.clone() for key, tensor in iter_hf_weights(policy.model)})
     return found

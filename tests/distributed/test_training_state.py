@@ -15,7 +15,7 @@ from ranks import run_on_ranks
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from megatron_fork.checkpoint import to_hf
+from megatron_fork.conversion import to_hf
 
 # Written under the first, read under the second; whether the model has experts, and whether the optimizer is distributed.
 Case = tuple[dict[str, Any], dict[str, Any], bool, bool]
@@ -50,11 +50,19 @@ def _resumed(
     folder: Path, written: dict[str, Any], read: dict[str, Any], experts: bool, distributed: bool
 ) -> dict[str, Any]:
     from megatron_fork import objective, selection
-    from megatron_fork.checkpoint import Checkpoints, iter_hf_weights, load_training_state, load_weights
+    from megatron_fork.checkpoint import Checkpoints, load_training_state
     from megatron_fork.clock import Clock
+    from megatron_fork.conversion import iter_hf_weights, load_weights
     from megatron_fork.distributed import Config, Layout, parallel_layout
     from megatron_fork.policy import Config as PolicyConfig
-    from megatron_fork.policy import Learner, Networks, OptimizerConfig, Policy, Rates, split_into_mini_batches
+    from megatron_fork.policy import (
+        Learner,
+        LearningRates,
+        OptimizerConfig,
+        Policy,
+        TrainedModels,
+        split_into_mini_batches,
+    )
 
     hf_config = model_config(tied=True, experts=experts)
     batches = split_into_mini_batches(trajectories(), 2, group_size=4, seed=5)
@@ -65,8 +73,8 @@ def _resumed(
         return Policy(PolicyConfig(tokens_per_micro_batch=70), adam, hf_config, layout)
 
     def learn(policy: Policy, step: int) -> dict[str, torch.Tensor]:
-        learner = Learner(Networks(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
-        learner.learn(batches[step : step + 1], step=step, rates=Rates(1e-3), clock=Clock())
+        learner = Learner(TrainedModels(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
+        learner.learn(batches[step : step + 1], step=step, rates=LearningRates(1e-3), clock=Clock())
         return {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model, bucket_bytes=5000)}
 
     with parallel_layout(Config(**written)) as layout:
@@ -120,12 +128,20 @@ def test_training_goes_on_under_any_layout(tmp_path: Path) -> None:
 def never_stepped(folder: str) -> list[float]:
     """How far two updates after a checkpoint of an optimizer without any are from two updates without a checkpoint."""
     from megatron_fork import objective, selection
-    from megatron_fork.checkpoint import Checkpoints, iter_hf_weights, load_initial, load_training_state
+    from megatron_fork.checkpoint import Checkpoints, load_training_state
     from megatron_fork.clock import Clock
+    from megatron_fork.conversion import iter_hf_weights, load_initial
     from megatron_fork.distributed import Config, Layout, parallel_layout
     from megatron_fork.models import Config as Source
     from megatron_fork.policy import Config as PolicyConfig
-    from megatron_fork.policy import Learner, Networks, OptimizerConfig, Policy, Rates, split_into_mini_batches
+    from megatron_fork.policy import (
+        Learner,
+        LearningRates,
+        OptimizerConfig,
+        Policy,
+        TrainedModels,
+        split_into_mini_batches,
+    )
 
     hf_config = model_config(tied=True, experts=False)
     batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
@@ -138,8 +154,8 @@ def never_stepped(folder: str) -> list[float]:
         return policy
 
     def learn(policy: Policy) -> dict[str, torch.Tensor]:
-        learner = Learner(Networks(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
-        learner.learn(batches, step=0, rates=Rates(1e-3), clock=Clock())
+        learner = Learner(TrainedModels(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
+        learner.learn(batches, step=0, rates=LearningRates(1e-3), clock=Clock())
         return {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
 
     found = []
@@ -160,7 +176,8 @@ def never_stepped(folder: str) -> list[float]:
 
 def two_networks(folder: str) -> dict[str, float]:
     """How far each of two networks, of which the second is written much faster, is from itself after a round trip."""
-    from megatron_fork.checkpoint import Checkpoints, iter_hf_weights, load_initial, load_training_state
+    from megatron_fork.checkpoint import Checkpoints, load_training_state
+    from megatron_fork.conversion import iter_hf_weights, load_initial
     from megatron_fork.distributed import Config, parallel_layout
     from megatron_fork.models import Config as Source
     from megatron_fork.policy import Config as PolicyConfig

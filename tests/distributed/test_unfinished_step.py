@@ -29,22 +29,24 @@ def finished_later(folder: str, entropy_policy: str) -> list[tuple[float, Any, A
 def _finished_later(
     folder: Path, written: dict[str, Any], read_by: dict[str, Any], *, entropy_policy: str
 ) -> tuple[float, Any, Any]:
-    from megatron_fork import objective, selection, unfinished
-    from megatron_fork.checkpoint import BESIDE, Checkpoints, iter_hf_weights, load_initial, load_training_state
+    from megatron_fork import objective, selection
+    from megatron_fork.checkpoint import BESIDE, Checkpoints, load_training_state
     from megatron_fork.clock import Clock
+    from megatron_fork.conversion import iter_hf_weights, load_initial
     from megatron_fork.distributed import Config, Layout, parallel_layout
     from megatron_fork.models import Config as Source
     from megatron_fork.policy import Config as PolicyConfig
     from megatron_fork.policy import (
         Learner,
+        LearningRates,
         Lesson,
-        Networks,
         OptimizerConfig,
         Policy,
-        Rates,
         Taught,
+        TrainedModels,
         split_into_mini_batches,
     )
+    from megatron_fork.run import unfinished
 
     def made(layout: Layout) -> Policy:
         adam = OptimizerConfig(learning_rate=1e-3)
@@ -54,10 +56,10 @@ def _finished_later(
         asked = iter(range(updates))
         goal = objective.Config()
         config = selection.Config(entropy_policy=entropy_policy)  # type: ignore[arg-type]
-        return Learner(Networks(policy), config, goal, mismatch_limit=100.0).learn(
+        return Learner(TrainedModels(policy), config, goal, mismatch_limit=100.0).learn(
             split_into_mini_batches(drawn.trajectories, 1, group_size=4, seed=5),
             step=3,
-            rates=Rates(1e-3),
+            rates=LearningRates(1e-3),
             clock=Clock(),
             taught=drawn.taught,
             should_stop=lambda: next(asked, None) is None,
@@ -120,8 +122,9 @@ def test_a_stopped_step_ends_as_the_whole(tmp_path: Path, entropy_policy: str) -
 
 @pytest.mark.slow
 def test_rollouts_of_which_nothing_was_taught_are_kept(tmp_path: Path) -> None:
-    from megatron_fork import distributed, unfinished
+    from megatron_fork import distributed
     from megatron_fork.experience import VersionSpan
+    from megatron_fork.run import unfinished
 
     distributed.initialize()
     spans = (VersionSpan(3, 0, 5), VersionSpan(4, 5, 9))

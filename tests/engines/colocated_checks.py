@@ -17,7 +17,6 @@ from transformers import PretrainedConfig
 
 from megatron_fork import distributed
 from megatron_fork.config import load_config
-from megatron_fork.console import Display
 from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.experience import VersionSpan
 from megatron_fork.rollout import (
@@ -31,6 +30,7 @@ from megatron_fork.rollout import (
     colocated,
 )
 from megatron_fork.rollout.sleeping import Sleeping
+from megatron_fork.run.console import Display
 from megatron_fork.serving import EntropyTemperature
 from megatron_fork.train import train
 from megatron_fork.vocab_parallel import token_statistics

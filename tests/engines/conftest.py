@@ -11,8 +11,8 @@ from commands import QUICKSTART
 from engine_servers import RunningServer, serving
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from megatron_fork.checkpoint import resolve_config
 from megatron_fork.config import load_config
+from megatron_fork.conversion import resolve_config
 from megatron_fork.rollout import Config, RemoteConfig, RemoteEngine, Request
 
 STOP = 1

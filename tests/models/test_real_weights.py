@@ -10,7 +10,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from tiny_qwen3 import megatron_model
 from transformers import AutoModelForCausalLM, GgufConfig
 
-from megatron_fork.checkpoint import export_hf, iter_hf_weights, load_hf, read_config
+from megatron_fork.conversion import export_hf, iter_hf_weights, load_hf, read_config
 
 LENGTHS = [37, 5, 64, 18]
 

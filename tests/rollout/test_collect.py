@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from megatron_fork import data, evaluation, rewards, rollout
-from megatron_fork.checkpoint import resolve_config
 from megatron_fork.config import load_config
+from megatron_fork.conversion import resolve_config
 from megatron_fork.errors import RolloutStopped
 from megatron_fork.rollout import Collector, EmbeddedEngine
 from megatron_fork.rollout.collect import draws_to_come

@@ -14,8 +14,8 @@ from test_collect import parity_pool
 from transformers import AutoModelForCausalLM
 
 from megatron_fork import data, rollout
-from megatron_fork.checkpoint import resolve_config
 from megatron_fork.config import load_config
+from megatron_fork.conversion import resolve_config
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout import Collector, DealtEngine, EmbeddedEngine, Request, Rollouts
 

@@ -8,7 +8,7 @@ import torch
 from tiny_qwen3 import family_config, hugging_face_model
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from megatron_fork.checkpoint import PublishedWeights
+from megatron_fork.conversion import PublishedWeights
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout import EmbeddedEngine, Request
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from test_collect import parity_pool, parts  # noqa: F401
 
-from megatron_fork import rewards, rollout, unfinished
+from megatron_fork import rewards, rollout
 from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.rollout import Collector, Tally
 from megatron_fork.rollout.producer import Producer
+from megatron_fork.run import unfinished
 
 
 def config(**settings) -> rollout.Config:

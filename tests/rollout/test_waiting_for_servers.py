@@ -10,8 +10,8 @@ import pytest
 import torch
 from commands import QUICKSTART
 
-from megatron_fork.checkpoint import resolve_config
 from megatron_fork.config import load_config
+from megatron_fork.conversion import resolve_config
 from megatron_fork.errors import RolloutError, RolloutStopped
 from megatron_fork.rollout import Config, RemoteConfig, RemoteEngine
 

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from megatron_fork.console import Display
+from megatron_fork.run.console import Display
 
 METRICS = {
     "rollout/pass_rate": 0.5,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fork.interruption import StoppedAtOnce, StopRequest
+from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
 
 
 def test_one_request_may_arrive_twice() -> None:
@@ -27,7 +27,7 @@ def test_one_request_may_arrive_twice() -> None:
 def test_a_second_request_ends_at_once() -> None:
     program = (
         "import time\n"
-        "from megatron_fork.interruption import StopRequest\n"
+        "from megatron_fork.run.interruption import StopRequest\n"
         "with StopRequest():\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
@@ -48,7 +48,7 @@ def test_a_terminal_that_goes_away_asks_to_save(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     program = (
         "import pathlib, sys, time\n"
-        "from megatron_fork.interruption import StopRequest\n"
+        "from megatron_fork.run.interruption import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    print('ready', flush=True)\n"
         "    deadline = time.monotonic() + 60\n"

@@ -11,8 +11,8 @@ from commands import QUICKSTART, TINY, run
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from megatron_fork import provenance as told
 from megatron_fork.config import differences, load_config, to_yaml
+from megatron_fork.run import provenance as told
 from megatron_fork.version import __version__
 
 NEEDED = {"written", "command", "host", "device", "layout", "commit", "versions"}

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from megatron_fork.config import load_config, to_yaml
 from megatron_fork.errors import RunFolderError
-from megatron_fork.run_claim import claim, new_folder
-from megatron_fork.run_folder import RunFolder
-from megatron_fork.workplace import _MAY_CHANGE
+from megatron_fork.run.claim import claim, new_folder
+from megatron_fork.run.context import _MAY_CHANGE
+from megatron_fork.run.folder import RunFolder
 
 LEAVINGS = (
     "checkpoints/LATEST",
@@ -132,7 +132,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from megatron_fork.config import load_config
-from megatron_fork.run_claim import claim
+from megatron_fork.run.claim import claim
 lock = claim(Path(sys.argv[1]), load_config(Path(sys.argv[2])), may_change=(), say=print)
 print("claimed", flush=True)
 sys.stdin.read()

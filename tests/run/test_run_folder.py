@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_fork.errors import RunFolderError
-from megatron_fork.run_folder import RunFolder, write_atomically
+from megatron_fork.run.folder import RunFolder, write_atomically
 
 
 def test_metrics_are_lines_of_strict_json(tmp_path: Path) -> None:

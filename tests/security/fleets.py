@@ -1,4 +1,4 @@
-"""Engines of stand-in servers, with little patience."""
+"""Engines of stand-in servers, which give them up soon."""
 
 import math
 import random
@@ -18,12 +18,12 @@ QUICK = RemoteConfig(
     control_seconds=0.3,
     health_seconds=0.05,
     health_timeout_seconds=5.0,
-    patience_seconds=3.0,
+    patience_seconds=60.0,
     stream_interval=4,
     attempts=2,
 )
 # Where nothing but failure is expected: a busy machine fails as well.
-HURRIED = {"idle_seconds": 0.25, "health_timeout_seconds": 0.25}
+HURRIED = {"idle_seconds": 0.25, "health_timeout_seconds": 0.25, "patience_seconds": 3.0}
 
 
 @contextmanager

@@ -19,14 +19,14 @@ from commands import QUICKSTART
 from safetensors.torch import load_file, save_file
 from tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
-from megatron_fork import doctor
-from megatron_fork.checkpoint import load_hf, read_config, resolve_config, to_megatron
-from megatron_fork.checks import matching_model
+from megatron_fork.cli import doctor
 from megatron_fork.config import RunConfig, load_config
+from megatron_fork.conversion import load_hf, read_config, resolve_config, to_megatron
 from megatron_fork.data.reach import build_tokenizer
 from megatron_fork.errors import MegatronForkError
 from megatron_fork.models import Config as Source
 from megatron_fork.models import config_from_recipe
+from megatron_fork.run.checks import matching_model
 
 MISSING = object()
 
@@ -279,7 +279,7 @@ def test_every_field_of_a_recipe_s_model() -> None:
     "text", ["", "[]", "5", "{}", "[" * 100_000, '{"model": {"type": "BPE"}}', "\x00"], ids=range(7)
 )
 def test_what_is_no_tokenizer(text: str, qwen3: Path, tmp_path: Path) -> None:
-    from megatron_fork.checks import matching_prompts
+    from megatron_fork.run.checks import matching_prompts
 
     shutil.copytree(qwen3, tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").write_text(text)

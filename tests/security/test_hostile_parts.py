@@ -14,9 +14,9 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 from layouts import trajectories
 
-from megatron_fork import unfinished
 from megatron_fork.errors import CheckpointError
 from megatron_fork.rollout import Begun, Group
+from megatron_fork.run import unfinished
 
 DRAWN = trajectories()
 RECORD = {**unfinished.Unfinished(DRAWN, {"rollout/pass_rate": 0.5}, 6).record(), "metrics": {"loss": 1.0}}

@@ -11,7 +11,7 @@ from commands import QUICKSTART
 from megatron_fork.config import MAY_BE_INFINITE, RunConfig, load_config
 from megatron_fork.errors import ConfigError
 from megatron_fork.policy import OptimizerConfig
-from megatron_fork.recipe_fields import float_fields
+from megatron_fork.recipe.fields import float_fields
 
 FLOATS = sorted(float_fields(RunConfig))
 LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))

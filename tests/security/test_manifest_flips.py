@@ -11,7 +11,7 @@ import pytest
 from megatron_fork.checkpoint import folder as folders
 from megatron_fork.checkpoint import latest, manifest
 from megatron_fork.errors import CheckpointError
-from megatron_fork.progress import Progress
+from megatron_fork.run.progress import Progress
 
 STEP = 7
 PROGRESS: dict[str, Any] = {

@@ -18,8 +18,9 @@ from tiny_qwen3 import family_config, hugging_face_model
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from megatron_fork import distributed
-from megatron_fork.checkpoint import Saved, load_megatron, load_training_state, to_hf, to_megatron, verify
+from megatron_fork.checkpoint import Saved, load_training_state
 from megatron_fork.checkpoint.safe_pickle import read_metadata, require_known_classes
+from megatron_fork.conversion import load_megatron, to_hf, to_megatron, verify
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import build_model
 from megatron_fork.policy import Config, OptimizerConfig, Policy

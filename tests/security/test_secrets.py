@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from megatron_fork.config import load_config, to_yaml
 from megatron_fork.errors import ConfigError
 from megatron_fork.masking import KEY_VARIABLE, masked
-from megatron_fork.recipe_meanings import described
+from megatron_fork.recipe.meanings import described
 
 PROJECT = Path(__file__).parent.parent.parent
 KEY = "key-5f0c2be41d"

@@ -11,8 +11,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from megatron_fork.analysis.traces import read_traces
 from megatron_fork.experience import Prompt, Trajectory, logprob_array, token_array
-from megatron_fork.run_folder import RunFolder
-from megatron_fork.traces import response_records, token_texts
+from megatron_fork.run.folder import RunFolder
+from megatron_fork.run.traces import response_records, token_texts
 
 
 def byte_level() -> PreTrainedTokenizerFast:

@@ -6,7 +6,7 @@ import torch
 
 from megatron_fork.data import Config, load_prompts
 from megatron_fork.experience import Batch, Trajectory
-from megatron_fork.traces import token_texts, trace_records
+from megatron_fork.run.traces import token_texts, trace_records
 
 
 def batch() -> tuple[Batch, object]:

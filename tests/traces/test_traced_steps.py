@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fork.config import RunConfig, load_config
-from megatron_fork.progress import Progress
+from megatron_fork.run.progress import Progress
 from megatron_fork.train import is_traced
 
 

@@ -1,0 +1,148 @@
+"""The command line. Exit code 0 only on success; an error is one line and a hint, a traceback only with --debug."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_fork.cli import convert as convert_commands
+from megatron_fork.cli import data as data_commands
+from megatron_fork.cli.guard import Debug, guarded, is_first_rank, stops_at_once
+from megatron_fork.errors import ConfigError
+from megatron_fork.files import path_at_home
+from megatron_fork.version import __version__
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(convert_commands.app, name="convert")
+app.add_typer(data_commands.app, name="data")
+
+Recipe = Annotated[Path, typer.Argument(help="YAML file with the settings of the run", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="dotted overrides: selection.tokens=all train.steps=10", show_default=False)
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved recipe and stop")]
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None, print_config: PrintConfig = False, debug: Debug = False) -> None:
+    """Reinforcement learning: warm start where the recipe asks for one, then the loop. Also under torchrun."""
+    _run_recipe("train", recipe, overrides, print_config=print_config, debug=debug)
+
+
+@app.command()
+def sft(recipe: Recipe, overrides: Overrides = None, print_config: PrintConfig = False, debug: Debug = False) -> None:
+    """Only the warm start: cross-entropy on the recipe's demonstrations; leaves a Hugging Face model folder."""
+    _run_recipe("sft", recipe, overrides, print_config=print_config, debug=debug)
+
+
+@app.command()
+def analyze(
+    run_folder: Annotated[
+        Path, typer.Argument(parser=path_at_home, metavar="RUN_FOLDER", help="folder of a run", show_default=False)
+    ],
+    debug: Debug = False,
+) -> None:
+    """Write report.html of a run again, from what the run folder holds."""
+
+    def work() -> None:
+        from megatron_fork.analysis import write_report
+
+        typer.echo(f"report {write_report(run_folder)}")
+
+    guarded(work, debug=debug)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="recipe to check", show_default=False)] = None,
+    overrides: Overrides = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="ranks to count for; by default as few as the layout needs", min=1)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """What this machine offers, and whether a recipe would start here; nothing is allocated for it."""
+
+    def work() -> None:
+        from megatron_fork.config import load_config
+        from megatron_fork.run import quiet_libraries
+
+        config = load_config(recipe, overrides or []) if recipe else None
+        quiet_libraries()
+        from rich.console import Console
+
+        from megatron_fork import distributed
+        from megatron_fork.cli.doctor import diagnose
+
+        console = Console(highlight=False, quiet=distributed.rank() != 0)
+        diagnose(config, console, ranks=ranks)
+
+    guarded(work, debug=debug)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def of_every_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Reinforcement learning on the forking tokens of reasoning models, on Megatron-core."""
+
+
+def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, print_config: bool, debug: bool) -> None:
+    def work() -> None:
+        stops_at_once()
+        # Torch and megatron take seconds to import: whoever mistyped a field, or only asks, does not wait for them.
+        from megatron_fork.config import load_config
+
+        config = load_config(recipe, overrides or [])
+        if print_config:
+            from megatron_fork.recipe import described
+
+            if is_first_rank():
+                typer.echo(described(config), nl=False)
+            return
+        if command == "sft" and not config.sft.steps:
+            raise ConfigError(
+                "sft.steps=0: the command sft has nothing to do",
+                hint="give steps of the warm start, such as sft.steps=800",
+            )
+        from megatron_fork.run import Display, quiet_libraries
+
+        quiet_libraries()
+        from megatron_fork import distributed
+        from megatron_fork.train import supervise
+        from megatron_fork.train import train as train_recipe
+
+        display = Display(speaks=distributed.rank() == 0)
+        (train_recipe if command == "train" else supervise)(config, display)
+        distributed.finalize()
+
+    guarded(work, debug=debug)
+
+
+def main() -> None:
+    """Entry point of `megatron-fork`."""
+    # Before torch is imported. Threads that spin while they wait take the core from those that they wait for, as soon as
+    # another process has a share of it: the warm start of the quickstart fell to a tenth of its speed and below.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""`megatron-fork convert ...`: checkpoints between Hugging Face and Megatron, and the proof that both are one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from megatron_fork.cli.guard import Debug, guarded
+from megatron_fork.errors import CheckpointError, ConfigError
+from megatron_fork.files import path_at_home
+from megatron_fork.wording import size
+
+app = typer.Typer(
+    no_args_is_help=True, help="Checkpoints between Hugging Face and Megatron, without ranks and without a GPU."
+)
+
+HfDir = Annotated[
+    Path,
+    typer.Argument(
+        parser=path_at_home,
+        metavar="HF_DIR",
+        help="Hugging Face folder: config.json and *.safetensors",
+        show_default=False,
+    ),
+]
+MegatronDir = Annotated[
+    Path,
+    typer.Argument(
+        parser=path_at_home,
+        metavar="MEGATRON_DIR",
+        help="torch_dist folder, Megatron-LM folder, run folder or checkpoint",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path, typer.Argument(parser=path_at_home, metavar="OUT", help="folder to write; must not exist", show_default=False)
+]
+Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default as it is", show_default=False)]
+Workers = Annotated[int, typer.Option(help="parameters at a time; memory grows with it", min=1)]
+
+
+@app.command("to-megatron")
+def to_megatron(hf_dir: HfDir, out: Out, dtype: Dtype = None, workers: Workers = 2, debug: Debug = False) -> None:
+    """Write a torch_dist checkpoint that loads under every layout."""
+
+    def work() -> None:
+        from megatron_fork.conversion import to_megatron
+
+        with _progress("to Megatron") as progress:
+            done = to_megatron(hf_dir, out, dtype=cast(Any, dtype), workers=workers, progress=progress)
+        typer.echo(f"{done.folder}: {done.tensors:,} tensors, {size(done.bytes)}")
+
+    _run(work, debug, dtype)
+
+
+@app.command("to-hf")
+def to_hf(
+    megatron_dir: MegatronDir,
+    out: Out,
+    hf_files: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_at_home,
+            metavar="PATH",
+            help="folder with config.json and tokenizer, where the checkpoint brings none",
+        ),
+    ] = None,
+    dtype: Dtype = None,
+    shard_gb: Annotated[float, typer.Option(help="size of a safetensors file", min=0.001)] = 5.0,
+    workers: Workers = 2,
+    debug: Debug = False,
+) -> None:
+    """Write a Hugging Face folder that transformers, vLLM and SGLang load."""
+
+    def work() -> None:
+        from megatron_fork.conversion import to_hf
+
+        with _progress("to Hugging Face") as progress:
+            done = to_hf(
+                megatron_dir,
+                out,
+                model_files=hf_files,
+                dtype=cast(Any, dtype),
+                shard_bytes=int(shard_gb * 1e9),
+                workers=workers,
+                progress=progress,
+            )
+        typer.echo(f"{done.folder}: {done.tensors:,} tensors, {size(done.bytes)}")
+
+    _run(work, debug, dtype)
+
+
+@app.command("verify")
+def verify(
+    hf_dir: HfDir,
+    megatron_dir: MegatronDir,
+    prompt: Annotated[list[str] | None, typer.Option(help="text to compare logits on; may be repeated")] = None,
+    logits: Annotated[bool, typer.Option(help="run both models, one after the other, in float32")] = True,
+    workers: Workers = 2,
+    debug: Debug = False,
+) -> None:
+    """Compare names, every bit, config and logits; exit code 1 where they are not one model."""
+
+    def work() -> None:
+        from megatron_fork.conversion import PROMPTS, verify
+
+        found = verify(hf_dir, megatron_dir, prompts=tuple(prompt or PROMPTS), logits=logits, workers=workers)
+        typer.echo(f"tensors  {found.tensors:,}, same names both ways, compared bit for bit as {found.compared_as}")
+        for name in found.different:
+            typer.echo(f"  differs: {name}")
+        typer.echo("config   no field differs" if not found.config else "config")
+        for difference in found.config:
+            typer.echo(f"  {difference.weight}: {difference}")
+        if found.logits is not None:
+            typer.echo(f"logits   largest difference {found.logits:.1e} of their size")
+        if not found.holds:
+            raise CheckpointError(
+                f"{hf_dir} and {megatron_dir} are not the same model", hint="what differs stands above"
+            )
+        typer.echo("the same model")
+
+    _run(work, debug)
+
+
+def _run(work: Callable[[], None], debug: bool, dtype: str | None = None) -> None:
+    def quietly() -> None:
+        if dtype not in (None, "fp32", "bf16", "fp16"):
+            raise ConfigError(f"--dtype {dtype} is not known", hint="fp32, bf16 or fp16")
+        from megatron_fork.run import quiet_libraries
+
+        quiet_libraries()
+        from megatron_fork import distributed
+
+        work()
+        distributed.finalize()
+
+    guarded(quietly, debug=debug)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing in a log: a conversion says at its end what it wrote."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,266 @@
+"""`megatron-fork doctor`: what this machine offers a run, and whether a recipe would start here.
+
+Nothing is allocated for a recipe: sizes come from the model's config. The first thing that a recipe asks for and that is not
+there raises the error that `train` would raise, after what was found until then has been printed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PretrainedConfig
+
+from megatron_fork import conversion, distributed, models, vocab_parallel
+from megatron_fork.config import RunConfig
+from megatron_fork.distributed import launch
+from megatron_fork.errors import ConfigError
+from megatron_fork.masking import masked
+from megatron_fork.policy import OptimizerConfig
+from megatron_fork.rollout import ends_in_words, server_states
+from megatron_fork.run import check, check_import, check_kernels
+from megatron_fork.version import __version__
+from megatron_fork.wording import size
+
+_GIB = 2**30
+# Module, distribution, and what a run gains by it.
+_OPTIONAL = (
+    ("transformer_engine", "transformer-engine", "fused layers, context parallelism and fp8 on a GPU"),
+    ("apex", "apex", "fused Adam and gradient accumulation in Megatron"),
+    ("flash_attn", "flash-attn", "attention kernels of Transformer Engine"),
+    ("triton", "triton", "LM-head kernels on a GPU"),
+    ("vllm", "vllm", "rollout engine"),
+    ("sglang", "sglang", "rollout engine"),
+    ("wandb", "wandb", "run.wandb"),
+    ("math_verify", "math-verify", "rewards.kind=math_verify"),
+)
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, what was found, and why or what for."""
+
+    name: str
+    found: str
+    note: str = ""
+
+
+def diagnose(config: RunConfig | None, console: Console, *, ranks: int | None = None) -> None:
+    """Print what is found; raises a `MegatronForkError` for the first thing that `config` asks for in vain.
+
+    `ranks`: for how many it is counted; by default those that were started, or as few as the layout needs.
+    """
+    _show("machine", _machine(), console)
+    _show("computing", _computing(config or RunConfig()), console)
+    _show("optional packages", _packages(), console)
+    if config is not None:
+        _show(f"recipe {config.run.name}", _recipe(config, ranks), console)
+
+
+def _show(title: str, findings: Iterable[Finding], console: Console) -> None:
+    """A table on a terminal, lines in a log; what was found before an error is shown too."""
+    found: list[Finding] = []
+    try:
+        found.extend(findings)
+    finally:
+        if console.is_terminal:
+            table = Table(title=title, title_justify="left", show_header=False)
+            for finding in found:
+                table.add_row(*finding)
+            console.print(table)
+        else:
+            for name, value, note in found:
+                console.print(f"{name}: {value}{f'  ({note})' if note else ''}", markup=False, soft_wrap=True)
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("megatron-fork", __version__)
+    yield Finding("Python", platform.python_version())
+    for package in ("torch", "megatron-core", "transformers"):
+        yield Finding(package, importlib.metadata.version(package))
+    cores = len(os.sched_getaffinity(0))
+    instructions = {
+        "AVX-512": torch.cpu._is_avx512_supported(),
+        "AVX512-BF16": torch.cpu._is_avx512_bf16_supported(),
+        "AMX": torch.cpu._is_amx_tile_supported(),
+    }
+    present = ", ".join(name for name, here in instructions.items() if here) or "no AVX-512"
+    fast = instructions["AVX512-BF16"] or instructions["AMX"]
+    yield Finding(
+        "CPU",
+        f"{cores} cores, {present}",
+        "multiplies bf16, the LM head in fp32" if fast else "no bf16 instructions: fp32 is faster here",
+    )
+    waiting = "OMP_WAIT_POLICY"
+    yield Finding("threads", distributed.choose_threads(), f"{waiting}={os.environ.get(waiting, 'as OpenMP has it')}")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield Finding("memory", size(memory))
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        capability = f"compute capability {device.major}.{device.minor}"
+        yield Finding(f"GPU {index}", f"{device.name}, {size(device.total_memory)}", capability)
+    if not torch.cuda.is_available():
+        yield Finding("GPU", "none", f"torch is built for {torch.version.cuda or 'CPU only'}")
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        room = shutil.disk_usage(shared).total
+        few = torch.cuda.device_count() > 1 and room < _GIB
+        yield Finding("/dev/shm", size(room), "NCCL wants 1 GiB: docker run --shm-size=8g" if few else "")
+
+
+def _computing(config: RunConfig) -> Iterator[Finding]:
+    chosen = models.choose_backend(config.compute)
+    if chosen.backend == "transformer_engine":
+        check_import("transformer_engine.pytorch")
+    yield Finding("layers", chosen.backend, chosen.reason)
+    check_kernels(config)
+    yield _lm_head(config.vocab_parallel)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    place = launch()
+    yield Finding(
+        "ranks",
+        f"{distributed.world_size()}, {backend}",
+        f"by {place.launcher}, which meet at {place.address or 'no'}:{place.port}" if place else "no launcher",
+    )
+
+
+def _lm_head(config: vocab_parallel.Config) -> Finding:
+    """Which kernels sweep the logits; they are run on two equal logits, whose entropy is ln 2."""
+    on_gpu = torch.cuda.is_available()
+    has_triton = importlib.util.find_spec("triton") is not None
+    device = distributed.device()
+    targets = torch.zeros(1, dtype=torch.long, device=device)
+    entropy = vocab_parallel.token_statistics(torch.zeros(1, 2, device=device), targets, kernels=config.kernels).entropy
+    if not math.isclose(float(entropy), math.log(2.0), rel_tol=1e-6):
+        raise ConfigError(
+            f"the LM-head kernels find an entropy of {float(entropy)} for two equal logits, not {math.log(2.0)}",
+            hint="set vocab_parallel.kernels=torch",
+        )
+    if config.kernels != "auto":
+        return Finding("LM-head kernels", config.kernels, f"vocab_parallel.kernels={config.kernels}; tried")
+    if on_gpu and has_triton:
+        return Finding("LM-head kernels", "triton", "a GPU and Triton are here; tried")
+    return Finding("LM-head kernels", "torch", f"{'Triton is not installed' if on_gpu else 'no GPU is visible'}; tried")
+
+
+def _packages() -> Iterator[Finding]:
+    for module, package, gain in _OPTIONAL:
+        if importlib.util.find_spec(module) is None:
+            yield Finding(package, "not installed", gain)
+            continue
+        try:
+            yield Finding(package, importlib.metadata.version(package), gain)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, "installed", gain)
+
+
+def _recipe(config: RunConfig, ranks: int | None = None) -> Iterator[Finding]:
+    parallel = config.parallel
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
+    replica = math.lcm(model_ranks, parallel.expert * parallel.expert_tensor * parallel.pipeline)
+    world = ranks or (distributed.world_size() if distributed.is_launched() else replica)
+    yield from _servers(config)
+    checked = check(config, ranks=world)
+    hf_config, source = checked.hf_config, checked.source
+    parameters = models.count_parameters(hf_config)
+    yield Finding("model", (hf_config.architectures or ["none"])[0], f"{parameters:,} parameters")
+    yield _weights(checked.contents)
+    data = parallel.data(world)
+    yield Finding(
+        "layout", f"{data} data ranks of {model_ranks}", f"a multiple of {replica} ranks; counted for {world}"
+    )
+    response = config.rollout.max_response_tokens
+    yield Finding(
+        "longest sequence",
+        f"{source.longest_prompt} + {response} = {source.longest_prompt + response} tokens",
+        f"prompt + response; the model has {models.longest_sequence(hf_config)} positions",
+    )
+    yield Finding("responses end at", ends_in_words(checked.stop_tokens, source.tokenizer))
+    yield from _batches(config, data)
+    yield from _bytes(config, hf_config, world, data * parallel.context)
+
+
+def _servers(config: RunConfig) -> Iterator[Finding]:
+    """Every server's state. One that is not there yet is no error: a run waits for it."""
+    for url, state in server_states(config.rollout.servers).items():
+        waits = f"a run waits {config.rollout.remote.patience_seconds:g} seconds for one"
+        yield Finding(f"server {masked(url)}", state, "" if state == "healthy" else waits)
+
+
+def _weights(found: conversion.Contents | None) -> Finding:
+    if found is None:
+        return Finding("weights", "drawn", "model.hf_config has none")
+    files = "1 file" if found.files == 1 else f"{found.files} files"
+    found_there = f"{len(found.names):,} tensors in {files}, {size(found.bytes)}"
+    return Finding("weights", found_there, "names, shapes and dtypes are the model's")
+
+
+def _batches(config: RunConfig, data: int) -> Iterator[Finding]:
+    train, samples = config.train, config.rollout.samples
+    responses, of_update = train.prompts_per_step * samples, train.prompts_per_mini_batch * samples
+    updates = math.ceil(train.prompts_per_step / train.prompts_per_mini_batch)
+    yield Finding(
+        "a step", f"{train.prompts_per_step} prompts x {samples} = {responses} responses", f"{updates} updates"
+    )
+    yield Finding(
+        "an update",
+        f"{of_update} responses, {of_update / data:g} a data rank",
+        "fewer responses than data ranks: some have nothing to do" if of_update < data else "",
+    )
+
+
+def _bytes(config: RunConfig, hf_config: PretrainedConfig, world: int, replicas: int) -> Iterator[Finding]:
+    """Memory of the fullest rank before any activation, for every network of the recipe."""
+    footprint = models.fullest_rank(hf_config, config.parallel)
+    weight = config.policy.dtype.itemsize
+    expert_replicas = world // (config.parallel.pipeline * config.parallel.expert * config.parallel.expert_tensor)
+    trained = {"policy": config.optimizer}
+    if config.objective.advantage == "gae":
+        trained["critic"] = config.critic.optimizer
+    total = 0.0
+    for name, optimizer in trained.items():
+        weights, gradients = weight * footprint.total, 4 * footprint.total
+        state = optimizer_bytes(optimizer, footprint, half=weight < 4, replicas=(replicas, expert_replicas))
+        waiting = state * optimizer.offload
+        total += weights + gradients + state - waiting
+        yield Finding(
+            name,
+            f"{size(weights)} + {size(gradients)} + {size(state - waiting)} a rank",
+            "weights, gradients, optimizer" + (f"; {size(waiting)} on the host" if waiting else ""),
+        )
+    if config.objective.kl_coef:
+        total += weight * footprint.total
+        yield Finding("reference", f"{size(weight * footprint.total)} a rank", "weights")
+    whole = weight * models.count_parameters(hf_config)
+    if config.rollout.engine == "embedded":
+        total += whole
+        yield Finding("embedded engine", f"{size(whole)} a rank", "weights, whole on every rank")
+    elif config.rollout.engine == "vllm_colocated":
+        share = whole / config.rollout.colocated.tensor
+        total += share
+        yield Finding("vLLM on the trainer's ranks", f"{size(share)} a rank", "weights; its cache comes on top")
+    else:
+        yield Finding("servers", "nothing on the trainer's ranks", "they hold the weights that they draw with")
+    yield Finding("before activations", f"{size(total)} a rank", "of the fullest pipeline stage")
+
+
+def optimizer_bytes(
+    config: OptimizerConfig, footprint: models.Footprint, *, half: bool, replicas: tuple[int, int]
+) -> float:
+    """Adam's two float32 moments, and float32 main parameters where the model's are of half precision.
+
+    `replicas`: ranks that hold the same dense and the same expert parameters, over which a distributed optimizer shards.
+    """
+    each = 12 if half else 8
+    dense, experts = replicas if config.distributed else (1, 1)
+    return each * (footprint.dense / dense + footprint.experts / experts)

@@ -1,0 +1,91 @@
+"""The weights that a run starts from: a folder's, or random ones that do not depend on the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+
+from megatron_fork import models
+from megatron_fork.conversion.agreement import Contents, check_folder
+from megatron_fork.conversion.bridge import load_weights
+from megatron_fork.conversion.hugging_face import GENERATION, files_beside, load_hf, read_config, read_json
+from megatron_fork.errors import CheckpointError, ModelError
+
+
+def resolve_config(source: models.Config) -> PretrainedConfig:
+    """The Hugging Face config of a run's model, its architecture known; nothing is allocated.
+
+    Its `eos_token_id` is what somebody wrote: the default of a config class is a word of some other model's vocabulary.
+    """
+    with _named_in_recipe(source):
+        config = read_config(Path(source.path)) if source.path else models.config_from_recipe(source.hf_config or {})
+    models.family_of(config)
+    *_, of_config = written_ends(source).values()
+    if of_config is None:
+        config.eos_token_id = None
+    return config
+
+
+def check_initial(source: models.Config, config: PretrainedConfig) -> Contents | None:
+    """What the folder of `source` holds; raises unless it is `config`'s model. None where weights are drawn."""
+    with _named_in_recipe(source):
+        return check_folder(Path(source.path), config) if source.path else None
+
+
+@contextmanager
+def _named_in_recipe(source: models.Config) -> Iterator[None]:
+    """What is wrong with the folder itself is told with the field that names it."""
+    try:
+        yield
+    except (ModelError, CheckpointError) as error:
+        if source.path and error.message.startswith(f"{Path(source.path)} "):
+            raise type(error)(f"model.path={error.message}", hint=error.hint) from error
+        raise
+
+
+def written_ends(source: models.Config) -> dict[str, object]:
+    """What the model says of the tokens that end a response, as it is written: by where it says so, its config last."""
+    if not source.path:
+        return {"model.hf_config.eos_token_id": (source.hf_config or {}).get("eos_token_id")}
+    files = [Path(source.path) / name for name in (GENERATION, "config.json")]
+    return {f"eos_token_id of {file}": read_json(file).get("eos_token_id") for file in files}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a folder of the model has beside weights: its config, and the tokenizer's and other files as given."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    given: dict[Path, bytes]
+
+    @classmethod
+    def of(cls, source: models.Config, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFiles:
+        """Read now: the folder of `source` need not outlive the run."""
+        folder = Path(source.path) if source.path else None
+        return cls(
+            config, tokenizer, {name: (folder / name).read_bytes() for name in files_beside(folder)} if folder else {}
+        )
+
+    def write(self, folder: Path) -> None:
+        self.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        for name, content in self.given.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+
+
+def load_initial(model: Sequence[models.PackedModel], source: models.Config, *, seed: int) -> None:
+    """Load the folder of `source`, or draw Hugging Face's own initial weights from `seed` on every rank alike."""
+    if source.path:
+        load_hf(model, source.path)
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = AutoModelForCausalLM.from_config(model[0].hf_config)
+    load_weights(model, drawn.state_dict())

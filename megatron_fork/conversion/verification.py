@@ -1,0 +1,180 @@
+"""Proof that a Hugging Face folder and a Megatron checkpoint are the same model: names, bits, config and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+from megatron_fork import distributed
+from megatron_fork.checkpoint import require_known_classes
+from megatron_fork.conversion.agreement import check_folder
+from megatron_fork.conversion.config_differences import Difference, argument_differences, config_differences
+from megatron_fork.conversion.convert import MegatronWeights
+from megatron_fork.conversion.hugging_face import read_config
+from megatron_fork.conversion.located import locate
+from megatron_fork.conversion.parameters import unwrap_chunks
+from megatron_fork.conversion.published import PublishedWeights
+from megatron_fork.conversion.second_reading import SecondReading
+from megatron_fork.errors import CheckpointError
+from megatron_fork.models import Entry, build_model
+
+# float32 sums in another order; measured on the families of the tests and on SmolLM2-135M: below 5e-6.
+LOGIT_TOLERANCE = 2e-5
+PROMPTS = ("The road divided in the wood, and", "Question: what is 17 + 25? Answer:")
+_UNTOKENIZED = 24
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared, and what differs."""
+
+    tensors: int
+    compared_as: str
+    different: tuple[str, ...]
+    """Names of tensors of which some bit differs."""
+    config: tuple[Difference, ...]
+    logits: float | None
+    """Largest difference of the logits over their largest size; None where they were not compared."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether both are the same model, and give the same results."""
+        grave = any(each.weight in ("other model", "other results") for each in self.config)
+        return not self.different and not grave and (self.logits is None or self.logits <= LOGIT_TOLERANCE)
+
+
+def verify(
+    hf_dir: Path, megatron_dir: Path, *, prompts: Sequence[str] = PROMPTS, logits: bool = True, workers: int = 2
+) -> Verification:
+    """Compare the two; raises `CheckpointError` where their tensors have other names or shapes.
+
+    Args:
+        hf_dir: the Hugging Face folder.
+        megatron_dir: anything that `located.locate` knows.
+        prompts: texts on which logits are compared; without a tokenizer, fixed token ids stand in.
+        logits: whether to run both models, one after the other, in float32.
+        workers: parameters compared at a time.
+
+    """
+    config, located = read_config(hf_dir), locate(megatron_dir)
+    source = MegatronWeights(located, config)
+    names, second = check_folder(hf_dir, config).names, SecondReading(hf_dir)
+    if names != set(second):
+        raise CheckpointError(f"{hf_dir}: two ways to read it find other tensors, first {min(names ^ set(second))}")
+    # Not by the reader that conversions use: its faults would be on both sides, and nothing would differ.
+    published, dtypes = PublishedWeights(second), set()
+
+    def differing(entry: Entry) -> list[str]:
+        found = []
+        for name, ours in source.read(entry):
+            theirs = published[name]
+            dtypes.add((theirs.dtype, ours.dtype))
+            if not _same_bits(ours, theirs):
+                found.append(name)
+        return found
+
+    with ThreadPoolExecutor(workers) as pool:
+        different = [name for names in pool.map(differing, source.entries) for name in names]
+    differences = argument_differences(source.reader.common().get("args"), config)
+    if located.model_files is not None:
+        differences += config_differences(config, read_config(located.model_files))
+    changed = sorted({f"{left} as {right}" for left, right in dtypes if left != right})
+    return Verification(
+        tensors=len(list(source.hugging_face_names)),
+        compared_as=", ".join(changed).replace("torch.", "") or "the dtype that both have",
+        different=tuple(different),
+        config=tuple(differences),
+        logits=_logit_difference(hf_dir, located.folder, config, prompts) if logits else None,
+    )
+
+
+def _same_bits(ours: Tensor, theirs: Tensor) -> bool:
+    """Bit for bit; where a conversion changed the dtype, after the same rounding."""
+    narrow = min((ours.dtype, theirs.dtype), key=lambda dtype: (dtype.itemsize, str(dtype)))
+    bits = torch.int16 if narrow.itemsize == 2 else torch.int32
+    left, right = (tensor.to(narrow).contiguous().view(bits) for tensor in (ours, theirs))
+    return torch.equal(left, right)
+
+
+def _logit_difference(hf_dir: Path, megatron: Path, config: PretrainedConfig, prompts: Sequence[str]) -> float:
+    rows = [torch.tensor([ids]) for ids in _token_ids(hf_dir, config, prompts)]
+    theirs = _of_hugging_face(hf_dir, rows)
+    ours = _of_megatron(megatron, config, rows)
+    pairs = list(zip(ours, theirs, strict=True))
+    # torch's maximum, which keeps a NaN.
+    size = torch.stack([reference.abs().max() for _, reference in pairs]).max()
+    largest = torch.stack([(found - reference).abs().max() for found, reference in pairs]).max()
+    return float(largest / size.clamp(min=1e-30))
+
+
+def _token_ids(hf_dir: Path, config: PretrainedConfig, prompts: Sequence[str]) -> list[list[int]]:
+    found = [_tokens(hf_dir, prompt) for prompt in prompts]
+    if all(found):
+        return found
+    if tuple(prompts) != PROMPTS:
+        unread = next(prompt for prompt, ids in zip(prompts, found, strict=True) if not ids)
+        raise CheckpointError(
+            f"{hf_dir} has no tokenizer that reads the prompt {unread!r}", hint="leave --prompt out: fixed ids stand in"
+        )
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(config.vocab_size, (_UNTOKENIZED,), generator=generator).tolist() for _ in prompts]
+
+
+def _tokens(hf_dir: Path, prompt: str) -> list[int]:
+    """Empty where the folder has no tokenizer, or one of a closed vocabulary that lacks the words."""
+    if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return []
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(hf_dir, trust_remote_code=False)
+        return list(tokenizer(prompt)["input_ids"])
+    except Exception:  # tokenizers raise this very class
+        return []
+
+
+@torch.no_grad()
+def _of_hugging_face(hf_dir: Path, rows: Sequence[Tensor]) -> list[Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(
+        hf_dir, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
+    return [model(row).logits.float() for row in rows]
+
+
+@torch.no_grad()
+def _of_megatron(folder: Path, config: PretrainedConfig, rows: Sequence[Tensor]) -> list[Tensor]:
+    with distributed.parallel_layout(distributed.Config()) as layout:
+        model = build_model(config, layout.config).eval()
+        load_megatron(model, folder)
+        found = []
+        for row in rows:
+            row = row.to(distributed.device())
+            positions = torch.arange(row.shape[1], device=row.device)[None]
+            found.append(model(row, positions, None).float().cpu())
+        return found
+
+
+def load_megatron(model: nn.Module | Sequence[nn.Module], folder: Path) -> None:
+    """Fill this rank's part of a model from a `torch_dist` folder of any layout; every rank calls it.
+
+    Weights of another dtype are converted. Raises `CheckpointError` where the checkpoint is not of this model.
+    """
+    require_known_classes(folder)
+    for chunk in unwrap_chunks(model):
+        state = chunk.sharded_state_dict()
+        try:
+            loaded = dist_checkpointing.load({"model": state}, str(folder))["model"]
+        except (CheckpointingException, CheckpointException, KeyError, RuntimeError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise CheckpointError(
+                f"{folder} does not fit this model: {lines[-1] if lines else error!r}",
+                hint="config.json is of another model",
+            ) from error
+        chunk.load_state_dict(loaded)

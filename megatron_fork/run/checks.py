@@ -1,0 +1,244 @@
+"""Everything about a recipe that can be refused before a model is allocated: one list, for `train` and for `doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from megatron_fork import conversion, models, objective
+from megatron_fork.config import RunConfig
+from megatron_fork.data import GENERATED, PromptSource, load_prompts
+from megatron_fork.errors import ConfigError, ModelError, RunFolderError
+from megatron_fork.policy import OptimizerConfig
+from megatron_fork.rewards import check_verifier, takes_row
+from megatron_fork.rollout import check_colocated, stop_tokens_of
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a recipe names, found and fitting."""
+
+    hf_config: PretrainedConfig
+    contents: conversion.Contents | None
+    """Of the model's folder; None where weights are drawn."""
+    source: PromptSource
+    stop_tokens: tuple[int, ...]
+    """Any of them ends a response, the tokenizer's own first."""
+
+
+def check(config: RunConfig, *, ranks: int) -> Checked:
+    """What `config` names; raises the `MegatronForkError` of the first thing that would not do on `ranks` ranks here."""
+    check_machine(config)
+    check_settings(config, ranks=ranks)
+    hf_config, contents = matching_model(config)
+    config.parallel.data(ranks)
+    source = matching_prompts(config, hf_config)
+    return Checked(hf_config, contents, source, matching_ends(config, hf_config, source.tokenizer))
+
+
+def check_settings(config: RunConfig, *, ranks: int) -> None:
+    """Raise `ConfigError` for settings of several rooms that do not go together, or not with so many ranks."""
+    _check_staleness(config)
+    _check_groups(config)
+    _check_verifier(config)
+    objective.loss_named(config.objective.loss)
+    if config.rollout.engine == "vllm_colocated":
+        check_colocated(config.rollout.colocated, ranks=ranks)
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise what a recipe asks of this machine in vain: packages, a GPU, a folder."""
+    on_gpu = torch.cuda.is_available()
+    if models.choose_backend(config.compute).backend == "transformer_engine":
+        check_import("transformer_engine.pytorch")
+    check_kernels(config)
+    for field, optimizer in trained_optimizers(config).items():
+        if optimizer.offload and not on_gpu:
+            raise ConfigError(
+                f"{field}.offload={optimizer.offload} without a GPU", hint="there is no device memory to spare: set 0"
+            )
+    if config.rollout.servers and config.rollout.sync == "nccl" and not on_gpu:
+        raise ConfigError(
+            "rollout.sync=nccl without a GPU", hint="set rollout.sync=gloo, or disk where all see one file system"
+        )
+    if config.run.wandb and importlib.util.find_spec("wandb") is None:
+        raise RunFolderError(f"run.wandb={config.run.wandb}, but wandb is not installed", hint="pip install wandb")
+    check_verifier(config.rewards)
+    if config.run.folder and Path(config.run.folder).is_file():
+        raise RunFolderError(
+            f"run.folder={config.run.folder} is a file", hint="name a folder, which is made where there is none"
+        )
+
+
+def check_kernels(config: RunConfig) -> None:
+    """Raise `ConfigError` where the LM head is to run on Triton and cannot."""
+    if config.vocab_parallel.kernels != "triton":
+        return
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError("vocab_parallel.kernels=triton, but Triton is not installed", hint="pip install triton")
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError("vocab_parallel.kernels=triton without a GPU", hint="set vocab_parallel.kernels=auto")
+
+
+def trained_optimizers(config: RunConfig) -> dict[str, OptimizerConfig]:
+    """The settings of every optimizer that the run steps, by their field."""
+    found = {"optimizer": config.optimizer}
+    if config.objective.advantage == "gae":
+        found["critic.optimizer"] = config.critic.optimizer
+    if config.sft.steps:
+        found["sft.optimizer"] = config.sft.optimizer
+    return found
+
+
+def check_import(module: str) -> None:
+    """Raise `ConfigError` where an installed package is broken, as by a library of another CUDA."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken installation raises whatever it likes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{module} is installed and cannot be imported: {reason}",
+            hint="install it again for this torch and CUDA, or set compute.backend=local",
+        ) from error
+
+
+def matching_model(config: RunConfig) -> tuple[PretrainedConfig, conversion.Contents | None]:
+    """The model's config and what its folder holds; raises where it cannot be built as the recipe asks.
+
+    None where weights are drawn. Of a folder's weights only the headers are read.
+    """
+    hf_config = conversion.resolve_config(config.model)
+    models.check_divides(hf_config, config.parallel)
+    _check_recomputation(config, hf_config)
+    if config.experts.replay and not models.family_of(hf_config).has_experts:
+        raise ConfigError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
+    return hf_config, conversion.check_initial(config.model, hf_config)
+
+
+def _check_recomputation(config: RunConfig, hf_config: PretrainedConfig) -> None:
+    """Megatron recomputes whole groups of layers, and stops at the last layer of a stage in the middle of one."""
+    stages = config.parallel.pipeline * config.parallel.virtual_pipeline
+    layers, together = hf_config.num_hidden_layers // stages, config.compute.recompute_layers
+    if config.compute.recompute == "full" and layers % together:
+        raise ConfigError(
+            f"compute.recompute_layers={together} does not divide the {layers} layers of a pipeline stage",
+            hint="choose a divisor; 1 keeps the input of every layer",
+        )
+
+
+def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:
+    """The prompts of a recipe; raises where their tokenizer, or the sequences they lead to, do not fit the model."""
+    source = load_prompts(config.data, _tokenizer(config.model), with_rows=takes_row(config.rewards.kind))
+    if len(source.tokenizer) > hf_config.vocab_size:
+        tokens = len(source.tokenizer)
+        raise ModelError(
+            f"the tokenizer{f' of model.path={config.model.path}' if config.model.path else ''} has {tokens} tokens, the "
+            f"model's vocab_size is {hf_config.vocab_size}",
+            hint="its files are not those of this model: fetch them again"
+            if config.model.path
+            else f"set model.hf_config.vocab_size to {tokens} or more",
+        )
+    room = models.longest_sequence(hf_config)
+    if source.longest_prompt + config.rollout.max_response_tokens > room:
+        raise ModelError(
+            f"the longest prompt has {source.longest_prompt} tokens, which with rollout.max_response_tokens="
+            f"{config.rollout.max_response_tokens} is more than the model's max_position_embeddings={room}",
+            hint=f"lower rollout.max_response_tokens to {max(0, room - source.longest_prompt)} or less, or add "
+            "rope_parameters of rope_type yarn to config.json",
+        )
+    if config.sft.steps and source.demonstrator is None:
+        raise ConfigError(
+            f"sft.steps={config.sft.steps}, but data.source={config.data.source} has no demonstrations",
+            hint="set sft.steps=0"
+            + ("" if config.data.source in GENERATED else ", or name the column of solutions in data.columns.solution"),
+        )
+    if config.sft.steps and source.longest_demonstration > room:
+        raise ModelError(
+            f"the longest prompt with its data.columns.solution={config.data.columns.solution} has "
+            f"{source.longest_demonstration} tokens, more than the model's max_position_embeddings={room}",
+            hint="leave such rows out of the file, or set sft.steps=0",
+        )
+    return source
+
+
+def matching_ends(
+    config: RunConfig, hf_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """The tokens that end a response, from every place that names one; raises where one is no token of the model.
+
+    A config that names no end gets the tokenizer's: it is written beside the trained weights.
+    """
+    if tokenizer.eos_token_id is None and config.sft.steps:
+        raise ModelError(
+            f"sft.steps={config.sft.steps}, but the tokenizer has no eos_token, with which demonstrations end",
+            hint="name it in tokenizer_config.json",
+        )
+    if hf_config.eos_token_id is None:
+        hf_config.eos_token_id = tokenizer.eos_token_id
+    named = {
+        "eos_token_id of the tokenizer": tokenizer.eos_token_id,
+        **conversion.written_ends(config.model),
+        "rollout.stop_tokens": config.rollout.stop_tokens,
+    }
+    return stop_tokens_of(named, hf_config.vocab_size)
+
+
+def _check_staleness(config: RunConfig) -> None:
+    stale = config.rollout.max_staleness
+    if stale and config.objective.correction == "none":
+        raise ConfigError(
+            f"rollout.max_staleness={stale} with objective.correction=none takes tokens of older weights for the policy's own",
+            hint="set objective.correction=tis",
+        )
+    if stale and config.experts.replay:
+        raise ConfigError(
+            f"rollout.max_staleness={stale} with experts.replay=true, which knows nothing of responses that go on later",
+            hint="set experts.replay=false",
+        )
+
+
+def _check_groups(config: RunConfig) -> None:
+    if config.train.steps and config.rollout.samples < 2 and config.objective.advantage != "gae":
+        raise ConfigError(
+            f"rollout.samples=1 with objective.advantage={config.objective.advantage}, which compares the responses to a "
+            "prompt: every advantage would be 0",
+            hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
+        )
+
+
+def _check_verifier(config: RunConfig) -> None:
+    """A generated task has the verifier of its name, or one of the user's own."""
+    task, kind = config.data.source, config.rewards.kind
+    fits = kind == task if task in GENERATED else kind not in GENERATED
+    if not fits and ":" not in kind:
+        hint = f"set rewards.kind={task}" if task in GENERATED else "set rewards.kind=math, or module:function"
+        raise ConfigError(f"rewards.kind={kind} with data.source={task}", hint=hint)
+    if kind == "reasoning_gym" and config.rewards.workers == 0:
+        raise ConfigError(
+            "rewards.kind=reasoning_gym with rewards.workers=0", hint="its tasks are made in workers only"
+        )
+
+
+def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:
+    if not source.path:
+        return None
+    try:
+        found = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
+    except Exception as error:  # tokenizers raise this very class
+        raise ModelError(
+            f"model.path={source.path} has no readable tokenizer: {type(error).__name__}: {models.shown(error)}",
+            hint="copy the model's tokenizer files into the folder",
+        ) from error
+    # Of a folder without any of them transformers makes a tokenizer that knows no text.
+    if not any((Path(source.path) / name).is_file() for name in found.vocab_files_names.values()):
+        raise ModelError(
+            f"model.path={source.path} has no tokenizer: none of {', '.join(found.vocab_files_names.values())}",
+            hint="copy the model's tokenizer files into the folder",
+        )
+    return found

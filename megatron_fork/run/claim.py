@@ -1,0 +1,171 @@
+"""Who may use a run folder: one process at a time, and only the run whose settings `resolved.yaml` there names.
+
+A folder stands for one run. What an earlier start left in it, a warm start, metrics or checkpoints, belongs to the settings in
+its `resolved.yaml`: the same settings go on from there, others are refused, and `run.overwrite=true` removes it all first.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+import yaml
+
+from megatron_fork.config import RunConfig, differences
+from megatron_fork.errors import RunFolderError
+from megatron_fork.run.folder import writing_to
+from megatron_fork.wording import command
+
+RESOLVED = "resolved.yaml"
+LOCK = "lock"
+# What runs leave behind; other files in the folder, such as a scheduler's log, are not touched.
+_LEFT_BY_RUNS = (
+    *("checkpoints", "warm_start", "warm_start_state", "model", "engine_weights", "traces", "wandb", "wandb_run"),
+    *("metrics.jsonl", "updates.jsonl", "summary.json", "report.html"),
+)
+_REMOVED = ".removed-"
+# A killed trainer's checkpoint writer may need a moment to end, on this machine or on the one that a job was taken from.
+_PATIENCE_SECONDS = 60.0
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+Say = Callable[[str], None]
+
+
+def claim(path: Path, config: RunConfig, *, may_change: tuple[str, ...], say: Say) -> TextIO:
+    """Make `path` this process's and this run's; the lock lasts as long as the returned file is open.
+
+    Args:
+        path: made where it does not exist.
+        config: settings of the run, compared with those that the folder holds.
+        may_change: beginnings of the dotted names in which the same run may differ.
+        say: tells the user what is waited for or removed.
+
+    Raises:
+        RunFolderError: another process has it, or it holds another run.
+
+    """
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"run.folder={path} is a file", hint="name a folder, which is made where there is none")
+    with writing_to(path):
+        path.mkdir(parents=True, exist_ok=True)
+    lock = _locked(path, say)
+    try:
+        if config.run.overwrite and not _is_started_again():
+            _remove_run(path, say)
+        _check_same_run(path, config, may_change)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def new_folder(wanted: Path) -> Path:
+    """`wanted`, or where another run of this second has taken that name, `wanted.2` and so on; made here."""
+    with writing_to(wanted):
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}.{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+    raise RunFolderError(f"{wanted} and 998 more exist", hint="name a run.folder")
+
+
+def _locked(path: Path, say: Say) -> TextIO:
+    with writing_to(path / LOCK):
+        lock = (path / LOCK).open("a+", encoding="utf-8")
+    deadline, told = time.monotonic() + _PATIENCE_SECONDS, False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                say(f"run.folder={path} lies where files cannot be locked: see that no second run uses it")
+                break
+            lock.seek(0)
+            holder = lock.read().strip()
+            if time.monotonic() > deadline or _is_alive(holder):
+                lock.close()
+                raise RunFolderError(
+                    f"run.folder={path} is in use by {holder or 'another process'}",
+                    hint="wait until that has ended, or choose another run.folder",
+                ) from error
+        if not told:
+            say(f"run.folder={path}: waiting for what {holder or 'an earlier run'} left writing")
+            told = True
+        time.sleep(0.2)
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+    lock.flush()
+    return lock
+
+
+def _is_alive(holder: str) -> bool:
+    """Whether the process that a lock names is seen to live; on another machine it cannot be seen."""
+    match holder.split():
+        case ["process", number, "on", host, *_] if number.isdigit() and host == socket.gethostname():
+            return Path("/proc", number).exists() if Path("/proc").is_dir() else True
+    return False
+
+
+def _is_started_again() -> bool:
+    """Whether a scheduler or launcher has started the same command again: the run is then gone on with, not begun anew."""
+    return any(
+        os.environ.get(name, "0") not in ("", "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    )
+
+
+def _remove_run(path: Path, say: Say) -> None:
+    """`resolved.yaml` goes first: what a kill leaves of the rest is then refused, and not taken for a run."""
+    held = _held(path, (RESOLVED, *_LEFT_BY_RUNS))
+    if held:
+        say(f"run.overwrite=true: removing {', '.join(held)} from {path}")
+    with writing_to(path):
+        for name in held:
+            (path / name).rename(path / f"{_REMOVED}{name}")
+        for leaving in path.glob(f"{_REMOVED}*"):
+            if leaving.is_dir() and not leaving.is_symlink():
+                shutil.rmtree(leaving)
+            else:
+                leaving.unlink()
+
+
+def _held(path: Path, names: tuple[str, ...]) -> list[str]:
+    """Which of the names are files or folders there: a run leaves nothing else."""
+    return [name for name in names if (path / name).is_file() or (path / name).is_dir()]
+
+
+def _check_same_run(path: Path, config: RunConfig, may_change: tuple[str, ...]) -> None:
+    resolved = path / RESOLVED
+    out = "choose another run.folder, or begin clean with run.overwrite=true"
+    if not resolved.exists():
+        held = _held(path, _LEFT_BY_RUNS)
+        if held:
+            raise RunFolderError(
+                f"run.folder={path} holds {', '.join(held)} and no {RESOLVED}: of which settings is not known", hint=out
+            )
+        return
+    try:
+        changed = [
+            name
+            for name in differences(resolved.read_text(encoding="utf-8"), config)
+            if not name.startswith(may_change)
+        ]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunFolderError(f"{resolved} cannot be read: {reason}", hint=out) from error
+    if changed:
+        raise RunFolderError(
+            f"run.folder={path} holds a run with other settings: {', '.join(changed)}",
+            hint=f"go on with that one by {command('megatron-fork', 'train', resolved)}, {out}",
+        )

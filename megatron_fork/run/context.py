@@ -1,0 +1,161 @@
+"""What every command needs before it starts: checked settings, the layout, the prompts, the run folder.
+
+Everything that can be refused is refused here, before a model is allocated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from megatron_fork import checkpoint, conversion, distributed
+from megatron_fork.config import RunConfig, fingerprint, former_fingerprints, to_yaml
+from megatron_fork.data import PromptSource
+from megatron_fork.distributed import Layout, collectives, parallel_layout
+from megatron_fork.errors import Interrupted, MegatronForkError, Preempted
+from megatron_fork.rollout import ends_in_words
+from megatron_fork.run.checks import check
+from megatron_fork.run.claim import claim, new_folder
+from megatron_fork.run.console import Display
+from megatron_fork.run.folder import RunFolder
+from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
+from megatron_fork.run.provenance import as_comments, provenance
+from megatron_fork.wording import command
+
+# What a resumed run may change without becoming another run.
+_MAY_CHANGE = (
+    *("run.", "parallel.", "train.steps", "rewards.workers", "rewards.failure_warning", "policy.tokens_per_"),
+    *(
+        "rollout.batch_size",
+        "rollout.servers",
+        "rollout.sync",
+        "rollout.remote.",
+        "rollout.colocated.",
+        "rollout.probe_",
+    ),
+)
+# What no folder's name may hold.
+_NO_NAME = re.compile(r"[/\x00-\x1f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The surroundings of one run on this rank."""
+
+    config: RunConfig
+    layout: Layout
+    hf_config: PretrainedConfig
+    source: PromptSource
+    folder: RunFolder
+    display: Display
+    stop: StopRequest
+    stop_tokens: tuple[int, ...]
+    """Any of them ends a response, the tokenizer's own first."""
+    model_files: conversion.ModelFiles
+    """What goes beside weights that the run writes."""
+    identity: str
+    """What the run is determined by, in a few letters; a resumed run may change the rest."""
+    formerly: tuple[str, ...]
+    """What other versions took for it."""
+    checkpoints: checkpoint.Checkpoints
+
+    def asked_to_stop(self) -> bool:
+        """Whether any rank was; every rank must ask."""
+        return self.stop.agreed(self.layout.world)
+
+    def interrupted(self, what: str) -> Interrupted:
+        """The error to end with, once the state is saved: a scheduler's request has an exit code of its own."""
+        kind = Interrupted if self.stop.by_user else Preempted
+        return kind(
+            f"{what}; the state is saved",
+            hint=f"resume with {command('megatron-fork', 'train', self.folder.path / 'resolved.yaml')}",
+        )
+
+    @property
+    def warm_start(self) -> Path:
+        """The model folder that supervised fine-tuning leaves."""
+        return self.folder.path / "warm_start"
+
+
+@contextmanager
+def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
+    """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
+    checked = check(config, ranks=distributed.world_size())
+    hf_config, source, stop_tokens = checked.hf_config, checked.source, checked.stop_tokens
+    model_files = conversion.ModelFiles.of(config.model, hf_config, source.tokenizer)
+    distributed.initialize()
+    with parallel_layout(config.parallel) as layout, StopRequest() as stop, _stopping(stop):
+        folder = _open_folder(config, layout, display)
+        display.say(f"data {config.data.source}: {source.counts}, {len(source.held_out):,} held out")
+        display.say(f"responses end at {ends_in_words(stop_tokens, source.tokenizer)}")
+        try:
+            identity = fingerprint(config, leave_out=_MAY_CHANGE)
+            formerly = former_fingerprints(config, leave_out=_MAY_CHANGE)
+            checkpoints = checkpoint.Checkpoints(
+                folder.path / "checkpoints",
+                run=identity,
+                formerly=formerly,
+                keep=config.run.keep_checkpoints,
+                keep_every=config.run.keep_every,
+                write_model_files=model_files.write,
+                say=display.say,
+            )
+            yield RunContext(
+                config,
+                layout,
+                hf_config,
+                source,
+                folder,
+                display,
+                stop,
+                stop_tokens,
+                model_files,
+                identity,
+                formerly,
+                checkpoints,
+            )
+        finally:
+            folder.close()
+
+
+@contextmanager
+def _stopping(stop: StopRequest) -> Iterator[None]:
+    """Until there is something to save a signal ends the run at once; whoever has something says so."""
+    try:
+        with stop.at_once():
+            yield
+    except (StoppedAtOnce, Exception) as error:
+        if not stop.has_raised or isinstance(error, Interrupted):
+            raise
+        kind = Interrupted if stop.by_user else Preempted
+        raise kind(
+            "stopped where nothing had to be saved",
+            hint="start it again with the same run.folder: it goes on from there",
+        ) from error
+
+
+def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFolder:
+    """The first rank chooses the folder for all and claims it; where it may not be had, every rank learns why."""
+    first = distributed.rank() == 0
+    path, lock, refused = Path(config.run.folder or "runs"), None, None
+    try:
+        if first:
+            name = _NO_NAME.sub("_", config.run.name)
+            by_time = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+            path = path if config.run.folder else new_folder(by_time)
+            lock = claim(path, config, may_change=_MAY_CHANGE, say=display.say)
+    except MegatronForkError as error:
+        refused = error
+    path, refused = collectives.broadcast_object((path, refused), layout.world)
+    if refused is not None:
+        raise refused
+    # Without `overwrite`: this file is what a run is resumed by.
+    head = as_comments(provenance(str(layout))) if first else ""
+    named = replace(config, run=replace(config.run, folder=str(path), overwrite=False))
+    return RunFolder(path, writes=first, wandb_project=config.run.wandb, resolved=head + to_yaml(named), lock=lock)

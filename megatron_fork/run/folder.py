@@ -1,0 +1,190 @@
+"""What a run leaves behind: resolved.yaml, metrics.jsonl, traces/, checkpoints/, summary.json, report.html.
+
+Rank 0 writes; on the other ranks every method does nothing. A full or read-only disk is one clear line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from megatron_fork.errors import RunFolderError
+from megatron_fork.files import replace_file
+from megatron_fork.masking import masked
+from megatron_fork.wording import way_out
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into the user's error."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{path} cannot be written: its folder was removed while the run wrote to it",
+            hint="leave a run's folder alone until the run has ended; start it again to begin anew",
+        ) from error
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written: {error.strerror or error}", hint=way_out(error, elsewhere="run.folder")
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` in one step, so that a reader sees the old text or the new."""
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, text)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        writes: bool,
+        wandb_project: str | None = None,
+        resolved: str = "",
+        lock: TextIO | None = None,
+    ) -> None:
+        """Of the rank that `writes`; `lock` is kept open until `close`, and with it the folder kept from other processes."""
+        self.path = path
+        self.writes = writes
+        self._lock, self._resolved, self._wandb_project = lock, resolved, wandb_project
+        self._wandb = None
+        if writes:
+            with writing_to(path):
+                path.mkdir(parents=True, exist_ok=True)
+
+    def begin(self) -> None:
+        """Write resolved.yaml and start Weights & Biases: not before, so that a refused start leaves the folder as it was."""
+        if not self.writes:
+            return
+        write_atomically(self.path / "resolved.yaml", self._resolved)
+        if self._wandb_project:
+            self._wandb = _start_wandb(self._wandb_project, self.path, self._resolved)
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl."""
+        if not self.writes:
+            return
+        self._append(self.path / "metrics.jsonl", {"stage": stage, "step": step, **values})
+        if self._wandb is not None:
+            finite = {f"{stage}/{name}": value for name, value in values.items() if math.isfinite(value)}
+            self._wandb.log({**finite, f"{stage}/step": step})
+
+    def updates(self, step: int, values: Sequence[Mapping[str, float]]) -> None:
+        """Append a line to updates.jsonl for each optimizer step of a training step."""
+        if self.writes:
+            for number, update in enumerate(values):
+                self._append(self.path / "updates.jsonl", {"step": step, "update": number, **update})
+
+    def traces(self, step: int, records: list[dict[str, Any]], *, of: Literal["step", "evaluation"] = "step") -> None:
+        """Write the traced trajectories of a step, or of the evaluation after it."""
+        if self.writes and records:
+            lines = [json.dumps(_finite(record)) for record in records]
+            write_atomically(self.path / "traces" / f"{of}-{step:06d}.jsonl", "\n".join(lines) + "\n")
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Write summary.json: the run has finished."""
+        if self.writes:
+            write_atomically(self.path / "summary.json", json.dumps(_finite(values), indent=2) + "\n")
+
+    def forget(self, *, warm_start_after: int | None = None, after: int | None = None) -> None:
+        """Drop what a run that goes on writes again; None drops nothing of that stage.
+
+        Args:
+            warm_start_after: lines of the warm start past this step.
+            after: lines, updates and traces of training and evaluation past this step; -1 drops all.
+
+        """
+        if not self.writes:
+            return
+        last = {"sft": warm_start_after, "train": after, "evaluation": after}
+        for name in ("metrics.jsonl", "updates.jsonl"):
+            file = self.path / name
+            if file.is_file():
+                kept = [line + "\n" for line in file.read_text(encoding="utf-8").splitlines() if _stands(line, last)]
+                write_atomically(file, "".join(kept))
+        with writing_to(self.path):
+            (self.path / "summary.json").unlink(missing_ok=True)  # it says that the run has finished
+            for trace in (self.path / "traces").glob("*-*.jsonl"):
+                if after is not None and not _step_of(trace) <= after:
+                    trace.unlink()
+
+    def close(self) -> None:
+        if self._wandb is not None:
+            self._wandb.finish()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _append(self, file: Path, record: dict[str, Any]) -> None:
+        with writing_to(file), file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(_finite(record)) + "\n")
+
+
+def _stands(line: str, last: Mapping[str, int | None]) -> bool:
+    """Whether a line, whole or cut off by a crash, is of its stage's last kept step or before; an update is of training."""
+    try:
+        record = json.loads(line)
+        kept = last[record.get("stage", "train")]
+        return bool(record["step"] <= (math.inf if kept is None else kept))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _step_of(trace: Path) -> float:
+    number = trace.stem.removeprefix("step-").removeprefix("evaluation-")
+    return int(number) if number.isdecimal() else math.inf
+
+
+def _start_wandb(project: str, path: Path, resolved: str) -> Any:
+    """The Weights & Biases run of a folder: the one that was begun there, where one was."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise RunFolderError(f"run.wandb={project}, but wandb is not installed", hint="pip install wandb") from error
+    import yaml
+
+    has_login = bool(os.environ.get("WANDB_API_KEY")) or _netrc_names_wandb()
+    if "WANDB_MODE" not in os.environ and not has_login:
+        os.environ["WANDB_MODE"] = "offline"
+    kept = path / "wandb_run"
+    if not kept.is_file():
+        write_atomically(kept, secrets.token_hex(4) + "\n")
+    run = wandb.init(
+        project=project,
+        name=path.name,
+        dir=path,
+        config=yaml.safe_load(masked(resolved)),
+        id=kept.read_text(encoding="utf-8").strip(),
+        resume="allow",
+    )
+    # Charts by the run's own steps: those that a resumed run takes again lie over the first ones.
+    for stage in ("sft", "train", "evaluation"):
+        run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+    return run
+
+
+def _netrc_names_wandb() -> bool:
+    file = Path.home() / ".netrc"
+    return file.is_file() and "api.wandb.ai" in file.read_text(encoding="utf-8", errors="replace")
