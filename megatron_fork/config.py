@@ -22,7 +22,7 @@ from megatron_fork.distributed import Config as ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.evaluation import Config as EvaluationConfig
 from megatron_fork.files import UTF8, at_home, can_be_path
-from megatron_fork.masking import MASK
+from megatron_fork.masking import MASK, hide_logins
 from megatron_fork.models import ComputeConfig, ExpertsConfig
 from megatron_fork.models import Config as ModelConfig
 from megatron_fork.objective import Config as ObjectiveConfig
@@ -237,9 +237,11 @@ def _letters(flat: dict[str, Any]) -> str:
 
 
 def _refuse_masked(config: RunConfig) -> None:
-    """What a run has written leads to no server that asks for a login."""
+    """What a run has written leads to no server that asks for a login; the logins that there are are masked from here on."""
     for name, value in _flat(asdict(config), ""):
         for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                hide_logins(text)
             if isinstance(text, str) and f"://{MASK}@" in text:
                 raise ConfigError(
                     f"{name}={text} has lost its login, which is written nowhere",

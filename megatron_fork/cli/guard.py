@@ -7,13 +7,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Annotated
 
 import typer
@@ -28,6 +29,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 def guarded(work: Callable[[], None], *, debug: bool) -> None:
     """Run `work`; print the user's errors as two lines on rank 0, and leave with their exit code."""
+    sys.excepthook = _tell_defect
+    threading.excepthook = lambda told: _tell_defect(told.exc_type, told.exc_value, told.exc_traceback)
     try:
         work()
     except MegatronForkError as error:
@@ -69,6 +72,12 @@ def _stop(process: int, number: int, frame: FrameType | None) -> None:
     with suppress(RuntimeError, OSError):  # in the middle of a write, or the terminal is gone
         _explain(kind(_NOTHING_YET), debug=False)
     _leave(kind.exit_code)
+
+
+def _tell_defect(kind: type[BaseException], defect: BaseException | None, trace: TracebackType | None) -> None:
+    """As Python does it, without passwords and keys."""
+    if not issubclass(kind, SystemExit):
+        typer.echo(masked("".join(traceback.format_exception(kind, defect, trace))), err=True, nl=False)
 
 
 def _explain(error: MegatronForkError, *, debug: bool) -> None:

@@ -24,6 +24,7 @@ else:
 __all__ = [
     "Config",
     "Layout",
+    "another_tells",
     "choose_threads",
     "device",
     "finalize",

@@ -6,6 +6,8 @@ stands in no file; `\${` stands for the two characters.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from megatron_fork.masking import hide, masked
 from megatron_fork.recipe.text import Written, plain
 
 _OPENING, _ESCAPED = "${", "\\${"
+_VARIABLE = re.compile(r"oc\.env:\s*(\w+)")
 
 
 class Resolved(str):
@@ -52,6 +55,8 @@ def resolve(tree: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]
         raise _refused(str(error.full_key or "a field"), error) from error
 
     def value_of(text: str, path: str) -> Any:
+        for name in _VARIABLE.findall(text):  # before anything can be said of them
+            hide(os.environ.get(name, ""), named=name)
         try:
             value = OmegaConf.select(everything, path, throw_on_missing=True, throw_on_resolution_failure=True)
         except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:

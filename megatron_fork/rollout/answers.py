@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 
 from megatron_fork.experience import FinishReason
-from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.draft import Draft, Piece
-from megatron_fork.rollout.wire import Allowance, ServerFault, quoted
+from megatron_fork.rollout.pace import Allowance, Pace
+from megatron_fork.rollout.wire import ServerFault, quoted
 
 # Rounding may lift a log-prob above 0 by this much.
 _ROUNDING = 1e-3
@@ -22,11 +22,11 @@ _LEAST_LOGPROB = -1000.0
 class Answer:
     """The pieces of an answer, in their order."""
 
-    def __init__(self, draft: Draft, stop_tokens: Sequence[int], vocabulary: int, config: RemoteConfig) -> None:
+    def __init__(self, draft: Draft, stop_tokens: Sequence[int], vocabulary: int, pace: Pace) -> None:
         self.room = draft.remaining
         self.stop_tokens = frozenset(stop_tokens)
         self.vocabulary = vocabulary
-        self.allowance = Allowance(config.idle_seconds, config.stream_interval, draft.load)
+        self.allowance = Allowance(pace, draft.load)
         self.count = 0
         self._last: int | None = None
         self._has_ended = False

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.masking import KEY_VARIABLE
 from megatron_fork.rollout.colocated_config import ColocatedConfig
 from megatron_fork.serving import EntropyTemperature
 
-# Nothing but what stands in an address.
+# Nothing but what stands in an address, or in a header.
 _PLAIN = re.compile(r"[!-~]+").fullmatch
 
 
@@ -27,7 +29,8 @@ class RemoteConfig:
     bucket_mebibytes: int = 512
     """Weights that travel, and lie in rank 0's memory, at a time."""
     idle_seconds: float = 300.0
-    """A response of which fewer than `stream_interval` tokens arrive in this time, or not the first, is drawn elsewhere."""
+    """A response of which fewer than `stream_interval` tokens arrive in this time, or not the first, is drawn elsewhere: but
+    not while other responses of its server come as they should, for it may be queued there, nor while an update holds it."""
     control_seconds: float = 600.0
     """Time-out of a step of a weight update."""
     health_seconds: float = 5.0
@@ -129,6 +132,11 @@ class Config:
                 )
         if len(set(self.servers)) < len(self.servers):
             raise ConfigError(f"rollout.servers={self.servers} names a server twice", hint="name each once")
+        if self.servers and not _is_header(os.environ.get(KEY_VARIABLE, "")):
+            raise ConfigError(
+                f"{KEY_VARIABLE} of the environment holds more than a key: a line's end, a blank, or a letter beyond ASCII",
+                hint="a file that it came from may end with an empty line; give the key alone",
+            )
 
     def _check_sampling(self) -> None:
         if not 0.0 < self.top_p <= 1.0:
@@ -161,11 +169,18 @@ class Config:
         return ""
 
 
+def _is_header(key: str) -> bool:
+    return not key or _PLAIN(key) is not None
+
+
 def _is_address(url: str) -> bool:
+    from httpx import URL, InvalidURL  # not for runs without servers: it takes a while to import
+
     try:
         parts = urlsplit(url)
+        URL(url)
         return (
             parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and _PLAIN(url) is not None
         )
-    except ValueError:  # of brackets, and of ports
+    except (ValueError, InvalidURL):  # of brackets, and of ports
         return False

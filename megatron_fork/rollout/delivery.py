@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import json
 import shutil
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.buckets import Bucket
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.server import Rendezvous, Server
+from megatron_fork.rollout.waiting import ended, in_daemon_thread
 from megatron_fork.rollout.wire import ServerFault
 from megatron_fork.serving import Backend, TransferGroup, TransferStore, address_towards, join_transfer
 
@@ -43,12 +43,11 @@ class Delivery(ABC):
     async def start(self, servers: Sequence[Server]) -> None:
         """Requests in progress are held from here to the end of the update, and go on with the new weights."""
         self.servers = list(servers)
-
         self._held = {server for server in servers if server.running}
 
         async def open_one(server: Server) -> None:
             if server in self._held:
-                await server.pause()
+                await server.hold()
             await self._open(server)
 
         await self._each(open_one)
@@ -64,7 +63,7 @@ class Delivery(ABC):
             await self._close(server, label)
             await server.forget_prefixes()
             if server in self._held:
-                await server.resume()
+                await server.release()
             found = await server.weight_label()
             if found != label:
                 raise ServerFault(f"after the update it has the weights {found}, not {label}")
@@ -111,7 +110,17 @@ class DiskDelivery(Delivery):
         await super().start(servers)
         self._files, self._count = {}, 0
         shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        with self._writing():
+            self._partial.mkdir(parents=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise RolloutError(
+                f"{self._partial} cannot be written: {error}", hint="free some space, or see who may write there"
+            ) from error
 
     @property
     def _partial(self) -> Path:
@@ -120,20 +129,19 @@ class DiskDelivery(Delivery):
     async def send(self, bucket: Bucket) -> None:
         self._count += 1
         name = f"model-{self._count:05d}.safetensors"
-        try:
+        with self._writing():
             await asyncio.to_thread(save_file, dict(bucket), self._partial / name, metadata={"format": "pt"})
-        except (OSError, SafetensorError) as error:
-            raise RolloutError(f"{self._partial} cannot be written: {error}", hint="free some space") from error
         self._files.update({tensor: name for tensor, _ in bucket})
         self.bytes_sent += sum(tensor.nbytes for _, tensor in bucket)
 
     async def finish(self, label: str) -> list[Server]:
         index = {"metadata": {}, "weight_map": self._files}
-        (self._partial / "model.safetensors.index.json").write_text(json.dumps(index))
-        self.hf_config.save_pretrained(self._partial)
         complete = self.folder / label.replace(":", "-")
         shutil.rmtree(complete, ignore_errors=True)
-        self._partial.rename(complete)
+        with self._writing():
+            (self._partial / "model.safetensors.index.json").write_text(json.dumps(index))
+            self.hf_config.save_pretrained(self._partial)
+            self._partial.rename(complete)
         servers = await super().finish(label)
         for old in self.folder.iterdir():
             if old != complete:
@@ -194,14 +202,16 @@ class BroadcastDelivery(Delivery):
             timeout=self.config.control_seconds,
         )
         joining = asyncio.create_task(server.join(rendezvous))
-        forming = asyncio.create_task(_in_daemon_thread(lambda: self._join(store, rendezvous, server)))
-        # An answer that comes without the group is a refusal: nobody will join any more.
-        await asyncio.wait([joining, forming], return_when=asyncio.FIRST_COMPLETED)
+        forming = asyncio.create_task(in_daemon_thread(lambda: self._join(store, rendezvous, server)))
         try:
+            # An answer that comes without the group is a refusal: nobody will join any more.
+            await asyncio.wait([joining, forming], return_when=asyncio.FIRST_COMPLETED)
             await joining
             group = await forming
         except RuntimeError as error:  # torch's rendezvous
             raise ServerFault(f"no group with its workers: {str(error).splitlines()[0]}") from error
+        finally:
+            await ended(joining, forming)
         self._groups[server] = _Connection(group, rendezvous, store, server.falls)
 
     def _join(self, store: TransferStore, rendezvous: Rendezvous, server: Server) -> TransferGroup:
@@ -226,8 +236,11 @@ class BroadcastDelivery(Delivery):
         async def to(server: Server) -> None:
             connection = self._groups[server]
             answer = asyncio.create_task(server.receive(connection.rendezvous, names, dtypes, shapes))
-            await self._broadcast(connection.group, bucket, answer)
-            await answer
+            try:
+                await self._broadcast(connection.group, bucket, answer)
+                await answer
+            finally:
+                await ended(answer)
 
         await self._each(to)
 
@@ -236,18 +249,16 @@ class BroadcastDelivery(Delivery):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.control_seconds
         for _, tensor in bucket:
-            work = group.broadcast(tensor)
-            while not work.is_completed():
-                if answer.done():
-                    answer.result()
-                if loop.time() > deadline:
-                    answer.cancel()
-                    raise ServerFault(f"a bucket was not received within {self.config.control_seconds:.0f} s")
-                await asyncio.sleep(0.0005)
             try:
+                work = group.broadcast(tensor)
+                while not work.is_completed():
+                    if answer.done():
+                        answer.result()
+                    if loop.time() > deadline:
+                        raise ServerFault(f"a bucket was not received within {self.config.control_seconds:.0f} s")
+                    await asyncio.sleep(0.0005)
                 work.wait()
             except RuntimeError as error:  # torch's: the connection is gone
-                answer.cancel()
                 raise ServerFault(f"the broadcast broke off: {str(error).splitlines()[0]}") from error
 
     async def _close(self, server: Server, label: str) -> None:
@@ -265,39 +276,3 @@ class BroadcastDelivery(Delivery):
     async def close(self) -> None:
         for server in list(self._groups):
             self._forget(server)
-
-
-async def _in_daemon_thread(work: Callable[[], TransferGroup]) -> TransferGroup:
-    """Unlike asyncio's threads, one that waits for a server that never comes does not hold up the end of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[TransferGroup] = loop.create_future()
-
-    def run() -> None:
-        try:
-            group = work()
-        except RuntimeError as error:
-            _tell(loop, future, error=error)
-        else:
-            _tell(loop, future, group=group)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await future
-
-
-def _tell(
-    loop: asyncio.AbstractEventLoop,
-    future: asyncio.Future[TransferGroup],
-    *,
-    group: TransferGroup | None = None,
-    error: RuntimeError | None = None,
-) -> None:
-    def settle() -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        elif group is not None:
-            future.set_result(group)
-
-    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-        loop.call_soon_threadsafe(settle)

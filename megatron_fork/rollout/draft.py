@@ -93,12 +93,20 @@ class Share:
     tokens: array[int] = field(default_factory=token_array)
     logprob: array[float] = field(default_factory=logprob_array)
     labels: Sequence[tuple[str, int, int]] | None = None
+    proven: int = 0
+    """Tokens that came while the server had that version, and no update went on."""
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Piece, *, is_proven: bool = True) -> None:
         self.tokens.extend(piece.tokens)
         self.logprob.extend(piece.logprob)
+        self.proven = len(self.tokens) if is_proven else self.proven
         if piece.versions is not None:
             self.labels = piece.versions
+
+    def leave_out_unproven(self) -> None:
+        """Where it broke off, and no label says which weights drew what came after an update."""
+        if self.labels is None:
+            del self.tokens[self.proven :], self.logprob[self.proven :]
 
     @property
     def said(self) -> str:

@@ -19,6 +19,7 @@ from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.draft import Draft, Share
 from megatron_fork.rollout.engine import Completion, Request
 from megatron_fork.rollout.server import Server
+from megatron_fork.rollout.waiting import ended
 from megatron_fork.rollout.wire import ServerFault
 
 # A server that fails this often in a row gets no further request until it has proven healthy.
@@ -83,9 +84,7 @@ class Fleet:
             await self.drop(server, f"probe: {fault}")
             return None
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(*tasks)
 
     async def abort(self) -> None:
         """Stop everything; what had begun is in `take_unfinished`."""
@@ -94,17 +93,13 @@ class Fleet:
         self._pending.clear()
         stops = [asyncio.create_task(server.stop_all()) for server in self.servers if server.running]
         if stops:
-            _, late_stops = await asyncio.wait(stops, timeout=self.config.health_timeout_seconds)
-            for stop in late_stops:
-                stop.cancel()
-            await asyncio.gather(*stops, return_exceptions=True)
+            await asyncio.wait(stops, timeout=self.config.health_timeout_seconds)
+            await ended(*stops)
         tasks = [task for server in self.servers for task in server.running.values()]
         if tasks:
             # Servers answer with what there is; one that does not loses the last few tokens only.
             _, late = await asyncio.wait(tasks, timeout=self.config.health_timeout_seconds)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await ended(*late)
         self._aborting = False
 
     async def take_unfinished(self) -> list[Request]:
@@ -142,6 +137,8 @@ class Fleet:
 
     async def drop(self, server: Server, reason: str) -> None:
         """Nothing more is asked of the server until it is healthy; what it worked on is drawn elsewhere."""
+        if server.state == "down":  # many of its requests may say so at a time
+            return
         server.state = "down"
         server.falls += 1
         server.set_back(reason)
@@ -156,7 +153,7 @@ class Fleet:
     def _assign(self) -> None:
         """Hand out drafts in their order, but that one may wait for a server where it has not failed yet."""
         waiting: list[Draft] = []
-        while self._pending and not self._aborting and (free := self._free()):
+        while self._pending and not self._aborting and self.error is None and (free := self._free()):
             draft = self._pending.popleft()
             server = self._server_for(draft, free)
             if server is None:
@@ -204,12 +201,13 @@ class Fleet:
             server.load -= draft.load
         fault = self._of_labels(server, share) or fault
         if fault is None or not fault.is_void:
+            share.leave_out_unproven()
             draft.add(share)
             server.setbacks = 0 if share.tokens else server.setbacks
         finish = draft.finish(self.stop_tokens)
-        if finish is not None:
+        if finish is not None and self.error is None:
             draft.arrived.put(draft.completion(finish))
-        elif self._aborting:
+        elif finish is not None or self._aborting:  # nobody takes completions after an error: whoever goes on has it
             self._unfinished.append(draft.unfinished())
         else:
             self._again(draft, server, fault or ServerFault("it ended a response without a reason"), was_dropped)
@@ -230,7 +228,7 @@ class Fleet:
         finish: FinishReason | None = None
         async with contextlib.aclosing(server.pieces(draft, self.stop_tokens)) as pieces:
             async for piece in pieces:
-                share.add(piece)
+                share.add(piece, is_proven=server.state == "ready" and server.version == share.version)
                 if piece.tokens:
                     self.heard = time.monotonic()
                 finish = piece.finish or finish
@@ -277,7 +275,7 @@ class Fleet:
                     looks = asyncio.gather(*(self._check(server, missed) for server in self.servers))
                     looks_at = time.monotonic() + self.config.health_seconds
         finally:
-            looks.cancel()
+            await ended(looks)
 
     async def _check(self, server: Server, missed: dict[Server, int]) -> None:
         if server.state == "down":
@@ -300,7 +298,7 @@ class Fleet:
             try:
                 async with asyncio.timeout(seconds):
                     label = await server.weight_label()
-                    await server.resume()  # a weight update that broke off may have left it paused
+                    await server.release()  # a weight update that broke off may have left it paused
             except (ServerFault, TimeoutError) as error:
                 server.reason = str(error) or f"it did not tell its weights within {seconds:g} s"
                 return
@@ -312,7 +310,5 @@ class Fleet:
     async def close(self) -> None:
         self._aborting = True
         tasks = [task for server in self.servers for task in server.running.values()]
-        for task in [*tasks, *([self._watcher] if self._watcher else [])]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(*tasks, *([self._watcher] if self._watcher else []))
         await asyncio.gather(*(server.close() for server in self.servers))

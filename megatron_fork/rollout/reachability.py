@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
+from contextlib import aclosing
 
 import httpx
 
-from megatron_fork.masking import masked
+from megatron_fork.masking import KEY_VARIABLE, masked
+from megatron_fork.rollout.wire import Late, ServerFault, Wire
 
 SECONDS = 3.0
 
 
 def server_states(urls: Sequence[str], *, seconds: float = SECONDS) -> dict[str, str]:
-    """For every address what its `/health` says: `healthy`, or what is wrong in a few words."""
+    """For every address what its `/health` says to a run: `healthy`, or what is wrong in a few words."""
 
-    async def ask(client: httpx.AsyncClient, url: str) -> str:
+    async def ask(url: str) -> str:
         try:
-            async with asyncio.timeout(seconds):
-                answer = await client.get(f"{url.rstrip('/')}/health")
-        except TimeoutError:
+            async with aclosing(Wire(url.rstrip("/"), os.environ.get(KEY_VARIABLE), connections=1)) as wire:
+                status = (await wire.ask("GET", "/health", seconds)).status
+        except Late:
             return f"no answer in {seconds:g} seconds"
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
-            return f"cannot be reached: {masked(' '.join(str(error).split()))[:200] or type(error).__name__}"
-        return "healthy" if answer.is_success else f"answers /health with {answer.status_code}"
+        except (ServerFault, httpx.InvalidURL) as error:
+            return f"cannot be reached: {masked(str(error))}"
+        return "healthy" if status == 200 else f"answers /health with {status}"
 
     async def ask_all() -> list[str]:
-        async with httpx.AsyncClient(timeout=seconds) as client:
-            return await asyncio.gather(*(ask(client, url) for url in urls))
+        return await asyncio.gather(*(ask(url) for url in urls))
 
     return dict(zip(urls, asyncio.run(ask_all()), strict=True))

@@ -177,12 +177,13 @@ class RemoteEngine:
 
     def _next(self, arrived: queue.Queue[Completion]) -> Completion | None:
         """The next to arrive, None where there is none for a while; servers that are back get their weights first."""
-        if self.fleet.error is not None:
-            raise self.fleet.error
+        error = self.fleet.error
         try:
-            return arrived.get(timeout=0.0 if self._aborted else _GLANCE_SECONDS)
+            return arrived.get(timeout=0.0 if self._aborted or error is not None else _GLANCE_SECONDS)
         except queue.Empty:
             pass
+        if error is not None:  # what had been answered before it is kept
+            raise error
         if any(server.state == "stale" for server in self.fleet.servers) or not self.fleet.ready:
             self._until_ready()
         elif self.fleet.is_drawing and time.monotonic() - self.fleet.heard > self.config.remote.patience_seconds:

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from megatron_fork.masking import KEY_VARIABLE, masked
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.draft import Draft, Piece
-from megatron_fork.rollout.wire import Allowance, ServerFault, Wire, broken_off, parsed, quoted
+from megatron_fork.rollout.pace import Allowance, Pace
+from megatron_fork.rollout.wire import ServerFault, Wire, broken_off, parsed, quoted, refusal
 from megatron_fork.serving import Backend
 
 State = Literal["down", "stale", "ready"]
@@ -55,6 +56,7 @@ class Server(ABC):
         self.version = -1
         self.falls = 0  # how often it went down
         self.setbacks = 0  # falls and foreign weights since tokens of it last counted
+        self.pace = Pace(config.idle_seconds, config.stream_interval)
         self.wire = Wire(self.url, os.environ.get(KEY_VARIABLE), connections=config.requests_per_server)
 
     def __str__(self) -> str:
@@ -136,11 +138,25 @@ class Server(ABC):
 
     # What is the same for all.
 
+    async def hold(self) -> None:
+        """`pause`, and expect no token until it is released."""
+        self.pace.hold()
+        await self.pause()
+
+    async def release(self) -> None:
+        await self.resume()
+        self.pace.go_on()
+
     async def is_healthy(self) -> bool:
+        """Where it is not, and was never ready, the reason is what it said."""
         try:
-            return (await self.wire.ask("GET", "/health", self.config.health_timeout_seconds)).status == 200
-        except ServerFault:
-            return False
+            reply = await self.wire.ask("GET", "/health", self.config.health_timeout_seconds)
+            ailment = "" if reply.status == 200 else str(refusal("/health", reply.status, reply.body))
+        except ServerFault as fault:
+            ailment = str(fault)
+        if ailment and self.version < 0:
+            self.reason = ailment
+        return not ailment
 
     async def call(self, method: str, path: str, **options: Any) -> Any:
         """JSON answer of a control route, or its text; raises `ServerFault` on anything but success."""
@@ -190,7 +206,7 @@ class Server(ABC):
         raise ServerFault(f"{path}: the stream ended early")
 
     async def close(self) -> None:
-        await self.wire.close()
+        await self.wire.aclose()
 
 
 def workers_in(*counts: object) -> int:

@@ -23,7 +23,7 @@ _SESSION = "no weight-update session"
 class SglangServer(Server):
     async def pieces(self, draft: Draft, stop_tokens: Sequence[int]) -> AsyncGenerator[Piece, None]:
         body = self._body(draft, stop_tokens)
-        answer = Answer(draft, stop_tokens, self.vocabulary, self.config)
+        answer = Answer(draft, stop_tokens, self.vocabulary, self.pace)
         async with contextlib.aclosing(self.events("/generate", body, answer.allowance)) as events:
             async for event in events:
                 yield answer.take(*_fields(event, answer.count))

@@ -23,7 +23,7 @@ _RESETS = 50
 class VllmServer(Server):
     async def pieces(self, draft: Draft, stop_tokens: Sequence[int]) -> AsyncGenerator[Piece, None]:
         sampling = vllm_sampling(draft, stop_tokens, stream_interval=self.config.stream_interval)
-        answer = Answer(draft, stop_tokens, self.vocabulary, self.config)
+        answer = Answer(draft, stop_tokens, self.vocabulary, self.pace)
         body = {"token_ids": draft.prompt, "stream": True, "sampling_params": sampling}
         async with contextlib.aclosing(self.events("/inference/v1/generate", body, answer.allowance)) as events:
             async for event in events:

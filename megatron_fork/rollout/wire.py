@@ -8,24 +8,22 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
 from megatron_fork.masking import masked
+
+if TYPE_CHECKING:
+    from megatron_fork.rollout.pace import Allowance
 
 # Of a control route's answer; SGLang's /server_info is the longest, with some ten KiB.
 _ANSWER_BYTES = 4 << 20
 # What is read of an answer that is only quoted.
 _QUOTED_BYTES = 64 << 10
 _CONNECT_SECONDS = 10.0
-# Of a stream, beside what its tokens take: headers, ids, usage.
-_STREAM_BYTES = 64 << 10
-# vLLM writes some 170 for a token with its log-prob, SGLang some 40.
-_TOKEN_BYTES = 512
-# Of an event's JSON, which takes far more memory parsed than on the wire.
-_EVENT_ELEMENTS = 2000
-_TOKEN_ELEMENTS = 40
+# Servers close a connection that rests for 5 s; one that is used in that moment would look like a fault.
+_KEPT_SECONDS = 2.0
 # What the HTTP client raises for what a server sends; the last for addresses in headers.
 _BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError)
 
@@ -44,15 +42,20 @@ class ServerFault(Exception):
         self.is_void = is_void
 
 
+class Late(ServerFault):
+    """A whole answer that is not there in time."""
+
+
 def quoted(sent: object, most: int = 200) -> str:
     """What a server sent, on one line, short, and without anything that a terminal would obey."""
     if isinstance(sent, bytes):
-        sent = sent[: 4 * most].decode(errors="replace")
+        sent = sent[:_QUOTED_BYTES].decode(errors="replace")
     try:
         text = sent if isinstance(sent, str) else repr(sent)
     except (RecursionError, ValueError):  # too deep, or of more digits than Python prints
         return f"a {type(sent).__name__}"
-    text = "".join(each if each.isprintable() else " " for each in masked(text[: 4 * most]))
+    # Masked before it is cut: the first half of a key would not be known for one.
+    text = "".join(each if each.isprintable() else " " for each in masked(text[:_QUOTED_BYTES]))
     text = " ".join(text.split())
     return text if len(text) <= most else text[:most] + "..."
 
@@ -79,35 +82,6 @@ class Reply:
     body: bytes
 
 
-class Allowance:
-    """How long a stream may go on, and how much it may send, without bringing tokens."""
-
-    def __init__(self, seconds: float, interval: int, tokens: int) -> None:
-        """`seconds` for the first token, and for every `interval` after it; `tokens` is how many a request is about."""
-        self.seconds = seconds
-        self.bytes = _STREAM_BYTES + _TOKEN_BYTES * tokens
-        self.elements = _EVENT_ELEMENTS + _TOKEN_ELEMENTS * tokens
-        self.until = asyncio.get_running_loop().time() + seconds
-        self._interval = interval
-        self._tokens = interval - 1
-        self._received = 0
-
-    def receive(self, count: int, path: str) -> None:
-        self._received += count
-        if self._received > self.bytes:
-            raise ServerFault(f"{path} sent {self._received} bytes without a token", is_void=True)
-
-    def renew(self, tokens: int) -> None:
-        """That many tokens have come. A server that sends one now and then is not kept waiting for ever."""
-        if not tokens:
-            return
-        self._received = 0
-        self._tokens += tokens
-        if self._tokens >= self._interval:
-            self._tokens = 0
-            self.until = asyncio.get_running_loop().time() + self.seconds
-
-
 class Wire:
     """Connections to one server. Redirects are not followed, cookies not kept, nothing is unpacked."""
 
@@ -115,7 +89,9 @@ class Wire:
         self.http = httpx.AsyncClient(
             base_url=url,
             headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=connections, keepalive_expiry=_KEPT_SECONDS
+            ),
             # All other limits are of the whole exchange: a server that drips would pass those of a single read.
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
@@ -128,19 +104,19 @@ class Wire:
             async with asyncio.timeout(seconds), self.http.stream(method, path, **options) as answer:
                 return Reply(answer.status_code, _kind_of(answer), await _body_of(answer, path, _ANSWER_BYTES))
         except TimeoutError as error:
-            raise ServerFault(f"{path} was not answered within {seconds:g} s") from error
+            raise Late(f"{path} was not answered within {seconds:g} s") from error
         except _BROKEN as error:
             raise ServerFault(f"{path}: {_in_words(error)}") from error
 
     async def lines(self, path: str, body: dict[str, Any], allowance: Allowance) -> AsyncGenerator[bytes, None]:
         """The lines of a stream, as long as it brings tokens."""
         try:
-            async with asyncio.timeout_at(allowance.until):
+            async with allowance.in_time():
                 request = self.http.build_request("POST", path, json=body)
                 answer = await self.http.send(request, stream=True)
             try:
                 if answer.status_code != 200 or not _may_be_a_stream(answer):
-                    async with asyncio.timeout_at(allowance.until):
+                    async with allowance.in_time():
                         start = await _body_of(answer, path, _QUOTED_BYTES, cut=True)
                     if answer.status_code != 200:
                         raise refusal(path, answer.status_code, start)
@@ -151,11 +127,11 @@ class Wire:
             finally:
                 await answer.aclose()
         except TimeoutError as error:
-            raise ServerFault(f"{path} sent no token within {allowance.seconds:g} s") from error
+            raise ServerFault(f"{path} sent no token, or too few, within {allowance.pace.seconds:g} s") from error
         except _BROKEN as error:
             raise ServerFault(f"{path}: {_in_words(error)}") from error
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await self.http.aclose()
 
 
@@ -179,7 +155,7 @@ async def _lines_of(answer: httpx.Response, path: str, allowance: Allowance) -> 
     held, searched = bytearray(), 0
     async with aclosing(_bytes_of(answer, path)) as chunks:
         while True:
-            async with asyncio.timeout_at(allowance.until):
+            async with allowance.in_time():
                 chunk = await anext(chunks, None)
             if chunk is None:
                 return

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,14 +172,19 @@ def _start_wandb(project: str, path: Path, resolved: str) -> Any:
     kept = path / "wandb_run"
     if not kept.is_file():
         write_atomically(kept, secrets.token_hex(4) + "\n")
-    run = wandb.init(
-        project=project,
-        name=path.name,
-        dir=path,
-        config=yaml.safe_load(masked(resolved)),
-        id=kept.read_text(encoding="utf-8").strip(),
-        resume="allow",
-    )
+    typed = sys.argv
+    sys.argv = [masked(each) for each in typed]  # it keeps the command line
+    try:
+        run = wandb.init(
+            project=project,
+            name=path.name,
+            dir=path,
+            config=yaml.safe_load(masked(resolved)),
+            id=kept.read_text(encoding="utf-8").strip(),
+            resume="allow",
+        )
+    finally:
+        sys.argv = typed
     # Charts by the run's own steps: those that a resumed run takes again lie over the first ones.
     for stage in ("sft", "train", "evaluation"):
         run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")

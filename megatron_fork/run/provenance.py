@@ -33,7 +33,7 @@ def provenance(layout: str) -> dict[str, object]:
             continue
     return {
         "written": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": masked(shlex.join(sys.argv)),
+        "command": shlex.join(masked(each) for each in sys.argv),
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
         "layout": layout,

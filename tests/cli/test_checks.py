@@ -274,8 +274,12 @@ class Health(BaseHTTPRequestHandler):
                 self.meeting.wait(60)
         if self.path.startswith("/never"):
             self.rfile.read(1)  # until the client hangs up
-        self.send_response(503 if self.path.startswith("/ill") else 200)
+        refused = self.path.startswith("/keyed") and self.headers["Authorization"] != "Bearer a-key"
+        self.send_response(401 if refused else 503 if self.path.startswith("/ill") else 200)
         self.end_headers()
+        with contextlib.suppress(OSError):
+            while self.path.startswith("/endless"):
+                self.wfile.write(bytes(1 << 16))
 
     def log_message(self, *_: object) -> None:
         pass
@@ -301,6 +305,16 @@ def test_the_state_of_every_server(server: str) -> None:
     assert states[f"{server}/ill"] == "answers /health with 503"
     assert states[closed].startswith("cannot be reached") and states["http://["].startswith("cannot be reached")
     assert states[f"{server}/never"] == "no answer in 0.5 seconds"
+
+
+def test_the_state_is_asked_for_as_a_run_does(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the key, past any proxy, and without reading more than an answer of health may have."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("MEGATRON_FORK_API_KEY", "a-key")
+    keyed, endless = f"{server}/keyed", f"{server}/endless"
+    states = server_states([server, keyed, endless], seconds=10)
+    assert states[server] == states[keyed] == "healthy"
+    assert states[endless] == "cannot be reached: /health was answered with more than 4194304 bytes"
 
 
 def test_doctor_tells_the_state_without_a_password(server: str) -> None:

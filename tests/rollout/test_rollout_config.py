@@ -3,8 +3,12 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.masking import KEY_VARIABLE
 from megatron_fork.rollout import ColocatedConfig, Config, RemoteConfig
 from megatron_fork.rollout.vllm import VllmServer
 from megatron_fork.serving import EntropyTemperature
@@ -75,6 +79,10 @@ def test_limits_of_servers_are_positive() -> None:
             "http://[::1",
             "http://node1:port",
             "http://node1:-1",
+            "http://999.1.1.1",
+            "http://[v1.x]:80",
+            "http://[::1]x",
+            "http://" + "a/" * 40_000,
         ),
         *("http://node1:65536", "http://node1:0", "http://a b", "http://\x1b[31m", "http://\u2028", "http://n\n", ""),
     ],
@@ -83,6 +91,26 @@ def test_what_is_no_address_is_named(url: str) -> None:
     with pytest.raises(ConfigError, match=r"rollout\.servers: .* is not an address") as caught:
         Config(engine="vllm", servers=[url])
     assert caught.value.message.isprintable() and caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["key\n", " 5f0c", "two keys", "ключ", "a\r\nHost: b", "\x7f"])
+def test_a_key_that_no_header_takes_is_named_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(ConfigError, match=f"{KEY_VARIABLE} of the environment holds more than a key") as caught:
+        Config(engine="vllm", servers=SERVERS)
+    assert key not in caught.value.message and caught.value.message.isprintable()
+    Config()  # it is for servers
+
+
+@examples(deadline=None)
+@given(st.text(st.characters(codec="ascii"), max_size=20), st.sampled_from(["", ":80", "/x"]))
+def test_what_is_taken_for_an_address_can_be_asked(host: str, rest: str) -> None:
+    url = f"http://{host}{rest}"
+    try:
+        Config(engine="vllm", servers=[url])
+    except ConfigError:
+        return
+    VllmServer(url, RemoteConfig(), 10)
 
 
 @pytest.mark.parametrize("url", ["http://node1:8000", "https://node1/prefix", "http://[::1]:80", "http://127.0.0.1"])

@@ -1,5 +1,7 @@
 """A wait for servers says what it waits for, and ends soon after the run is asked to stop, whatever the servers do."""
 
+import asyncio
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
 from megatron_fork.errors import RolloutError, RolloutStopped
 from megatron_fork.rollout import Config, RemoteConfig, RemoteEngine
+from megatron_fork.rollout.delivery import DiskDelivery
 
 WEIGHTS = [("weight", torch.zeros(2))]
 
@@ -64,3 +67,27 @@ def test_without_a_stop_patience_decides(tmp_path: Path) -> None:
     ):
         engine.update_weights(WEIGHTS, 0)
     assert len(lines) == 1 and url in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_what_health_says_is_said(tmp_path: Path, kind: str) -> None:
+    """Else whoever has mistyped a port or a key is told that a server has not answered yet."""
+    lines: list[str] = []
+    with (
+        nobody("refuses") as url,
+        closing(engine_of(url, tmp_path, kind, lines, threading.Event(), patience_seconds=0.5)) as engine,
+        pytest.raises(RolloutError, match=r"none is ready .*: http://.*: /health: ConnectError"),
+    ):
+        engine.update_weights(WEIGHTS, 0)
+
+
+def test_a_folder_for_weights_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    delivery = DiskDelivery(RemoteConfig(), None, tmp_path / "file" / "below", None)
+    with pytest.raises(RolloutError, match=r"file/below/partial cannot be written: "):
+        asyncio.run(delivery.start([]))
+    delivery = DiskDelivery(RemoteConfig(), None, tmp_path / "weights", resolve_config(load_config(QUICKSTART).model))
+    asyncio.run(delivery.start([]))
+    shutil.rmtree(tmp_path / "weights")
+    with pytest.raises(RolloutError, match=r"weights/partial cannot be written: "):
+        asyncio.run(delivery.finish("run:1"))

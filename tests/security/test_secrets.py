@@ -1,11 +1,14 @@
 """Keys and passwords stand on no command line, in no message and in no file of a run."""
 
+import base64
 import http.server
+import json
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from commands import QUICKSTART, run
@@ -16,6 +19,8 @@ from megatron_fork.config import load_config, to_yaml
 from megatron_fork.errors import ConfigError
 from megatron_fork.masking import KEY_VARIABLE, masked
 from megatron_fork.recipe.meanings import described
+from megatron_fork.run.folder import RunFolder
+from megatron_fork.run.provenance import provenance
 
 PROJECT = Path(__file__).parent.parent.parent
 KEY = "key-5f0c2be41d"
@@ -29,6 +34,91 @@ def test_a_login_is_masked_wherever_it_stands(user: str, password: str, before: 
     said = masked(f"{before} https://{user}:{password}@node7:8000/v1 {after}")
     assert f"{user}:{password}" not in said
     assert "@node7:8000/v1" in said
+
+
+@pytest.mark.parametrize("password", ["pass/word", "pa?ss", "#hash", "quo'te", 'dou"ble', "a@b/c", "it's:@/"])
+def test_a_login_that_makes_its_address_none_is_masked_all_the_same(tmp_path: Path, password: str) -> None:
+    """Where a password has characters that an address escapes, the error is about the address."""
+    said = masked(f"rollout.servers: ['http://me:{password}@node7:8000', 'http://b:80']")
+    assert said == "rollout.servers: ['http://***@node7:8000', 'http://b:80']"
+    recipe = servers_recipe(tmp_path, "http://a:9")
+    code, said = run("train", str(recipe), f'rollout.servers=["http://me:{password}@node7:8000", "ftp://b"]')
+    assert code != 0
+    assert f"me:{password}" not in said
+
+
+def test_a_login_is_masked_as_a_header_has_it_and_alone(tmp_path: Path) -> None:
+    """A server may quote what it was sent, or say that a password is wrong."""
+    for password, sent in ((PASSWORD, PASSWORD), ("p%40ss%2Fw%C3%B6rd", "p@ss/w\xf6rd")):
+        load_config(servers_recipe(tmp_path, f"http://someone:{password}@127.0.0.1:9"))
+        header = base64.b64encode(f"someone:{sent}".encode()).decode()
+        said = masked(f"401: Authorization: Basic {header}, {sent} is wrong, {sent!r} {json.dumps(sent)} {password}")
+        assert said == "401: Authorization: Basic ***, *** is wrong, '***' \"***\" ***"
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "with\"quotes'", "back\\slash", "tr\xe4iling ", "a b&c=d"])
+def test_a_key_is_masked_as_python_json_and_addresses_write_it(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    for written in (key, repr(key), json.dumps(key), quote(key, safe=""), str([key]), key.strip()):
+        assert masked(f"<{written}>").strip("<>[]'\" ") == "***"
+
+
+def test_a_variable_is_masked_apart_from_the_text_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_PASSWORD", "of-the-node")
+    load_config(servers_recipe(tmp_path, "http://me:${oc.env:NODE_PASSWORD}@127.0.0.1:9"))
+    assert masked("it said of-the-node") == "it said ***"
+    monkeypatch.setenv("JOB_TOKEN", "[[of-the-job")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"base: {QUICKSTART}\ndata: {{prompt_prefix: '${{oc.decode:${{oc.env:JOB_TOKEN}}}}'}}\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(recipe)
+    assert "of-the-job" not in masked(raised.value.message)
+
+
+def test_a_command_line_is_kept_without_its_logins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["megatron-fork", "train", "rollout.servers=[http://me:quo'te@a:9]"])
+    command = provenance("")["command"]
+    assert "quo" not in command and "http://***@a:9" in command
+
+
+@pytest.mark.parametrize("where", ["here", "in a thread"])
+def test_a_defect_shows_no_key(where: str) -> None:
+    """What is not the user's to mend ends in a traceback of Python's own, which may quote anything."""
+    raises = f"raise RuntimeError('sent ' + os.environ['{KEY_VARIABLE}'])"
+    work = (
+        raises
+        if where == "here"
+        else f"thread = threading.Thread(target=fails); thread.start(); thread.join(); {raises}"
+    )
+    program = (
+        "import os, threading\nfrom megatron_fork.cli.guard import guarded\n"
+        f"def fails():\n    {raises}\ndef work():\n    {work}\nguarded(work, debug=False)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {KEY_VARIABLE: KEY, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert KEY not in ended.stderr
+    assert ended.stderr.count("RuntimeError: sent ***") == (1 if where == "here" else 2)
+
+
+@pytest.mark.slow
+def test_wandb_keeps_no_login_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    typed = ["megatron-fork", "train", f"rollout.servers=[http://me:{PASSWORD}@a:9]"]
+    monkeypatch.setattr(sys, "argv", typed)
+    folder = RunFolder(tmp_path / "run", writes=True, wandb_project="forking", resolved="seed: 3\n")
+    folder.close()
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"rollout.servers=[http://***@a:9]" in kept and PASSWORD.encode() not in kept
+    assert sys.argv == typed
 
 
 @pytest.mark.parametrize("name", ["token", "api_key", "X-Amz-Signature", "password", "access_token"])
