@@ -30,7 +30,6 @@ __all__ = [
     "finalize",
     "initialize",
     "is_launched",
-    "another_tells",
     "launch",
     "parallel_layout",
     "rank",
