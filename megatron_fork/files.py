@@ -17,12 +17,9 @@ _ASIDE = ".partial"
 
 def replace_file(path: Path, text: str) -> None:
     """Write `path` so that a reader, also after a crash, sees the old text or the new one; raises `OSError`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}{_ASIDE}")  # another process may be about to replace it too
-    try:
-        write_flushed(aside, text)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    aside = path.with_name(path.name + _ASIDE)  # always the same: what a killed process leaves is overwritten
+    write_flushed(aside, text)
+    aside.replace(path)
 
 
 @contextmanager

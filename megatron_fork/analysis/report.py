@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,7 +16,7 @@ from megatron_fork.analysis.run_record import RunRecord, read_run
 from megatron_fork.analysis.tokens import fork_table, visible, visible_label
 from megatron_fork.analysis.transcripts import STEPS_SHOWN, TRANSCRIPTS_SHOWN, evaluated_steps, traced_steps
 from megatron_fork.errors import RunFolderError
-from megatron_fork.files import replace_file
+from megatron_fork.files import write_flushed
 
 REPORT = "report.html"
 
@@ -28,10 +29,14 @@ def write_report(run_folder: Path) -> Path:
     """
     page = render(read_run(run_folder))
     path = run_folder / REPORT
+    aside = run_folder / f".{REPORT}.{os.getpid()}"  # two may write the report of one run
     try:
-        replace_file(path, page)
+        write_flushed(aside, page)
+        aside.replace(path)
     except OSError as error:
         raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 

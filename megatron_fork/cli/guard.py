@@ -20,9 +20,10 @@ from typing import Annotated
 import typer
 
 from megatron_fork.distributed import another_tells, launch
-from megatron_fork.errors import Interrupted, LayoutError, MegatronForkError, Preempted
+from megatron_fork.errors import ConfigError, Interrupted, LayoutError, MegatronForkError, Preempted
 from megatron_fork.masking import masked
 
+_FIRST_RANK_SECONDS = 10.0
 _NOTHING_YET = "interrupted before there was anything to save"
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
@@ -35,6 +36,9 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
         work()
     except MegatronForkError as error:
         _explain(error, debug=debug)
+        if isinstance(error, ConfigError) and not is_first_rank():
+            # The first rank has met the same, and torchrun ends all as soon as one has left: it must have told it by then.
+            time.sleep(_FIRST_RANK_SECONDS)
         _leave(error.exit_code)
     except OSError as error:
         if error.filename is None or error.strerror is None:  # no file's, and so ours

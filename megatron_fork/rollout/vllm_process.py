@@ -81,7 +81,7 @@ def vllm_module(module: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"rollout.engine=vllm_colocated: vLLM cannot be imported here: {one_line(error)}",
-            hint="the project's scripts/engine_environment.sh makes an environment with it: `vllm-colocated`",
+            hint="the project's scripts/engine_environment.sh vllm-colocated makes an environment with it",
         ) from error
 
 

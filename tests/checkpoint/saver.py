@@ -25,7 +25,7 @@ def kill_at(moment: str) -> None:
         return lambda path, *rest: die() if str(path).endswith(suffix) else act(path, *rest)  # type: ignore[operator]
 
     if moment == "manifest":
-        folder._write_flushed = die_when("manifest.json", folder._write_flushed)  # type: ignore[assignment]
+        folder.write_flushed = die_when("manifest.json", folder.write_flushed)  # type: ignore[assignment]
     elif moment == "rename":
         Path.rename = die  # type: ignore[method-assign,assignment]
     elif moment == "pointer":

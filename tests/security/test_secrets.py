@@ -115,6 +115,7 @@ def test_wandb_keeps_no_login_of_the_command_line(tmp_path: Path, monkeypatch: p
     typed = ["megatron-fork", "train", f"rollout.servers=[http://me:{PASSWORD}@a:9]"]
     monkeypatch.setattr(sys, "argv", typed)
     folder = RunFolder(tmp_path / "run", writes=True, wandb_project="forking", resolved="seed: 3\n")
+    folder.begin()
     folder.close()
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"rollout.servers=[http://***@a:9]" in kept and PASSWORD.encode() not in kept
