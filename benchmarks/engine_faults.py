@@ -83,7 +83,7 @@ def can_be(completion: Any) -> bool:
 
 def serve_clients() -> None:
     """In the package under test: a fork for each line of `engine url`, which has imported all."""
-    import megatron_fork.rollout  # noqa: F401
+    from megatron_fork.rollout import RemoteEngine  # noqa: F401, all that a client imports
 
     for line in sys.stdin:
         read, write = os.pipe()
