@@ -83,6 +83,8 @@ def can_be(completion: Any) -> bool:
 
 def serve_clients() -> None:
     """In the package under test: a fork for each line of `engine url`, which has imported all."""
+    from transformers import Qwen3Config  # noqa: F401
+
     from megatron_fork.rollout import RemoteEngine  # noqa: F401, all that a client imports
 
     for line in sys.stdin:
