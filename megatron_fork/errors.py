@@ -7,15 +7,20 @@ exactly those two and exits with `exit_code`; anything else that reaches it is a
 from __future__ import annotations
 
 
+def _printable(text: str) -> str:
+    """One line, whatever names and values of others stand in it: what no terminal prints, or obeys, is escaped."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 class MegatronForkError(Exception):
     """Base of every error that is the user's to mend."""
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        super().__init__(_printable(message))
+        self.message = _printable(message)
+        self.hint = _printable(hint)
 
 
 class ConfigError(MegatronForkError):
