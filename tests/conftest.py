@@ -5,8 +5,11 @@ program and done nothing else: imports were half of the tests' time.
 """
 
 import os
+import signal
+from collections.abc import Iterator
 
 import hypothesis
+import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
@@ -17,3 +20,14 @@ if not torch.cuda.is_available():
 hypothesis.settings.register_profile("without deadlines", deadline=None)
 hypothesis.settings.load_profile("without deadlines")
 multiprocessing.set_forkserver_preload(["megatron_fork.cli", "megatron_fork.train"])
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_they_were() -> Iterator[None]:
+    """A command that is run within the tests' own process listens from then on."""
+    listened = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
+    before = {number: signal.getsignal(number) for number in listened}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
