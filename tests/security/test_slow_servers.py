@@ -104,7 +104,7 @@ def test_a_server_that_stops_for_a_while_falls_once(server, tmp_path: Path, monk
             await asyncio.sleep(0.02)
         await exchange.say(exchange.right)
 
-    with engine_of([server], tmp_path, monkeypatch, idle_seconds=0.5, attempts=3) as engine:
+    with engine_of([server], tmp_path, monkeypatch, idle_seconds=3.0, attempts=3) as engine:
         engine.update_weights(WEIGHTS, 0)
         server.fault = stops
         asked = requests(20)
