@@ -2,6 +2,8 @@ r"""Brackets, braces and matrices: points, intervals, sets by their elements or 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from megatron_fork.rewards.measures import Measured
 from megatron_fork.rewards.names import CLOSING, OPENING, SEPARATORS
 from megatron_fork.rewards.nodes import with_sign
@@ -18,7 +20,7 @@ CLOSED = (r"\}", r"\rbrace", "}")
 MAX_ITEMS = 300
 
 
-class Bracketed(Measured):
+class Bracketed(Measured, ABC):
     """`joined` is the word between the statements read last; statements are read by the class that has both."""
 
     joined: Joined = ","
@@ -26,11 +28,11 @@ class Bracketed(Measured):
     def statements(self) -> list[Value]:
         raise NotImplementedError
 
-    def statement(self) -> Value:
-        raise NotImplementedError
+    @abstractmethod
+    def statement(self) -> Value: ...
 
-    def side(self) -> Value:
-        raise NotImplementedError
+    @abstractmethod
+    def side(self) -> Value: ...
 
     def set_or_value(self) -> Value:
         token = self.peek()

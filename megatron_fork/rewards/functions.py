@@ -2,6 +2,8 @@ r"""Functions, roots and fractions within expressions: `\sin^2 2x`, `\sqrt[3]{2}
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from megatron_fork.rewards.cursor import Cursor
 from megatron_fork.rewards.nodes import Node, negative, number, product
 from megatron_fork.rewards.tokens import Token
@@ -41,35 +43,35 @@ FRACTIONS = frozenset(("frac", "dfrac", "tfrac", "cfrac"))
 OVER = ("/", r"\div")
 
 
-class Functions(Cursor):
+class Functions(Cursor, ABC):
     """What begins with a name or command; the expressions inside are read by the class that has both."""
 
-    def expression(self) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def expression(self) -> Node: ...
 
-    def atom(self) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def atom(self) -> Node: ...
 
-    def power(self) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def power(self) -> Node: ...
 
-    def exponent(self) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def exponent(self) -> Node: ...
 
-    def grouped(self, token: Token) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def grouped(self, token: Token) -> Node: ...
 
-    def postfix(self, node: Node) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def postfix(self, node: Node) -> Node: ...
 
-    def begins_factor(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def begins_factor(self) -> bool: ...
 
-    def word(self, token: Token) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def word(self, token: Token) -> Node: ...
 
-    def symbol(self, name: str) -> Node:
-        raise NotImplementedError
+    @abstractmethod
+    def symbol(self, name: str) -> Node: ...
 
     def arguments(self, name: str) -> Node:
         self.expect("(")
