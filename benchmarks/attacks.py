@@ -50,9 +50,9 @@ def attack(package: Path, kind: str) -> dict[str, list[int]]:
 # Prints the median time of a program that only prints, in ms.
 TRIVIAL = """
 import json, statistics, time
-from megatron_fork.rewards import Config, RewardPool
+from megatron_fork.rewards import RewardsConfig, RewardPool
 times = []
-with RewardPool(Config(kind="code", allow_code=True, timeout_seconds=30.0)) as pool:
+with RewardPool(RewardsConfig(kind="code", allow_code=True, timeout_seconds=30.0)) as pool:
     pool.warm()
     for _ in range(50):
         began = time.perf_counter()

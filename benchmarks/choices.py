@@ -45,7 +45,7 @@ def selections(made: dict[str, Tensor]) -> None:
         "(per response)": ("sequence", "threshold"),
     }
     for name, (scope, rule) in cases.items():
-        config = selection.Config(scope=scope, rule=rule)
+        config = selection.SelectionConfig(scope=scope, rule=rule)
         segments = made["sequence"] if scope == "sequence" else made["micro_batch"]
         chosen = selection.select_tokens(made["entropy"], everything, config, segments=segments)
         reference = chosen.mask if reference is None else reference
@@ -59,18 +59,18 @@ def selections(made: dict[str, Tensor]) -> None:
 
 def losses(made: dict[str, Tensor]) -> None:
     everything = torch.ones_like(made["entropy"], dtype=torch.bool)
-    chosen = selection.select_tokens(made["entropy"], everything, selection.Config()).mask
-    cases: dict[str, objective.Config] = {
-        "ppo, selected": objective.Config(),
-        "ppo, all": objective.Config(denominator="all"),
-        "ppo, sequence mean": objective.Config(average="sequence"),
-        "ppo, constant 2000": objective.Config(average="constant", constant_length=2000),
-        "gspo": objective.Config(loss="gspo", average="sequence", clip_low=3e-4, clip_high=4e-4),
-        "cispo": objective.Config(loss="cispo", clip_low=1.0),
-        "clip_cov": objective.Config(loss="clip_cov", cov_low=0.1),
-        "kl_cov": objective.Config(loss="kl_cov", dual_clip=0.0),
-        "archer": objective.Config(loss="archer", clip_high=0.2),
-        "ppo, shaped": objective.Config(entropy_shaping=objective.EntropyShaping(alpha=0.4)),
+    chosen = selection.select_tokens(made["entropy"], everything, selection.SelectionConfig()).mask
+    cases: dict[str, objective.ObjectiveConfig] = {
+        "ppo, selected": objective.ObjectiveConfig(),
+        "ppo, all": objective.ObjectiveConfig(denominator="all"),
+        "ppo, sequence mean": objective.ObjectiveConfig(average="sequence"),
+        "ppo, constant 2000": objective.ObjectiveConfig(average="constant", constant_length=2000),
+        "gspo": objective.ObjectiveConfig(loss="gspo", average="sequence", clip_low=3e-4, clip_high=4e-4),
+        "cispo": objective.ObjectiveConfig(loss="cispo", clip_low=1.0),
+        "clip_cov": objective.ObjectiveConfig(loss="clip_cov", cov_low=0.1),
+        "kl_cov": objective.ObjectiveConfig(loss="kl_cov", dual_clip=0.0),
+        "archer": objective.ObjectiveConfig(loss="archer", clip_high=0.2),
+        "ppo, shaped": objective.ObjectiveConfig(entropy_shaping=objective.EntropyShaping(alpha=0.4)),
     }
     print("\n| objective | loss | gradient norm | tokens with gradient | clipped or covered |\n|---|---|---|---|---|")
     for name, config in cases.items():

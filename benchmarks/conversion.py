@@ -31,7 +31,7 @@ from transformers import Qwen3Config
 
 from megatron_fork.conversion import to_hf, to_megatron, verify
 from megatron_fork.conversion.hugging_face import read_config
-from megatron_fork.conversion.places import outline_of
+from megatron_fork.conversion.shard_locations import meta_model_of
 from megatron_fork.conversion.table import model_entries
 from megatron_fork.conversion.weight_files import Specification, WeightFiles
 from megatron_fork.conversion.weight_folder import WeightFolder
@@ -94,7 +94,7 @@ def of_family(family: str, tied: bool, work: Path) -> dict[str, Any]:
 
 def convert_in_this_process(direction: str, source: Path, target: Path, workers: int) -> dict[str, Any]:
     quiet_libraries()
-    outline_of(read_config(source if direction == "to_megatron" else source / "release" / "hugging_face"))
+    meta_model_of(read_config(source if direction == "to_megatron" else source / "release" / "hugging_face"))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before, began = resident("VmRSS"), time.monotonic()
     (to_megatron if direction == "to_megatron" else to_hf)(source, target, workers=workers)

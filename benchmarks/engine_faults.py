@@ -39,7 +39,7 @@ def outcome_of(engine: str, url: str) -> dict[str, str]:
     from transformers import Qwen3Config
 
     from megatron_fork.errors import MegatronForkError
-    from megatron_fork.rollout import Config, RemoteConfig, RemoteEngine, Request
+    from megatron_fork.rollout import RemoteConfig, RemoteEngine, Request, RolloutConfig
 
     limits = RemoteConfig(
         attempts=2,
@@ -50,7 +50,7 @@ def outcome_of(engine: str, url: str) -> dict[str, str]:
         health_timeout_seconds=1.0,
         stream_interval=8,
     )
-    config = Config(engine=engine, servers=[url], remote=limits)
+    config = RolloutConfig(engine=engine, servers=[url], remote=limits)
     asked = [Request(number, (5, 6, 7, 8, 9, 10), number + 3, 1.0, 64) for number in range(2)]
     with tempfile.TemporaryDirectory() as folder:
         made = RemoteEngine(config, Qwen3Config(vocab_size=135), stop_tokens=(1,), folder=Path(folder), world=None)

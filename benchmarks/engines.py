@@ -31,8 +31,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
-from megatron_fork.rollout import Config, EmbeddedEngine, RemoteConfig, RemoteEngine, Request
-from megatron_fork.rollout.draft import Draft
+from megatron_fork.rollout import EmbeddedEngine, RemoteConfig, RemoteEngine, Request, RolloutConfig
+from megatron_fork.rollout.pending import PendingRequest
 from megatron_fork.rollout.vllm_sampling import vllm_sampling
 
 RECIPE = PROJECT / "examples" / "quickstart.yaml"
@@ -62,7 +62,7 @@ def own_batch_call(engine: str, url: str, folder: Path, asked: list[Request]) ->
 
         yield one_request
         return
-    sampling = [vllm_sampling(Draft.of(request, Queue()), STOP, stream_interval=1 << 20) for request in asked]
+    sampling = [vllm_sampling(PendingRequest.of(request, Queue()), STOP, stream_interval=1 << 20) for request in asked]
     line = json.dumps({"prompts": prompts, "sampling": sampling}) + "\n"
     command = [environment_of("vllm") / "bin" / "python", PROJECT / "benchmarks" / "vllm_batch.py", folder]
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -143,7 +143,7 @@ def row_of(
     row: dict = {"engine": name, "update": {}}
     for sync in ("disk", "gloo"):
         remote = RemoteConfig(stream_interval=arguments.interval)
-        config = Config(engine=name, servers=[url], sync=sync, remote=remote)
+        config = RolloutConfig(engine=name, servers=[url], sync=sync, remote=remote)
         with tempfile.TemporaryDirectory(prefix="weights") as files:
             engine = RemoteEngine(config, hf_config, stop_tokens=(STOP,), folder=Path(files), world=None)
             seconds = []

@@ -207,7 +207,7 @@ def run(options: argparse.Namespace) -> None:
         "results": [],
     }
     distributed.initialize()
-    with parallel_layout(distributed.Config()) as layout:
+    with parallel_layout(distributed.ParallelConfig()) as layout:
         for setting in settings:
             for result in results_of(setting, layout, options):
                 print(json.dumps(result), flush=True)

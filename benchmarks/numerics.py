@@ -35,7 +35,7 @@ from megatron_fork.conversion import load_weights
 from megatron_fork.distributed import Layout, parallel_layout
 from megatron_fork.experience import Batch, Demonstration, Prompt
 from megatron_fork.models import StatisticsModel
-from megatron_fork.policy import Config, OptimizerConfig, Policy
+from megatron_fork.policy import OptimizerConfig, Policy, PolicyConfig
 from megatron_fork.run.console import quiet_libraries
 from megatron_fork.vocab_parallel import TokenStatistics, token_statistics
 
@@ -95,7 +95,7 @@ def random_batch(config: Qwen3Config, sequences: int, seed: int) -> Batch:
 
 
 def policy_of(kind: str, config: Qwen3Config, weights: dict[str, Tensor], layout: Layout) -> Policy:
-    precision = Config(precision="fp32" if kind == "float32" else "bf16", tokens_per_micro_batch=1024)
+    precision = PolicyConfig(precision="fp32" if kind == "float32" else "bf16", tokens_per_micro_batch=1024)
     # No clipping to speak of: the norm is only measured.
     policy = Policy(precision, OptimizerConfig(clip_gradient=1e9), config, layout)
     load_weights(policy.model, weights)
@@ -108,14 +108,14 @@ def policy_of(kind: str, config: Qwen3Config, weights: dict[str, Tensor], layout
 
 
 def top(entropy_t: Tensor) -> selection.Selection:
-    return selection.select_tokens(entropy_t, torch.ones_like(entropy_t, dtype=torch.bool), selection.Config())
+    return selection.select_tokens(entropy_t, torch.ones_like(entropy_t, dtype=torch.bool), selection.SelectionConfig())
 
 
 def gradient(policy: Policy, batch: Batch, statistics: TokenStatistics, chosen_t: Tensor) -> tuple[float, Tensor]:
     """Norm, and the gradient itself in one row, of the first update on `chosen_t`; advantages are random signs."""
     signs = torch.randint(2, (len(batch.sequences),), generator=torch.Generator().manual_seed(1))
     advantage_t = (2.0 * signs - 1.0)[batch.sequence_t]
-    config, count = objective.Config(), int(chosen_t.sum())
+    config, count = objective.ObjectiveConfig(), int(chosen_t.sum())
 
     def loss_of(now: TokenStatistics, places: Tensor) -> objective.PolicyLoss:
         marked = torch.ones_like(places, dtype=torch.bool)
@@ -200,7 +200,7 @@ def main() -> None:
     quiet_libraries()
     began = time.perf_counter()
     distributed.initialize()
-    with parallel_layout(distributed.Config()) as layout:
+    with parallel_layout(distributed.ParallelConfig()) as layout:
         runs = [compare(options, seed, layout) for seed in range(options.seeds)]
     distributed.finalize()
     results = {kind: mean([run[kind] for run in runs]) for kind in runs[0]}

@@ -61,13 +61,13 @@ def load(path: Path) -> dict[str, Any]:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from megatron_fork.data import Config, load_prompts
+    from megatron_fork.data import DataConfig, load_prompts
 
     tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?")
     rest, began = resident_mib(), time.perf_counter()
-    source = load_prompts(Config(source=str(path), duplicates="keep"), wrapped)
+    source = load_prompts(DataConfig(source=str(path), duplicates="keep"), wrapped)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     after = resident_mib()

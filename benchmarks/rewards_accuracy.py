@@ -25,7 +25,7 @@ from typing import Any
 
 from answers_generated import sample
 
-from megatron_fork.rewards import Config, RewardPool, score
+from megatron_fork.rewards import RewardPool, RewardsConfig, score
 
 TESTS = Path(__file__).parent.parent / "tests" / "rewards"
 KINDS = ("math", "math_verify")
@@ -46,7 +46,7 @@ def generated() -> list[dict[str, Any]]:
 
 def verdicts_of(kind: str, cases: list[dict[str, Any]]) -> list[bool]:
     """By a worker, since math-verify may compute for ever; what it is killed at is not right."""
-    with RewardPool(Config(kind=kind, timeout_seconds=5.0)) as pool:
+    with RewardPool(RewardsConfig(kind=kind, timeout_seconds=5.0)) as pool:
         return [result.value > 0 for result in pool.score_many([(case["response"], case["answer"]) for case in cases])]
 
 

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_fork.rewards import Config, RewardPool
+from megatron_fork.rewards import RewardPool, RewardsConfig
 
 Pair = tuple[str, str]
 
@@ -76,7 +76,7 @@ def attack(
     generator = random.Random(seed)
     right = good(goods, generator)
     wrong = hostile(hostiles, generator)
-    config = Config(kind=kind, workers=workers, timeout_seconds=timeout_seconds)
+    config = RewardsConfig(kind=kind, workers=workers, timeout_seconds=timeout_seconds)
 
     with RewardPool(config) as pool:
         pool.warm()

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_fork.rewards import Config, RewardPool
+from megatron_fork.rewards import RewardPool, RewardsConfig
 
 Pair = tuple[str, str]
 LONG_RESPONSE = "Let us check the next case, which is the same. " * 1850
@@ -42,7 +42,7 @@ def kinds(workers: list[int]) -> list[dict[str, Any]]:
     for kind, count in (("integers", 4000), ("fractions", 4000), ("polynomials", 300), ("29k-token responses", 1000)):
         jobs = pairs(kind, count)
         for number in workers:
-            with RewardPool(Config(workers=number, timeout_seconds=60.0)) as pool:
+            with RewardPool(RewardsConfig(workers=number, timeout_seconds=60.0)) as pool:
                 pool.warm()
                 pool.score_many(jobs[:20])
                 began, cpu = time.perf_counter(), time.process_time()
@@ -68,7 +68,7 @@ def overlap(generate_seconds: float) -> list[dict[str, Any]]:
     pause = generate_seconds / len(jobs)
     rows = []
     for name in ("score_many", "stream"):
-        with RewardPool(Config(timeout_seconds=60.0)) as pool:
+        with RewardPool(RewardsConfig(timeout_seconds=60.0)) as pool:
             pool.warm()
             began = time.perf_counter()
             with pool.stream() as stream:

@@ -33,7 +33,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
-from megatron_fork.selection import Config, kth_largest, select_tokens
+from megatron_fork.selection import SelectionConfig, kth_largest, select_tokens
 
 RATIO = 0.2
 DISTRIBUTIONS = ("entropies", "half zero", "both signs")
@@ -189,7 +189,7 @@ def segments(responses: int, tokens: int, rounds: int) -> dict[str, Any]:
     entropy = values_of("entropies", responses * tokens)
     mask = torch.ones(len(entropy), dtype=torch.bool)
     segment = torch.arange(responses).repeat_interleave(tokens)
-    config = Config(scope="sequence")
+    config = SelectionConfig(scope="sequence")
 
     def mask_for_each() -> Tensor:
         chosen = torch.zeros_like(mask)

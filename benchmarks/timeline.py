@@ -24,9 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from megatron_fork.experience import Prompt, VersionSpan
-from megatron_fork.rewards import Config as RewardConfig
-from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import Begun, Collector, Completion, Config, Request
+from megatron_fork.rewards import RewardPool, RewardsConfig
+from megatron_fork.rollout import Collector, Completion, PartialResponse, Request, RolloutConfig
 
 UNIT = 100  # tokens
 
@@ -152,7 +151,7 @@ class SimulatedEngine:
                 del server.spans[number]
         self._assign()
 
-    def _drawn(self, server: Server, number: int, request: Request, *, ends: bool = False) -> Begun:
+    def _drawn(self, server: Server, number: int, request: Request, *, ends: bool = False) -> PartialResponse:
         start = len(request.begun.tokens)
         spans, total = list(request.begun.versions), self._length(request)
         marks = [*server.spans[number], (self.version, server.tokens)]
@@ -165,7 +164,7 @@ class SimulatedEngine:
             elif last > first:
                 spans.append(VersionSpan(version, first, last))
         length = spans[-1].end if spans else 0
-        return Begun((request.seed,) * length, (0.0,) * length, tuple(spans))
+        return PartialResponse((request.seed,) * length, (0.0,) * length, tuple(spans))
 
 
 class Prompts:
@@ -189,10 +188,10 @@ def verdict(response: str, answer: str) -> bool:
 
 def run(cluster: Cluster, steps: int, *, stream: bool, staleness: int, tail: str) -> dict[str, float]:
     engine = SimulatedEngine(cluster, is_coordinated=stream)
-    config = Config(
+    config = RolloutConfig(
         engine="vllm", servers=["http://simulated"], samples=cluster.samples, max_staleness=staleness, tail=tail
     )
-    rewards = RewardPool(RewardConfig(kind="timeline:verdict", workers=0))
+    rewards = RewardPool(RewardsConfig(kind="timeline:verdict", workers=0))
     collector = Collector(config, engine, Prompts(), rewards, groups=cluster.groups, world=None, seed=0)  # type: ignore[arg-type]
     rows: list[dict[str, float]] = []
     drawn = 0

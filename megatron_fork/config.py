@@ -1,4 +1,4 @@
-"""The recipe: a typed tree of every room's own Config, read from YAML with dotted overrides.
+"""The recipe: a typed tree of every room's own settings, read from YAML with dotted overrides.
 
 A recipe may extend another (`base: other.yaml`, relative to itself). Precedence, lowest first: defaults of the dataclasses,
 the presets of selection and data, the base recipe, the recipe, overrides on the command line. Every value that a run used
@@ -15,17 +15,15 @@ from typing import Any
 import yaml
 
 from megatron_fork.data import PRESETS as DATA_PRESETS
-from megatron_fork.data import Config as DataConfig
-from megatron_fork.distributed import Config as ParallelConfig
+from megatron_fork.data import DataConfig
+from megatron_fork.distributed import ParallelConfig
 from megatron_fork.errors import ConfigError
-from megatron_fork.evaluation import Config as EvaluationConfig
+from megatron_fork.evaluation import EvaluationConfig
 from megatron_fork.files import UTF8, at_home, can_be_path
 from megatron_fork.masking import MASK, hide_logins
-from megatron_fork.models import ComputeConfig, ExpertsConfig
-from megatron_fork.models import Config as ModelConfig
-from megatron_fork.objective import Config as ObjectiveConfig
-from megatron_fork.policy import Config as PolicyConfig
-from megatron_fork.policy import CriticConfig, OptimizerConfig
+from megatron_fork.models import ComputeConfig, ExpertsConfig, ModelConfig
+from megatron_fork.objective import ObjectiveConfig
+from megatron_fork.policy import CriticConfig, OptimizerConfig, PolicyConfig
 from megatron_fork.recipe import (
     FieldReader,
     as_written,
@@ -41,11 +39,10 @@ from megatron_fork.recipe import (
     shown,
     write_yaml,
 )
-from megatron_fork.rewards import Config as RewardConfig
-from megatron_fork.rollout import Config as RolloutConfig
-from megatron_fork.selection import PRESETS
-from megatron_fork.selection import Config as SelectionConfig
-from megatron_fork.vocab_parallel import Config as VocabParallelConfig
+from megatron_fork.rewards import RewardsConfig
+from megatron_fork.rollout import RolloutConfig
+from megatron_fork.selection import PRESETS, SelectionConfig
+from megatron_fork.vocab_parallel import VocabParallelConfig
 
 # Where a leading `~` is the user's home.
 PATHS = frozenset({"run.folder", "model.path", "data.source"})
@@ -146,7 +143,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    rewards: RewardConfig = field(default_factory=RewardConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from typing import Any
 _IMPORTS = re.compile(r"^    from (?P<module>\S+) import (?:\((?P<lines>[^)]*)\)|(?P<line>.+))$", re.MULTILINE)
 
 
-def opened(room: str, file: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a room whose `__init__` is `file`; its imports stand under `if TYPE_CHECKING`."""
+def opened(room: str, file: str, *, former: Mapping[str, str] | None = None) -> Callable[[str], Any]:
+    """The `__getattr__` of a room whose `__init__` is `file`; its imports stand under `if TYPE_CHECKING`.
+
+    `former`: names that were exported once, with those of today, for programs that were written then.
+    """
     listed = Path(file).read_text(encoding="utf-8").partition("\nif TYPE_CHECKING:\n")[2].partition("\nelse:\n")[0]
     module_of = {
         name.strip(): found["module"]
@@ -28,6 +31,8 @@ def opened(room: str, file: str) -> Callable[[str], Any]:
     }
 
     def fetch(name: str) -> Any:
+        if name in (former or {}):
+            return getattr(sys.modules[room], (former or {})[name])
         if name not in module_of:
             raise AttributeError(f"module {room!r} has no attribute {name!r}")
         value = vars(importlib.import_module(module_of[name]))[name]

@@ -154,11 +154,11 @@ def eventually(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def main() -> None:
-    from megatron_fork.rewards import Config, RewardError, RewardPool
+    from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig
 
     refuse(tuple(json.loads(sys.argv[1])))
     try:
-        with RewardPool(Config(**json.loads(sys.argv[2]))) as pool:
+        with RewardPool(RewardsConfig(**json.loads(sys.argv[2]))) as pool:
             pool.warm(seconds=30.0)
             print(json.dumps({"confinement": pool.confinement}), flush=True)
             for line in sys.stdin:

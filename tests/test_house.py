@@ -70,6 +70,15 @@ def test_a_room_has_what_it_exports(room: str) -> None:
         opened.no_such_name  # noqa: B018
 
 
+def test_programs_with_the_former_names_of_config_classes_go_on() -> None:
+    """Every room's class was called `Config` once; each is named for its room today."""
+    rooms = [name for name in HOUSE if (PACKAGE / name / "config.py").is_file() or name == "rewards"]
+    for name in rooms:
+        room = importlib.import_module(f"megatron_fork.{name}")
+        assert room.Config.__name__.endswith("Config") and room.Config.__name__ in room.__all__
+        assert room.Config is vars(room)[room.Config.__name__]
+
+
 def test_one_place_computes_log_probs() -> None:
     """Two definitions of a log-prob or an entropy would sooner or later differ."""
     words = {"log_softmax", "logsumexp", "cross_entropy", "nll_loss", "vocab_parallel_cross_entropy", "Categorical"}

@@ -70,7 +70,7 @@ def megatron_model(
 ) -> Iterator[StatisticsModel]:
     """This project's model under a layout of one rank."""
     distributed.initialize()
-    with distributed.parallel_layout(distributed.Config()) as layout:
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
         model = build_model(config, layout.config, **options)
         if weights is not None:
             load_weights(model, weights)

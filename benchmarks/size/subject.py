@@ -15,7 +15,7 @@ from megatron_fork import objective
 from megatron_fork.distributed import Layout
 from megatron_fork.experience import Batch, Demonstration, Prompt
 from megatron_fork.models import ComputeConfig, count_parameters
-from megatron_fork.policy import Config, OptimizerConfig, Policy
+from megatron_fork.policy import OptimizerConfig, Policy, PolicyConfig
 from megatron_fork.policy.wrapping import connect_schedule, data_parallel
 from megatron_fork.vocab_parallel import TokenStatistics
 
@@ -67,7 +67,7 @@ class GradientsOnly(Policy):
         def step(self) -> tuple[bool, float, None]:
             return True, math.nan, None
 
-    def __init__(self, config: Config, hf_config: Qwen3Config, layout: Layout, compute: ComputeConfig) -> None:
+    def __init__(self, config: PolicyConfig, hf_config: Qwen3Config, layout: Layout, compute: ComputeConfig) -> None:
         super().__init__(config, None, hf_config, layout, compute=compute)
         self._wrapped = list(data_parallel(OptimizerConfig(), self._wrapped))
         connect_schedule(OptimizerConfig(), self._wrapped, self.optimizer)
@@ -93,7 +93,7 @@ class Setting:
 
     def policy(self, layout: Layout) -> Policy:
         """With Megatron's random weights, in bf16; each sequence is a micro-batch of its own."""
-        config = Config("bf16", tokens_per_micro_batch=1, tokens_per_statistics_batch=1)
+        config = PolicyConfig("bf16", tokens_per_micro_batch=1, tokens_per_statistics_batch=1)
         compute = ComputeConfig(backend=self.backend, recompute=self.recompute)  # type: ignore[arg-type]
         if self.optimizer == "none":
             return GradientsOnly(config, self.hf_config, layout, compute)
@@ -130,7 +130,7 @@ class Work:
 
     def update(self, policy: Policy) -> None:
         """PPO's loss on the marked tokens, whose old log-probs do not matter for what it costs."""
-        config, count = objective.Config(), int(self.selected_t.sum())
+        config, count = objective.ObjectiveConfig(), int(self.selected_t.sum())
 
         def loss_of(now: TokenStatistics, places: Tensor) -> objective.PolicyLoss:
             marked = torch.ones_like(now.logprob, dtype=torch.bool)

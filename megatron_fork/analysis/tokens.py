@@ -15,7 +15,7 @@ MINIMUM_COUNTS = (20, 10, 5, 3, 2, 1)
 
 
 @dataclass
-class TokenStatistics:
+class TokenEntropies:
     """One distinct token string; `entropies` are in nats, one an occurrence."""
 
     text: str
@@ -43,8 +43,8 @@ class ForkTable:
     were left out.
     """
 
-    forking: list[TokenStatistics]
-    following: list[TokenStatistics]
+    forking: list[TokenEntropies]
+    following: list[TokenEntropies]
     minimum_count: int
     ranked: int
     distinct: int
@@ -53,14 +53,14 @@ class ForkTable:
 
 def fork_table(traces: Iterable[Trace], rows: int = 8) -> ForkTable:
     """Rank the distinct traced tokens by mean entropy and keep `rows` from each end, no token on both."""
-    statistics: dict[str, TokenStatistics] = {}
+    statistics: dict[str, TokenEntropies] = {}
     not_finite = 0
     for trace in traces:
         for text, entropy, selected in zip(trace.tokens, trace.entropy, trace.selected, strict=True):
             if not math.isfinite(entropy):
                 not_finite += 1
                 continue
-            token = statistics.setdefault(text, TokenStatistics(text))
+            token = statistics.setdefault(text, TokenEntropies(text))
             token.entropies.append(entropy)
             token.selected += selected
     counts = [token.count for token in statistics.values()]

@@ -134,7 +134,7 @@ def _computing(config: RunConfig) -> Iterator[Finding]:
     )
 
 
-def _lm_head(config: vocab_parallel.Config) -> Finding:
+def _lm_head(config: vocab_parallel.VocabParallelConfig) -> Finding:
     """Which kernels sweep the logits; they are run on two equal logits, whose entropy is ln 2."""
     on_gpu = torch.cuda.is_available()
     has_triton = importlib.util.find_spec("triton") is not None

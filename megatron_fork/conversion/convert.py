@@ -25,8 +25,8 @@ from megatron_fork.checkpoint import MANIFEST
 from megatron_fork.conversion.agreement import check_folder, check_weights
 from megatron_fork.conversion.hugging_face import SHARD_BYTES, files_beside, read_config, written_aside
 from megatron_fork.conversion.located import MODEL_FILES, Located, locate
-from megatron_fork.conversion.places import Outline, Place, outline_of
 from megatron_fork.conversion.published import PublishedWeights
+from megatron_fork.conversion.shard_locations import MetaModel, ShardLocation, meta_model_of
 from megatron_fork.conversion.table import model_entries
 from megatron_fork.conversion.torch_dist import Reader, write
 from megatron_fork.conversion.weight_files import Specification, WeightFiles
@@ -67,7 +67,7 @@ def to_megatron(
     family_of(config)
     with closing(WeightFolder(hf_dir)) as weights, written_aside(out) as aside:
         entries = {entry.megatron: entry for entry in model_entries(config)}
-        outline = outline_of(config)
+        outline = meta_model_of(config)
         check_weights(weights, config)
         headers = PublishedWeights(weights.headers())
         wanted = {name: (outline.places[name], _dtype_of(entry, headers, dtype)) for name, entry in entries.items()}
@@ -155,7 +155,7 @@ class MegatronWeights:
         self.config = config
         self.located = located
         self.entries = model_entries(config)
-        self.outline: Outline = outline_of(config)
+        self.outline: MetaModel = meta_model_of(config)
         self.reader = Reader(located.folder)
         places = {entry.megatron: self.outline.places[entry.megatron] for entry in self.entries}
         check_places(self.reader, {name: (place, None) for name, place in places.items()})
@@ -188,7 +188,7 @@ class MegatronWeights:
         return zip(entry.hugging_face, entry.rule.join([shard], self.config), strict=True)
 
 
-def check_places(reader: Reader, wanted: Mapping[str, tuple[Place, torch.dtype | None]]) -> None:
+def check_places(reader: Reader, wanted: Mapping[str, tuple[ShardLocation, torch.dtype | None]]) -> None:
     """Raise `CheckpointError` unless the model's tensors in a checkpoint are exactly the wanted ones."""
     of_model = {key for key in reader.tensors if not key.startswith(("optimizer.", "chained_", "rng_state"))}
     keys = {place.key for place, _ in wanted.values()}

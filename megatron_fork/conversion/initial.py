@@ -17,7 +17,7 @@ from megatron_fork.conversion.hugging_face import GENERATION, files_beside, load
 from megatron_fork.errors import CheckpointError, ModelError
 
 
-def resolve_config(source: models.Config) -> PretrainedConfig:
+def resolve_config(source: models.ModelConfig) -> PretrainedConfig:
     """The Hugging Face config of a run's model, its architecture known; nothing is allocated.
 
     Its `eos_token_id` is what somebody wrote: the default of a config class is a word of some other model's vocabulary.
@@ -31,14 +31,14 @@ def resolve_config(source: models.Config) -> PretrainedConfig:
     return config
 
 
-def check_initial(source: models.Config, config: PretrainedConfig) -> Contents | None:
+def check_initial(source: models.ModelConfig, config: PretrainedConfig) -> Contents | None:
     """What the folder of `source` holds; raises unless it is `config`'s model. None where weights are drawn."""
     with _named_in_recipe(source):
         return check_folder(Path(source.path), config) if source.path else None
 
 
 @contextmanager
-def _named_in_recipe(source: models.Config) -> Iterator[None]:
+def _named_in_recipe(source: models.ModelConfig) -> Iterator[None]:
     """What is wrong with the folder itself is told with the field that names it."""
     try:
         yield
@@ -48,7 +48,7 @@ def _named_in_recipe(source: models.Config) -> Iterator[None]:
         raise
 
 
-def written_ends(source: models.Config) -> dict[str, object]:
+def written_ends(source: models.ModelConfig) -> dict[str, object]:
     """What the model says of the tokens that end a response, as it is written: by where it says so, its config last."""
     if not source.path:
         return {"model.hf_config.eos_token_id": (source.hf_config or {}).get("eos_token_id")}
@@ -65,7 +65,7 @@ class ModelFiles:
     given: dict[Path, bytes]
 
     @classmethod
-    def of(cls, source: models.Config, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFiles:
+    def of(cls, source: models.ModelConfig, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFiles:
         """Read now: the folder of `source` need not outlive the run."""
         folder = Path(source.path) if source.path else None
         return cls(
@@ -80,7 +80,7 @@ class ModelFiles:
             (folder / name).write_bytes(content)
 
 
-def load_initial(model: Sequence[models.PackedModel], source: models.Config, *, seed: int) -> None:
+def load_initial(model: Sequence[models.PackedModel], source: models.ModelConfig, *, seed: int) -> None:
     """Load the folder of `source`, or draw Hugging Face's own initial weights from `seed` on every rank alike."""
     if source.path:
         load_hf(model, source.path)

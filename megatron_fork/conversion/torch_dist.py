@@ -37,13 +37,13 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from megatron_fork.checkpoint import COMMON, read_metadata, read_object
-from megatron_fork.conversion.places import Place
+from megatron_fork.conversion.shard_locations import ShardLocation
 from megatron_fork.errors import CheckpointError
 
 
 def write(
     folder: Path,
-    places: Mapping[str, tuple[Place, torch.dtype]],
+    places: Mapping[str, tuple[ShardLocation, torch.dtype]],
     read: Callable[[str], Tensor],
     *,
     objects: Mapping[str, Any],
@@ -78,7 +78,7 @@ class _Writing(DefaultSavePlanner):
 
     def __init__(
         self,
-        places: Mapping[str, tuple[Place, torch.dtype]],
+        places: Mapping[str, tuple[ShardLocation, torch.dtype]],
         read: Callable[[str], Tensor],
         objects: Mapping[str, Any],
     ) -> None:
@@ -108,7 +108,7 @@ class _Writing(DefaultSavePlanner):
             raise
 
 
-def _write_item(place: Place, dtype: torch.dtype) -> WriteItem:
+def _write_item(place: ShardLocation, dtype: torch.dtype) -> WriteItem:
     chunk = ChunkStorageMetadata(torch.Size(place.offset), torch.Size(place.shape))
     data = TensorWriteData(chunk, TensorProperties(dtype=dtype), torch.Size(place.whole))
     return WriteItem(MetadataIndex(place.key, place.offset), WriteItemType.SHARD, tensor_data=data)

@@ -150,7 +150,7 @@ def _of_hugging_face(hf_dir: Path, rows: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def _of_megatron(folder: Path, config: PretrainedConfig, rows: Sequence[Tensor]) -> list[Tensor]:
-    with distributed.parallel_layout(distributed.Config()) as layout:
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
         model = build_model(config, layout.config).eval()
         load_megatron(model, folder)
         found = []

@@ -6,19 +6,19 @@ from megatron_fork import front_door
 
 if TYPE_CHECKING:
     from megatron_fork.data.columns import Columns
-    from megatron_fork.data.config import GENERATED, Config
+    from megatron_fork.data.config import GENERATED, DataConfig
     from megatron_fork.data.overlap import RowFile, decontaminate, deduplicate, has_preset, named_file, summary
     from megatron_fork.data.packing import MicroBatch, RowShape, deal, micro_batches_needed, pack
     from megatron_fork.data.presets import PRESETS
     from megatron_fork.data.source import PromptCounts, PromptSource, load_prompts
 else:
-    __getattr__ = front_door.opened(__name__, __file__)
+    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "DataConfig"})
 
 __all__ = [
     "GENERATED",
     "PRESETS",
     "Columns",
-    "Config",
+    "DataConfig",
     "MicroBatch",
     "PromptCounts",
     "PromptSource",

@@ -34,7 +34,7 @@ class GeneratorConfig:
 
 
 @dataclass
-class Config:
+class DataConfig:
     """The prompt set of a run."""
 
     source: str = "reach"

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megatron_fork.data import arithmetic, reach
-from megatron_fork.data.config import Config
+from megatron_fork.data.config import DataConfig
 from megatron_fork.errors import DataError
 from megatron_fork.experience import Prompt
 from megatron_fork.rewards import Reference, generate_tasks, read_reference
@@ -26,18 +26,18 @@ def tokenizer_of_task(source: str) -> PreTrainedTokenizerBase:
     return TOKENIZERS[source]()
 
 
-def _of_reach(config: Config) -> Iterator[Task]:
+def _of_reach(config: DataConfig) -> Iterator[Task]:
     for number, (question, answer) in enumerate(reach.all_tasks()):
         yield f"reach task {number}", question, Reference((answer,)), {}
 
 
-def _of_arithmetic(config: Config) -> Iterator[Task]:
+def _of_arithmetic(config: DataConfig) -> Iterator[Task]:
     generator = config.generator
     for chain in arithmetic.chains(generator.size, generator.seed, generator.parameters):
         yield f"chain {chain}", arithmetic.prompt_text(chain), Reference((chain,)), {}
 
 
-def _of_reasoning_gym(config: Config) -> Iterator[Task]:
+def _of_reasoning_gym(config: DataConfig) -> Iterator[Task]:
     generator = config.generator
     tasks = generate_tasks(generator.task, size=generator.size, seed=generator.seed, parameters=generator.parameters)
     for number, (question, answer) in enumerate(tasks):
@@ -50,7 +50,7 @@ def _task_of(prompt: Prompt) -> str:
     return task
 
 
-GENERATORS: dict[str, Callable[[Config], Iterator[Task]]] = {
+GENERATORS: dict[str, Callable[[DataConfig], Iterator[Task]]] = {
     "reach": _of_reach,
     "arithmetic": _of_arithmetic,
     "reasoning_gym": _of_reasoning_gym,

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_fork.data.answers import NoAnswer, reader
 from megatron_fork.data.columns import pick, question_of, solution_of, without
-from megatron_fork.data.config import GENERATED, Config
+from megatron_fork.data.config import GENERATED, DataConfig
 from megatron_fork.data.conversations import stripped, whole_text
 from megatron_fork.data.generated import DEMONSTRATORS, GENERATORS, Demonstrator, Task, tokenizer_of_task
 from megatron_fork.data.prompt_rows import PromptRows, PromptStore
@@ -102,7 +102,9 @@ class PromptSource:
         ]
 
 
-def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase | None, *, with_rows: bool = False) -> PromptSource:
+def load_prompts(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase | None, *, with_rows: bool = False
+) -> PromptSource:
     """The prompt set that `config` names; raises `DataError` when it is missing, unreadable or too small.
 
     `tokenizer` is the model's; "reach" and "arithmetic" bring their own and need none. `with_rows`: answers carry the row's
@@ -151,7 +153,7 @@ def _fill(
     store: PromptStore,
     keys: array[int],
     prompts: Iterator[PlacedPrompt],
-    config: Config,
+    config: DataConfig,
     counts: PromptCounts,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[int, int]:
@@ -188,7 +190,7 @@ def _fill(
 
 
 def _prompts(
-    config: Config, tokenizer: PreTrainedTokenizerBase, counts: PromptCounts, with_rows: bool
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, counts: PromptCounts, with_rows: bool
 ) -> Iterator[PlacedPrompt]:
     """Every prompt of the source as text, duplicates and rows without an answer dealt with."""
     make = GENERATORS.get(config.source, _of_file)
@@ -234,7 +236,7 @@ def _encoded(reference: Reference, place: str) -> str:
         ) from error
 
 
-def _of_file(config: Config) -> Iterator[Task]:
+def _of_file(config: DataConfig) -> Iterator[Task]:
     places: dict[str, str] = {}
     answers = reader(
         config.columns.answer, config.answer_form, config.answer_lists, config.boxes, no_answer=config.no_answer
@@ -262,7 +264,7 @@ def _of_file(config: Config) -> Iterator[Task]:
         yield place, question, reference, row
 
 
-def _check_file(config: Config) -> None:
+def _check_file(config: DataConfig) -> None:
     files = data_files(Path(config.source), config.split, config.subset)
     if config.sha256 is None:
         return

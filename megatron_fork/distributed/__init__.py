@@ -15,14 +15,14 @@ if TYPE_CHECKING:
         threads_of_a_pass,
         world_size,
     )
-    from megatron_fork.distributed.config import Config
+    from megatron_fork.distributed.config import ParallelConfig
     from megatron_fork.distributed.launcher import another_tells, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
 else:
-    __getattr__ = front_door.opened(__name__, __file__)
+    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "ParallelConfig"})
 
 __all__ = [
-    "Config",
+    "ParallelConfig",
     "Layout",
     "another_tells",
     "choose_threads",

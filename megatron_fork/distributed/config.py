@@ -8,7 +8,7 @@ from megatron_fork.errors import LayoutError
 
 
 @dataclass
-class Config:
+class ParallelConfig:
     """Parallel sizes; data parallel is what remains of the world size."""
 
     tensor: int = 1

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from megatron_fork.distributed.config import Config
+from megatron_fork.distributed.config import ParallelConfig
 
 
 @dataclass(frozen=True)
 class Layout:
     """The groups of this rank and its place in each."""
 
-    config: Config
+    config: ParallelConfig
     world: dist.ProcessGroup
     tensor: dist.ProcessGroup
     pipeline: dist.ProcessGroup
@@ -56,7 +56,7 @@ class Layout:
 
 
 @contextmanager
-def parallel_layout(config: Config) -> Iterator[Layout]:
+def parallel_layout(config: ParallelConfig) -> Iterator[Layout]:
     """Make Megatron's groups for `config` over the default process group, and take them down at the end."""
     # Here, not at the top: engines share `vocab_parallel`'s entropy, and their processes have no megatron-core.
     from megatron.core import parallel_state

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from megatron_fork import front_door
 
 if TYPE_CHECKING:
-    from megatron_fork.evaluation.config import Config
+    from megatron_fork.evaluation.config import EvaluationConfig
     from megatron_fork.evaluation.pass_rate import Evaluation, average_at_k, evaluate
 else:
-    __getattr__ = front_door.opened(__name__, __file__)
+    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "EvaluationConfig"})
 
-__all__ = ["Config", "Evaluation", "average_at_k", "evaluate"]
+__all__ = ["EvaluationConfig", "Evaluation", "average_at_k", "evaluate"]

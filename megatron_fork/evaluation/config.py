@@ -8,7 +8,7 @@ from megatron_fork.errors import ConfigError
 
 
 @dataclass
-class Config:
+class EvaluationConfig:
     """How held-out prompts are evaluated."""
 
     samples: int = 16

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_fork.errors import RolloutStopped
-from megatron_fork.evaluation.config import Config
+from megatron_fork.evaluation.config import EvaluationConfig
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
@@ -32,7 +32,7 @@ class Evaluation:
 def evaluate(
     collector: Collector,
     prompts: Sequence[Prompt],
-    config: Config,
+    config: EvaluationConfig,
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:

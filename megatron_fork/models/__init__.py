@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from megatron_fork.models.architecture import check_divides, tokens_where_attention_is_half
     from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
     from megatron_fork.models.compute import choose_backend
-    from megatron_fork.models.config import ComputeConfig, Config, ExpertsConfig
+    from megatron_fork.models.config import ComputeConfig, ExpertsConfig, ModelConfig
     from megatron_fork.models.families import (
         EMBEDDING,
         FAMILIES,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from megatron_fork.models.statistics_model import StatisticsModel
     from megatron_fork.models.value_model import PackedModel, ValueModel
 else:
-    __getattr__ = front_door.opened(__name__, __file__)
+    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "ModelConfig"})
 
 __all__ = [
     "EMBEDDING",
@@ -33,7 +33,7 @@ __all__ = [
     "FINAL_NORM",
     "LM_HEAD",
     "ComputeConfig",
-    "Config",
+    "ModelConfig",
     "Entry",
     "ExpertsConfig",
     "Footprint",

@@ -51,7 +51,7 @@ def architecture_settings(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def check_divides(config: PretrainedConfig, parallel: distributed.Config) -> None:
+def check_divides(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> None:
     """Raise `LayoutError` when heads, widths, layers or experts do not split over the ranks, before any allocation."""
     family = family_of(config)
     widths = ["num_attention_heads", "num_key_value_heads", "hidden_size"]
@@ -79,7 +79,7 @@ def check_divides(config: PretrainedConfig, parallel: distributed.Config) -> Non
         check_no_experts(parallel)
 
 
-def padded_vocab_size(config: PretrainedConfig, parallel: distributed.Config) -> int:
+def padded_vocab_size(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> int:
     """The vocabulary rounded up so that every tensor rank holds as many rows."""
     return -(-config.vocab_size // parallel.tensor) * parallel.tensor
 

@@ -37,7 +37,7 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 def transformer_config(
     hf_config: PretrainedConfig,
-    parallel: distributed.Config,
+    parallel: distributed.ParallelConfig,
     *,
     dtype: torch.dtype = torch.float32,
     compute: ComputeConfig | None = None,
@@ -74,11 +74,11 @@ def transformer_config(
 
 def build_chunks(
     hf_config: PretrainedConfig,
-    parallel: distributed.Config,
+    parallel: distributed.ParallelConfig,
     *,
     dtype: torch.dtype = torch.float32,
     temperature: float = 1.0,
-    head: vocab_parallel.Config | None = None,
+    head: vocab_parallel.VocabParallelConfig | None = None,
     compute: ComputeConfig | None = None,
     experts: ExpertsConfig | None = None,
 ) -> list[StatisticsModel]:
@@ -91,7 +91,7 @@ def build_chunks(
                 share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
                 hf_config=hf_config,
                 temperature=temperature,
-                head=head or vocab_parallel.Config(),
+                head=head or vocab_parallel.VocabParallelConfig(),
                 routing=routing,
             )
         )
@@ -101,11 +101,11 @@ def build_chunks(
 
 def build_model(
     hf_config: PretrainedConfig,
-    parallel: distributed.Config,
+    parallel: distributed.ParallelConfig,
     *,
     dtype: torch.dtype = torch.float32,
     temperature: float = 1.0,
-    head: vocab_parallel.Config | None = None,
+    head: vocab_parallel.VocabParallelConfig | None = None,
     compute: ComputeConfig | None = None,
     experts: ExpertsConfig | None = None,
 ) -> StatisticsModel:
@@ -140,14 +140,14 @@ def build_outline(hf_config: PretrainedConfig) -> StatisticsModel:
     routing = Routing(ExpertsConfig())
     local = ComputeConfig(backend="local")
     with torch.device("meta"):
-        for arguments in _arguments(hf_config, distributed.Config(), torch.float32, local, routing):
+        for arguments in _arguments(hf_config, distributed.ParallelConfig(), torch.float32, local, routing):
             arguments["config"].use_cpu_initialization = True  # a GPU would not ask for the default device
             return StatisticsModel(
                 **arguments,
                 share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
                 hf_config=hf_config,
                 temperature=1.0,
-                head=vocab_parallel.Config(),
+                head=vocab_parallel.VocabParallelConfig(),
                 routing=routing,
             )
     raise AssertionError("a layout has at least one chunk")
@@ -155,7 +155,7 @@ def build_outline(hf_config: PretrainedConfig) -> StatisticsModel:
 
 def build_value_chunks(
     hf_config: PretrainedConfig,
-    parallel: distributed.Config,
+    parallel: distributed.ParallelConfig,
     *,
     dtype: torch.dtype = torch.float32,
     compute: ComputeConfig | None = None,
@@ -177,7 +177,7 @@ def _on_device(model: Model) -> Model:
 
 def _arguments(
     hf_config: PretrainedConfig,
-    parallel: distributed.Config,
+    parallel: distributed.ParallelConfig,
     dtype: torch.dtype,
     compute: ComputeConfig | None,
     routing: Routing,

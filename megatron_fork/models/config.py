@@ -11,7 +11,7 @@ Backend = Literal["auto", "local", "transformer_engine"]
 
 
 @dataclass
-class Config:
+class ModelConfig:
     """Exactly one of `path` and `hf_config`."""
 
     path: str | None = None

@@ -42,7 +42,7 @@ def router_settings(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def check_experts_divide(config: PretrainedConfig, parallel: distributed.Config) -> None:
+def check_experts_divide(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> None:
     """Raise `LayoutError` when experts or their widths do not split over the ranks."""
     if config.num_experts % parallel.expert:
         raise LayoutError(
@@ -69,7 +69,7 @@ def check_experts_divide(config: PretrainedConfig, parallel: distributed.Config)
         )
 
 
-def check_no_experts(parallel: distributed.Config) -> None:
+def check_no_experts(parallel: distributed.ParallelConfig) -> None:
     """Raise `LayoutError` when a dense model is to be split over experts."""
     for name in ("expert", "expert_tensor"):
         if vars(parallel)[name] > 1:

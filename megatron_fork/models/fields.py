@@ -1,7 +1,7 @@
 """What the fields of a Hugging Face config may be: types, sizes that a model can have, and how they go together.
 
-Config classes check some of it, each in its own words, and make lists and labels as long as a number says before they do. So
-the fields are checked as they are written, before a class sees them, and once more as the class has them.
+Config classes of transformers check some of it in words of their own, and make lists and labels as long as a number says before
+they do. So the fields are checked as they are written, before a class sees them, and once more as the class has them.
 """
 
 from __future__ import annotations

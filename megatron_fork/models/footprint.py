@@ -44,7 +44,7 @@ def count_parameters(config: PretrainedConfig) -> int:
     return sum(count for _, count in _parameters(config))
 
 
-def fullest_rank(config: PretrainedConfig, parallel: distributed.Config) -> Footprint:
+def fullest_rank(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> Footprint:
     """What the rank of the fullest pipeline stage holds; raises `LayoutError` where the model does not split so.
 
     All stages have as many layers. The first also holds the embedding, the last the output layer and the final norm; tied

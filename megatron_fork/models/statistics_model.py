@@ -40,7 +40,7 @@ class StatisticsModel(GPTModel):
         *args: Any,
         hf_config: PretrainedConfig,
         temperature: float,
-        head: vocab_parallel.Config,
+        head: vocab_parallel.VocabParallelConfig,
         routing: Routing,
         **kwargs: Any,
     ) -> None:

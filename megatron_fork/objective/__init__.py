@@ -7,7 +7,7 @@ from megatron_fork import front_door
 if TYPE_CHECKING:
     from megatron_fork.objective.advantage import group_advantages, overlong_penalty
     from megatron_fork.objective.averaging import TokenWeights, token_weights
-    from megatron_fork.objective.config import Archer, Config, EntropyShaping, Gae, Overlong
+    from megatron_fork.objective.config import Archer, EntropyShaping, Gae, ObjectiveConfig, Overlong
     from megatron_fork.objective.correction import Mismatch, accepted_responses, rollout_mismatch
     from megatron_fork.objective.covariance import covariance_tokens
     from megatron_fork.objective.critic_loss import value_loss
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from megatron_fork.objective.selected_tokens import SelectedTokens
     from megatron_fork.objective.whitening import whiten
 else:
-    __getattr__ = front_door.opened(__name__, __file__)
+    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "ObjectiveConfig"})
 
 __all__ = [
     "Archer",
-    "Config",
+    "ObjectiveConfig",
     "EntropyShaping",
     "Gae",
     "Loss",

@@ -8,11 +8,11 @@ from torch import Tensor
 from megatron_fork.distributed import collectives, device
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective.config import Config
+from megatron_fork.objective.config import ObjectiveConfig
 from megatron_fork.objective.whitening import EPSILON, whiten
 
 
-def group_advantages(rewards: Tensor, group_ids: Tensor, config: Config, *, group: Group = None) -> Tensor:
+def group_advantages(rewards: Tensor, group_ids: Tensor, config: ObjectiveConfig, *, group: Group = None) -> Tensor:
     """Advantage of each response within its group.
 
     Args:
@@ -68,7 +68,7 @@ def _refuse_infinite(rewards: Tensor, group: Group) -> None:
         )
 
 
-def overlong_penalty(lengths: Tensor, config: Config) -> Tensor:
+def overlong_penalty(lengths: Tensor, config: ObjectiveConfig) -> Tensor:
     """DAPO's soft punishment, to be added to the reward: float32 `[responses]`, from 0 down to `-factor`.
 
     0 up to `max_response - cache` tokens, then linear, `-factor` at `max_response` and beyond (arXiv 2503.14476, Eq. 13).

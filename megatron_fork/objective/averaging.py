@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.objective.checks import refuse_other_shapes, refuse_other_than_flags
-from megatron_fork.objective.config import Config
+from megatron_fork.objective.config import ObjectiveConfig
 from megatron_fork.objective.reduction import global_sums
 
 
@@ -21,7 +21,7 @@ class TokenWeights(NamedTuple):
 
 
 def token_weights(
-    selected: Tensor, candidate: Tensor, sequence: Tensor, config: Config, *, group: Group = None
+    selected: Tensor, candidate: Tensor, sequence: Tensor, config: ObjectiveConfig, *, group: Group = None
 ) -> TokenWeights:
     """The weights and the normalizer of a mini-batch for `config.average`, for `policy_loss`.
 

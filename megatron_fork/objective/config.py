@@ -105,7 +105,7 @@ class Gae:
 
 
 @dataclass
-class Config:
+class ObjectiveConfig:
     """A policy gradient under a token mask: which surrogate, of which advantages, averaged how, with which penalties."""
 
     loss: str = "ppo"

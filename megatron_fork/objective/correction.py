@@ -11,7 +11,7 @@ from megatron_fork.distributed import collectives, device
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import ObjectiveError
 from megatron_fork.objective.checks import refuse_other_shapes
-from megatron_fork.objective.config import Config
+from megatron_fork.objective.config import ObjectiveConfig
 from megatron_fork.objective.reduction import global_sums
 
 
@@ -32,7 +32,9 @@ class Mismatch(NamedTuple):
     tokens: int
 
 
-def accepted_responses(old_logprob: Tensor, rollout_logprob: Tensor, sequence: Tensor, config: Config) -> Tensor:
+def accepted_responses(
+    old_logprob: Tensor, rollout_logprob: Tensor, sequence: Tensor, config: ObjectiveConfig
+) -> Tensor:
     """Bool `[tokens]`: the token's response stays in [sequence_low, sequence_high], for `correction=sequence`.
 
     What must stay there is the geometric mean of old / rollout over *all* tokens of the response, selected or not, so that
@@ -50,7 +52,9 @@ def accepted_responses(old_logprob: Tensor, rollout_logprob: Tensor, sequence: T
     return (ratio >= config.sequence_low) & (ratio <= config.sequence_high)
 
 
-def correct(old_logprob: Tensor, rollout_logprob: Tensor | None, accepted: Tensor | None, config: Config) -> Correction:
+def correct(
+    old_logprob: Tensor, rollout_logprob: Tensor | None, accepted: Tensor | None, config: ObjectiveConfig
+) -> Correction:
     """`[tokens]`: what `config.correction` makes of each token, for any part of the tokens.
 
     tis is truncated importance sampling, icepop its masked kind (arXiv 2510.18855): both need `rollout_logprob`.
@@ -79,7 +83,7 @@ def response_means(column: Tensor, sequence: Tensor) -> Tensor:
 def rollout_mismatch(
     old_logprob: Tensor,
     rollout_logprob: Tensor,
-    config: Config,
+    config: ObjectiveConfig,
     *,
     accepted: Tensor | None = None,
     fresh: Tensor | None = None,
@@ -110,7 +114,7 @@ def rollout_mismatch(
     return Mismatch(largest, mean / tokens, k3 / tokens, clipped / tokens, int(count))
 
 
-def _required(column: Tensor | None, name: str, config: Config) -> Tensor:
+def _required(column: Tensor | None, name: str, config: ObjectiveConfig) -> Tensor:
     if column is None:
         raise ObjectiveError(
             f"objective.correction needs {name}; correction is {config.correction}", hint=f"pass {name} too"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from megatron_fork.errors import ObjectiveError
 from megatron_fork.objective.checks import refuse_other_shapes, refuse_other_than_flags
-from megatron_fork.objective.config import Config
+from megatron_fork.objective.config import ObjectiveConfig
 from megatron_fork.objective.loss import PolicyLoss
 
 
@@ -16,7 +16,7 @@ def value_loss(
     old_values: Tensor,
     returns: Tensor,
     mask: Tensor,
-    config: Config,
+    config: ObjectiveConfig,
     *,
     normalizer: float,
     weight: Tensor | None = None,

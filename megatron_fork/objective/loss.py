@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective.config import Config
+from megatron_fork.objective.config import ObjectiveConfig
 from megatron_fork.objective.correction import correct
 from megatron_fork.objective.losses import loss_named
 from megatron_fork.objective.regularizers import regularization, shaped_advantage
@@ -27,7 +27,7 @@ class PolicyLoss(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-def needs_whole_sequences(config: Config) -> bool:
+def needs_whole_sequences(config: ObjectiveConfig) -> bool:
     """True where one call of `policy_loss` must hold all marked tokens of each of its responses."""
     return loss_named(config.loss).whole_responses
 
@@ -37,7 +37,7 @@ def policy_loss(
     old_logprob: Tensor,
     advantage: Tensor,
     mask: Tensor,
-    config: Config,
+    config: ObjectiveConfig,
     *,
     normalizer: float,
     entropy: Tensor | None = None,

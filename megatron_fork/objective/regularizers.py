@@ -11,7 +11,7 @@ from megatron_fork.objective.losses.surrogate import Surrogate
 from megatron_fork.objective.selected_tokens import SelectedTokens, exponential
 
 # KL(policy || reference) from tokens of the policy, with d = logp - reference logp (J. Schulman, "Approximating KL
-# divergence", 2020). As losses they differ: see `Config.kl_estimator`.
+# divergence", 2020). As losses they differ: see `ObjectiveConfig.kl_estimator`.
 KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "k1": lambda difference: difference,
     "k2": lambda difference: difference.square() / 2.0,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_fork.errors import ObjectiveError
 from megatron_fork.objective.checks import refuse_other_shapes, refuse_other_than_flags
-from megatron_fork.objective.config import Config
+from megatron_fork.objective.config import ObjectiveConfig
 
 # e^80 is finite in float32; infinity times the 0 that a clipped token passes back would be NaN.
 LARGEST_LOG_RATIO = 80.0
@@ -19,7 +19,7 @@ LARGEST_LOG_RATIO = 80.0
 class SelectedTokens:
     """The columns of the selected tokens, `[selected]`; `log_ratio` and `ratio` are of the policy to the old one."""
 
-    config: Config
+    config: ObjectiveConfig
     mask: Tensor
     optional: dict[str, Tensor | None]
     """Columns as they were passed, `[...]`, of all tokens."""
@@ -36,7 +36,7 @@ class SelectedTokens:
         old_logprob: Tensor,
         advantage: Tensor,
         mask: Tensor,
-        config: Config,
+        config: ObjectiveConfig,
         optional: dict[str, Tensor | None],
     ) -> SelectedTokens:
         """Refuses columns that do not fit together, and selected advantages that are no numbers."""

@@ -15,7 +15,7 @@ from megatron_fork.distributed import Layout, collectives
 from megatron_fork.experience import Batch
 from megatron_fork.models import ComputeConfig, ExpertsConfig, build_chunks
 from megatron_fork.objective import PolicyLoss
-from megatron_fork.policy.config import Config, OptimizerConfig
+from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
 from megatron_fork.policy.network import Network, Task, Update, finish_loss, no_tokens
 from megatron_fork.vocab_parallel import TokenStatistics
 
@@ -29,13 +29,13 @@ class Policy(Network):
 
     def __init__(
         self,
-        config: Config,
+        config: PolicyConfig,
         optimizer: OptimizerConfig | None,
         hf_config: PretrainedConfig,
         layout: Layout,
         *,
         temperature: float = 1.0,
-        head: vocab_parallel.Config | None = None,
+        head: vocab_parallel.VocabParallelConfig | None = None,
         compute: ComputeConfig | None = None,
         experts: ExpertsConfig | None = None,
     ) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Config:
+class PolicyConfig:
     """How the networks compute."""
 
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -12,7 +12,7 @@ from megatron_fork.distributed import Layout
 from megatron_fork.experience import Batch
 from megatron_fork.models import ComputeConfig, ExpertsConfig, build_value_chunks
 from megatron_fork.objective import PolicyLoss
-from megatron_fork.policy.config import Config, OptimizerConfig
+from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
 from megatron_fork.policy.network import Network, Task, Update, finish_loss
 
 # From values `[rows]` and their places in the batch's columns to a loss divided by a global count.
@@ -24,7 +24,7 @@ class Critic(Network):
 
     def __init__(
         self,
-        config: Config,
+        config: PolicyConfig,
         optimizer: OptimizerConfig,
         hf_config: PretrainedConfig,
         layout: Layout,

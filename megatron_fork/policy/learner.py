@@ -69,8 +69,8 @@ class Learner:
     def __init__(
         self,
         networks: TrainedModels,
-        selection_config: selection.Config,
-        objective_config: objective.Config,
+        selection_config: selection.SelectionConfig,
+        objective_config: objective.ObjectiveConfig,
         *,
         mismatch_limit: float,
         critic_epochs: int = 1,

@@ -24,7 +24,7 @@ from megatron_fork.distributed import Layout, collectives, device, threads_of_a_
 from megatron_fork.experience import Batch
 from megatron_fork.models import PackedModel, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
-from megatron_fork.policy.config import Config, OptimizerConfig
+from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
 from megatron_fork.policy.optimizer import build_optimizer
 from megatron_fork.policy.routing import describe
 from megatron_fork.policy.wrapping import connect_schedule, data_parallel
@@ -55,7 +55,7 @@ class Network:
     """One model, its wrappers, and its optimizer where it is trained."""
 
     def __init__(
-        self, config: Config, optimizer: OptimizerConfig | None, chunks: Sequence[PackedModel], layout: Layout
+        self, config: PolicyConfig, optimizer: OptimizerConfig | None, chunks: Sequence[PackedModel], layout: Layout
     ) -> None:
         self.config = config
         self.layout = layout

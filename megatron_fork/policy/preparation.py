@@ -12,7 +12,7 @@ from megatron_fork.experience import Batch, Trajectory
 from megatron_fork.policy.trained_models import TrainedModels
 
 
-def prepared(shares: Sequence[Batch], networks: TrainedModels, config: objective.Config) -> list[Batch]:
+def prepared(shares: Sequence[Batch], networks: TrainedModels, config: objective.ObjectiveConfig) -> list[Batch]:
     """This rank's shares with every column that the objective reads; collective over all ranks."""
     filled = [_with_statistics(share, networks) for share in shares]
     if config.advantage == "gae":
@@ -20,7 +20,7 @@ def prepared(shares: Sequence[Batch], networks: TrainedModels, config: objective
     return filled
 
 
-def candidates(share: Batch, config: objective.Config) -> Tensor:
+def candidates(share: Batch, config: objective.ObjectiveConfig) -> Tensor:
     """Bool `[response tokens]`; those of truncated responses are none where overlong filtering is on."""
     trained = [
         not (config.overlong.filter and isinstance(sequence, Trajectory) and sequence.finish_reason == "length")
@@ -46,7 +46,7 @@ def _with_statistics(share: Batch, networks: TrainedModels) -> Batch:
 
 
 def _with_generalized_advantages(
-    shares: Sequence[Batch], config: objective.Config, networks: TrainedModels
+    shares: Sequence[Batch], config: objective.ObjectiveConfig, networks: TrainedModels
 ) -> list[Batch]:
     """Per-token advantages of the critic, whitened over the candidates of the whole rollout batch, and its targets."""
     estimated = [_estimated(share, config) for share in shares]
@@ -57,7 +57,7 @@ def _with_generalized_advantages(
     return [share.with_columns(advantage_t=part_t) for share, part_t in zip(estimated, parts, strict=True)]
 
 
-def _estimated(share: Batch, config: objective.Config) -> Batch:
+def _estimated(share: Batch, config: objective.ObjectiveConfig) -> Batch:
     """The outcome's reward stands at the last token of a response."""
     reward_t = torch.zeros(share.response_tokens)
     last_t = torch.tensor(share.response_lengths, dtype=torch.long).cumsum(0) - 1

@@ -1,9 +1,11 @@
 """Verifiers of model responses, and the killable worker processes that they run in."""
 
+from typing import Any
+
 from megatron_fork.rewards.dispatcher import PoolCounts
 from megatron_fork.rewards.extraction import stated_answer
 from megatron_fork.rewards.failures import Failures, FailureWatch
-from megatron_fork.rewards.pool import Config, RewardPool, ScoreStream, check_verifier
+from megatron_fork.rewards.pool import RewardPool, RewardsConfig, ScoreStream, check_verifier
 from megatron_fork.rewards.procedural import generate_tasks
 from megatron_fork.rewards.reach import MAX_OPERATIONS, OPERATIONS
 from megatron_fork.rewards.reference import Reference, read_reference
@@ -13,7 +15,7 @@ from megatron_fork.rewards.verifiers import score, takes_row
 __all__ = [
     "MAX_OPERATIONS",
     "OPERATIONS",
-    "Config",
+    "RewardsConfig",
     "Failure",
     "FailureWatch",
     "Failures",
@@ -30,3 +32,10 @@ __all__ = [
     "stated_answer",
     "takes_row",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Config` was the name of `RewardsConfig` once; programs that were written then go on."""
+    if name == "Config":
+        return RewardsConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

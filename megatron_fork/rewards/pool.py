@@ -28,7 +28,7 @@ from megatron_fork.rewards.verifiers import KNOWN_KINDS, RUNS_PROGRAMS, find_ver
 
 
 @dataclass
-class Config:
+class RewardsConfig:
     """How responses are scored."""
 
     kind: str = "math"
@@ -85,7 +85,7 @@ class Config:
         return kind_with(rules) if self.kind == MATHEMATICS else self.kind
 
 
-def check_verifier(config: Config) -> None:
+def check_verifier(config: RewardsConfig) -> None:
     """Raise `RewardError` where the verifier cannot be loaded, or this machine cannot confine what it runs."""
     find_verifier(config.verifier)  # a custom one that cannot be loaded is better missed here than in every worker
     if config.kind in RUNS_PROGRAMS:
@@ -95,7 +95,7 @@ def check_verifier(config: Config) -> None:
 class RewardPool:
     """Workers that start with the first jobs and stay warm until `close`; any thread may use it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: RewardsConfig) -> None:
         self.config = config
         self.watch = FailureWatch(config.kind, config.failure_warning)
         check_verifier(config)

@@ -5,35 +5,34 @@ from typing import TYPE_CHECKING
 from megatron_fork import front_door
 
 if TYPE_CHECKING:
-    from megatron_fork.rollout.collect import Collector, Rollouts
-    from megatron_fork.rollout.colocated import ColocatedEngine
-    from megatron_fork.rollout.colocated_config import ColocatedConfig
-    from megatron_fork.rollout.config import Config, RemoteConfig
-    from megatron_fork.rollout.dealt import DealtEngine
-    from megatron_fork.rollout.embedded import EmbeddedEngine
+    from megatron_fork.rollout.collector import Collector, Rollouts
+    from megatron_fork.rollout.config import ColocatedConfig, RemoteConfig, RolloutConfig
     from megatron_fork.rollout.ends import ends_in_words, stop_tokens_of
-    from megatron_fork.rollout.engine import Begun, Completion, Engine, Request
+    from megatron_fork.rollout.engine import Completion, Engine, PartialResponse, Request
+    from megatron_fork.rollout.in_flight import PromptGroup
+    from megatron_fork.rollout.in_process.embedded import EmbeddedEngine
+    from megatron_fork.rollout.in_process.load_balanced import LoadBalancedEngine
+    from megatron_fork.rollout.in_process.vllm import ColocatedEngine
+    from megatron_fork.rollout.in_process.vllm_process import check_colocated
     from megatron_fork.rollout.probing import probe
-    from megatron_fork.rollout.producer import Tally
-    from megatron_fork.rollout.reachability import server_states
-    from megatron_fork.rollout.remote import RemoteEngine
-    from megatron_fork.rollout.vllm_process import check_colocated
+    from megatron_fork.rollout.scheduler import Tally
+    from megatron_fork.rollout.servers.reachability import server_states
+    from megatron_fork.rollout.servers.remote import RemoteEngine
     from megatron_fork.rollout.weights import PolicyWeights
-    from megatron_fork.rollout.window import Group
 else:
-    __getattr__ = front_door.opened(__name__, __file__)
+    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "RolloutConfig"})
 
 __all__ = [
-    "Begun",
+    "PartialResponse",
     "ColocatedConfig",
     "ColocatedEngine",
     "Collector",
     "Completion",
-    "Config",
-    "DealtEngine",
+    "RolloutConfig",
+    "LoadBalancedEngine",
     "EmbeddedEngine",
     "Engine",
-    "Group",
+    "PromptGroup",
     "PolicyWeights",
     "RemoteConfig",
     "RemoteEngine",

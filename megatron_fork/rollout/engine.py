@@ -13,7 +13,7 @@ from megatron_fork.serving import EntropyTemperature
 
 
 @dataclass(frozen=True)
-class Begun:
+class PartialResponse:
     """The part of a response that there already is; log-probs and versions as in `Completion`."""
 
     tokens: Sequence[int] = ()
@@ -36,7 +36,7 @@ class Request:
     top_k: int = 0
     entropy_temperature: EntropyTemperature | None = None
     """In place of a temperature, which is 1 then."""
-    begun: Begun = Begun()
+    begun: PartialResponse = PartialResponse()
 
 
 @dataclass(frozen=True)

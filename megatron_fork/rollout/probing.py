@@ -14,13 +14,13 @@ from megatron_fork.distributed import collectives, device
 from megatron_fork.errors import RolloutError
 from megatron_fork.experience import Batch, Prompt, Trajectory
 from megatron_fork.policy import Policy
-from megatron_fork.rollout.config import Config
+from megatron_fork.rollout.config import RolloutConfig
 from megatron_fork.rollout.engine import Completion, Engine, Request
 
 _TOKENS = 16
 
 
-def probe(engine: Engine, policy: Policy, prompts: Sequence[Prompt], config: Config) -> float:
+def probe(engine: Engine, policy: Policy, prompts: Sequence[Prompt], config: RolloutConfig) -> float:
     """Largest |server - policy| log-prob in nats over all servers; raises `RolloutError` beyond `probe_limit`.
 
     Every rank calls it. An embedded engine has no replicas, and is not probed.

@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Score
-from megatron_fork.rollout.config import Config
+from megatron_fork.rollout.config import RolloutConfig
 from megatron_fork.rollout.engine import Completion, Request
 
 
-def request_for(prompt: Prompt, number: int, seed: int, config: Config, *, greedy: bool = False) -> Request:
+def request_for(prompt: Prompt, number: int, seed: int, config: RolloutConfig, *, greedy: bool = False) -> Request:
     """For one response to a prompt, as the config has it drawn."""
     by_entropy = None if greedy or config.entropy_temperature.is_plain else config.entropy_temperature
     return Request(

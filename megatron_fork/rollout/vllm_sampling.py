@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_fork.rollout.draft import Draft
+from megatron_fork.rollout.pending import PendingRequest
 
 
-def vllm_sampling(draft: Draft, stop_tokens: Sequence[int], *, stream_interval: int) -> dict[str, Any]:
-    """Fields of vLLM's `SamplingParams` for what is left of a draft."""
-    request = draft.request
+def vllm_sampling(pending: PendingRequest, stop_tokens: Sequence[int], *, stream_interval: int) -> dict[str, Any]:
+    """Fields of vLLM's `SamplingParams` for what is left of a pending request."""
+    request = pending.request
     sampling: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": request.top_k,
-        "seed": (request.seed + len(draft.tokens)) % (1 << 62),
-        "max_tokens": draft.remaining,
+        "seed": (request.seed + len(pending.tokens)) % (1 << 62),
+        "max_tokens": pending.remaining,
         "logprobs": 0,
         "ignore_eos": True,  # the stop tokens are this side's to say
         "stop_token_ids": list(stop_tokens),

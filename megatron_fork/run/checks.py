@@ -225,7 +225,7 @@ def _check_verifier(config: RunConfig) -> None:
         )
 
 
-def _tokenizer(source: models.Config) -> PreTrainedTokenizerBase | None:
+def _tokenizer(source: models.ModelConfig) -> PreTrainedTokenizerBase | None:
     if not source.path:
         return None
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
 from megatron_fork.errors import CheckpointError
-from megatron_fork.rollout import Group
+from megatron_fork.rollout import PromptGroup
 
 # No run counts so far; what says so was written by something else.
 _MOST = 10**12
@@ -29,7 +29,7 @@ class Progress:
     after: dict[str, float] | None = None
     unfinished: dict[str, Any] | None = None
     """Of the step after `step`, where it was begun."""
-    under_way: list[Group] = field(default_factory=list)
+    under_way: list[PromptGroup] = field(default_factory=list)
     """Groups that were begun and not trained on, on the first rank; not part of `record`."""
     drawing: dict[str, Any] | None = None
     """The tally of the step after `step`, where the run was stopped while it was drawn."""

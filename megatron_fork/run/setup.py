@@ -14,9 +14,9 @@ from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import (
     Collector,
     ColocatedEngine,
-    DealtEngine,
     EmbeddedEngine,
     Engine,
+    LoadBalancedEngine,
     RemoteEngine,
 )
 from megatron_fork.run import unfinished
@@ -54,12 +54,12 @@ def start(context: RunContext) -> tuple[Progress, TrainedModels, Unfinished | No
     return Progress(seconds=time.monotonic() - began), networks, None
 
 
-def first_weights(context: RunContext) -> models.Config:
+def first_weights(context: RunContext) -> models.ModelConfig:
     """What reinforcement learning sets out from: the warm start's folder, or the recipe's model."""
-    return models.Config(path=str(context.warm_start)) if context.config.sft.steps else context.config.model
+    return models.ModelConfig(path=str(context.warm_start)) if context.config.sft.steps else context.config.model
 
 
-def build_networks(context: RunContext, reference: models.Config) -> TrainedModels:
+def build_networks(context: RunContext, reference: models.ModelConfig) -> TrainedModels:
     """What the objective asks for; the reference has its weights, the others' are still to be loaded."""
     config = context.config
     critic = frozen = None
@@ -87,7 +87,9 @@ def warm_start(context: RunContext) -> Policy:
     """Supervised fine-tuning on the source's demonstrations, kept as a Hugging Face folder; taken up where one was begun."""
     policy = build_policy(context, context.config.sft.optimizer)
     if has_warm_start(context):
-        conversion.load_initial(policy.model, models.Config(path=str(context.warm_start)), seed=context.config.seed)
+        conversion.load_initial(
+            policy.model, models.ModelConfig(path=str(context.warm_start)), seed=context.config.seed
+        )
         policy.weights_changed()
         return policy
     place = context.folder.path / "warm_start_state"
@@ -154,7 +156,7 @@ def build_engine(context: RunContext, *, save: Callable[[], None] = lambda: None
     if draws_in_rounds or collectives.size(world) == 1:
         return engine
     ranks_per_engine = 1 if is_embedded else config.colocated.tensor
-    return DealtEngine(engine, world=world, ranks_per_engine=ranks_per_engine, batch_size=config.batch_size)
+    return LoadBalancedEngine(engine, world=world, ranks_per_engine=ranks_per_engine, batch_size=config.batch_size)
 
 
 def _build_embedded(context: RunContext) -> EmbeddedEngine:

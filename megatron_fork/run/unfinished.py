@@ -21,7 +21,7 @@ from megatron_fork.distributed import Layout
 from megatron_fork.errors import CheckpointError
 from megatron_fork.experience import Batch, Prompt, Trajectory, VersionSpan, logprob_array, token_array
 from megatron_fork.policy import Lesson, Taught
-from megatron_fork.rollout import Begun, Group
+from megatron_fork.rollout import PartialResponse, PromptGroup
 
 _Columns = dict[str, Tensor]
 _GROUPS = "groups.pt"
@@ -88,13 +88,13 @@ def read(folder: Path, record: dict[str, Any]) -> Unfinished:
     )
 
 
-def write_groups(folder: Path, groups: Sequence[Group]) -> None:
+def write_groups(folder: Path, groups: Sequence[PromptGroup]) -> None:
     """Groups under way, from whichever rank has any."""
     if groups:
         torch.save([_plain_group(group) for group in groups], folder / _GROUPS)
 
 
-def read_groups(folder: Path) -> list[Group]:
+def read_groups(folder: Path) -> list[PromptGroup]:
     """What `write_groups` kept; none where it kept nothing."""
     path = folder / _GROUPS
     if not path.is_file():
@@ -131,7 +131,7 @@ def _check_columns(trajectory: Trajectory, columns: _Columns, *, taught: bool) -
             raise ValueError(f"{name} of trajectory {trajectory.number} is not one value a token")
 
 
-def _plain_group(group: Group) -> dict[str, Any]:
+def _plain_group(group: PromptGroup) -> dict[str, Any]:
     return {
         "draw": group.draw,
         "prompt": asdict(group.prompt),
@@ -145,18 +145,18 @@ def _plain_group(group: Group) -> dict[str, Any]:
     }
 
 
-def _group(plain: dict[str, Any]) -> Group:
+def _group(plain: dict[str, Any]) -> PromptGroup:
     _check_counts(draw=plain["draw"], version=plain["version"], round=plain["round"])
     for sample in (*plain["answers"], *plain["begun"]):
         _check_counts(sample=sample)
-    return Group(
+    return PromptGroup(
         plain["draw"],
         _prompt(plain["prompt"]),
         plain["version"],
         plain["round"],
         {sample: _trajectory(answer) for sample, answer in plain["answers"].items()},
         {
-            sample: Begun(*_arrays(tokens, logprob), _versions(versions))
+            sample: PartialResponse(*_arrays(tokens, logprob), _versions(versions))
             for sample, (tokens, logprob, versions) in plain["begun"].items()
         },
     )

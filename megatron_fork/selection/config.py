@@ -15,7 +15,7 @@ Preset = Literal["paper", "authors_code", "trl"]
 
 
 @dataclass
-class Config:
+class SelectionConfig:
     """The rule of selection; a preset fills in what the recipe leaves unsaid, and an explicit field wins over it.
 
     Every combination of the choices means something, so that one word turns any recipe into its control arm: `random`

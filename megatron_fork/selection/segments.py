@@ -18,7 +18,7 @@ from torch import Tensor
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import SelectionError
-from megatron_fork.selection.config import Config
+from megatron_fork.selection.config import SelectionConfig
 from megatron_fork.selection.kth import block_size
 
 _MOST_OVER_RANKS = 1 << 20  # a table of counts for each goes over the wire
@@ -59,7 +59,7 @@ class Segments:
 
 
 def segments_of(
-    shape: torch.Size, segments: Tensor | None, candidate: Tensor, config: Config, group: Group
+    shape: torch.Size, segments: Tensor | None, candidate: Tensor, config: SelectionConfig, group: Group
 ) -> Segments:
     """The segments that `config.scope` cuts in; `candidate` is flat, `segments` of the tokens' `shape` or None."""
     wide = config.scope in ("minibatch", "microbatch_global")

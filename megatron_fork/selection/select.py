@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import SelectionError
-from megatron_fork.selection.config import Config
+from megatron_fork.selection.config import SelectionConfig
 from megatron_fork.selection.kth import floats_of_keys, global_count, kth_of_numbers, ordered_keys, refuse_nan
 from megatron_fork.selection.segments import Segments, segments_of
 
@@ -41,7 +41,7 @@ class Selection:
 def select_tokens(
     entropy: Tensor,
     response_mask: Tensor,
-    config: Config,
+    config: SelectionConfig,
     *,
     group: Group = None,
     segments: Tensor | None = None,
@@ -126,7 +126,7 @@ def _check_column(name: str, column: Tensor | None, entropy: Tensor) -> None:
         raise SelectionError(f"{name} is {column.dtype}, not {wanted}", hint="convert it before selecting")
 
 
-def _cut_by_score(score: Tensor, k: Tensor, count: Tensor, segments: Segments, config: Config) -> Tensor:
+def _cut_by_score(score: Tensor, k: Tensor, count: Tensor, segments: Segments, config: SelectionConfig) -> Tensor:
     """`[segments]` float64: the score at the cut of each, NaN where there is no candidate.
 
     `score` is float32 `[tokens]`, minus infinity at those that are no candidates; `k` and `count` are of the candidates.
@@ -155,7 +155,9 @@ def _mark_by_score(
     return _exactly(k, above, high_enough.logical_xor_(above), ids, segments)
 
 
-def _mark_at_random(k: Tensor, candidate: Tensor, ids: Tensor, segments: Segments, config: Config, step: int) -> Tensor:
+def _mark_at_random(
+    k: Tensor, candidate: Tensor, ids: Tensor, segments: Segments, config: SelectionConfig, step: int
+) -> Tensor:
     """Flags `[tokens]` of exactly k candidates a segment: those with the highest pseudo-random keys."""
     keys = _scrambled(ids, config.seed, step).masked_fill_(~candidate, -1)
     cut = segments.each(segments.kth_largest(keys, k))

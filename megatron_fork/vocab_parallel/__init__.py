@@ -5,12 +5,19 @@ from typing import TYPE_CHECKING
 from megatron_fork import front_door
 
 if TYPE_CHECKING:
-    from megatron_fork.vocab_parallel.config import Config
+    from megatron_fork.vocab_parallel.config import VocabParallelConfig
     from megatron_fork.vocab_parallel.fused_loss import RowLoss, lm_head_loss
     from megatron_fork.vocab_parallel.lm_head import lm_head_statistics
     from megatron_fork.vocab_parallel.shard import TokenStatistics
     from megatron_fork.vocab_parallel.statistics import token_statistics
 else:
-    __getattr__ = front_door.opened(__name__, __file__)
+    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "VocabParallelConfig"})
 
-__all__ = ["Config", "RowLoss", "TokenStatistics", "lm_head_loss", "lm_head_statistics", "token_statistics"]
+__all__ = [
+    "VocabParallelConfig",
+    "RowLoss",
+    "TokenStatistics",
+    "lm_head_loss",
+    "lm_head_statistics",
+    "token_statistics",
+]

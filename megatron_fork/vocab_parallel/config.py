@@ -11,7 +11,7 @@ KernelChoice = Literal["auto", "torch", "triton"]
 
 
 @dataclass
-class Config:
+class VocabParallelConfig:
     """Nothing here changes a result beyond rounding: only time and memory."""
 
     kernels: KernelChoice = "auto"

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
-from megatron_fork.vocab_parallel.config import Config
+from megatron_fork.vocab_parallel.config import VocabParallelConfig
 from megatron_fork.vocab_parallel.head import Head
 from megatron_fork.vocab_parallel.lm_head import ChosenRows, chunks_of, given_weight_gradient, head_of
 from megatron_fork.vocab_parallel.shard import TokenStatistics, over_ranks, refuse_bad, statistics_of
@@ -39,7 +39,7 @@ def lm_head_loss(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
-    config: Config | None = None,
+    config: VocabParallelConfig | None = None,
     weight_gradient: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of `loss` over chunks of the chosen rows, differentiable in `hidden` and `weight`, and the sums beside it.
@@ -63,7 +63,7 @@ def lm_head_loss(
 
     """
     chosen = ChosenRows.of(hidden, weight, targets, rows)
-    config = config or Config()
+    config = config or VocabParallelConfig()
     head = head_of(weight, vocab_size, group, temperature, config)
     if chunk_tokens is None:
         chunk_tokens = head.row_tokens(config.chunk_bytes(weight.device.type))

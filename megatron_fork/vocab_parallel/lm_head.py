@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import StatisticsError
-from megatron_fork.vocab_parallel.config import Config
+from megatron_fork.vocab_parallel.config import VocabParallelConfig
 from megatron_fork.vocab_parallel.head import Head
 from megatron_fork.vocab_parallel.kernels import kernels_for
 from megatron_fork.vocab_parallel.shard import (
@@ -40,7 +40,7 @@ def lm_head_statistics(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
-    config: Config | None = None,
+    config: VocabParallelConfig | None = None,
     weight_gradient: Tensor | None = None,
 ) -> TokenStatistics:
     """Statistics of `softmax(hidden @ weight.T / temperature)` at the chosen rows.
@@ -67,7 +67,7 @@ def lm_head_statistics(
 
     """
     chosen = ChosenRows.of(hidden, weight, targets, rows)
-    config = config or Config()
+    config = config or VocabParallelConfig()
     head = head_of(weight, vocab_size, group, temperature, config)
     if chunk_tokens is None:
         chunk_tokens = head.tile_tokens(config.chunk_bytes(weight.device.type))
@@ -107,7 +107,9 @@ class ChosenRows:
         return cls(hidden, targets, rows)
 
 
-def head_of(weight: Tensor, vocab_size: int | None, group: Group, temperature: float, config: Config) -> Head:
+def head_of(
+    weight: Tensor, vocab_size: int | None, group: Group, temperature: float, config: VocabParallelConfig
+) -> Head:
     shard = VocabularyShard.of(weight.shape[0], vocab_size, group)
     return Head(weight.detach()[: shard.columns], shard, inverse_of(temperature), kernels_for(config.kernels, weight))
 

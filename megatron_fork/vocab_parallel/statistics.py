@@ -43,7 +43,7 @@ def token_statistics(
         group: ranks that share the vocabulary, in the order of their columns; None for one rank.
         temperature: the rollout's decoding temperature.
         vocab_size: true vocabulary size; columns at or past it are padding and do not exist.
-        kernels: see `Config`.
+        kernels: see `VocabParallelConfig`.
 
     Returns:
         `TokenStatistics` of float32 `[...]` in nats (float64 for float64 logits), differentiable in both.

@@ -12,7 +12,7 @@ from layouts import model_config
 
 from megatron_fork import distributed
 from megatron_fork.checkpoint import Checkpoints, folder, load_training_state
-from megatron_fork.policy import Config, OptimizerConfig, Policy
+from megatron_fork.policy import OptimizerConfig, Policy, PolicyConfig
 
 
 def kill_at(moment: str) -> None:
@@ -38,8 +38,8 @@ def main(root: Path, last: int, moment: str | None) -> None:
     if moment:
         kill_at(moment)
     distributed.initialize()
-    with distributed.parallel_layout(distributed.Config()) as layout:
-        policy = Policy(Config(), OptimizerConfig(), model_config(tied=True, experts=False), layout)
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
+        policy = Policy(PolicyConfig(), OptimizerConfig(), model_config(tied=True, experts=False), layout)
         checkpoints = Checkpoints(root, keep=2)
         saved = checkpoints.latest()
         if saved is not None:

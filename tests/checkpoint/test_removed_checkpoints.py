@@ -16,13 +16,13 @@ def removed_while_running(name: str) -> None:
     from megatron_fork import distributed
     from megatron_fork.checkpoint import Checkpoints, latest
     from megatron_fork.errors import CheckpointError
-    from megatron_fork.policy import Config, OptimizerConfig, Policy
+    from megatron_fork.policy import OptimizerConfig, Policy, PolicyConfig
 
     run = Path(name, "run")
     run.mkdir()
     root, said = run / "checkpoints", []
-    with distributed.parallel_layout(distributed.Config()) as layout:
-        policy = Policy(Config(), OptimizerConfig(), model_config(tied=True, experts=False), layout)
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
+        policy = Policy(PolicyConfig(), OptimizerConfig(), model_config(tied=True, experts=False), layout)
         checkpoints = Checkpoints(root, keep=2, say=said.append)
 
         def save(step: int) -> None:

@@ -13,7 +13,7 @@ from megatron_fork import distributed
 from megatron_fork.conversion import PublishedWeights, export_hf, iter_hf_weights, load_hf, load_initial, load_weights
 from megatron_fork.conversion.parameters import whole_model_name
 from megatron_fork.errors import CheckpointError, ModelError
-from megatron_fork.models import Config as Source
+from megatron_fork.models import ModelConfig as Source
 from megatron_fork.models import build_value_chunks
 
 
@@ -112,7 +112,7 @@ def test_a_critic_is_loaded_without_a_head(family: str) -> None:
     config = family_config(family, tie_word_embeddings=False)
     weights = dict(PublishedWeights(hugging_face_model(config).state_dict()))
     distributed.initialize()
-    with distributed.parallel_layout(distributed.Config()) as layout:
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
         critic = build_value_chunks(config, layout.config)
         load_weights(critic, weights)
         assert not critic[0].output_layer.weight.any()

@@ -65,7 +65,7 @@ def test_the_checkpoint_is_as_megatron_writes_it(family: str, tmp_path: Path) ->
     theirs = hf_folder(tmp_path / "theirs", family, tie_word_embeddings=False)
     to_megatron(theirs, tmp_path / "ours")
     distributed.initialize()
-    with distributed.parallel_layout(distributed.Config()) as layout:
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
         model = build_model(family_config(family, tie_word_embeddings=False), layout.config)
         load_megatron(model, tmp_path / "ours" / "release")
         (tmp_path / "megatron").mkdir()

@@ -9,7 +9,7 @@ from tiny_qwen3 import family_config, hugging_face_model
 
 from megatron_fork.conversion import ModelFiles, to_hf, to_megatron
 from megatron_fork.data.reach import build_tokenizer
-from megatron_fork.models import Config
+from megatron_fork.models import ModelConfig
 
 BESIDE = {
     "generation_config.json": json.dumps({"temperature": 0.6, "top_k": 20, "eos_token_id": [1], "do_sample": True}),
@@ -42,7 +42,7 @@ def check_all_there(folder: Path, model: Path) -> None:
 def test_files_beside_a_checkpoint(model: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
-    source = Config(path=str(model))
+    source = ModelConfig(path=str(model))
     files = ModelFiles.of(source, AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model))
     files.write(tmp_path)
     check_all_there(tmp_path, model)

@@ -28,7 +28,7 @@ from megatron_fork.conversion import (
 )
 from megatron_fork.conversion.weight_folder import WeightFolder
 from megatron_fork.errors import MegatronForkError
-from megatron_fork.models import Config as Source
+from megatron_fork.models import ModelConfig as Source
 from megatron_fork.models import build_value_chunks
 from megatron_fork.run.checks import matching_model
 
@@ -63,7 +63,7 @@ def initial(folder: Path) -> Weights:
 
 def of_critic(folder: Path) -> Weights:
     distributed.initialize()
-    with distributed.parallel_layout(distributed.Config()) as layout:
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
         critic = build_value_chunks(read_config(folder), layout.config)
         load_hf(critic, folder)
         return dict(iter_hf_weights(critic))

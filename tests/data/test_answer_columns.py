@@ -17,13 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_prompt_files import TOKENIZER, everything, write
 
-from megatron_fork.data import Config, load_prompts
+from megatron_fork.data import DataConfig, load_prompts
 from megatron_fork.data.answers import NO_ANSWER, AnswerReader, NoAnswer, reader
 from megatron_fork.data.boxes import boxed_answers
 from megatron_fork.data.columns import Columns
 from megatron_fork.errors import DataError
-from megatron_fork.rewards import Config as RewardConfig
-from megatron_fork.rewards import Reference, RewardPool, read_reference, score
+from megatron_fork.rewards import Reference, RewardPool, RewardsConfig, read_reference, score
 
 
 def reads(**settings: Any) -> AnswerReader:
@@ -201,8 +200,8 @@ def test_rows_without_an_answer_are_refused_or_dropped(tmp_path: Path, suffix: s
     path = tmp_path / f"a.{suffix}"
     path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match=rf"a\.{suffix} (line|entry) 2 has no answer in answer: None"):
-        load_prompts(Config(source=str(path), held_out=1), TOKENIZER)
-    source = load_prompts(Config(source=str(path), held_out=1, unanswered="drop", rows=11), TOKENIZER)
+        load_prompts(DataConfig(source=str(path), held_out=1), TOKENIZER)
+    source = load_prompts(DataConfig(source=str(path), held_out=1, unanswered="drop", rows=11), TOKENIZER)
     assert [read_reference(prompt.answer).answers for prompt in everything(source)] == [
         *(("34",), ("34",), ("34", "35"), ("34.0",), ("7",), ("true",)),
     ]
@@ -218,8 +217,8 @@ def test_columnar_files(tmp_path: Path, column: list[Any]) -> None:
     table = pyarrow.table({"prompt": ["a?", "b?", "c?"], "answer": column})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet row 2 has no answer in answer: "):
-        load_prompts(Config(source=str(tmp_path / "a.parquet"), held_out=1), TOKENIZER)
-    config = Config(source=str(tmp_path / "a.parquet"), held_out=1, unanswered="drop")
+        load_prompts(DataConfig(source=str(tmp_path / "a.parquet"), held_out=1), TOKENIZER)
+    config = DataConfig(source=str(tmp_path / "a.parquet"), held_out=1, unanswered="drop")
     prompts = everything(load_prompts(config, TOKENIZER))
     assert [score(rf"\boxed{{{n}}}", prompt.answer).value for n, prompt in zip((34, 35), prompts, strict=True)] == [
         1,
@@ -230,7 +229,7 @@ def test_columnar_files(tmp_path: Path, column: list[Any]) -> None:
 def test_csv(tmp_path: Path) -> None:
     with (tmp_path / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("prompt", "answer"), ("a?", "34"), ("b?", ""), ("c?", "nan"), ("d?", "['7']")])
-    config = Config(source=str(tmp_path / "a.csv"), held_out=1, unanswered="drop")
+    config = DataConfig(source=str(tmp_path / "a.csv"), held_out=1, unanswered="drop")
     assert [prompt.answer for prompt in everything(load_prompts(config, TOKENIZER))] == ["34", "7"]
 
 
@@ -247,7 +246,7 @@ def test_csv(tmp_path: Path) -> None:
 )
 def test_the_verifier_judges_right(tmp_path: Path, value: Any, right: str, wrong: str) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "a?", "answer": value}, {"prompt": "b?", "answer": "1"})
-    answer = everything(load_prompts(Config(source=path, held_out=1), TOKENIZER))[0].answer
+    answer = everything(load_prompts(DataConfig(source=path, held_out=1), TOKENIZER))[0].answer
     assert [score(rf"\boxed{{{said}}}", answer).value for said in (right, wrong)] == [1.0, 0.0]
 
 
@@ -257,10 +256,10 @@ def test_tests_of_a_program_may_be_an_object(tmp_path: Path) -> None:
         [{"prompt": "a?", "answer": answer}, {"prompt": "b?", "answer": {**answer, "seconds": 2.0}}]
     )
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    prompts = everything(load_prompts(Config(source=str(tmp_path / "a.parquet"), held_out=1), TOKENIZER))
+    prompts = everything(load_prompts(DataConfig(source=str(tmp_path / "a.parquet"), held_out=1), TOKENIZER))
     assert json.loads(prompts[0].answer) == answer and json.loads(prompts[1].answer)["seconds"] == 2.0
     program = "```python\nprint(sum(map(int, input().split())))\n```"
-    config = RewardConfig(kind="code", allow_code=True, timeout_seconds=20.0)
+    config = RewardsConfig(kind="code", allow_code=True, timeout_seconds=20.0)
     with RewardPool(config) as pool:
         if not any("seccomp" in line for line in (pool.warm(), pool.confinement)[1]):
             pytest.skip("no seccomp here")
@@ -273,17 +272,17 @@ def test_a_verifier_gets_what_it_takes_of_a_row(tmp_path: Path) -> None:
         {"prompt": "b?", "answer": "3"},
     ]
     path = write(tmp_path / "a.jsonl", *rows)
-    prompts = everything(load_prompts(Config(source=path, held_out=1), TOKENIZER, with_rows=True))
+    prompts = everything(load_prompts(DataConfig(source=path, held_out=1), TOKENIZER, with_rows=True))
     assert [read_reference(prompt.answer) for prompt in prompts] == [
         Reference(("1", "2"), "mine", {"index": 7, "x": None}),
         Reference(("3",), path, None),
     ]
-    assert everything(load_prompts(Config(source=path, held_out=1), TOKENIZER))[1].answer == "3"
+    assert everything(load_prompts(DataConfig(source=path, held_out=1), TOKENIZER))[1].answer == "3"
 
 
 @pytest.mark.parametrize("task", ["reach", "arithmetic"])
 def test_generated_tasks_demonstrate_also_for_such_a_verifier(task: str) -> None:
-    plain, carrying = (load_prompts(Config(source=task), None, with_rows=carries) for carries in (False, True))
+    plain, carrying = (load_prompts(DataConfig(source=task), None, with_rows=carries) for carries in (False, True))
     assert read_reference(carrying.training[0].answer) == Reference((plain.training[0].answer,), task)
     drawn = (source.demonstrations(5, step=0, seed=1) for source in (plain, carrying))
     first, second = ([each.response for each in demonstrations] for demonstrations in drawn)
@@ -294,9 +293,9 @@ def test_the_answer_column_may_lie_deep(tmp_path: Path) -> None:
     row = {"prompt": "a?", "reward_model": {"ground_truth": '["34"]', "style": "rule"}}
     path = write(tmp_path / "a.jsonl", row, {**row, "prompt": "b?"})
     deep = Columns(answer="reward_model.ground_truth")
-    assert load_prompts(Config(source=path, held_out=1, columns=deep), TOKENIZER).training[0].answer == "34"
+    assert load_prompts(DataConfig(source=path, held_out=1, columns=deep), TOKENIZER).training[0].answer == "34"
     with pytest.raises(DataError, match=r"line 1 has in reward_model an object") as caught:
-        load_prompts(Config(source=path, held_out=1, columns=Columns(answer="reward_model")), TOKENIZER)
+        load_prompts(DataConfig(source=path, held_out=1, columns=Columns(answer="reward_model")), TOKENIZER)
     assert "reward_model.ground_truth" in caught.value.hint
 
 

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from megatron_fork.data import Columns, Config, load_prompts
+from megatron_fork.data import Columns, DataConfig, load_prompts
 from megatron_fork.data.templates import find_template
 from megatron_fork.errors import DataError
 
@@ -57,7 +57,7 @@ def rows_file(tmp_path: Path, prompts: list[Any], name: str = "rows.jsonl", **mo
 
 
 def loaded(path: Path, template: str, tokens: PreTrainedTokenizerFast, **fields: Any) -> Any:
-    return load_prompts(Config(source=str(path), template=template, held_out=1, **fields), tokens)
+    return load_prompts(DataConfig(source=str(path), template=template, held_out=1, **fields), tokens)
 
 
 @pytest.mark.parametrize(

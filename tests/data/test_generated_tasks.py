@@ -9,11 +9,10 @@ from itertools import islice
 import pytest
 from test_prompt_files import bytes_tokenizer
 
-from megatron_fork.data import Config, arithmetic, load_prompts
+from megatron_fork.data import DataConfig, arithmetic, load_prompts
 from megatron_fork.data.config import GeneratorConfig
 from megatron_fork.errors import ConfigError
-from megatron_fork.rewards import Config as RewardConfig
-from megatron_fork.rewards import RewardError, RewardPool, generate_tasks, score
+from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig, generate_tasks, score
 from megatron_fork.rewards.procedural import EVALUATED, is_formula, is_literal, is_number_formula
 
 FAST = [
@@ -28,7 +27,7 @@ FAST = [
 
 
 def test_chains_and_their_verifier() -> None:
-    source = load_prompts(Config(source="arithmetic", generator=GeneratorConfig(size=300), held_out=50), None)
+    source = load_prompts(DataConfig(source="arithmetic", generator=GeneratorConfig(size=300), held_out=50), None)
     prompts = [*source.training, *source.held_out]
     assert len({prompt.text for prompt in prompts}) == 300
     for prompt in prompts:
@@ -42,7 +41,7 @@ def test_chains_and_their_verifier() -> None:
 
 
 def test_the_demonstrator_is_right_about_two_times_of_three() -> None:
-    source = load_prompts(Config(source="arithmetic", generator=GeneratorConfig(size=500), held_out=50), None)
+    source = load_prompts(DataConfig(source="arithmetic", generator=GeneratorConfig(size=500), held_out=50), None)
     demonstrations = source.demonstrations(1500, step=1, seed=0)
     right = 0.0
     for each in demonstrations:
@@ -83,7 +82,7 @@ def test_tasks_of_reasoning_gym_are_scored_by_their_own_scorer() -> None:
             ("<answer>nonsense</answer>", answer),
             (right, answer),
         ]
-    with RewardPool(RewardConfig(kind="reasoning_gym", memory_gib=4.0, timeout_seconds=30.0)) as pool:
+    with RewardPool(RewardsConfig(kind="reasoning_gym", memory_gib=4.0, timeout_seconds=30.0)) as pool:
         values = [result.value for result in pool.score_many(jobs)]
     wrong = [job for job, value, due in zip(jobs, values, [1.0, 0.0, 0.0] * len(answers), strict=True) if value != due]
     assert not wrong
@@ -119,7 +118,7 @@ def oracle(answers: list[str]) -> list[str]:
 def test_a_task_as_prompts() -> None:
     generator = GeneratorConfig(task="chain_sum", size=30, seed=2, parameters={"max_terms": 3})
     source = load_prompts(
-        Config(source="reasoning_gym", generator=generator, held_out=5, template="{{ question }}\n"),
+        DataConfig(source="reasoning_gym", generator=generator, held_out=5, template="{{ question }}\n"),
         bytes_tokenizer(),
     )
     assert len(source.training) == 25

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from megatron_fork.config import load_config
-from megatron_fork.data import PRESETS, Config, PromptSource, load_prompts, reach
+from megatron_fork.data import PRESETS, DataConfig, PromptSource, load_prompts, reach
 from megatron_fork.data.columns import Columns
 from megatron_fork.data.presets import DAPO_PREFIX, DAPO_SUFFIX
 from megatron_fork.errors import ConfigError, DataError
@@ -103,18 +103,18 @@ def test_presets_read_their_published_schema(tmp_path: Path, preset: str) -> Non
 def test_duplicates_are_counted_and_dropped(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{n % 3}", "answer": str(n % 2)} for n in range(60)]
     path = write(tmp_path / "a.jsonl", *rows)
-    source = load_prompts(Config(source=path, duplicates="drop", held_out=1), TOKENIZER)
+    source = load_prompts(DataConfig(source=path, duplicates="drop", held_out=1), TOKENIZER)
     counts = source.counts
     assert (counts.rows, counts.kept, counts.duplicates, counts.of_held_out) == (60, 6, 54, 1)
     assert len(everything(source)) == 5  # each question has two answers, and one question is held out
     assert "54 duplicates dropped, 1 left out as repeats of a held-out question" in str(counts)
     with pytest.raises(DataError, match=r"a\.jsonl line 7 repeats"):
-        load_prompts(Config(source=path, duplicates="refuse", held_out=1), TOKENIZER)
+        load_prompts(DataConfig(source=path, duplicates="refuse", held_out=1), TOKENIZER)
 
 
 def test_over_long_prompts_are_dropped_and_never_cut(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *({"prompt": "x" * n, "answer": "1"} for n in range(1, 11)))
-    source = load_prompts(Config(source=path, over_long="drop", max_prompt_tokens=6, held_out=1), TOKENIZER)
+    source = load_prompts(DataConfig(source=path, over_long="drop", max_prompt_tokens=6, held_out=1), TOKENIZER)
     assert (source.counts.kept, source.counts.over_long, source.longest_prompt) == (6, 4, 6)
     assert [prompt.text for prompt in everything(source)] == ["x" * n for n in range(1, 7)]
 
@@ -138,7 +138,7 @@ def test_templates(tmp_path: Path, template: str, text: str) -> None:
     )
     rows = ({"prompt": "1+1?", "answer": "2", "level": 5}, {"prompt": "1+2?", "answer": "3", "level": 5})
     path = write(tmp_path / "a.jsonl", *rows)
-    prompt = everything(load_prompts(Config(source=path, template=template, held_out=1), tokenizer))[0]
+    prompt = everything(load_prompts(DataConfig(source=path, template=template, held_out=1), tokenizer))[0]
     assert prompt.text == text
     assert tokenizer.decode(prompt.tokens) == text
 
@@ -146,7 +146,7 @@ def test_templates(tmp_path: Path, template: str, text: str) -> None:
 def test_a_template_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("Q: {{ question }}\n")
     path = write(tmp_path / "a.jsonl", {"prompt": "1+1?", "answer": "2"}, {"prompt": "1+2?", "answer": "3"})
-    config = Config(source=path, template=str(tmp_path / "mine.jinja"), held_out=1)
+    config = DataConfig(source=path, template=str(tmp_path / "mine.jinja"), held_out=1)
     assert everything(load_prompts(config, TOKENIZER))[0].text == "Q: 1+1?\n"
 
 
@@ -177,20 +177,20 @@ def test_what_does_not_fit_is_named(tmp_path: Path, settings: dict[str, Any], me
     row = {"prompt": "1+1?", "answer": "2", "id": "7", "choices": ["A", "B"], "level": None}
     path = write(tmp_path / "a.jsonl", row, row)
     with pytest.raises(DataError, match=message) as caught:
-        load_prompts(Config(source=path, held_out=1, **settings), TOKENIZER)
+        load_prompts(DataConfig(source=path, held_out=1, **settings), TOKENIZER)
     assert caught.value.hint
 
 
 def test_a_checksum_that_is_right(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "1+1?", "answer": "2"}, {"prompt": "1+2?", "answer": "3"})
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    assert load_prompts(Config(source=path, held_out=1, sha256=digest), TOKENIZER).counts.kept == 2
+    assert load_prompts(DataConfig(source=path, held_out=1, sha256=digest), TOKENIZER).counts.kept == 2
 
 
 def test_qwen3_needs_its_tokens(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "1+1?", "answer": "2"})
     with pytest.raises(DataError, match=r"data\.template=qwen3 needs the tokens <\|im_start\|> <\|im_end\|>"):
-        load_prompts(Config(source=path, template="qwen3", held_out=1), bytes_tokenizer())
+        load_prompts(DataConfig(source=path, template="qwen3", held_out=1), bytes_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -205,14 +205,14 @@ def test_qwen3_needs_its_tokens(tmp_path: Path) -> None:
 )
 def test_config_names_the_field(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=field.replace(".", r"\.")) as caught:
-        Config(**settings)
+        DataConfig(**settings)
     assert caught.value.hint
 
 
 def test_the_order_of_a_file_is_drawn_and_resumed_by_its_number_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *({"prompt": f"p{n}", "answer": str(n)} for n in range(50)))
-    first = load_prompts(Config(source=path, held_out=10), TOKENIZER)
-    again = load_prompts(Config(source=path, held_out=10), TOKENIZER)
+    first = load_prompts(DataConfig(source=path, held_out=10), TOKENIZER)
+    again = load_prompts(DataConfig(source=path, held_out=10), TOKENIZER)
     whole = first.draw(100, start=0, seed=3)
     assert again.draw(60, start=40, seed=3) == whole[40:]
     assert sorted(prompt.index for prompt in whole[:40]) == sorted(prompt.index for prompt in first.training)
@@ -223,10 +223,10 @@ def test_the_order_of_a_file_is_drawn_and_resumed_by_its_number_alone(tmp_path: 
 def test_text_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *[{"prompt": "unknown words", "answer": "2"}] * 2)
     with pytest.raises(DataError, match=r"the tokenizer cannot read a prompt between .*line 1 and .*line 2"):
-        load_prompts(Config(source=path, held_out=1), reach.build_tokenizer())
+        load_prompts(DataConfig(source=path, held_out=1), reach.build_tokenizer())
 
 
 def test_a_template_of_no_known_name_is_a_mistake_of_the_recipe(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "1+1?", "answer": "2"})
     with pytest.raises(ConfigError, match=r"data\.template=papper is not a template"):
-        load_prompts(Config(source=path, template="papper"), TOKENIZER)
+        load_prompts(DataConfig(source=path, template="papper"), TOKENIZER)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_fork.data import Config, PromptCounts, PromptSource, load_prompts, reach
+from megatron_fork.data import DataConfig, PromptCounts, PromptSource, load_prompts, reach
 from megatron_fork.errors import ConfigError, DataError
 from megatron_fork.experience import Prompt
 
@@ -42,9 +42,9 @@ def test_each_epoch_is_another_order_of_all_prompts() -> None:
     assert indices(13, 0, seed=6) != indices(13, 0)
 
 
-def write(path: Path, *lines: str) -> Config:
+def write(path: Path, *lines: str) -> DataConfig:
     path.write_text("\n".join(lines), encoding="utf-8")
-    return Config(source=str(path), held_out=1)
+    return DataConfig(source=str(path), held_out=1)
 
 
 def record(prompt: object = "from 3 to 4 :", answer: object = "3 4") -> str:
@@ -99,7 +99,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.jsonl is not a file"):
-        load_prompts(Config(source=str(tmp_path / "nowhere.jsonl")), TOKENIZER)
+        load_prompts(DataConfig(source=str(tmp_path / "nowhere.jsonl")), TOKENIZER)
     with pytest.raises(DataError, match="needs a tokenizer"):
         load_prompts(write(tmp_path / "a.jsonl", record()), None)
     with pytest.raises(DataError, match=r"has 1 prompts, data.held_out=1 leaves none"):
@@ -109,4 +109,4 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl line 2 has 6 tokens, more than data.max_prompt_tokens=5"):
         load_prompts(config, TOKENIZER)
     with pytest.raises(ConfigError, match=r"data\.held_out=0"):
-        Config(held_out=0)
+        DataConfig(held_out=0)

@@ -6,13 +6,13 @@ from collections import deque
 
 import pytest
 
-from megatron_fork.data import Config, PromptSource, load_prompts, reach
+from megatron_fork.data import DataConfig, PromptSource, load_prompts, reach
 from megatron_fork.rewards import MAX_OPERATIONS, OPERATIONS, score
 
 
 @pytest.fixture(scope="module")
 def source() -> PromptSource:
-    return load_prompts(Config(), None)
+    return load_prompts(DataConfig(), None)
 
 
 def test_words_are_tokens(source: PromptSource) -> None:
@@ -50,8 +50,8 @@ def test_held_out_prompts_are_others(source: PromptSource) -> None:
     assert len(held_out) == len(source.held_out) == 256
     assert len(training) == len(source.training) == len(reach.all_tasks()) - 256
     assert not training & held_out
-    assert {prompt.text for prompt in load_prompts(Config(), None).held_out} == held_out
-    assert {prompt.text for prompt in load_prompts(Config(seed=1), None).held_out} != held_out
+    assert {prompt.text for prompt in load_prompts(DataConfig(), None).held_out} == held_out
+    assert {prompt.text for prompt in load_prompts(DataConfig(seed=1), None).held_out} != held_out
 
 
 def test_demonstrations_keep_true_account(source: PromptSource) -> None:

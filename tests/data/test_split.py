@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_prompt_files import TOKENIZER, write
 
-from megatron_fork.data import Config, load_prompts
+from megatron_fork.data import DataConfig, load_prompts
 from megatron_fork.data.config import GeneratorConfig
 from megatron_fork.data.split import question_key, split_by_question
 from megatron_fork.errors import DataError
@@ -42,7 +42,7 @@ def test_a_set_that_repeats_its_questions(tmp_path: Path, duplicates: str) -> No
     """20 questions, each ten times, in other writing and with three answers."""
     forms = ("What is $%d + 1$?", "what is  %d+1", "What is %d + 1 ?")
     rows = [{"prompt": forms[n % 3] % (n % 20), "answer": str(n % 20 + n // 80)} for n in range(200)]
-    config = Config(source=write(tmp_path / "a.jsonl", *rows), held_out=10, duplicates=duplicates)
+    config = DataConfig(source=write(tmp_path / "a.jsonl", *rows), held_out=10, duplicates=duplicates)
     source = load_prompts(config, TOKENIZER)
     asked = [question_key(prompt.text) for prompt in source.held_out]
     assert len(set(asked)) == len(asked) == 10
@@ -56,12 +56,12 @@ def test_a_set_that_repeats_its_questions(tmp_path: Path, duplicates: str) -> No
 def test_what_leaves_nothing_to_train_on(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *[{"prompt": f"{n % 4}?", "answer": "1"} for n in range(40)])
     with pytest.raises(DataError, match=r"has 40 prompts with 4 different questions, data\.held_out=4 leaves none"):
-        load_prompts(Config(source=path, held_out=4), TOKENIZER)
-    assert len(load_prompts(Config(source=path, held_out=3), TOKENIZER).training) == 10
+        load_prompts(DataConfig(source=path, held_out=4), TOKENIZER)
+    assert len(load_prompts(DataConfig(source=path, held_out=3), TOKENIZER).training) == 10
 
 
 def test_generated_tasks_are_split_by_question_too() -> None:
-    config = Config(
+    config = DataConfig(
         source="arithmetic", generator=GeneratorConfig(size=300, parameters={"terms": 2, "largest": 15}), held_out=50
     )
     source = load_prompts(config, None)

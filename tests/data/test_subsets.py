@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fork.data import Config, load_prompts
+from megatron_fork.data import DataConfig, load_prompts
 from megatron_fork.data.overlap import named_file
 from megatron_fork.data.rows import data_files, read_rows
 from megatron_fork.errors import DataError
@@ -149,7 +149,7 @@ def test_the_recipe_and_the_tools_choose(tmp_path: Path) -> None:
     from test_prompt_files import TOKENIZER
 
     source = folder(tmp_path, *FILES, readme=DECLARED)
-    prompts = load_prompts(Config(source=str(source), subset="socratic", held_out=1), TOKENIZER)
+    prompts = load_prompts(DataConfig(source=str(source), subset="socratic", held_out=1), TOKENIZER)
     assert prompts.counts.kept == 2
     assert [question for _, question, _, _ in named_file(str(source), "train", None, "main").questions()] == [FILES[0]]
     with pytest.raises(DataError, match="several subsets"):

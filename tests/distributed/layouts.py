@@ -108,14 +108,14 @@ def two_updates(
     from megatron_fork import objective, selection
     from megatron_fork.clock import Clock
     from megatron_fork.conversion import iter_hf_weights, load_weights
-    from megatron_fork.distributed import Config, collectives, parallel_layout
+    from megatron_fork.distributed import ParallelConfig, collectives, parallel_layout
     from megatron_fork.models import ComputeConfig, ExpertsConfig
-    from megatron_fork.policy import Config as PolicyConfig
     from megatron_fork.policy import (
         Learner,
         LearningRates,
         OptimizerConfig,
         Policy,
+        PolicyConfig,
         TrainedModels,
         split_into_mini_batches,
     )
@@ -123,7 +123,7 @@ def two_updates(
     hf_config = model_config(tied=tied, experts=experts)
     torch.manual_seed(11)
     weights = AutoModelForCausalLM.from_config(hf_config).state_dict()
-    with parallel_layout(Config(**parallel)) as layout:
+    with parallel_layout(ParallelConfig(**parallel)) as layout:
         policy = Policy(
             PolicyConfig(tokens_per_micro_batch=70 if packed else 1, tokens_per_statistics_batch=90 if packed else 1),
             OptimizerConfig(
@@ -140,8 +140,8 @@ def two_updates(
         )
         load_weights(policy.model, weights)
         policy.weights_changed()
-        goal = objective.Config(loss=loss, denominator=denominator)  # type: ignore[arg-type]
-        learner = Learner(TrainedModels(policy), selection.Config(), goal, mismatch_limit=100.0)
+        goal = objective.ObjectiveConfig(loss=loss, denominator=denominator)  # type: ignore[arg-type]
+        learner = Learner(TrainedModels(policy), selection.SelectionConfig(), goal, mismatch_limit=100.0)
         batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
         first = learner.learn(batches[:1], step=1, rates=LearningRates(3e-4), clock=Clock())
         gradients = {} if distributed_optimizer else _gradients(policy)

@@ -44,11 +44,11 @@ def compare(parallel: dict, variants: dict) -> dict[str, tuple[list[str], list[s
     from tiny_qwen3 import family_config, hugging_face_model
 
     from megatron_fork.conversion import PublishedWeights, load_weights
-    from megatron_fork.distributed import Config, parallel_layout
+    from megatron_fork.distributed import ParallelConfig, parallel_layout
     from megatron_fork.models import build_chunks, build_value_chunks
 
     found = {}
-    with parallel_layout(Config(**parallel)) as layout:
+    with parallel_layout(ParallelConfig(**parallel)) as layout:
         for name, (family, fields) in variants.items():
             config = family_config(family, **fields)
             theirs = hugging_face_model(config)
@@ -132,12 +132,12 @@ def virtual_stages(family: str, tied: bool) -> tuple[list[list[str]], list[str]]
 
     from megatron_fork.conversion import PublishedWeights, load_weights
     from megatron_fork.conversion.parameters import local_parameters
-    from megatron_fork.distributed import Config, parallel_layout
+    from megatron_fork.distributed import ParallelConfig, parallel_layout
     from megatron_fork.models import build_chunks
 
     hf_config = family_config(family, num_hidden_layers=8, tie_word_embeddings=tied)
     weights = hugging_face_model(hf_config).state_dict()
-    with parallel_layout(Config(pipeline=2, virtual_pipeline=2)) as layout:
+    with parallel_layout(ParallelConfig(pipeline=2, virtual_pipeline=2)) as layout:
         chunks = build_chunks(hf_config, layout.config)
         load_weights(chunks, weights)
         published = dict(PublishedWeights(weights))

@@ -6,11 +6,11 @@ from ranks import run_on_ranks
 
 
 def threads_inside_and_after() -> list[tuple[int, int]]:
-    from megatron_fork.distributed import Config, parallel_layout
+    from megatron_fork.distributed import ParallelConfig, parallel_layout
 
     counts = []
     for _ in range(3):
-        with parallel_layout(Config(tensor=2)):
+        with parallel_layout(ParallelConfig(tensor=2)):
             inside = _threads()
         counts.append((inside, _threads()))
     return counts

@@ -35,14 +35,14 @@ def lessons(parallel: dict, names: list[str]) -> dict:
     from megatron_fork import objective, selection
     from megatron_fork.clock import Clock
     from megatron_fork.conversion import iter_hf_weights, load_weights
-    from megatron_fork.distributed import Config, parallel_layout
-    from megatron_fork.policy import Config as PolicyConfig
+    from megatron_fork.distributed import ParallelConfig, parallel_layout
     from megatron_fork.policy import (
         Critic,
         Learner,
         LearningRates,
         OptimizerConfig,
         Policy,
+        PolicyConfig,
         TrainedModels,
         split_into_mini_batches,
     )
@@ -51,14 +51,14 @@ def lessons(parallel: dict, names: list[str]) -> dict:
     torch.manual_seed(11)
     weights = AutoModelForCausalLM.from_config(hf_config).state_dict()
     found = {}
-    with parallel_layout(Config(**parallel)) as layout:
+    with parallel_layout(ParallelConfig(**parallel)) as layout:
         config = PolicyConfig(tokens_per_micro_batch=70, tokens_per_statistics_batch=90)
         adam = OptimizerConfig(learning_rate=1e-3)
         for name in names:
             options = dict(OBJECTIVES[name])
             if "entropy_shaping" in options:
                 options["entropy_shaping"] = objective.EntropyShaping(**options["entropy_shaping"])
-            goal = objective.Config(**options)
+            goal = objective.ObjectiveConfig(**options)
             policy = Policy(config, adam, hf_config, layout, temperature=0.8)
             critic = Critic(config, adam, hf_config, layout) if goal.advantage == "gae" else None
             reference = Policy(config, None, hf_config, layout, temperature=0.8) if goal.kl_coef else None
@@ -69,7 +69,9 @@ def lessons(parallel: dict, names: list[str]) -> dict:
             if critic is not None:
                 critic.weights_changed()
             networks = TrainedModels(policy, critic, reference)
-            learner = Learner(networks, selection.Config(ratio=0.5), goal, mismatch_limit=100.0, critic_epochs=2)
+            learner = Learner(
+                networks, selection.SelectionConfig(ratio=0.5), goal, mismatch_limit=100.0, critic_epochs=2
+            )
             batches = split_into_mini_batches(trajectories(), 2, group_size=4, seed=5)
             metrics = [
                 learner.learn(batches, step=step, rates=LearningRates(1e-3, 1e-3), clock=Clock()).metrics

@@ -53,13 +53,13 @@ def _resumed(
     from megatron_fork.checkpoint import Checkpoints, load_training_state
     from megatron_fork.clock import Clock
     from megatron_fork.conversion import iter_hf_weights, load_weights
-    from megatron_fork.distributed import Config, Layout, parallel_layout
-    from megatron_fork.policy import Config as PolicyConfig
+    from megatron_fork.distributed import Layout, ParallelConfig, parallel_layout
     from megatron_fork.policy import (
         Learner,
         LearningRates,
         OptimizerConfig,
         Policy,
+        PolicyConfig,
         TrainedModels,
         split_into_mini_batches,
     )
@@ -73,11 +73,13 @@ def _resumed(
         return Policy(PolicyConfig(tokens_per_micro_batch=70), adam, hf_config, layout)
 
     def learn(policy: Policy, step: int) -> dict[str, torch.Tensor]:
-        learner = Learner(TrainedModels(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
+        learner = Learner(
+            TrainedModels(policy), selection.SelectionConfig(), objective.ObjectiveConfig(), mismatch_limit=100.0
+        )
         learner.learn(batches[step : step + 1], step=step, rates=LearningRates(1e-3), clock=Clock())
         return {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model, bucket_bytes=5000)}
 
-    with parallel_layout(Config(**written)) as layout:
+    with parallel_layout(ParallelConfig(**written)) as layout:
         whole = made(layout)
         torch.manual_seed(11)
         load_weights(whole.model, AutoModelForCausalLM.from_config(hf_config).state_dict())
@@ -88,7 +90,7 @@ def _resumed(
         checkpoints.wait()
     saved = checkpoints.latest()
     assert saved is not None
-    with parallel_layout(Config(**read)) as layout:
+    with parallel_layout(ParallelConfig(**read)) as layout:
         policy = made(layout)
         load_training_state(saved, {"policy": policy})
         loaded = {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
@@ -131,14 +133,14 @@ def never_stepped(folder: str) -> list[float]:
     from megatron_fork.checkpoint import Checkpoints, load_training_state
     from megatron_fork.clock import Clock
     from megatron_fork.conversion import iter_hf_weights, load_initial
-    from megatron_fork.distributed import Config, Layout, parallel_layout
-    from megatron_fork.models import Config as Source
-    from megatron_fork.policy import Config as PolicyConfig
+    from megatron_fork.distributed import Layout, ParallelConfig, parallel_layout
+    from megatron_fork.models import ModelConfig as Source
     from megatron_fork.policy import (
         Learner,
         LearningRates,
         OptimizerConfig,
         Policy,
+        PolicyConfig,
         TrainedModels,
         split_into_mini_batches,
     )
@@ -154,14 +156,16 @@ def never_stepped(folder: str) -> list[float]:
         return policy
 
     def learn(policy: Policy) -> dict[str, torch.Tensor]:
-        learner = Learner(TrainedModels(policy), selection.Config(), objective.Config(), mismatch_limit=100.0)
+        learner = Learner(
+            TrainedModels(policy), selection.SelectionConfig(), objective.ObjectiveConfig(), mismatch_limit=100.0
+        )
         learner.learn(batches, step=0, rates=LearningRates(1e-3), clock=Clock())
         return {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
 
     found = []
     for distributed in (False, True):
         checkpoints = Checkpoints(Path(folder, str(distributed)))
-        with parallel_layout(Config()) as layout:
+        with parallel_layout(ParallelConfig()) as layout:
             expected = learn(made(layout, distributed))
             first = made(layout, distributed)
             checkpoints.save(0, {"policy": first}, {"step": 0})
@@ -178,14 +182,13 @@ def two_networks(folder: str) -> dict[str, float]:
     """How far each of two networks, of which the second is written much faster, is from itself after a round trip."""
     from megatron_fork.checkpoint import Checkpoints, load_training_state
     from megatron_fork.conversion import iter_hf_weights, load_initial
-    from megatron_fork.distributed import Config, parallel_layout
-    from megatron_fork.models import Config as Source
-    from megatron_fork.policy import Config as PolicyConfig
-    from megatron_fork.policy import OptimizerConfig, Policy
+    from megatron_fork.distributed import ParallelConfig, parallel_layout
+    from megatron_fork.models import ModelConfig as Source
+    from megatron_fork.policy import OptimizerConfig, Policy, PolicyConfig
 
     large, small = model_config(tied=True, experts=False), model_config(tied=True, experts=False)
     large.intermediate_size = 100_000
-    with parallel_layout(Config()) as layout:
+    with parallel_layout(ParallelConfig()) as layout:
 
         def made(seed: int) -> dict[str, Policy]:
             networks = {}

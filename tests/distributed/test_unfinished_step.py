@@ -33,15 +33,15 @@ def _finished_later(
     from megatron_fork.checkpoint import BESIDE, Checkpoints, load_training_state
     from megatron_fork.clock import Clock
     from megatron_fork.conversion import iter_hf_weights, load_initial
-    from megatron_fork.distributed import Config, Layout, parallel_layout
-    from megatron_fork.models import Config as Source
-    from megatron_fork.policy import Config as PolicyConfig
+    from megatron_fork.distributed import Layout, ParallelConfig, parallel_layout
+    from megatron_fork.models import ModelConfig as Source
     from megatron_fork.policy import (
         Learner,
         LearningRates,
         Lesson,
         OptimizerConfig,
         Policy,
+        PolicyConfig,
         Taught,
         TrainedModels,
         split_into_mini_batches,
@@ -54,8 +54,8 @@ def _finished_later(
 
     def learn(policy: Policy, drawn: unfinished.Unfinished, updates: int) -> Lesson:
         asked = iter(range(updates))
-        goal = objective.Config()
-        config = selection.Config(entropy_policy=entropy_policy)  # type: ignore[arg-type]
+        goal = objective.ObjectiveConfig()
+        config = selection.SelectionConfig(entropy_policy=entropy_policy)  # type: ignore[arg-type]
         return Learner(TrainedModels(policy), config, goal, mismatch_limit=100.0).learn(
             split_into_mini_batches(drawn.trajectories, 1, group_size=4, seed=5),
             step=3,
@@ -67,7 +67,7 @@ def _finished_later(
 
     drawn = unfinished.Unfinished(trajectories(), {"rollout/pass_rate": 0.5}, 6)
     checkpoints = Checkpoints(folder)
-    with parallel_layout(Config(**written)) as layout:
+    with parallel_layout(ParallelConfig(**written)) as layout:
         policy = made(layout)
         load_initial(policy.model, Source(hf_config={"model_type": "qwen3"}), seed=11)
         policy.weights_changed()
@@ -91,7 +91,7 @@ def _finished_later(
         expected = {name: tensor.clone() for name, tensor in iter_hf_weights(whole_policy.model)}
     saved = checkpoints.latest()
     assert saved is not None
-    with parallel_layout(Config(**read_by)) as layout:
+    with parallel_layout(ParallelConfig(**read_by)) as layout:
         policy = made(layout)
         load_training_state(saved, {"policy": policy})
         again = unfinished.read(saved.folder / BESIDE, saved.progress["unfinished"])
@@ -131,7 +131,7 @@ def test_rollouts_of_which_nothing_was_taught_are_kept(tmp_path: Path) -> None:
     drawn = unfinished.Unfinished(
         [replace(each, versions=spans) for each in trajectories()], {"rollout/pass_rate": 0.5}, 6
     )
-    with distributed.parallel_layout(distributed.Config()) as layout:
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
         drawn.write(tmp_path, None, layout)
     assert unfinished.read(tmp_path, drawn.record()) == drawn
 

@@ -23,13 +23,13 @@ from megatron_fork.rollout import (
     ColocatedConfig,
     ColocatedEngine,
     Completion,
-    DealtEngine,
     EmbeddedEngine,
+    LoadBalancedEngine,
     Request,
     check_colocated,
-    colocated,
 )
-from megatron_fork.rollout.sleeping import Sleeping
+from megatron_fork.rollout.in_process import vllm as colocated
+from megatron_fork.rollout.in_process.sleeping import SleepMode
 from megatron_fork.run.console import Display
 from megatron_fork.serving import EntropyTemperature
 from megatron_fork.train import train
@@ -270,7 +270,7 @@ def test_memory_comes_back_around_the_weights(engine, model) -> None:
             events.append("weights")
             yield name, tensor
 
-    awake, engine._sleeping = engine._sleeping, Sleeping(recorder, can_sleep=True)
+    awake, engine._sleeping = engine._sleeping, SleepMode(recorder, can_sleep=True)
     engine.rest()
     engine.rest()
     with pytest.raises(RolloutError, match="the engine sleeps"):
@@ -293,7 +293,7 @@ def one_engine_of_two_ranks() -> list[int]:
     """Asked by the first rank; what it is given, whole and aborted, is the policy's."""
     model = new_model(tied=True, seed=1)
     alone = new_engine(model.config, tensor=2)
-    engine = DealtEngine(alone, world=dist.group.WORLD, ranks_per_engine=2, batch_size=16)
+    engine = LoadBalancedEngine(alone, world=dist.group.WORLD, ranks_per_engine=2, batch_size=16)
     engine.update_weights(weights_of(model), 0)
     named = engine.replicas(requests(2))
     if dist.get_rank() > 0:
@@ -329,7 +329,7 @@ def test_two_ranks_form_one_engine() -> None:
 
 def events_of_a_run(folder: str) -> list[str]:
     recorder = Recorder()
-    colocated.Sleeping = lambda engine, *, can_sleep: Sleeping(recorder, can_sleep=True)
+    colocated.SleepMode = lambda engine, *, can_sleep: SleepMode(recorder, can_sleep=True)
     words = [*TINY, *COLOCATED, "evaluation.every=1", "train.steps=2", f"run.folder={folder}"]
     train(load_config(QUICKSTART, words), Display(speaks=False))
     return recorder.events

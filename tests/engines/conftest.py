@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
-from megatron_fork.rollout import Config, RemoteConfig, RemoteEngine, Request
+from megatron_fork.rollout import RemoteConfig, RemoteEngine, Request, RolloutConfig
 
 STOP = 1
 
@@ -76,7 +76,7 @@ def remote(tmp_path: Path) -> Iterator:
         )
         for name, value in settings.items():
             setattr(quick, name, value)
-        config = Config(engine=kind, servers=urls, sync=sync, remote=quick, mismatch_limit=float("inf"))
+        config = RolloutConfig(engine=kind, servers=urls, sync=sync, remote=quick, mismatch_limit=float("inf"))
         hf_config = resolve_config(load_config(QUICKSTART).model)
         engine = RemoteEngine(config, hf_config, stop_tokens=stop_tokens, folder=tmp_path / "weights", world=None)
         made.append(engine)

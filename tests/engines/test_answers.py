@@ -93,7 +93,9 @@ def test_truncated_sampling_keeps_to_its_tokens(server, engine, settings) -> Non
             assert int(place.max()) < settings["top_k"]
         else:
             assert float(before.max()) < settings["top_p"] + 1e-6
-        if server.engine == "sglang":  # vLLM's log-probs are of what is left: `Config.foreign_distribution` says so
+        if (
+            server.engine == "sglang"
+        ):  # vLLM's log-probs are of what is left: `RolloutConfig.foreign_distribution` says so
             expected = logprob_of(logits, completion.tokens)
             torch.testing.assert_close(torch.tensor(completion.logprob).double(), expected, rtol=0, atol=1e-4)
 

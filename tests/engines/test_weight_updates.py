@@ -11,9 +11,9 @@ import torch
 from conftest import greedy_responses, logits_of, logprob_of, new_model, requests, weights_of
 
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout.sglang import SglangServer
-from megatron_fork.rollout.vllm import VllmServer
-from megatron_fork.rollout.wire import ServerFault
+from megatron_fork.rollout.servers.sglang import SglangServer
+from megatron_fork.rollout.servers.vllm import VllmServer
+from megatron_fork.rollout.servers.wire import ServerFault
 
 ALL = ["vllm tied", "vllm untied", "sglang tied", "sglang untied"]
 TIED = ["vllm tied", "sglang tied"]
@@ -38,7 +38,7 @@ def test_greedy_output_is_hugging_faces(server, remote, sync: str) -> None:
 
 @pytest.mark.parametrize("server", ALL, indirect=True, scope="session")
 def test_weights_come_in_many_buckets(server, remote, monkeypatch) -> None:
-    from megatron_fork.rollout import remote as module
+    from megatron_fork.rollout.servers import remote as module
 
     sizes = []
 

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.evaluation import Config, average_at_k
+from megatron_fork.evaluation import EvaluationConfig, average_at_k
 
 
 def test_average_and_error_over_prompts() -> None:
@@ -29,4 +29,4 @@ def test_one_prompt_has_no_error() -> None:
 
 def test_bad_counts() -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.samples=0"):
-        Config(samples=0)
+        EvaluationConfig(samples=0)

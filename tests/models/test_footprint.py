@@ -7,7 +7,7 @@ from ranks import run_on_ranks
 from tiny_qwen3 import FAMILIES, family_config
 from transformers import Qwen3Config, Qwen3MoeConfig
 
-from megatron_fork.distributed import Config
+from megatron_fork.distributed import ParallelConfig
 from megatron_fork.models import count_parameters, fullest_rank
 
 PUBLISHED = {
@@ -33,9 +33,9 @@ def test_published_sizes(name: str) -> None:
         tie_word_embeddings=tied,
         **shape,
     )
-    assert count_parameters(config) == parameters == fullest_rank(config, Config()).total
+    assert count_parameters(config) == parameters == fullest_rank(config, ParallelConfig()).total
     # Sharding over all tensor ranks leaves an eighth, and the norms whole.
-    assert parameters / 8 < fullest_rank(config, Config(tensor=8)).total < parameters / 8 * 1.001
+    assert parameters / 8 < fullest_rank(config, ParallelConfig(tensor=8)).total < parameters / 8 * 1.001
 
 
 def test_published_size_of_a_mixture() -> None:
@@ -54,7 +54,7 @@ def test_published_size_of_a_mixture() -> None:
         tie_word_embeddings=False,
     )
     assert count_parameters(config) == 30_532_122_624
-    rank = fullest_rank(config, Config(expert=8))
+    rank = fullest_rank(config, ParallelConfig(expert=8))
     assert rank.experts == 48 * 128 * 3 * 2048 * 768 // 8
 
 
@@ -62,7 +62,7 @@ def _built(family: str, tied: bool, parallel: dict[str, Any]) -> int:
     from megatron_fork.distributed import parallel_layout
     from megatron_fork.models import build_chunks
 
-    with parallel_layout(Config(**parallel)) as layout:
+    with parallel_layout(ParallelConfig(**parallel)) as layout:
         chunks = build_chunks(family_config(family, tie_word_embeddings=tied), layout.config)
         return sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
 
@@ -85,4 +85,4 @@ def test_as_megatron_builds_them() -> None:
     for case, *built in zip(cases, *run_on_ranks(_all_built, 2, cases), strict=True):
         family, tied, parallel = case
         config = family_config(family, tie_word_embeddings=tied)
-        assert max(built) == fullest_rank(config, Config(**parallel)).total, case
+        assert max(built) == fullest_rank(config, ParallelConfig(**parallel)).total, case

@@ -5,7 +5,7 @@ from tiny_qwen3 import family_config, megatron_model, tiny_config
 
 from megatron_fork import distributed
 from megatron_fork.errors import ConfigError, LayoutError, ModelError
-from megatron_fork.models import Config, build_model, check_divides, config_from_recipe, family_of
+from megatron_fork.models import ModelConfig, build_model, check_divides, config_from_recipe, family_of
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_unsupported_fields_of_other_families_are_named(family: str, fields: dic
         family_of(config)
     assert caught.value.hint
     with pytest.raises(ModelError, match=named):
-        build_model(config, distributed.Config())
+        build_model(config, distributed.ParallelConfig())
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,14 @@ def test_unsupported_fields_of_other_families_are_named(family: str, fields: dic
 )
 def test_experts_that_do_not_divide_are_named(family: str, parallel: dict, named: str) -> None:
     with pytest.raises(LayoutError, match=named) as caught:
-        build_model(family_config(family), distributed.Config(**parallel))
+        build_model(family_config(family), distributed.ParallelConfig(**parallel))
     assert caught.value.hint
 
 
 def test_the_dense_width_of_a_mixture_of_experts_need_not_divide() -> None:
     check_divides(
-        family_config("qwen3_moe", intermediate_size=47), distributed.Config(tensor=2, expert_tensor=2, sequence=True)
+        family_config("qwen3_moe", intermediate_size=47),
+        distributed.ParallelConfig(tensor=2, expert_tensor=2, sequence=True),
     )
 
 
@@ -87,9 +88,9 @@ def test_the_dense_width_of_a_mixture_of_experts_need_not_divide() -> None:
 )
 def test_sizes_that_do_not_divide_are_named(parallel: dict, named: str) -> None:
     with pytest.raises(LayoutError, match=named):
-        check_divides(tiny_config(), distributed.Config(**parallel))
+        check_divides(tiny_config(), distributed.ParallelConfig(**parallel))
     with pytest.raises(LayoutError, match=named):
-        build_model(tiny_config(), distributed.Config(**parallel))
+        build_model(tiny_config(), distributed.ParallelConfig(**parallel))
 
 
 def test_config_from_a_recipe() -> None:
@@ -106,4 +107,4 @@ def test_config_from_a_recipe() -> None:
         with pytest.raises(ConfigError, match=named):
             config_from_recipe(fields)
     with pytest.raises(ConfigError, match=r"model\.path and model\.hf_config are both given"):
-        Config(path="somewhere", hf_config={"model_type": "qwen3"})
+        ModelConfig(path="somewhere", hf_config={"model_type": "qwen3"})

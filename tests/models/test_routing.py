@@ -21,7 +21,7 @@ def router() -> Iterator[PackedRouter]:
     """The first layer's, of a model whose routing can still be described."""
     compatibility.install()
     distributed.initialize()
-    with distributed.parallel_layout(distributed.Config()) as layout:
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
         model = build_model(
             family_config("qwen3_moe"), layout.config, experts=ExpertsConfig(balance=0.3, replay=True)
         ).train()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_fork.errors import ConfigError, ObjectiveError
-from megatron_fork.objective import Config, Overlong, group_advantages, overlong_penalty, whiten
+from megatron_fork.objective import ObjectiveConfig, Overlong, group_advantages, overlong_penalty, whiten
 
 
 def expected(rewards: list[float], group_ids: list[int], estimator: str) -> list[float]:
@@ -47,7 +47,7 @@ def test_equals_the_formula(estimator: str, pairs: list[tuple[float, int]]) -> N
     found = group_advantages(
         torch.tensor(rewards, dtype=torch.float32),
         torch.tensor(group_ids, dtype=torch.long),
-        Config(advantage=estimator),
+        ObjectiveConfig(advantage=estimator),
     )
     assert found.dtype == torch.float32
     plain = expected(rewards, group_ids, "dr_grpo" if estimator == "reinforce_pp" else estimator)
@@ -57,14 +57,22 @@ def test_equals_the_formula(estimator: str, pairs: list[tuple[float, int]]) -> N
 
 def test_examples() -> None:
     rewards, ids = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0]), torch.tensor([4, 4, 4, 4, 9])
-    assert group_advantages(rewards, ids, Config(advantage="dr_grpo")).tolist() == [0.75, -0.25, -0.25, -0.25, 0.0]
-    assert group_advantages(rewards, ids, Config(advantage="rloo")).tolist() == pytest.approx(
+    assert group_advantages(rewards, ids, ObjectiveConfig(advantage="dr_grpo")).tolist() == [
+        0.75,
+        -0.25,
+        -0.25,
+        -0.25,
+        0.0,
+    ]
+    assert group_advantages(rewards, ids, ObjectiveConfig(advantage="rloo")).tolist() == pytest.approx(
         [1, -1 / 3, -1 / 3, -1 / 3, 0]
     )
-    assert group_advantages(rewards, ids, Config()).tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5, 0], rel=1e-5)
+    assert group_advantages(rewards, ids, ObjectiveConfig()).tolist() == pytest.approx(
+        [1.5, -0.5, -0.5, -0.5, 0], rel=1e-5
+    )
     # The deviation of (0.75, -0.25, -0.25, -0.25, 0) is sqrt(0.75 / 4).
     spread = math.sqrt(0.1875)
-    assert group_advantages(rewards, ids, Config(advantage="reinforce_pp")).tolist() == pytest.approx(
+    assert group_advantages(rewards, ids, ObjectiveConfig(advantage="reinforce_pp")).tolist() == pytest.approx(
         [0.75 / spread, -0.25 / spread, -0.25 / spread, -0.25 / spread, 0], rel=1e-5
     )
 
@@ -74,15 +82,15 @@ def test_examples() -> None:
 @settings(max_examples=60, deadline=None)
 def test_equal_rewards_have_exactly_no_advantage(estimator: str, reward: float, size: int) -> None:
     rewards, ids = torch.full((size,), reward), torch.zeros(size, dtype=torch.long)
-    assert group_advantages(rewards, ids, Config(advantage=estimator)).tolist() == [0.0] * size
+    assert group_advantages(rewards, ids, ObjectiveConfig(advantage=estimator)).tolist() == [0.0] * size
 
 
 def test_bad_rewards_are_named() -> None:
     with pytest.raises(ObjectiveError, match=r"rewards has shape \[2\], group_ids \[3\]"):
-        group_advantages(torch.zeros(2), torch.zeros(3, dtype=torch.long), Config())
+        group_advantages(torch.zeros(2), torch.zeros(3, dtype=torch.long), ObjectiveConfig())
     for value in (math.nan, math.inf):
         with pytest.raises(ObjectiveError, match=f"reward 1 is {value}"):
-            group_advantages(torch.tensor([0.0, value]), torch.zeros(2, dtype=torch.long), Config())
+            group_advantages(torch.tensor([0.0, value]), torch.zeros(2, dtype=torch.long), ObjectiveConfig())
 
 
 @given(values=st.lists(st.floats(-4, 4, width=32), max_size=30), seed=st.integers(0, 1000))
@@ -107,12 +115,12 @@ def test_whitening_names_bad_columns() -> None:
 
 def test_overlong_penalty_at_the_papers_points() -> None:
     lengths = torch.tensor([0, 1, 16384, 17408, 18432, 20480, 29696])
-    assert overlong_penalty(lengths, Config()).tolist() == [0.0, 0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
-    halved = Config(overlong=Overlong(factor=0.5))
+    assert overlong_penalty(lengths, ObjectiveConfig()).tolist() == [0.0, 0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
+    halved = ObjectiveConfig(overlong=Overlong(factor=0.5))
     assert overlong_penalty(lengths, halved).tolist() == [0.0, 0.0, 0.0, -0.125, -0.25, -0.5, -0.5]
-    small = Config(overlong=Overlong(max_response=10, cache=4))
+    small = ObjectiveConfig(overlong=Overlong(max_response=10, cache=4))
     assert overlong_penalty(torch.arange(5, 12), small).tolist() == [0.0, 0.0, -0.25, -0.5, -0.75, -1.0, -1.0]
-    off = Config(overlong=Overlong(factor=0.0))
+    off = ObjectiveConfig(overlong=Overlong(factor=0.0))
     assert overlong_penalty(lengths, off).abs().tolist() == [0.0] * 7
 
 
@@ -130,7 +138,7 @@ def test_overlong_penalty_at_the_papers_points() -> None:
 )
 def test_bad_settings_are_named(fields: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=named) as caught:
-        Config(**fields)
+        ObjectiveConfig(**fields)
     assert caught.value.hint
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from megatron_fork.objective import Config, EntropyShaping, policy_loss, value_loss
+from megatron_fork.objective import EntropyShaping, ObjectiveConfig, policy_loss, value_loss
 from megatron_fork.objective.config import Correction, KlEstimator
 from megatron_fork.objective.losses import LOSSES
 
@@ -24,7 +24,7 @@ def inputs() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("loss", "correction", "kl"), product(LOSSES, get_args(Correction), get_args(KlEstimator)))
 def test_only_the_policy_has_a_gradient(loss: str, correction: Correction, kl: KlEstimator) -> None:
-    config = Config(
+    config = ObjectiveConfig(
         loss=loss,
         correction=correction,
         kl_coef=0.1,
@@ -52,5 +52,5 @@ def test_only_the_policy_has_a_gradient(loss: str, correction: Correction, kl: K
 def test_only_the_critic_has_a_gradient() -> None:
     columns = {name: torch.randn(TOKENS).requires_grad_() for name in ("values", "old_values", "returns", "weight")}
     mask = torch.ones(TOKENS, dtype=torch.bool)
-    value_loss(**columns, mask=mask, config=Config(), normalizer=3.0).loss.backward()
+    value_loss(**columns, mask=mask, config=ObjectiveConfig(), normalizer=3.0).loss.backward()
     assert {name for name, column in columns.items() if column.grad is not None} == {"values"}

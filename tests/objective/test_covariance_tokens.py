@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective import Config, covariance_tokens
+from megatron_fork.objective import ObjectiveConfig, covariance_tokens
 
 
 def tokens_of(seed: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -28,7 +28,7 @@ def covariances(logprob: torch.Tensor, advantage: torch.Tensor, mask: torch.Tens
 def test_kl_cov_takes_the_largest(seed: int, tokens: int, share: float) -> None:
     logprob, advantage, mask = tokens_of(seed, tokens)
     mask[0] = True
-    found = covariance_tokens(logprob, advantage, mask, Config(loss="kl_cov", cov_share=share))
+    found = covariance_tokens(logprob, advantage, mask, ObjectiveConfig(loss="kl_cov", cov_share=share))
     values = covariances(logprob, advantage, mask)
     count = max(1, math.ceil(round(share * len(values), 9)))
     largest = sorted(values, key=lambda place: -values[place])[:count]
@@ -40,7 +40,7 @@ def test_kl_cov_takes_the_largest(seed: int, tokens: int, share: float) -> None:
 def test_clip_cov_draws_between_its_bounds(seed: int, tokens: int, share: float) -> None:
     logprob, advantage, mask = tokens_of(seed, tokens)
     mask[0] = True
-    config = Config(loss="clip_cov", cov_share=share, cov_low=0.4, cov_high=2.5)
+    config = ObjectiveConfig(loss="clip_cov", cov_share=share, cov_low=0.4, cov_high=2.5)
     found = covariance_tokens(logprob, advantage, mask, config, step=3)
     values = covariances(logprob, advantage, mask)
     eligible = {place for place, value in values.items() if 0.4 <= value <= 2.5}
@@ -53,7 +53,7 @@ def test_the_draw_is_even_and_follows_ids_and_step() -> None:
     generator = torch.Generator().manual_seed(1)
     logprob, advantage = torch.tensor([-1.0, -3.0]).repeat(300), torch.tensor([1.5, -1.5]).repeat(300)
     everything, ids = torch.ones(600, dtype=torch.bool), torch.randperm(600, generator=generator) * 2**24
-    config = Config(loss="clip_cov", cov_share=0.1)
+    config = ObjectiveConfig(loss="clip_cov", cov_share=0.1)
     draws = [covariance_tokens(logprob, advantage, everything, config, token_ids=ids, step=step) for step in range(200)]
     assert {int(draw.sum()) for draw in draws} == {60}
     often = torch.stack(draws).double().mean(dim=0)
@@ -67,7 +67,7 @@ def test_the_draw_is_even_and_follows_ids_and_step() -> None:
 def test_ties_go_to_the_lowest_ids() -> None:
     everything = torch.ones(4, dtype=torch.bool)
     logprob, advantage = torch.tensor([-1.0, -3.0, -1.0, -3.0 + 1e-6]), torch.tensor([1.0, -1.0, 1.0, -1.0])
-    config = Config(loss="kl_cov", cov_share=0.5)
+    config = ObjectiveConfig(loss="kl_cov", cov_share=0.5)
     ids = torch.tensor([9, 4, 7, 5])
     found = covariance_tokens(logprob, advantage, everything, config, token_ids=ids, tie_tolerance=1e-4)
     assert found.tolist() == [False, True, False, True]
@@ -77,15 +77,15 @@ def test_ties_go_to_the_lowest_ids() -> None:
 def test_no_token_is_legal(loss: str) -> None:
     none = torch.zeros(3, dtype=torch.bool)
     column = torch.full((3,), math.nan)
-    assert covariance_tokens(column, column, none, Config(loss=loss)).tolist() == [False] * 3
-    assert covariance_tokens(column[:0], column[:0], none[:0], Config(loss=loss)).shape == (0,)
+    assert covariance_tokens(column, column, none, ObjectiveConfig(loss=loss)).tolist() == [False] * 3
+    assert covariance_tokens(column[:0], column[:0], none[:0], ObjectiveConfig(loss=loss)).shape == (0,)
 
 
 def test_bad_input_is_named() -> None:
     column, flags = torch.zeros(3), torch.ones(3, dtype=torch.bool)
     with pytest.raises(ObjectiveError, match=r"advantage has shape \[2\], logprob \[3\]"):
-        covariance_tokens(column, column[:2], flags, Config(loss="kl_cov"))
+        covariance_tokens(column, column[:2], flags, ObjectiveConfig(loss="kl_cov"))
     with pytest.raises(ObjectiveError, match=r"objective.loss=ppo has no covariance tokens"):
-        covariance_tokens(column, column, flags, Config())
+        covariance_tokens(column, column, flags, ObjectiveConfig())
     with pytest.raises(ObjectiveError, match="not finite"):
-        covariance_tokens(column, torch.tensor([0.0, math.nan, 0.0]), flags, Config(loss="kl_cov"))
+        covariance_tokens(column, torch.tensor([0.0, math.nan, 0.0]), flags, ObjectiveConfig(loss="kl_cov"))

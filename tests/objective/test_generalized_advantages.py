@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective import Config, Gae, generalized_advantages, group_advantages, value_loss
+from megatron_fork.objective import Gae, ObjectiveConfig, generalized_advantages, group_advantages, value_loss
 
 
 def recursion(rewards: list[float], values: list[float], sequence: list[int], gamma: float, lam: float) -> list[float]:
@@ -62,7 +62,7 @@ def test_bad_columns_are_named() -> None:
     with pytest.raises(ObjectiveError, match="values holds a value that is not finite"):
         generalized_advantages(column, torch.tensor([0.0, math.nan, 0.0]), sequence, **rates)
     with pytest.raises(ObjectiveError, match=r"objective.advantage=gae"):
-        group_advantages(column, sequence, Config(advantage="gae"))
+        group_advantages(column, sequence, ObjectiveConfig(advantage="gae"))
 
 
 def critic(seed: int) -> dict[str, torch.Tensor]:
@@ -81,7 +81,7 @@ def critic(seed: int) -> dict[str, torch.Tensor]:
 @given(seed=st.integers(0, 10_000), parts=st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
 def test_value_loss_equals_the_closed_form_and_adds_up(clip: float, seed: int, parts: int) -> None:
-    made, config = critic(seed), Config(gae=Gae(value_clip=clip))
+    made, config = critic(seed), ObjectiveConfig(gae=Gae(value_clip=clip))
     made["values"].requires_grad_()
     loss, metrics = value_loss(**made, config=config, normalizer=5.0)
     (gradient,) = torch.autograd.grad(loss, made["values"])
@@ -124,6 +124,6 @@ def test_value_loss_names_bad_columns() -> None:
         ("mask", torch.ones(30), "mask is torch.float32, not bool"),
     ]:
         with pytest.raises(ObjectiveError, match=message):
-            value_loss(**{**critic(0), name: bad}, config=Config(), normalizer=1.0)
+            value_loss(**{**critic(0), name: bad}, config=ObjectiveConfig(), normalizer=1.0)
     with pytest.raises(ObjectiveError, match=r"normalizer=0.0 is not positive"):
-        value_loss(**critic(0), config=Config(), normalizer=0.0)
+        value_loss(**critic(0), config=ObjectiveConfig(), normalizer=0.0)

@@ -9,7 +9,7 @@ import torch
 from commands import QUICKSTART, run
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.objective import Config, loss_named, needs_whole_sequences, policy_loss
+from megatron_fork.objective import ObjectiveConfig, loss_named, needs_whole_sequences, policy_loss
 from megatron_fork.objective.losses import LOSSES, is_custom
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -54,17 +54,17 @@ def test_an_entry_stands_in_the_file_of_its_name(name: str) -> None:
 def test_one_of_your_own_is_what_it_computes(my_losses: Path) -> None:
     made = columns()
     halved = made["advantage"].where(made["advantage"] > 0, 0.5 * made["advantage"])
-    expected = policy_loss(**(made | {"advantage": halved}), config=Config(), normalizer=3.0)
-    found = policy_loss(**made, config=Config(loss="my_losses:gentle"), normalizer=3.0)
+    expected = policy_loss(**(made | {"advantage": halved}), config=ObjectiveConfig(), normalizer=3.0)
+    found = policy_loss(**made, config=ObjectiveConfig(loss="my_losses:gentle"), normalizer=3.0)
     assert torch.equal(found.loss, expected.loss)
     assert found.metrics.keys() == expected.metrics.keys()
 
 
 def test_it_may_say_what_it_needs(my_losses: Path) -> None:
-    config = Config(loss="my_losses:by_response")
+    config = ObjectiveConfig(loss="my_losses:by_response")
     assert needs_whole_sequences(config)
     made = columns()
-    gentle = policy_loss(**made, config=Config(loss="my_losses:gentle"), normalizer=3.0).loss
+    gentle = policy_loss(**made, config=ObjectiveConfig(loss="my_losses:gentle"), normalizer=3.0).loss
     penalty = (made["logprob"] - made["old_logprob"])[made["mask"]].square()
     _, place, count = made["sequence"][made["mask"]].unique(return_inverse=True, return_counts=True)
     assert len(count.unique()) == 2 and count.min() <= 8 < count.max()
@@ -105,10 +105,10 @@ def test_what_is_no_loss_is_told_by_name(my_losses: Path, name: str, told: str) 
 @pytest.mark.parametrize("name", ["a:b", "a.b:c", "_a:_b"])
 def test_names_outside_the_package(name: str) -> None:
     assert is_custom(name)
-    assert Config(loss=name, clip_low=3.0).loss == name
+    assert ObjectiveConfig(loss=name, clip_low=3.0).loss == name
 
 
 @pytest.mark.parametrize("name", ["", "a", "a:", ":b", "a:b:c", "a b:c", "a:b.c", "../a:b"])
 def test_no_names(name: str) -> None:
     with pytest.raises(ConfigError, match=r"objective\.loss="):
-        Config(loss=name)
+        ObjectiveConfig(loss=name)

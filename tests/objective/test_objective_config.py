@@ -7,29 +7,29 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.objective import Archer, Config, EntropyShaping, Gae
+from megatron_fork.objective import Archer, EntropyShaping, Gae, ObjectiveConfig
 
 
 @pytest.mark.parametrize(
     ("cls", "fields", "named"),
     [
-        (Config, {"loss": "pppo"}, "objective.loss=pppo is not a choice"),
-        (Config, {"advantage": "best"}, "objective.advantage=best"),
-        (Config, {"average": "median"}, "objective.average=median"),
-        (Config, {"denominator": "some"}, "objective.denominator=some"),
-        (Config, {"kl_estimator": "k4"}, "objective.kl_estimator=k4"),
-        (Config, {"correction": "mis"}, "objective.correction=mis"),
-        (Config, {"clip_high": float("nan")}, "objective.clip_high=nan"),
-        (Config, {"kl_coef": -1.0}, "objective.kl_coef=-1.0"),
-        (Config, {"cov_kl_coef": -1.0}, "objective.cov_kl_coef=-1.0"),
-        (Config, {"loss": "gspo", "clip_low": 1.5}, "objective.clip_low=1.5"),
-        (Config, {"average": "constant"}, "objective.average=constant with constant_length=0"),
-        (Config, {"constant_length": -3}, "objective.constant_length=-3"),
-        (Config, {"cov_share": 0.0}, "objective.cov_share=0.0"),
-        (Config, {"cov_share": 1.5}, "objective.cov_share=1.5"),
-        (Config, {"cov_low": 5.0}, "objective.cov_low=5.0 is not below cov_high=5.0"),
-        (Config, {"sequence_low": 1.1, "sequence_high": 1.2}, "objective.sequence_low=1.1"),
-        (Config, {"sequence_high": 0.999}, "sequence_high=0.999"),
+        (ObjectiveConfig, {"loss": "pppo"}, "objective.loss=pppo is not a choice"),
+        (ObjectiveConfig, {"advantage": "best"}, "objective.advantage=best"),
+        (ObjectiveConfig, {"average": "median"}, "objective.average=median"),
+        (ObjectiveConfig, {"denominator": "some"}, "objective.denominator=some"),
+        (ObjectiveConfig, {"kl_estimator": "k4"}, "objective.kl_estimator=k4"),
+        (ObjectiveConfig, {"correction": "mis"}, "objective.correction=mis"),
+        (ObjectiveConfig, {"clip_high": float("nan")}, "objective.clip_high=nan"),
+        (ObjectiveConfig, {"kl_coef": -1.0}, "objective.kl_coef=-1.0"),
+        (ObjectiveConfig, {"cov_kl_coef": -1.0}, "objective.cov_kl_coef=-1.0"),
+        (ObjectiveConfig, {"loss": "gspo", "clip_low": 1.5}, "objective.clip_low=1.5"),
+        (ObjectiveConfig, {"average": "constant"}, "objective.average=constant with constant_length=0"),
+        (ObjectiveConfig, {"constant_length": -3}, "objective.constant_length=-3"),
+        (ObjectiveConfig, {"cov_share": 0.0}, "objective.cov_share=0.0"),
+        (ObjectiveConfig, {"cov_share": 1.5}, "objective.cov_share=1.5"),
+        (ObjectiveConfig, {"cov_low": 5.0}, "objective.cov_low=5.0 is not below cov_high=5.0"),
+        (ObjectiveConfig, {"sequence_low": 1.1, "sequence_high": 1.2}, "objective.sequence_low=1.1"),
+        (ObjectiveConfig, {"sequence_high": 0.999}, "sequence_high=0.999"),
         (EntropyShaping, {"alpha": -0.4}, "objective.entropy_shaping.alpha=-0.4"),
         (EntropyShaping, {"kappa": 1.0}, "objective.entropy_shaping.kappa=1.0"),
         (Archer, {"forking_clip_low": 1.0}, "objective.archer.forking_clip_low=1.0"),
@@ -47,11 +47,11 @@ def test_bad_settings_are_named(cls: type, fields: dict[str, Any], named: str) -
 
 
 def test_cispo_alone_may_have_no_lower_bound() -> None:
-    assert Config(loss="cispo", clip_low=10.0).clip_low == 10.0
+    assert ObjectiveConfig(loss="cispo", clip_low=10.0).clip_low == 10.0
 
 
-def read(tree: dict[str, Any]) -> Config:
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(tree)))
+def read(tree: dict[str, Any]) -> ObjectiveConfig:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ObjectiveConfig), OmegaConf.create(tree)))
 
 
 def test_a_recipe_reaches_every_nested_field() -> None:

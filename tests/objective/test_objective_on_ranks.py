@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_fork.errors import ObjectiveError
 from megatron_fork.objective import (
-    Config,
+    ObjectiveConfig,
     accepted_responses,
     covariance_tokens,
     group_advantages,
@@ -25,14 +25,14 @@ from megatron_fork.objective import (
 RANKS = 3
 SPLITS = (0, 1, 5)
 AVERAGES = [
-    Config(average=average, denominator=denominator, constant_length=50)
+    ObjectiveConfig(average=average, denominator=denominator, constant_length=50)
     for average in ("token", "sequence", "constant")
     for denominator in ("selected", "all")
 ]
 COVARIANCES = [
-    Config(loss="kl_cov", cov_share=0.03),
-    Config(loss="clip_cov", cov_share=0.05, cov_low=0.1, cov_high=6.0),
-    Config(loss="clip_cov", cov_share=0.9, cov_low=0.1, cov_high=6.0),  # fewer in the bounds than wanted
+    ObjectiveConfig(loss="kl_cov", cov_share=0.03),
+    ObjectiveConfig(loss="clip_cov", cov_share=0.05, cov_low=0.1, cov_high=6.0),
+    ObjectiveConfig(loss="clip_cov", cov_share=0.9, cov_low=0.1, cov_high=6.0),  # fewer in the bounds than wanted
 ]
 
 
@@ -86,9 +86,9 @@ def measure(share: dict[str, Tensor], group: Any) -> dict[str, Any]:
             old, advantage, selected, config, group=group, token_ids=share["id"], step=2
         )
     found["whitened"] = whiten(advantage, selected, group)
-    estimator = Config(advantage="reinforce_pp")
+    estimator = ObjectiveConfig(advantage="reinforce_pp")
     found["reinforce_pp"] = group_advantages(share["reward"], share["group"], estimator, group=group)
-    config = Config(correction="sequence", sequence_low=0.998, sequence_high=1.002)
+    config = ObjectiveConfig(correction="sequence", sequence_low=0.998, sequence_high=1.002)
     accepted = accepted_responses(old, share["rollout"], share["sequence"], config)
     found["mismatch"] = rollout_mismatch(old, share["rollout"], config, accepted=accepted, group=group)
     return found
@@ -110,12 +110,12 @@ def on_rank() -> tuple[list[dict[str, Any]], list[str], float]:
     flags, fine = torch.ones(2, dtype=torch.bool), torch.zeros(2)
     errors = [
         raised(lambda: whiten(column, flags, world)),
-        raised(lambda: covariance_tokens(fine, column, flags, Config(loss="kl_cov"), group=world)),
-        raised(lambda: group_advantages(column, flags.long(), Config(advantage="reinforce_pp"), group=world)),
+        raised(lambda: covariance_tokens(fine, column, flags, ObjectiveConfig(loss="kl_cov"), group=world)),
+        raised(lambda: group_advantages(column, flags.long(), ObjectiveConfig(advantage="reinforce_pp"), group=world)),
     ]
     nothing = torch.zeros(0, dtype=torch.bool)
-    assert token_weights(nothing, nothing, nothing.long(), Config(), group=world) == (None, 1.0)
-    return found, errors, rollout_mismatch(column, fine, Config(), group=world).largest
+    assert token_weights(nothing, nothing, nothing.long(), ObjectiveConfig(), group=world) == (None, 1.0)
+    return found, errors, rollout_mismatch(column, fine, ObjectiveConfig(), group=world).largest
 
 
 @pytest.mark.slow

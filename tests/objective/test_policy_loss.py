@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective import Config, EntropyShaping, policy_loss, supervised_loss
+from megatron_fork.objective import EntropyShaping, ObjectiveConfig, policy_loss, supervised_loss
 
 SUMS = ("tokens", "ratio", "k3", "clipped_high", "clipped_low", "dual_clipped")
 
 
-def token_terms(now: float, old: float, rollout: float, advantage: float, config: Config) -> tuple[float, float, dict]:
+def token_terms(
+    now: float, old: float, rollout: float, advantage: float, config: ObjectiveConfig
+) -> tuple[float, float, dict]:
     """(loss, d loss / d logprob, metrics) of one marked token without entropy bonus, before division."""
     ratio = math.exp(now - old)
     low, high = 1 - config.clip_low, 1 + config.clip_high
@@ -47,7 +49,7 @@ def token_terms(now: float, old: float, rollout: float, advantage: float, config
 
 
 configs = st.builds(
-    Config,
+    ObjectiveConfig,
     clip_low=st.sampled_from([0.0, 0.1, 0.2, 0.9]),
     clip_high=st.sampled_from([0.0, 0.28, 3.0]),
     dual_clip=st.sampled_from([0.0, 1.5, 3.0, 10.0]),
@@ -76,7 +78,7 @@ def columns(seed: int, tokens: int) -> dict[str, torch.Tensor]:
     }
 
 
-def call(made: dict[str, torch.Tensor], config: Config, normalizer: float):
+def call(made: dict[str, torch.Tensor], config: ObjectiveConfig, normalizer: float):
     return policy_loss(
         made["logprob"],
         made["old_logprob"],
@@ -91,7 +93,7 @@ def call(made: dict[str, torch.Tensor], config: Config, normalizer: float):
 
 @given(config=configs, seed=st.integers(0, 10_000), tokens=st.integers(0, 40))
 @settings(max_examples=100, deadline=None)
-def test_equals_the_sum_over_tokens(config: Config, seed: int, tokens: int) -> None:
+def test_equals_the_sum_over_tokens(config: ObjectiveConfig, seed: int, tokens: int) -> None:
     made = columns(seed, tokens)
     logprob, entropy = made["logprob"].requires_grad_(), made["entropy"].requires_grad_()
     loss, metrics = call(made, config, normalizer=7.5)
@@ -122,7 +124,7 @@ def test_equals_the_sum_over_tokens(config: Config, seed: int, tokens: int) -> N
 
 @given(config=configs, seed=st.integers(0, 10_000), parts=st.integers(1, 5))
 @settings(max_examples=30, deadline=None)
-def test_parts_add_up_to_the_whole(config: Config, seed: int, parts: int) -> None:
+def test_parts_add_up_to_the_whole(config: ObjectiveConfig, seed: int, parts: int) -> None:
     made = columns(seed, 33)
     generator = torch.Generator().manual_seed(seed + 1)
     part_of = torch.randint(0, parts, (33,), generator=generator)
@@ -145,7 +147,9 @@ def test_example_of_each_clip() -> None:
     logprob = torch.tensor([2.0, 2.0, 0.5, 0.5, 20.0], dtype=torch.float64).log().requires_grad_()
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
     everything = torch.ones(5, dtype=torch.bool)
-    loss, metrics = policy_loss(logprob, torch.zeros_like(logprob), advantage, everything, Config(), normalizer=1.0)
+    loss, metrics = policy_loss(
+        logprob, torch.zeros_like(logprob), advantage, everything, ObjectiveConfig(), normalizer=1.0
+    )
     loss.backward()
     assert loss.item() == pytest.approx(-(1.28 - 2.0 + 0.5 - 0.8 - 10.0), rel=1e-12)
     assert logprob.grad.tolist() == pytest.approx([0.0, 2.0, -0.5, 0.0, 0.0], rel=1e-12)
@@ -159,7 +163,9 @@ def test_example_of_each_clip() -> None:
 def test_on_policy_gradient_is_the_advantage() -> None:
     made = columns(3, 50)
     logprob = made["old_logprob"].clone().requires_grad_()
-    loss, _ = policy_loss(logprob, made["old_logprob"], made["advantage"], made["mask"], Config(), normalizer=4.0)
+    loss, _ = policy_loss(
+        logprob, made["old_logprob"], made["advantage"], made["mask"], ObjectiveConfig(), normalizer=4.0
+    )
     loss.backward()
     expected = torch.where(made["mask"], -made["advantage"] / 4.0, 0.0)
     torch.testing.assert_close(logprob.grad, expected, rtol=1e-14, atol=0.0)
@@ -167,12 +173,12 @@ def test_on_policy_gradient_is_the_advantage() -> None:
 
 def test_unmarked_tokens_enter_nothing() -> None:
     made = columns(1, 20)
-    clean = call(made, Config(correction="tis", entropy_coef=0.1), normalizer=3.0).loss
+    clean = call(made, ObjectiveConfig(correction="tis", entropy_coef=0.1), normalizer=3.0).loss
     for name, column in made.items():
         if name != "mask":
             column[~made["mask"]] = math.nan
     made["logprob"].requires_grad_()
-    loss = call(made, Config(correction="tis", entropy_coef=0.1), normalizer=3.0).loss
+    loss = call(made, ObjectiveConfig(correction="tis", entropy_coef=0.1), normalizer=3.0).loss
     loss.backward()
     assert loss.item() == clean.item()
     assert made["logprob"].grad[~made["mask"]].tolist() == [0.0] * int((~made["mask"]).sum())
@@ -182,7 +188,7 @@ def test_nothing_marked_gives_a_loss_of_zero_that_can_be_differentiated() -> Non
     made = columns(1, 5)
     made["mask"][:] = False
     made["logprob"].requires_grad_()
-    loss, metrics = call(made, Config(), normalizer=3.0)
+    loss, metrics = call(made, ObjectiveConfig(), normalizer=3.0)
     loss.backward()
     assert loss.item() == 0.0
     assert made["logprob"].grad.tolist() == [0.0] * 5
@@ -194,7 +200,7 @@ def test_wrong_shape_is_named(name: str) -> None:
     made = columns(0, 4)
     made[name] = made[name][:3]
     with pytest.raises(ObjectiveError, match=rf"{name} has shape \[3\], logprob \[4\]"):
-        call(made, Config(), normalizer=1.0)
+        call(made, ObjectiveConfig(), normalizer=1.0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -203,25 +209,25 @@ def test_advantage_that_is_not_finite_is_refused(value: float) -> None:
     made["mask"][:] = True
     made["advantage"][2] = value
     with pytest.raises(ObjectiveError, match="advantage holds a value that is not finite"):
-        call(made, Config(), normalizer=1.0)
+        call(made, ObjectiveConfig(), normalizer=1.0)
 
 
 @pytest.mark.parametrize(
     ("config", "missing", "field"),
     [
-        (Config(entropy_coef=0.1), "entropy", "entropy_coef"),
-        (Config(correction="tis"), "rollout_logprob", "correction"),
-        (Config(correction="icepop"), "rollout_logprob", "correction"),
-        (Config(correction="sequence"), "accepted", "correction"),
-        (Config(entropy_shaping=EntropyShaping(alpha=0.4)), "entropy", "entropy_shaping"),
-        (Config(kl_coef=0.1), "reference_logprob", "kl_coef"),
-        (Config(loss="gspo"), "sequence", "loss"),
-        (Config(loss="clip_cov"), "covered", "loss"),
-        (Config(loss="kl_cov"), "covered", "loss"),
-        (Config(loss="archer"), "forking", "loss"),
+        (ObjectiveConfig(entropy_coef=0.1), "entropy", "entropy_coef"),
+        (ObjectiveConfig(correction="tis"), "rollout_logprob", "correction"),
+        (ObjectiveConfig(correction="icepop"), "rollout_logprob", "correction"),
+        (ObjectiveConfig(correction="sequence"), "accepted", "correction"),
+        (ObjectiveConfig(entropy_shaping=EntropyShaping(alpha=0.4)), "entropy", "entropy_shaping"),
+        (ObjectiveConfig(kl_coef=0.1), "reference_logprob", "kl_coef"),
+        (ObjectiveConfig(loss="gspo"), "sequence", "loss"),
+        (ObjectiveConfig(loss="clip_cov"), "covered", "loss"),
+        (ObjectiveConfig(loss="kl_cov"), "covered", "loss"),
+        (ObjectiveConfig(loss="archer"), "forking", "loss"),
     ],
 )
-def test_missing_column_is_named(config: Config, missing: str, field: str) -> None:
+def test_missing_column_is_named(config: ObjectiveConfig, missing: str, field: str) -> None:
     made = columns(0, 4)
     with pytest.raises(ObjectiveError, match=f"objective.{field} needs {missing}"):
         policy_loss(made["logprob"], made["old_logprob"], made["advantage"], made["mask"], config, normalizer=1.0)
@@ -232,20 +238,20 @@ def test_numbers_for_flags_are_refused(name: str) -> None:
     numbers = torch.ones(4, dtype=torch.long)
     flags = {"mask": torch.ones(4, dtype=torch.bool), name: numbers}
     with pytest.raises(ObjectiveError, match=f"{name} is torch.int64, not bool"):
-        policy_loss(torch.zeros(4), torch.zeros(4), torch.zeros(4), config=Config(), normalizer=1.0, **flags)
+        policy_loss(torch.zeros(4), torch.zeros(4), torch.zeros(4), config=ObjectiveConfig(), normalizer=1.0, **flags)
 
 
 @pytest.mark.parametrize("normalizer", [0.0, -1.0, math.nan])
 def test_normalizer_that_cannot_divide_is_refused(normalizer: float) -> None:
     with pytest.raises(ObjectiveError, match=f"normalizer={normalizer}"):
-        call(columns(0, 4), Config(), normalizer=normalizer)
+        call(columns(0, 4), ObjectiveConfig(), normalizer=normalizer)
 
 
 def test_a_clipped_token_has_no_gradient_however_far_its_ratio() -> None:
     logprob = torch.tensor([0.0, 0.0], requires_grad=True)
     old = torch.tensor([-100.0, -100.0])  # the ratio is infinite in float32
     loss, _ = policy_loss(
-        logprob, old, torch.tensor([1.0, -1.0]), torch.ones(2, dtype=torch.bool), Config(), normalizer=1.0
+        logprob, old, torch.tensor([1.0, -1.0]), torch.ones(2, dtype=torch.bool), ObjectiveConfig(), normalizer=1.0
     )
     loss.backward()
     assert loss.item() == pytest.approx(-1.28 + 10.0, rel=1e-6)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_fork.objective import Archer, Config, EntropyShaping, policy_loss
+from megatron_fork.objective import Archer, EntropyShaping, ObjectiveConfig, policy_loss
 
 
 def expected_gradient(estimator: str, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -19,7 +19,7 @@ def expected_gradient(estimator: str, logits: torch.Tensor, reference: torch.Ten
         logprob.detach(),
         torch.zeros(len(logits)),
         torch.ones(len(logits), dtype=torch.bool),
-        Config(kl_coef=1.0, kl_estimator=estimator),
+        ObjectiveConfig(kl_coef=1.0, kl_estimator=estimator),
         normalizer=1.0,
         reference_logprob=reference,
         weight=logprob.detach().exp(),
@@ -44,7 +44,7 @@ def test_what_each_kl_estimator_moves() -> None:
 
 @pytest.mark.parametrize(("estimator", "total"), [("k1", 1.0), ("k2", 2.5), ("k3", math.exp(-2) + math.exp(1) - 1)])
 def test_kl_metric_is_the_plain_sum(estimator: str, total: float) -> None:
-    config = Config(loss="archer", kl_coef=0.5, kl_estimator=estimator, archer=Archer(forking_kl=0.0))
+    config = ObjectiveConfig(loss="archer", kl_coef=0.5, kl_estimator=estimator, archer=Archer(forking_kl=0.0))
     loss, metrics = policy_loss(
         torch.tensor([-1.0, -2.0], dtype=torch.float64),
         torch.tensor([-1.0, -2.0]),
@@ -71,7 +71,7 @@ def test_kl_metric_is_the_plain_sum(estimator: str, total: float) -> None:
 def test_shaped_advantages(advantage: float, entropy: float, alpha: float, kappa: float) -> None:
     now = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     held = torch.tensor([entropy], dtype=torch.float64, requires_grad=True)
-    config = Config(entropy_shaping=EntropyShaping(alpha=alpha, kappa=kappa))
+    config = ObjectiveConfig(entropy_shaping=EntropyShaping(alpha=alpha, kappa=kappa))
     loss, _ = policy_loss(
         now,
         torch.zeros(1),
@@ -95,7 +95,7 @@ def test_correction_leaves_penalties_alone() -> None:
         torch.tensor([-1.0]),
         torch.tensor([7.0]),
         everything,
-        Config(correction="sequence", kl_coef=1.0, kl_estimator="k2", entropy_coef=0.5),
+        ObjectiveConfig(correction="sequence", kl_coef=1.0, kl_estimator="k2", entropy_coef=0.5),
         normalizer=1.0,
         entropy=torch.tensor([3.0]),
         reference_logprob=torch.tensor([-3.0]),

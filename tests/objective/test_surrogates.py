@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_fork.objective import Archer, Config, EntropyShaping, needs_whole_sequences, policy_loss
+from megatron_fork.objective import Archer, EntropyShaping, ObjectiveConfig, needs_whole_sequences, policy_loss
 
 TOKENS = 34
 NORMALIZER = 7.5
@@ -42,7 +42,7 @@ def columns(seed: int) -> dict[str, Tensor]:
     }
 
 
-def call(made: dict[str, Tensor], config: Config) -> Any:
+def call(made: dict[str, Tensor], config: ObjectiveConfig) -> Any:
     return policy_loss(**made, config=config, normalizer=NORMALIZER)
 
 
@@ -57,7 +57,7 @@ def pessimistic(ratio: Tensor, advantage: float, low: float, high: float, dual: 
     return 0.0 * ratio + bounded * advantage
 
 
-def surrogate_of(token: int, now: Tensor, made: dict[str, Tensor], config: Config) -> Tensor:
+def surrogate_of(token: int, now: Tensor, made: dict[str, Tensor], config: ObjectiveConfig) -> Tensor:
     """The objective of a token, `now` being the log-probs, all of them, with gradient."""
     old, advantage = made["old_logprob"], made["advantage"][token].item()
     if config.entropy_shaping.alpha:
@@ -86,7 +86,7 @@ def surrogate_of(token: int, now: Tensor, made: dict[str, Tensor], config: Confi
     return pessimistic(ratio, advantage, low, high, dual)
 
 
-def penalty_of(token: int, now: Tensor, entropy: Tensor, made: dict[str, Tensor], config: Config) -> Tensor:
+def penalty_of(token: int, now: Tensor, entropy: Tensor, made: dict[str, Tensor], config: ObjectiveConfig) -> Tensor:
     total = -config.entropy_coef * entropy[token]
     difference = now[token] - made["reference_logprob"][token]
     estimate = {
@@ -101,7 +101,7 @@ def penalty_of(token: int, now: Tensor, entropy: Tensor, made: dict[str, Tensor]
     return total
 
 
-def correction_of(token: int, made: dict[str, Tensor], config: Config) -> float:
+def correction_of(token: int, made: dict[str, Tensor], config: ObjectiveConfig) -> float:
     weight = math.exp(made["old_logprob"][token].item() - made["rollout_logprob"][token].item())
     return {
         "none": 1.0,
@@ -111,7 +111,7 @@ def correction_of(token: int, made: dict[str, Tensor], config: Config) -> float:
     }[config.correction]
 
 
-def restated(made: dict[str, Tensor], config: Config) -> tuple[float, list[float], list[float]]:
+def restated(made: dict[str, Tensor], config: ObjectiveConfig) -> tuple[float, list[float], list[float]]:
     """(loss, its gradient in the log-probs, and in the entropies)."""
     now, entropy = made["logprob"].detach().clone().requires_grad_(), made["entropy"].clone().requires_grad_()
     loss = 0.0 * (now.sum() + entropy.sum())
@@ -123,7 +123,7 @@ def restated(made: dict[str, Tensor], config: Config) -> tuple[float, list[float
 
 
 configs = st.builds(
-    Config,
+    ObjectiveConfig,
     loss=st.sampled_from(["ppo", "gspo", "cispo", "clip_cov", "kl_cov", "archer"]),
     clip_low=st.sampled_from([0.0003, 0.2, 0.9]),
     clip_high=st.sampled_from([0.0004, 0.28, 3.0]),
@@ -143,7 +143,7 @@ configs = st.builds(
 
 @given(config=configs, seed=st.integers(0, 10_000))
 @settings(max_examples=200, deadline=None)
-def test_equals_the_sum_over_tokens(config: Config, seed: int) -> None:
+def test_equals_the_sum_over_tokens(config: ObjectiveConfig, seed: int) -> None:
     made = columns(seed)
     value, slopes, bonus = restated(made, config)
     made["logprob"].requires_grad_(), made["entropy"].requires_grad_()
@@ -157,7 +157,7 @@ def test_equals_the_sum_over_tokens(config: Config, seed: int) -> None:
 
 @given(config=configs, seed=st.integers(0, 10_000), parts=st.integers(1, 6))
 @settings(max_examples=80, deadline=None)
-def test_parts_add_up_to_the_whole(config: Config, seed: int, parts: int) -> None:
+def test_parts_add_up_to_the_whole(config: ObjectiveConfig, seed: int, parts: int) -> None:
     made = columns(seed)
     made["logprob"].requires_grad_()
     generator = torch.Generator().manual_seed(seed + 1)
@@ -182,7 +182,7 @@ def test_parts_add_up_to_the_whole(config: Config, seed: int, parts: int) -> Non
 
 @given(config=configs, seed=st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
-def test_unmarked_tokens_enter_nothing(config: Config, seed: int) -> None:
+def test_unmarked_tokens_enter_nothing(config: ObjectiveConfig, seed: int) -> None:
     made = columns(seed)
     clean, clean_metrics = call(made, config)
     for column in made.values():
@@ -199,7 +199,7 @@ def test_unmarked_tokens_enter_nothing(config: Config, seed: int) -> None:
 
 def test_only_gspo_needs_whole_sequences() -> None:
     losses = ("ppo", "gspo", "cispo", "clip_cov", "kl_cov", "archer")
-    assert [loss for loss in losses if needs_whole_sequences(Config(loss=loss))] == ["gspo"]
+    assert [loss for loss in losses if needs_whole_sequences(ObjectiveConfig(loss=loss))] == ["gspo"]
 
 
 def test_gspo_clips_whole_responses_at_the_papers_bounds() -> None:
@@ -207,7 +207,7 @@ def test_gspo_clips_whole_responses_at_the_papers_bounds() -> None:
     now = torch.tensor([3e-4, 1e-4, -5e-4, -5e-4], dtype=torch.float64).requires_grad_()
     advantage = torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64)
     everything = torch.ones(4, dtype=torch.bool)
-    config = Config(loss="gspo", clip_low=3e-4, clip_high=4e-4)
+    config = ObjectiveConfig(loss="gspo", clip_low=3e-4, clip_high=4e-4)
     loss, metrics = policy_loss(
         now, torch.zeros(4), advantage, everything, config, normalizer=1.0, sequence=torch.tensor([4, 4, 1, 9])
     )
@@ -221,13 +221,13 @@ def test_gspo_clips_whole_responses_at_the_papers_bounds() -> None:
 def test_cispo_holds_its_weight_and_may_have_no_lower_bound() -> None:
     now = torch.tensor([4.0, 0.05], dtype=torch.float64).log().requires_grad_()
     both, everything = torch.tensor([2.0, -3.0], dtype=torch.float64), torch.ones(2, dtype=torch.bool)
-    capped = Config(loss="cispo", clip_low=1.0, clip_high=1.5)
+    capped = ObjectiveConfig(loss="cispo", clip_low=1.0, clip_high=1.5)
     loss, metrics = policy_loss(now, torch.zeros(2), both, everything, capped, normalizer=1.0)
     loss.backward()
     assert loss.item() == pytest.approx(-(2.5 * 2.0 * math.log(4.0) - 0.05 * 3.0 * math.log(0.05)), rel=1e-12)
     assert now.grad.tolist() == pytest.approx([-5.0, 0.15], rel=1e-12)
     assert (metrics["clipped_low"].item(), metrics["clipped_high"].item()) == (0, 1)
-    bounded = Config(loss="cispo", clip_low=0.2, clip_high=1.5)
+    bounded = ObjectiveConfig(loss="cispo", clip_low=0.2, clip_high=1.5)
     _, metrics = policy_loss(now, torch.zeros(2), both, everything, bounded, normalizer=1.0)
     assert (metrics["clipped_low"].item(), metrics["clipped_high"].item()) == (1, 1)
 
@@ -237,11 +237,11 @@ def test_kl_cov_does_not_clip_and_archer_clips_forking_tokens_later() -> None:
     flags = torch.tensor([True, False])
     shared = {"advantage": torch.ones(2), "mask": torch.ones(2, dtype=torch.bool), "normalizer": 1.0}
     loss, metrics = policy_loss(
-        now, torch.zeros(2), config=Config(loss="kl_cov", cov_kl_coef=2.0), covered=flags, **shared
+        now, torch.zeros(2), config=ObjectiveConfig(loss="kl_cov", cov_kl_coef=2.0), covered=flags, **shared
     )
     assert loss.item() == pytest.approx(-(2.8 - 2.0 * math.log(1.4)), rel=1e-12)
     assert (metrics["clipped_high"].item(), metrics["covered"].item()) == (0, 1)
-    loss, metrics = policy_loss(now, torch.zeros(2), config=Config(loss="archer"), forking=flags, **shared)
+    loss, metrics = policy_loss(now, torch.zeros(2), config=ObjectiveConfig(loss="archer"), forking=flags, **shared)
     assert loss.item() == pytest.approx(-(1.4 + 1.28), rel=1e-12)
     assert metrics["clipped_high"].item() == 1
 
@@ -256,7 +256,7 @@ def test_on_policy_gradient_is_the_advantage(loss: str) -> None:
         made["old_logprob"],
         made["advantage"],
         made["mask"],
-        Config(loss=loss),
+        ObjectiveConfig(loss=loss),
         normalizer=4.0,
         sequence=made["sequence"],
         forking=made["forking"],
@@ -268,7 +268,7 @@ def test_on_policy_gradient_is_the_advantage(loss: str) -> None:
 
 @pytest.mark.parametrize("loss", ["ppo", "gspo", "cispo", "clip_cov", "kl_cov", "archer"])
 def test_infinite_ratios_and_no_tokens_give_numbers(loss: str) -> None:
-    config = Config(loss=loss, kl_coef=0.1, correction="tis")
+    config = ObjectiveConfig(loss=loss, kl_coef=0.1, correction="tis")
     for tokens in (0, 2):
         now = torch.zeros(tokens, requires_grad=True)
         far, flags = torch.full((tokens,), -100.0), torch.ones(tokens, dtype=torch.bool)

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective import Config, policy_loss, token_weights
+from megatron_fork.objective import ObjectiveConfig, policy_loss, token_weights
 
 
 def tokens_of(seed: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -18,7 +18,7 @@ def tokens_of(seed: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch
     return selected, candidate, sequence, torch.randn(tokens, generator=generator, dtype=torch.float64)
 
 
-def average(selected, candidate, sequence, value, config: Config) -> float:
+def average(selected, candidate, sequence, value, config: ObjectiveConfig) -> float:
     """The average in words: a mean of means, or one quotient."""
     counted = selected if config.denominator == "selected" else candidate
     responses = sorted({number.item() for number in sequence[candidate]})
@@ -40,7 +40,7 @@ def average(selected, candidate, sequence, value, config: Config) -> float:
 @settings(max_examples=40, deadline=None)
 def test_is_the_average(kind: str, denominator: str, seed: int, tokens: int) -> None:
     selected, candidate, sequence, value = tokens_of(seed, tokens)
-    config = Config(average=kind, denominator=denominator, constant_length=9)
+    config = ObjectiveConfig(average=kind, denominator=denominator, constant_length=9)
     weight, normalizer = token_weights(selected, candidate, sequence, config)
     loss, _ = policy_loss(
         torch.zeros_like(value), torch.zeros(tokens), value, selected, config, normalizer=normalizer, weight=weight
@@ -54,20 +54,22 @@ def test_examples() -> None:
     sequence = torch.tensor([5, 5, 5, 5, 2, 2, 8])
     candidate = torch.tensor([True, True, True, True, True, True, False])
     selected = torch.tensor([True, True, False, False, False, False, False])
-    assert token_weights(selected, candidate, sequence, Config()) == (None, 2.0)
-    assert token_weights(selected, candidate, sequence, Config(denominator="all")) == (None, 6.0)
-    weight, normalizer = token_weights(selected, candidate, sequence, Config(average="sequence"))
+    assert token_weights(selected, candidate, sequence, ObjectiveConfig()) == (None, 2.0)
+    assert token_weights(selected, candidate, sequence, ObjectiveConfig(denominator="all")) == (None, 6.0)
+    weight, normalizer = token_weights(selected, candidate, sequence, ObjectiveConfig(average="sequence"))
     assert (weight[selected].tolist(), normalizer) == ([0.5, 0.5], 2.0)
-    weight, normalizer = token_weights(selected, candidate, sequence, Config(average="sequence", denominator="all"))
+    weight, normalizer = token_weights(
+        selected, candidate, sequence, ObjectiveConfig(average="sequence", denominator="all")
+    )
     assert (weight[selected].tolist(), normalizer) == ([0.25, 0.25], 2.0)
-    constant = Config(average="constant", constant_length=100)
+    constant = ObjectiveConfig(average="constant", constant_length=100)
     assert token_weights(selected, candidate, sequence, constant) == (None, 200.0)
 
 
 @pytest.mark.parametrize("kind", ["token", "sequence", "constant"])
 def test_nothing_anywhere_can_be_divided_by(kind: str) -> None:
     nothing = torch.zeros(0, dtype=torch.bool)
-    config = Config(average=kind, constant_length=3)
+    config = ObjectiveConfig(average=kind, constant_length=3)
     weight, normalizer = token_weights(nothing, nothing, torch.zeros(0, dtype=torch.long), config)
     assert normalizer >= 1.0 and (weight is None or weight.shape == (0,))
     none = torch.zeros(4, dtype=torch.bool)
@@ -77,6 +79,6 @@ def test_nothing_anywhere_can_be_divided_by(kind: str) -> None:
 def test_bad_columns_are_named() -> None:
     flags, numbers = torch.ones(3, dtype=torch.bool), torch.arange(3)
     with pytest.raises(ObjectiveError, match=r"sequence has shape \[2\], selected \[3\]"):
-        token_weights(flags, flags, numbers[:2], Config())
+        token_weights(flags, flags, numbers[:2], ObjectiveConfig())
     with pytest.raises(ObjectiveError, match=r"candidate is torch.int64, not bool"):
-        token_weights(flags, numbers, numbers, Config())
+        token_weights(flags, numbers, numbers, ObjectiveConfig())

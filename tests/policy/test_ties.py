@@ -6,7 +6,7 @@ last bits. Without a tolerance the chosen set depends on the layout.
 
 import torch
 
-from megatron_fork.selection import Config, select_tokens
+from megatron_fork.selection import SelectionConfig, select_tokens
 
 
 def noisy(seed: int) -> torch.Tensor:
@@ -18,7 +18,9 @@ def noisy(seed: int) -> torch.Tensor:
 def test_the_set_does_not_depend_on_the_noise() -> None:
     for rule in ("threshold", "exact_k"):
         sets = [
-            select_tokens(noisy(seed), torch.ones(56, dtype=torch.bool), Config(rule=rule), tie_tolerance=1e-5).mask
+            select_tokens(
+                noisy(seed), torch.ones(56, dtype=torch.bool), SelectionConfig(rule=rule), tie_tolerance=1e-5
+            ).mask
             for seed in range(20)
         ]
         assert all(torch.equal(sets[0], other) for other in sets)
@@ -27,7 +29,7 @@ def test_the_set_does_not_depend_on_the_noise() -> None:
 
 def test_without_tolerance_it_does() -> None:
     sets = {
-        tuple(select_tokens(noisy(seed), torch.ones(56, dtype=torch.bool), Config()).mask.tolist())
+        tuple(select_tokens(noisy(seed), torch.ones(56, dtype=torch.bool), SelectionConfig()).mask.tolist())
         for seed in range(20)
     }
     assert len(sets) > 1

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_fork.rewards import Config, RewardError, RewardPool, score
+from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig, score
 from megatron_fork.rewards.units import MULTIPLES, UNITS
 
 sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
@@ -183,14 +183,14 @@ def test_rules_of_taste() -> None:
 def test_rules_reach_the_workers() -> None:
     jobs = [(r"so \boxed{17 \times 23}", "391"), (r"so \boxed{x = 5}", "5")]
     for workers in (0, 1):
-        config = Config(workers=workers, unevaluated="refuse", named_numbers="accept")
+        config = RewardsConfig(workers=workers, unevaluated="refuse", named_numbers="accept")
         with RewardPool(config) as pool:
             assert [result.value for result in pool.score_many(jobs)] == [0.0, 1.0]
 
 
 def test_math_verify_as_it_comes_is_a_kind() -> None:
     jobs = [(r"\boxed{\frac{6}{8}}", "0.75"), (r"\boxed{8}", "7"), (r"\boxed{1+1=7}", "7")]
-    with RewardPool(Config(kind="math_verify", timeout_seconds=30.0)) as pool:
+    with RewardPool(RewardsConfig(kind="math_verify", timeout_seconds=30.0)) as pool:
         assert [result.value for result in pool.score_many(jobs)] == [
             1.0,
             0.0,
@@ -284,7 +284,7 @@ def test_no_answer_costs_a_worker() -> None:
         (rf"\boxed{{{stated}}}", references[place % len(references)])
         for place, stated in enumerate(expensive_answers())
     ]
-    with RewardPool(Config(workers=2, timeout_seconds=5.0, memory_gib=1.0)) as pool:
+    with RewardPool(RewardsConfig(workers=2, timeout_seconds=5.0, memory_gib=1.0)) as pool:
         results = pool.score_many(jobs)
         assert pool.counts.timed_out == pool.counts.died == 0
     assert [job for job, result in zip(jobs, results, strict=True) if result.value] == []

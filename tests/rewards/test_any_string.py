@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_fork.rewards import Config, RewardPool, score
+from megatron_fork.rewards import RewardPool, RewardsConfig, score
 
 PIECES = (
     r"\boxed{ } { \frac \frac{1}{2} \sqrt{ \sqrt[3]{ ( ) [ ] \{ \} , ; ^ ^{ _ _{ + - * / = < \le \bmod "
@@ -46,7 +46,7 @@ def test_score_does_not_raise_on_text(kind: str, text: str, answer: str) -> None
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RewardPool]:
-    with RewardPool(Config(workers=2, timeout_seconds=0.5, memory_gib=1.0)) as pool:
+    with RewardPool(RewardsConfig(workers=2, timeout_seconds=0.5, memory_gib=1.0)) as pool:
         yield pool
 
 

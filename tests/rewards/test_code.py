@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.rewards import Config, RewardError, RewardPool, score
+from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig, score
 
 ADD = json.dumps({"tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "10 -4\n", "output": "6"}], "seconds": 10})
 SLOW = json.dumps({"tests": [{"input": "", "output": "done"}], "seconds": 2})
@@ -17,7 +17,7 @@ SLOW = json.dumps({"tests": [{"input": "", "output": "done"}], "seconds": 2})
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RewardPool]:
-    with RewardPool(Config(kind="code", allow_code=True, timeout_seconds=30.0, workers=2)) as pool:
+    with RewardPool(RewardsConfig(kind="code", allow_code=True, timeout_seconds=30.0, workers=2)) as pool:
         pool.warm()
         yield pool
 
@@ -97,7 +97,7 @@ def test_a_limit_that_is_none(pool: RewardPool, seconds: str) -> None:
 def test_time_is_that_of_all_programs_of_a_job() -> None:
     tests = {"tests": [{"input": "", "output": ""}] * 6, "seconds": 10}
     text = "import time\nwhile time.process_time() < 0.5: pass"
-    with RewardPool(Config(kind="code", allow_code=True, timeout_seconds=1.0)) as pool:
+    with RewardPool(RewardsConfig(kind="code", allow_code=True, timeout_seconds=1.0)) as pool:
         result = pool.score_many([(program(text), json.dumps(tests))])[0]
     assert result.reason == "verifier timed out after 1 s"
 
@@ -111,7 +111,7 @@ def test_no_program_and_no_tests(pool: RewardPool) -> None:
 @pytest.mark.parametrize("settings", [{}, {"allow_code": True, "workers": 0}, {"allow_code": True, "confined": False}])
 def test_it_is_off_by_default(settings: dict) -> None:
     with pytest.raises(ConfigError, match=r"rewards\.kind=code runs what the model wrote") as caught:
-        Config(kind="code", **settings)
+        RewardsConfig(kind="code", **settings)
     assert "allow_code" in caught.value.hint
 
 

@@ -9,7 +9,7 @@ import pytest
 from misbehaving import __name__ as module
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.rewards import Config, RewardError, RewardPool, Score, score
+from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig, Score, score
 
 ATTEMPTS = (
     "writes appends removes renames makes_a_folder changes_mode connects listens starts_a_program forks kills_its_parent "
@@ -19,12 +19,12 @@ ATTEMPTS = (
 
 
 def run(kind: str, response: str, answer: str, **settings) -> Score:
-    with RewardPool(Config(kind=f"{module}:{kind}", **settings)) as pool:
+    with RewardPool(RewardsConfig(kind=f"{module}:{kind}", **settings)) as pool:
         return pool.score_many([(response, answer)])[0]
 
 
 def here() -> list[str]:
-    with RewardPool(Config(kind="reach")) as pool:
+    with RewardPool(RewardsConfig(kind="reach")) as pool:
         pool.warm()
         return pool.confinement
 
@@ -67,7 +67,7 @@ def test_reading_is_allowed(tmp_path: Path) -> None:
     ],
 )
 def test_limits_cost_the_response_and_not_the_worker(kind: str, reason: str) -> None:
-    with RewardPool(Config(kind=f"{module}:{kind}")) as pool:
+    with RewardPool(RewardsConfig(kind=f"{module}:{kind}")) as pool:
         results = pool.score_many([("1", "1")] * 3)
         assert [(result.value, result.failure) for result in results] == [(0.0, "error")] * 3
         assert all(result.reason.startswith(reason) and "misbehaving.py:" in result.reason for result in results)
@@ -99,11 +99,11 @@ def test_custom_values_and_reasons() -> None:
 )
 def test_a_custom_verifier_that_is_not_there(kind: str, message: str) -> None:
     with pytest.raises(RewardError, match=message) as caught:
-        RewardPool(Config(kind=kind))
+        RewardPool(RewardsConfig(kind=kind))
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["module:", ":function", "a b:c", "os.system('x'):y", "module.function"])
 def test_what_names_no_verifier(kind: str) -> None:
     with pytest.raises(ConfigError, match=r"rewards\.kind"):
-        Config(kind=kind)
+        RewardsConfig(kind=kind)

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from misbehaving import __name__ as module
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.rewards import Config, Failures, FailureWatch, Reference, RewardError, RewardPool, Score, score
+from megatron_fork.rewards import (
+    Failures,
+    FailureWatch,
+    Reference,
+    RewardError,
+    RewardPool,
+    RewardsConfig,
+    Score,
+    score,
+)
 from megatron_fork.rewards.custom import OF_ROW, OURS, VERL, _with_arguments, as_score, load_custom
 from megatron_fork.rewards.reference import MARK, read_reference
 
@@ -73,7 +82,7 @@ def test_judgements_are_no_failures() -> None:
 
 def test_workers_hand_on_how_it_failed() -> None:
     jobs = [("1", "1"), ("die", "1"), ("raise", "1"), ("sleep", "1"), ("2", "1")]
-    with RewardPool(Config(kind=f"{module}:fails_in_every_way", timeout_seconds=0.5)) as pool:
+    with RewardPool(RewardsConfig(kind=f"{module}:fails_in_every_way", timeout_seconds=0.5)) as pool:
         results = pool.score_many(jobs)
         counts = pool.counts
     assert [result.failure for result in results] == [None, "died", "error", "timed_out", None]
@@ -83,7 +92,7 @@ def test_workers_hand_on_how_it_failed() -> None:
 
 def test_a_long_reason_does_not_cost_the_worker(verifier: Callable[[str], str]) -> None:
     kind = verifier("def verify(response, answer):\n    return 1.0, 'because ' * 100_000\n")
-    with RewardPool(Config(kind=kind)) as pool:
+    with RewardPool(RewardsConfig(kind=kind)) as pool:
         (result,) = pool.score_many([("1", "1")])
     assert result.value == 1.0 and result.failure is None and len(result.reason) < 1100
 
@@ -151,7 +160,7 @@ def test_forms(verifier: Callable[[str], str], head: str, body: str, value: floa
 def test_what_fits_no_form_is_refused_at_the_start(verifier: Callable[[str], str], head: str, named: str) -> None:
     kind = verifier(f"def verify({head}):\n    return 1.0\n")
     with pytest.raises(RewardError) as caught:
-        RewardPool(Config(kind=kind))
+        RewardPool(RewardsConfig(kind=kind))
     assert f"rewards.kind={kind} takes {named}" in caught.value.message
     assert "response" in caught.value.hint and "solution_str" in caught.value.hint
 
@@ -170,7 +179,7 @@ def test_what_fits_no_form_is_refused_at_the_start(verifier: Callable[[str], str
 )
 def test_what_gives_no_score_is_refused_at_the_start(verifier: Callable[[str], str], source: str, message: str) -> None:
     with pytest.raises(RewardError, match=message) as caught:
-        RewardPool(Config(kind=verifier(source)))
+        RewardPool(RewardsConfig(kind=verifier(source)))
     assert caught.value.hint
 
 
@@ -213,7 +222,7 @@ def test_any_string_is_some_reference(text: str) -> None:
 def test_any_of_the_answers_is_right(kind: str, response: str, answers: tuple[str, ...], value: float) -> None:
     answer = Reference(answers).encoded()
     assert score(response, answer, kind=kind).value == value
-    with RewardPool(Config(kind=kind)) as pool:
+    with RewardPool(RewardsConfig(kind=kind)) as pool:
         assert pool.score_many([(response, answer)])[0].value == value
 
 
@@ -251,7 +260,7 @@ def test_the_watch_stops_only_where_nothing_was_ever_judged(steps: list[list], l
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_the_limit_is_a_share(value: float) -> None:
     with pytest.raises(ConfigError, match=r"rewards\.failure_warning"):
-        Config(failure_warning=value)
+        RewardsConfig(failure_warning=value)
 
 
 def test_whether_a_verifier_takes_the_row(verifier: Callable[[str], str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.rewards import Config, RewardError, RewardPool, Score, score
+from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig, Score, score
 from megatron_fork.rewards.frames import encode
 from megatron_fork.rewards.process import WorkerProcess
 
@@ -26,7 +26,7 @@ REACH = [("op+1 " * (index % 4) + "done", f"0 {index % 3}") for index in range(2
 
 @pytest.fixture(scope="module")
 def reach() -> Iterator[RewardPool]:
-    with RewardPool(Config(kind="reach", workers=2)) as pool:
+    with RewardPool(RewardsConfig(kind="reach", workers=2)) as pool:
         yield pool
 
 
@@ -73,7 +73,7 @@ def test_order_is_kept(reach: RewardPool) -> None:
 
 def test_no_workers_scores_in_process() -> None:
     before = children()
-    with RewardPool(Config(kind="reach", workers=0)) as pool:
+    with RewardPool(RewardsConfig(kind="reach", workers=0)) as pool:
         assert pool.score_many(REACH) == [score(*job, kind="reach") for job in REACH]
         assert children() == before
 
@@ -81,7 +81,7 @@ def test_no_workers_scores_in_process() -> None:
 def test_hanging_jobs_score_zero_and_the_others_are_unaffected() -> None:
     jobs = [(rf"\boxed{{{index}}}", str(index - index % 2)) for index in range(20)]
     jobs[3] = jobs[11] = HANGING
-    with RewardPool(Config(kind="math_verify", workers=2, timeout_seconds=1.0)) as pool:
+    with RewardPool(RewardsConfig(kind="math_verify", workers=2, timeout_seconds=1.0)) as pool:
         results = pool.score_many(jobs)
         again = pool.score_many(jobs[:3])
     assert results[3] == results[11] == Score(0.0, "verifier timed out after 1 s")
@@ -100,7 +100,7 @@ def test_worker_killed_between_calls_costs_nothing(reach: RewardPool) -> None:
 
 
 def test_worker_killed_at_work_costs_its_job() -> None:
-    with RewardPool(Config(kind="math_verify", timeout_seconds=30.0)) as pool:
+    with RewardPool(RewardsConfig(kind="math_verify", timeout_seconds=30.0)) as pool:
         pool.score_many([(r"\boxed{1}", "1")])
         killer = threading.Timer(0.5, os.kill, (pids(pool)[0], signal.SIGKILL))
         killer.start()
@@ -111,7 +111,7 @@ def test_worker_killed_at_work_costs_its_job() -> None:
 
 
 def test_stopped_worker_with_a_full_pipe_times_out() -> None:
-    with RewardPool(Config(kind="reach", timeout_seconds=1.0)) as pool:
+    with RewardPool(RewardsConfig(kind="reach", timeout_seconds=1.0)) as pool:
         pool.score_many(REACH[:1])
         os.kill(pids(pool)[0], signal.SIGSTOP)
         results = pool.score_many([("op+1 " * 400_000, "0 0"), ("done", "0 0")])
@@ -139,7 +139,7 @@ def test_interrupted_call_leaves_no_stale_answer() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with RewardPool(Config(kind="math_verify", timeout_seconds=30.0)) as pool:
+    with RewardPool(RewardsConfig(kind="math_verify", timeout_seconds=30.0)) as pool:
         pool.score_many([(r"\boxed{1}", "1")])
         previous = signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.5)
@@ -165,7 +165,7 @@ def test_two_pools_in_two_threads() -> None:
     results: dict[int, list[Score]] = {}
 
     def use(number: int) -> None:
-        with RewardPool(Config(kind="reach", workers=1)) as pool:
+        with RewardPool(RewardsConfig(kind="reach", workers=1)) as pool:
             results[number] = [result for _ in range(5) for result in pool.score_many(REACH)]
 
     threads = [threading.Thread(target=use, args=(number,)) for number in range(2)]
@@ -212,7 +212,7 @@ def test_hostile_text_survives_the_protocol(reach: RewardPool, noise: str) -> No
 
 def test_close_leaves_no_process_and_may_be_repeated() -> None:
     before = children()
-    pool = RewardPool(Config(kind="reach", workers=2))
+    pool = RewardPool(RewardsConfig(kind="reach", workers=2))
     assert children() == before
     pool.score_many(REACH)
     workers = list(workers_of(pool))  # a forgotten zombie stays visible while its Popen object lives
@@ -229,8 +229,8 @@ def test_close_leaves_no_process_and_may_be_repeated() -> None:
 def test_worker_ends_with_its_parent(job: tuple[str, str], tmp_path: Path) -> None:
     script = tmp_path / "parent.py"  # without a __main__ guard, which workers must not need
     script.write_text(
-        "from megatron_fork.rewards import Config, RewardPool\n"
-        f"pool = RewardPool(Config(kind={'math_verify' if job is HANGING else 'reach'!r}, timeout_seconds=2.0))\n"
+        "from megatron_fork.rewards import RewardsConfig, RewardPool\n"
+        f"pool = RewardPool(RewardsConfig(kind={'math_verify' if job is HANGING else 'reach'!r}, timeout_seconds=2.0))\n"
         "pool.score_many([('done', '0 0')])\n"
         "print(pool._dispatcher._workers[0].process.pid, flush=True)\n"
         f"pool.score_many([{job!r}])\n"
@@ -251,7 +251,7 @@ def test_worker_ends_with_its_parent(job: tuple[str, str], tmp_path: Path) -> No
 
 def test_worker_is_light_confined_and_knows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
-    with RewardPool(Config(memory_gib=1.5)) as pool:
+    with RewardPool(RewardsConfig(memory_gib=1.5)) as pool:
         pool.score_many([(r"\boxed{x+x}", "2x")])
         process = Path("/proc") / str(pids(pool)[0])
         assert b"SECRET_TOKEN" not in (process / "environ").read_bytes()
@@ -261,7 +261,7 @@ def test_worker_is_light_confined_and_knows_no_secrets(monkeypatch: pytest.Monke
 
 
 def test_worker_that_cannot_start_is_an_error_and_not_a_zero() -> None:
-    config = Config(kind="math_verify", memory_gib=0.04)
+    config = RewardsConfig(kind="math_verify", memory_gib=0.04)
     with RewardPool(config) as pool, pytest.raises(RewardError, match="could be started") as caught:
         pool.score_many([(r"\boxed{7}", "7")])
     assert "rewards.memory_gib" in caught.value.hint
@@ -281,11 +281,11 @@ def test_worker_that_cannot_start_is_an_error_and_not_a_zero() -> None:
 )
 def test_config_names_the_field_the_value_and_the_way_out(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"rewards\.{field}") as caught:
-        Config(**{field: value})
+        RewardsConfig(**{field: value})
     assert str(value) in str(caught.value)
     assert caught.value.hint
 
 
 def test_config_is_an_omegaconf_schema() -> None:
-    merged = OmegaConf.merge(OmegaConf.structured(Config), {"kind": "reach", "workers": 3})
-    assert OmegaConf.to_object(merged) == Config(kind="reach", workers=3)
+    merged = OmegaConf.merge(OmegaConf.structured(RewardsConfig), {"kind": "reach", "workers": 3})
+    assert OmegaConf.to_object(merged) == RewardsConfig(kind="reach", workers=3)

@@ -9,7 +9,7 @@ import time
 import pytest
 from misbehaving import __name__ as module
 
-from megatron_fork.rewards import Config, RewardError, RewardPool, Score, score
+from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig, Score, score
 
 JOBS = [("op+1 " * (index % 4) + "done", f"0 {index % 3}") for index in range(120)]
 EXPECTED = [score(*job, kind="reach") for job in JOBS]
@@ -17,7 +17,7 @@ EXPECTED = [score(*job, kind="reach") for job in JOBS]
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_everything_comes_out_once(workers: int) -> None:
-    with RewardPool(Config(kind="reach", workers=workers)) as pool, pool.stream() as stream:
+    with RewardPool(RewardsConfig(kind="reach", workers=workers)) as pool, pool.stream() as stream:
         seen: dict[int, Score] = {}
         for place, job in enumerate(JOBS):
             assert stream.submit(*job) == place
@@ -32,7 +32,7 @@ def test_everything_comes_out_once(workers: int) -> None:
 
 
 def test_a_full_backlog_makes_the_caller_wait() -> None:
-    with RewardPool(Config(kind=f"{module}:sleeps", backlog=3)) as pool, pool.stream() as stream:
+    with RewardPool(RewardsConfig(kind=f"{module}:sleeps", backlog=3)) as pool, pool.stream() as stream:
         most = 0
         for _ in range(12):
             stream.submit("0.02", "0.02")
@@ -43,14 +43,14 @@ def test_a_full_backlog_makes_the_caller_wait() -> None:
 
 def test_thousands_of_jobs_at_once() -> None:
     """More than the thread can be woken for: waking must not wait for it."""
-    with RewardPool(Config(kind="reach", backlog=10_000)) as pool:
+    with RewardPool(RewardsConfig(kind="reach", backlog=10_000)) as pool:
         assert pool.score_many(JOBS * 40) == EXPECTED * 40
 
 
 def test_dying_workers_lose_only_their_job() -> None:
     generator = random.Random(0)
     jobs = [("die", "x") if generator.random() < 0.1 else (str(place), str(place)) for place in range(60)]
-    with RewardPool(Config(kind=f"{module}:dies", workers=2)) as pool:
+    with RewardPool(RewardsConfig(kind=f"{module}:dies", workers=2)) as pool:
         results = pool.score_many(jobs)
         deaths = sum(response == "die" for response, _ in jobs)
         assert deaths > 2
@@ -70,7 +70,7 @@ def test_streams_of_several_threads_do_not_mix() -> None:
             scores = dict(stream.drain())
         found[number] = [scores[place] for place in range(len(mine))]
 
-    with RewardPool(Config(kind="reach", workers=2, backlog=5)) as pool:
+    with RewardPool(RewardsConfig(kind="reach", workers=2, backlog=5)) as pool:
         threads = [threading.Thread(target=use, args=(pool, number)) for number in range(3)]
         for thread in threads:
             thread.start()
@@ -80,7 +80,7 @@ def test_streams_of_several_threads_do_not_mix() -> None:
 
 
 def test_a_stream_that_is_left_gives_up_its_jobs() -> None:
-    with RewardPool(Config(kind=f"{module}:sleeps", timeout_seconds=60.0)) as pool:
+    with RewardPool(RewardsConfig(kind=f"{module}:sleeps", timeout_seconds=60.0)) as pool:
         with pool.stream() as stream:
             for _ in range(5):
                 stream.submit("30", "30")
@@ -90,7 +90,7 @@ def test_a_stream_that_is_left_gives_up_its_jobs() -> None:
 
 def test_closing_ends_whoever_waits() -> None:
     caught: list[RewardError] = []
-    pool = RewardPool(Config(kind=f"{module}:sleeps", timeout_seconds=60.0))
+    pool = RewardPool(RewardsConfig(kind=f"{module}:sleeps", timeout_seconds=60.0))
     pool.warm()
 
     def wait() -> None:
@@ -111,7 +111,7 @@ def test_closing_ends_whoever_waits() -> None:
 
 
 def test_warm_starts_every_worker() -> None:
-    with RewardPool(Config(kind="reach", workers=3)) as pool:
+    with RewardPool(RewardsConfig(kind="reach", workers=3)) as pool:
         assert pool.warm() == 3
         assert pool.confinement
         pool.score_many(JOBS)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from megatron_fork.errors import ModelError
 from megatron_fork.rollout import RemoteConfig, Request, stop_tokens_of
-from megatron_fork.rollout.draft import Draft
-from megatron_fork.rollout.sglang import SglangServer
+from megatron_fork.rollout.pending import PendingRequest
+from megatron_fork.rollout.servers.sglang import SglangServer
 from megatron_fork.rollout.vllm_sampling import vllm_sampling
 
 IDS = st.integers(0, 99)
@@ -35,7 +35,7 @@ def test_what_is_no_token_is_named(value: object) -> None:
 
 
 def test_servers_are_asked_for_all_of_them() -> None:
-    draft = Draft.of(Request(0, (5, 6), 3, 1.0, 20), queue.Queue())
+    draft = PendingRequest.of(Request(0, (5, 6), 3, 1.0, 20), queue.Queue())
     assert vllm_sampling(draft, (7, 9), stream_interval=4)["stop_token_ids"] == [7, 9]
     server = SglangServer("http://127.0.0.1:1", RemoteConfig(), 100)
     assert server._body(draft, (7, 9))["sampling_params"]["stop_token_ids"] == [7, 9]

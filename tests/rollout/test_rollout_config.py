@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.masking import KEY_VARIABLE
-from megatron_fork.rollout import ColocatedConfig, Config, RemoteConfig
-from megatron_fork.rollout.vllm import VllmServer
+from megatron_fork.rollout import ColocatedConfig, RemoteConfig, RolloutConfig
+from megatron_fork.rollout.servers.vllm import VllmServer
 from megatron_fork.serving import EntropyTemperature
 
 SERVERS = ["http://node1:8000", "http://node2:8000"]
@@ -42,14 +42,14 @@ SERVERS = ["http://node1:8000", "http://node2:8000"]
 )
 def test_refused(settings, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Config(**settings)
+        RolloutConfig(**settings)
 
 
 def test_declared_and_undisturbed_distributions_are_taken() -> None:
-    Config(top_p=0.9)
-    Config(engine="sglang", servers=SERVERS, top_p=0.9, top_k=20)
-    Config(engine="vllm", servers=SERVERS, top_p=0.9, mismatch_limit=math.inf)
-    Config(entropy_temperature=EntropyTemperature(high=1.5), mismatch_limit=math.inf)
+    RolloutConfig(top_p=0.9)
+    RolloutConfig(engine="sglang", servers=SERVERS, top_p=0.9, top_k=20)
+    RolloutConfig(engine="vllm", servers=SERVERS, top_p=0.9, mismatch_limit=math.inf)
+    RolloutConfig(entropy_temperature=EntropyTemperature(high=1.5), mismatch_limit=math.inf)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_limits_of_servers_are_positive() -> None:
 )
 def test_what_is_no_address_is_named(url: str) -> None:
     with pytest.raises(ConfigError, match=r"rollout\.servers: .* is not an address") as caught:
-        Config(engine="vllm", servers=[url])
+        RolloutConfig(engine="vllm", servers=[url])
     assert caught.value.message.isprintable() and caught.value.hint
 
 
@@ -97,9 +97,9 @@ def test_what_is_no_address_is_named(url: str) -> None:
 def test_a_key_that_no_header_takes_is_named_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, key)
     with pytest.raises(ConfigError, match=f"{KEY_VARIABLE} of the environment holds more than a key") as caught:
-        Config(engine="vllm", servers=SERVERS)
+        RolloutConfig(engine="vllm", servers=SERVERS)
     assert key not in caught.value.message and caught.value.message.isprintable()
-    Config()  # it is for servers
+    RolloutConfig()  # it is for servers
 
 
 @examples(deadline=None)
@@ -107,7 +107,7 @@ def test_a_key_that_no_header_takes_is_named_and_not_shown(key: str, monkeypatch
 def test_what_is_taken_for_an_address_can_be_asked(host: str, rest: str) -> None:
     url = f"http://{host}{rest}"
     try:
-        Config(engine="vllm", servers=[url])
+        RolloutConfig(engine="vllm", servers=[url])
     except ConfigError:
         return
     VllmServer(url, RemoteConfig(), 10)
@@ -115,5 +115,5 @@ def test_what_is_taken_for_an_address_can_be_asked(host: str, rest: str) -> None
 
 @pytest.mark.parametrize("url", ["http://node1:8000", "https://node1/prefix", "http://[::1]:80", "http://127.0.0.1"])
 def test_addresses_are_taken(url: str) -> None:
-    server = VllmServer(Config(engine="vllm", servers=[url]).servers[0], RemoteConfig(), 10)
+    server = VllmServer(RolloutConfig(engine="vllm", servers=[url]).servers[0], RemoteConfig(), 10)
     assert server.endpoint[0] in url and server.endpoint[1] in (80, 443, 8000)

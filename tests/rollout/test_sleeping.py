@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout.sleeping import Sleeping
+from megatron_fork.rollout.in_process.sleeping import SleepMode
 
 
 class Recorder:
@@ -21,7 +21,7 @@ class Recorder:
 
 def test_order() -> None:
     recorder = Recorder()
-    sleeping = Sleeping(recorder, can_sleep=True)
+    sleeping = SleepMode(recorder, can_sleep=True)
     with sleeping.ended_by_weights():  # the first weights find it awake
         recorder.told.append("filled")
     sleeping.refuse_requests()
@@ -37,7 +37,7 @@ def test_order() -> None:
 
 def test_an_update_that_fails_leaves_it_asleep() -> None:
     recorder = Recorder()
-    sleeping = Sleeping(recorder, can_sleep=True)
+    sleeping = SleepMode(recorder, can_sleep=True)
     sleeping.begin()
     with pytest.raises(ValueError), sleeping.ended_by_weights():
         raise ValueError
@@ -48,7 +48,7 @@ def test_an_update_that_fails_leaves_it_asleep() -> None:
 
 def test_without_sleep_mode_nothing_is_asked_of_the_engine() -> None:
     recorder = Recorder()
-    sleeping = Sleeping(recorder, can_sleep=False)
+    sleeping = SleepMode(recorder, can_sleep=False)
     sleeping.begin()
     sleeping.refuse_requests()
     with sleeping.ended_by_weights():

@@ -15,8 +15,8 @@ from commands import QUICKSTART
 from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
 from megatron_fork.errors import RolloutError, RolloutStopped
-from megatron_fork.rollout import Config, RemoteConfig, RemoteEngine
-from megatron_fork.rollout.delivery import DiskDelivery
+from megatron_fork.rollout import RemoteConfig, RemoteEngine, RolloutConfig
+from megatron_fork.rollout.servers.weight_sync import DiskDelivery
 
 WEIGHTS = [("weight", torch.zeros(2))]
 
@@ -33,7 +33,7 @@ def nobody(answers: str) -> Iterator[str]:
 
 def engine_of(url: str, folder: Path, kind: str, lines: list[str], asked: threading.Event, **remote) -> RemoteEngine:
     return RemoteEngine(
-        Config(engine=kind, servers=[url], remote=RemoteConfig(health_seconds=0.2, **remote)),
+        RolloutConfig(engine=kind, servers=[url], remote=RemoteConfig(health_seconds=0.2, **remote)),
         resolve_config(load_config(QUICKSTART).model),
         stop_tokens=(1,),
         folder=folder,

@@ -10,7 +10,8 @@ import torch
 from stand_in_engine import STOP, Fault, StandIn
 from transformers import Qwen3Config
 
-from megatron_fork.rollout import Completion, Config, RemoteConfig, RemoteEngine, Request, fleet, remote
+from megatron_fork.rollout import Completion, RemoteConfig, RemoteEngine, Request, RolloutConfig
+from megatron_fork.rollout.servers import fleet, remote
 
 WEIGHTS = [("weight", torch.zeros(2))]
 QUICK = RemoteConfig(
@@ -30,7 +31,7 @@ HURRIED = {"idle_seconds": 0.25, "health_timeout_seconds": 0.25, "patience_secon
 def engine_of(servers: Sequence[StandIn], folder: Path, monkeypatch, **settings: float) -> Iterator[RemoteEngine]:
     monkeypatch.setattr(fleet, "_REST_SECONDS", 0.02)
     monkeypatch.setattr(remote, "_GLANCE_SECONDS", 0.05)
-    config = Config(
+    config = RolloutConfig(
         engine=servers[0].engine,
         servers=[server.url for server in servers],
         remote=RemoteConfig(**(vars(QUICK) | settings)),

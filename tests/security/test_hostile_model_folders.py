@@ -24,7 +24,7 @@ from megatron_fork.config import RunConfig, load_config
 from megatron_fork.conversion import load_hf, read_config, resolve_config, to_megatron
 from megatron_fork.data.reach import build_tokenizer
 from megatron_fork.errors import MegatronForkError
-from megatron_fork.models import Config as Source
+from megatron_fork.models import ModelConfig as Source
 from megatron_fork.models import config_from_recipe
 from megatron_fork.run.checks import matching_model
 

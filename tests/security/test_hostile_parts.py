@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 from layouts import trajectories
 
 from megatron_fork.errors import CheckpointError
-from megatron_fork.rollout import Begun, Group
+from megatron_fork.rollout import PartialResponse, PromptGroup
 from megatron_fork.run import unfinished
 
 DRAWN = trajectories()
@@ -120,8 +120,12 @@ def test_a_part_that_no_run_writes(change: str, tmp_path: Path) -> None:
 
 
 def test_groups_come_back_or_are_refused(tmp_path: Path) -> None:
-    group = Group(
-        3, DRAWN[0].prompt, 1, answers={0: DRAWN[0]}, begun={1: Begun(DRAWN[1].response, DRAWN[1].rollout_logprob)}
+    group = PromptGroup(
+        3,
+        DRAWN[0].prompt,
+        1,
+        answers={0: DRAWN[0]},
+        begun={1: PartialResponse(DRAWN[1].response, DRAWN[1].rollout_logprob)},
     )
     unfinished.write_groups(tmp_path, [group])
     (found,) = unfinished.read_groups(tmp_path)

@@ -23,7 +23,7 @@ from megatron_fork.checkpoint.safe_pickle import read_metadata, require_known_cl
 from megatron_fork.conversion import load_megatron, to_hf, to_megatron, verify
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import build_model
-from megatron_fork.policy import Config, OptimizerConfig, Policy
+from megatron_fork.policy import OptimizerConfig, Policy, PolicyConfig
 
 
 class Marks:
@@ -83,7 +83,7 @@ PLACES = (in_metadata, instead_of_metadata, in_common, in_common_of_old, in_an_o
 
 def loads_into_a_model(theirs: Path, folder: Path) -> None:
     distributed.initialize()
-    with distributed.parallel_layout(distributed.Config()) as layout:
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
         load_megatron(build_model(family_config("qwen3"), layout.config), folder)
 
 
@@ -91,8 +91,8 @@ def resumes(theirs: Path, folder: Path) -> None:
     root = folder.parent / "run"
     shutil.move(folder, root / "policy")
     distributed.initialize()
-    with distributed.parallel_layout(distributed.Config()) as layout:
-        policy = Policy(Config(), OptimizerConfig(), family_config("qwen3"), layout)
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout:
+        policy = Policy(PolicyConfig(), OptimizerConfig(), family_config("qwen3"), layout)
         load_training_state(Saved(root, {}), {"policy": policy})
 
 

@@ -15,7 +15,7 @@ from server_faults import ENDLESS, silent
 from stand_in_engine import Exchange, Said, StandIn
 
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout.wire import Wire
+from megatron_fork.rollout.servers.wire import Wire
 
 ENGINES = ("vllm", "sglang")
 RESUME = {"vllm": "/resume", "sglang": "/continue_generation"}

@@ -6,14 +6,14 @@ from fractions import Fraction
 import numpy
 from torch import Tensor
 
-from megatron_fork.selection import Config
+from megatron_fork.selection import SelectionConfig
 
 SPECIAL = [0.0, -0.0, 1e-45, 1e-38, 2.0**-126, 0.25, 0.25, 1.0, 1.0 + 2.0**-23, 3.4028235e38, math.inf]
 """Entropies that break what is written for well-behaved ones: ties, both zeros, denormals, neighbours, infinity."""
 
 
 def restated(
-    entropy: Tensor, mask: Tensor, config: Config, *, segments: Tensor | None = None, ids: Tensor | None = None
+    entropy: Tensor, mask: Tensor, config: SelectionConfig, *, segments: Tensor | None = None, ids: Tensor | None = None
 ) -> tuple[list[bool], float]:
     """(flags in flat order, threshold) of `tokens` top, bottom or all."""
     values = entropy.double().flatten().tolist()
@@ -45,7 +45,7 @@ def share(count: int, ratio: float) -> int:
     return max(1, math.ceil(Fraction(str(ratio)) * count))
 
 
-def cut_of(falling: list[float], config: Config) -> float:
+def cut_of(falling: list[float], config: SelectionConfig) -> float:
     """The score at the cut, of scores in falling order."""
     if config.rule != "quantile":
         return falling[share(len(falling), config.ratio) - 1]

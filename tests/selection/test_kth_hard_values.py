@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import SelectionError
-from megatron_fork.selection import Config, kth_largest, select_tokens
+from megatron_fork.selection import SelectionConfig, kth_largest, select_tokens
 
 MANY = 3 * 2**19 + 5
 """More values than are searched without a first guess from a sample."""
@@ -99,7 +99,7 @@ def test_selection_among_many(tokens: str, rule: str) -> None:
     entropy = many()["half are zero"]
     mask = torch.rand(MANY, generator=torch.Generator().manual_seed(1)) < 0.7
     entropy = entropy.where(mask, math.nan)
-    found = select_tokens(entropy, mask, Config(tokens=tokens, rule=rule, ratio=0.8))
+    found = select_tokens(entropy, mask, SelectionConfig(tokens=tokens, rule=rule, ratio=0.8))
     count = int(mask.sum())
     k = math.ceil(count * 4 / 5)
     assert not found.mask[~mask].any()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from restated import SPECIAL, restated
 
-from megatron_fork.selection import PRESETS, Config, select_tokens
+from megatron_fork.selection import PRESETS, SelectionConfig, select_tokens
 
 entropies = st.floats(0.0, 12.0, width=32) | st.sampled_from(SPECIAL)
 
@@ -32,7 +32,7 @@ def mini_batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     )
 
 
-def check(config: Config, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+def check(config: SelectionConfig, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     entropy, mask, segments, ids = batch
     found = select_tokens(entropy, mask, config, segments=segments, token_ids=ids)
     flags, threshold = restated(entropy, mask, config, segments=segments, ids=ids)
@@ -50,7 +50,7 @@ def check(config: Config, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor,
 )
 @settings(max_examples=80, deadline=None)
 def test_presets(preset: str, batch: tuple[torch.Tensor, ...], ratio: float, tokens: str) -> None:
-    check(Config(preset=preset, ratio=ratio, tokens=tokens), batch)
+    check(SelectionConfig(preset=preset, ratio=ratio, tokens=tokens), batch)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_presets(preset: str, batch: tuple[torch.Tensor, ...], ratio: float, tok
 @given(batch=mini_batches(), ratio=st.sampled_from([0.1, 0.25, 0.7]), tokens=st.sampled_from(["top", "bottom", "all"]))
 @settings(max_examples=30, deadline=None)
 def test_every_choice(scope: str, rule: str, batch: tuple[torch.Tensor, ...], ratio: float, tokens: str) -> None:
-    check(Config(scope=scope, rule=rule, ratio=ratio, tokens=tokens), batch)
+    check(SelectionConfig(scope=scope, rule=rule, ratio=ratio, tokens=tokens), batch)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -73,9 +73,9 @@ def test_a_preset_is_the_same_in_python_and_in_a_recipe(preset: str, tmp_path: P
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {{path: somewhere}}\nselection: {{preset: {preset}}}\n")
-    assert load_config(recipe).selection == Config(preset=preset)
-    assert vars(Config(preset=preset)).items() >= PRESETS[preset]["selection"].items()
-    assert load_config(recipe, ["selection.rule=exact_k"]).selection == Config(preset=preset, rule="exact_k")
+    assert load_config(recipe).selection == SelectionConfig(preset=preset)
+    assert vars(SelectionConfig(preset=preset)).items() >= PRESETS[preset]["selection"].items()
+    assert load_config(recipe, ["selection.rule=exact_k"]).selection == SelectionConfig(preset=preset, rule="exact_k")
 
 
 def test_the_threshold_repeats_the_choice() -> None:
@@ -83,7 +83,7 @@ def test_the_threshold_repeats_the_choice() -> None:
     generator = torch.Generator().manual_seed(3)
     for count in (1, 3, 10, 49, 1000):
         entropy = torch.rand(count, generator=generator)
-        found = select_tokens(entropy, torch.ones(count, dtype=torch.bool), Config())
+        found = select_tokens(entropy, torch.ones(count, dtype=torch.bool), SelectionConfig())
         assert found.threshold in entropy.tolist()
         assert torch.equal(found.mask, entropy >= found.threshold)
 
@@ -92,7 +92,9 @@ def test_zero_is_reported_without_a_sign() -> None:
     for entropy in ([0.0, 0.0], [-0.0, -0.0], [0.0, -0.0, 3.0]):
         for scope in ("minibatch", "sequence"):
             found = select_tokens(
-                torch.tensor(entropy), torch.ones(len(entropy), dtype=torch.bool), Config(tokens="bottom", scope=scope)
+                torch.tensor(entropy),
+                torch.ones(len(entropy), dtype=torch.bool),
+                SelectionConfig(tokens="bottom", scope=scope),
             )
             assert math.copysign(1.0, found.threshold) == 1.0
             assert found.mask.tolist() == [value == 0.0 for value in entropy]  # the zeros are ties
@@ -100,7 +102,7 @@ def test_zero_is_reported_without_a_sign() -> None:
 
 def test_infinite_neighbours_of_a_quantile() -> None:
     """Where an infinity leaves nothing to interpolate, the cut is still one that marks tokens."""
-    config = Config(rule="quantile", ratio=0.5)
+    config = SelectionConfig(rule="quantile", ratio=0.5)
     for values, marked in (
         ([math.inf], [True]),
         ([math.inf, math.inf, 0.0], [True, True, False]),
@@ -114,8 +116,12 @@ def test_infinite_neighbours_of_a_quantile() -> None:
 def test_the_random_choice_stays_what_it_was() -> None:
     """Published runs name their seed: the same seed must go on meaning the same tokens."""
     mask = torch.ones(40, dtype=torch.bool)
-    chosen = select_tokens(torch.zeros(40), mask, Config(tokens="random", seed=3), step=2, token_ids=torch.arange(40))
+    chosen = select_tokens(
+        torch.zeros(40), mask, SelectionConfig(tokens="random", seed=3), step=2, token_ids=torch.arange(40)
+    )
     assert chosen.mask.nonzero()[:, 0].tolist() == [5, 7, 9, 15, 20, 24, 26, 39]
     far = torch.arange(40) * 2**55 - 2**60
-    chosen = select_tokens(torch.zeros(40), mask, Config(tokens="random", seed=-(2**70)), step=10**12, token_ids=far)
+    chosen = select_tokens(
+        torch.zeros(40), mask, SelectionConfig(tokens="random", seed=-(2**70)), step=10**12, token_ids=far
+    )
     assert chosen.mask.nonzero()[:, 0].tolist() == [2, 3, 4, 16, 24, 32, 33, 38]

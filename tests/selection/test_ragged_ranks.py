@@ -12,16 +12,16 @@ from ranks import run_on_ranks
 from restated import SPECIAL, restated
 
 from megatron_fork.errors import SelectionError
-from megatron_fork.selection import PRESETS, Config, kth_largest, select_tokens
+from megatron_fork.selection import PRESETS, SelectionConfig, kth_largest, select_tokens
 
 RANKS = 4
 MANY = 3 * 2**19
 CONFIGS = [
-    *(Config(preset=preset) for preset in PRESETS),
-    *(Config(preset=preset, tokens="bottom", ratio=0.8) for preset in PRESETS),
-    *(Config(tokens=tokens, rule="exact_k", ratio=0.7, seed=5) for tokens in ("top", "random", "all")),
-    *(Config(tokens=tokens, scope="microbatch_global", rule="exact_k") for tokens in ("top", "random")),
-    *(Config(tokens=tokens, scope="sequence", rule="exact_k") for tokens in ("bottom", "random")),
+    *(SelectionConfig(preset=preset) for preset in PRESETS),
+    *(SelectionConfig(preset=preset, tokens="bottom", ratio=0.8) for preset in PRESETS),
+    *(SelectionConfig(tokens=tokens, rule="exact_k", ratio=0.7, seed=5) for tokens in ("top", "random", "all")),
+    *(SelectionConfig(tokens=tokens, scope="microbatch_global", rule="exact_k") for tokens in ("top", "random")),
+    *(SelectionConfig(tokens=tokens, scope="sequence", rule="exact_k") for tokens in ("bottom", "random")),
 ]
 
 
@@ -110,7 +110,7 @@ def errors_in(group: dist.ProcessGroup) -> list[str]:
     negative = torch.tensor([0, -2 if last else 1, 1])
 
     def select(entropy: torch.Tensor, scope: str, segments: torch.Tensor | None = None) -> None:
-        select_tokens(entropy, mask, Config(scope=scope), group=group, segments=segments)
+        select_tokens(entropy, mask, SelectionConfig(scope=scope), group=group, segments=segments)
 
     attempts = [
         lambda: kth_largest(nan, 1, group=group),
@@ -133,7 +133,7 @@ def random_by_place(group: dist.ProcessGroup) -> list[bool]:
     """Without ids, a token's place in the concatenation of all ranks stands for it."""
     share = torch.zeros(group.rank() * 10)
     flags = torch.ones(len(share), dtype=torch.bool)
-    return select_tokens(share, flags, Config(tokens="random", ratio=0.5), group=group).mask.tolist()
+    return select_tokens(share, flags, SelectionConfig(tokens="random", ratio=0.5), group=group).mask.tolist()
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_groups_of_one_to_four_ranks() -> None:
             ]
         count = sum(10 * rank for rank in range(ranks))
         alone = select_tokens(
-            torch.zeros(count), torch.ones(count, dtype=torch.bool), Config(tokens="random", ratio=0.5)
+            torch.zeros(count), torch.ones(count, dtype=torch.bool), SelectionConfig(tokens="random", ratio=0.5)
         )
         assert [flag for answer in of_group for flag in answer["places"]] == alone.mask.tolist()
 

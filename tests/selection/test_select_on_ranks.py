@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from ranks import run_on_ranks
 
-from megatron_fork.selection import Config, select_tokens
+from megatron_fork.selection import SelectionConfig, select_tokens
 
 CONFIGS = [
-    Config(tokens=tokens, rule=rule, scope=scope, ratio=ratio, seed=7)
+    SelectionConfig(tokens=tokens, rule=rule, scope=scope, ratio=ratio, seed=7)
     for tokens, rule in [
         ("top", "threshold"),
         ("bottom", "threshold"),
@@ -75,7 +75,7 @@ def test_split_invariance() -> None:
 def select_locally() -> tuple[list[bool], float, int, int]:
     """Ten tokens on the first rank, four on the second, in two sequences there."""
     share = torch.arange(10.0) if dist.get_rank() == 0 else torch.tensor([[100.0, 101.0], [102.0, 103.0]])
-    scope = Config(scope="sequence" if dist.get_rank() else "microbatch", ratio=0.5)
+    scope = SelectionConfig(scope="sequence" if dist.get_rank() else "microbatch", ratio=0.5)
     found = select_tokens(share, torch.ones_like(share, dtype=torch.bool), scope, group=dist.group.WORLD)
     return found.mask.flatten().tolist(), found.threshold, found.selected, found.candidates
 

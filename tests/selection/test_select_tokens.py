@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_fork.errors import ConfigError, SelectionError
-from megatron_fork.selection import Config, Selection, select_tokens
+from megatron_fork.selection import Selection, SelectionConfig, select_tokens
 
 SCOPES = ("minibatch", "microbatch_global", "microbatch", "sequence")
 RULES = ("threshold", "exact_k", "quantile")
@@ -37,7 +37,7 @@ def expected_of_one_cut(entropy: list[float], tokens: str, rule: str, ratio: str
 
 
 def expected(
-    entropy: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor, config: Config
+    entropy: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor, config: SelectionConfig
 ) -> tuple[torch.Tensor, float]:
     marked = torch.zeros_like(mask)
     cuts, weights = [], []
@@ -71,7 +71,7 @@ def test_equals_sorting(tokens: str, rule: str, scope: str, data: st.DataObject)
     entropy = (entropy / 8).view(shape)
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size))).view(shape)
     ratio = data.draw(st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.7, 1.0]))
-    config = Config(tokens=tokens, rule=rule, scope=scope, ratio=ratio)
+    config = SelectionConfig(tokens=tokens, rule=rule, scope=scope, ratio=ratio)
     entropy[~mask] = math.nan  # never looked at
     segments = torch.zeros(shape, dtype=torch.long)
     given_segments = None
@@ -88,7 +88,7 @@ def test_equals_sorting(tokens: str, rule: str, scope: str, data: st.DataObject)
 def test_random_marks_exactly_k_whatever_the_entropy(scope: str) -> None:
     mask = torch.ones(6, 50, dtype=torch.bool)
     mask[:, 40:] = False
-    config = Config(tokens="random", scope=scope, seed=12345)
+    config = SelectionConfig(tokens="random", scope=scope, seed=12345)
     found = select_tokens(torch.full((6, 50), math.nan), mask, config)
     assert (found.selected, found.candidates) == (48, 240)
     assert math.isnan(found.threshold)
@@ -103,7 +103,7 @@ def test_random_is_another_choice_in_every_step_and_for_every_seed() -> None:
     mask = torch.ones(5000, dtype=torch.bool)
     entropy = torch.zeros(5000)
     choices = [
-        select_tokens(entropy, mask, Config(tokens="random", seed=seed), step=step).mask
+        select_tokens(entropy, mask, SelectionConfig(tokens="random", seed=seed), step=step).mask
         for seed, step in ((0, 0), (0, 1), (1, 0), (2**31, 0), (2**62, 7))
     ]
     for one, other in itertools.combinations(choices, 2):
@@ -118,7 +118,7 @@ def test_random_is_another_choice_in_every_step_and_for_every_seed() -> None:
 def test_k_is_the_exact_ceiling(count: int, ratio: str) -> None:
     entropy = torch.tensor(random.Random(count).sample(range(count), count), dtype=torch.float32)
     for rule, tokens in (("threshold", "top"), ("exact_k", "bottom"), ("exact_k", "random")):
-        config = Config(ratio=float(ratio), rule=rule, tokens=tokens)
+        config = SelectionConfig(ratio=float(ratio), rule=rule, tokens=tokens)
         found = select_tokens(entropy, torch.ones(count, dtype=torch.bool), config)
         assert found.selected == max(1, math.ceil(Fraction(ratio) * count))
 
@@ -127,14 +127,14 @@ def test_k_is_the_exact_ceiling(count: int, ratio: str) -> None:
     ("ratio", "count", "k"), [(0.2, 15, 3), (0.1, 30, 3), (0.7, 10, 7), (0.2, 16, 4), (0.01, 5, 1)]
 )
 def test_ceiling_examples(ratio: float, count: int, k: int) -> None:
-    found = select_tokens(torch.arange(float(count)), torch.ones(count, dtype=torch.bool), Config(ratio=ratio))
+    found = select_tokens(torch.arange(float(count)), torch.ones(count, dtype=torch.bool), SelectionConfig(ratio=ratio))
     assert found.selected == k
     assert found.threshold == count - k
 
 
 def test_token_ids_break_ties() -> None:
     entropy, mask = torch.tensor([1.0, 1.0, 1.0, 2.0, 1.0]), torch.ones(5, dtype=torch.bool)
-    config = Config(rule="exact_k", ratio=0.6)
+    config = SelectionConfig(rule="exact_k", ratio=0.6)
     assert select_tokens(entropy, mask, config).mask.tolist() == [True, True, False, True, False]
     ids = torch.tensor([40, 3, 30, 99, 2**40])
     assert select_tokens(entropy, mask, config, token_ids=ids).mask.tolist() == [False, True, True, True, False]
@@ -144,7 +144,7 @@ def test_tie_tolerance_makes_neighbours_of_the_cut_equal_to_it() -> None:
     entropy, mask = torch.tensor([0.5, 1.0 - 1e-3, 1.0, 1.0 + 1e-3, 2.0, 1.0 - 1e-2]), torch.ones(6, dtype=torch.bool)
     ids = torch.tensor([0, 1, 2, 3, 4, 5])
     for rule, marked in (("threshold", [1, 2, 3, 4]), ("exact_k", [1, 2, 4])):
-        config = Config(rule=rule, ratio=0.5)
+        config = SelectionConfig(rule=rule, ratio=0.5)
         assert select_tokens(entropy, mask, config, token_ids=ids).mask.nonzero()[:, 0].tolist() == [2, 3, 4]
         found = select_tokens(entropy, mask, config, token_ids=ids, tie_tolerance=2e-3)
         assert found.mask.nonzero()[:, 0].tolist() == marked
@@ -156,7 +156,7 @@ def test_tie_tolerance_makes_neighbours_of_the_cut_equal_to_it() -> None:
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (2, 4)])
 def test_no_candidates(tokens: str, scope: str, shape: tuple[int, ...]) -> None:
     for rule in RULES:
-        config = Config(tokens=tokens, scope=scope, rule=rule)
+        config = SelectionConfig(tokens=tokens, scope=scope, rule=rule)
         found = select_tokens(torch.full(shape, math.nan), torch.zeros(shape, dtype=torch.bool), config)
         assert not found.mask.any()
         assert found.mask.shape == shape
@@ -166,7 +166,7 @@ def test_no_candidates(tokens: str, scope: str, shape: tuple[int, ...]) -> None:
 
 def test_entropy_is_neither_changed_nor_differentiated() -> None:
     entropy = torch.tensor([3.0, -0.0, 1.0, 2.0], requires_grad=True)
-    found = select_tokens(entropy, torch.ones(4, dtype=torch.bool), Config(ratio=0.5, tokens="bottom"))
+    found = select_tokens(entropy, torch.ones(4, dtype=torch.bool), SelectionConfig(ratio=0.5, tokens="bottom"))
     assert found.mask.tolist() == [False, True, True, False]
     assert not found.mask.requires_grad
     assert entropy.tolist() == [3.0, 0.0, 1.0, 2.0]
@@ -174,9 +174,9 @@ def test_entropy_is_neither_changed_nor_differentiated() -> None:
 
 def test_bad_input_is_named() -> None:
     with pytest.raises(SelectionError, match=r"entropy has shape \[3\], response_mask \[4\]"):
-        select_tokens(torch.zeros(3), torch.ones(4, dtype=torch.bool), Config())
+        select_tokens(torch.zeros(3), torch.ones(4, dtype=torch.bool), SelectionConfig())
     with pytest.raises(SelectionError, match="value 1 of rank 0 is NaN"):
-        select_tokens(torch.tensor([0.0, math.nan]), torch.ones(2, dtype=torch.bool), Config())
+        select_tokens(torch.tensor([0.0, math.nan]), torch.ones(2, dtype=torch.bool), SelectionConfig())
     for ratio in (0.0, -0.1, 1.01, math.nan):
         with pytest.raises(ConfigError, match=r"selection.ratio=.* is outside \(0, 1\]"):
-            Config(ratio=ratio)
+            SelectionConfig(ratio=ratio)

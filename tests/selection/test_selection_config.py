@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_fork.errors import ConfigError, SelectionError
-from megatron_fork.selection import Config, select_tokens
+from megatron_fork.selection import SelectionConfig, select_tokens
 
 CHOICES = {
     "preset": ("paper", "authors_code", "trl"),
@@ -22,7 +22,7 @@ CHOICES = {
 @pytest.mark.parametrize("value", ["best", "", "TOP", 3, ["top"]])
 def test_unknown_choices(field: str, value: object) -> None:
     with pytest.raises(ConfigError) as error:
-        Config(**{field: value})
+        SelectionConfig(**{field: value})
     assert error.value.message == f"selection.{field}={value} is not one of {', '.join(CHOICES[field])}"
     assert error.value.hint
 
@@ -30,26 +30,26 @@ def test_unknown_choices(field: str, value: object) -> None:
 @pytest.mark.parametrize("field", ["preset", "tokens"])
 def test_a_choice_that_no_preset_makes_cannot_be_left_out(field: str) -> None:
     with pytest.raises(ConfigError, match=f"selection.{field}=None is not one of"):
-        Config(**{field: None})
+        SelectionConfig(**{field: None})
 
 
 @pytest.mark.parametrize("ratio", [0, -1e-9, 1.0000001, math.inf, -math.inf, math.nan, "0.2", None])
 def test_ratios(ratio: object) -> None:
     with pytest.raises(ConfigError, match=r"selection.ratio=.* is outside \(0, 1\]"):
-        Config(ratio=ratio)
+        SelectionConfig(ratio=ratio)
 
 
 @pytest.mark.parametrize("seed", [0.5, "0", None])
 def test_seeds(seed: object) -> None:
     with pytest.raises(ConfigError, match=f"selection.seed={seed} is not an integer"):
-        Config(seed=seed)
+        SelectionConfig(seed=seed)
 
 
 def test_every_combination_of_choices_is_a_selection() -> None:
     """So that `selection.tokens=random` makes the control arm of any recipe."""
     entropy, mask = torch.rand(2, 30, generator=torch.Generator().manual_seed(0)), torch.ones(2, 30, dtype=torch.bool)
     for values in itertools.product(*CHOICES.values()):
-        config = Config(**dict(zip(CHOICES, values, strict=True)), ratio=0.3)
+        config = SelectionConfig(**dict(zip(CHOICES, values, strict=True)), ratio=0.3)
         assert select_tokens(entropy, mask, config).selected == (60 if config.tokens == "all" else 18)
 
 
@@ -57,25 +57,25 @@ def test_the_columns_of_one_mini_batch() -> None:
     entropy, mask = torch.rand(2, 3), torch.ones(2, 3, dtype=torch.bool)
     for name in ("segments", "token_ids"):
         with pytest.raises(SelectionError, match=rf"entropy has shape \[2, 3\], {name} \[6\]"):
-            select_tokens(entropy, mask, Config(), **{name: torch.zeros(6, dtype=torch.int64)})
+            select_tokens(entropy, mask, SelectionConfig(), **{name: torch.zeros(6, dtype=torch.int64)})
         with pytest.raises(SelectionError, match=f"{name} is torch.float32, not an integer type"):
-            select_tokens(entropy, mask, Config(), **{name: torch.zeros(2, 3)})
+            select_tokens(entropy, mask, SelectionConfig(), **{name: torch.zeros(2, 3)})
         with pytest.raises(SelectionError, match=f"{name} is torch.bool, not an integer type"):
-            select_tokens(entropy, mask, Config(), **{name: mask})
+            select_tokens(entropy, mask, SelectionConfig(), **{name: mask})
     with pytest.raises(SelectionError, match=r"response_mask is torch.int64, not bool"):
-        select_tokens(entropy, mask.long(), Config())
+        select_tokens(entropy, mask.long(), SelectionConfig())
 
 
 def test_numbers_that_number_nothing() -> None:
     entropy, mask = torch.rand(3), torch.ones(3, dtype=torch.bool)
     for scope in ("microbatch_global", "microbatch", "sequence"):
         with pytest.raises(SelectionError, match="segment -4 is negative"):
-            select_tokens(entropy, mask, Config(scope=scope), segments=torch.tensor([0, -4, 2]))
+            select_tokens(entropy, mask, SelectionConfig(scope=scope), segments=torch.tensor([0, -4, 2]))
     with pytest.raises(SelectionError, match=f"segment {2**20} is more than the {2**20} that ranks can cut together"):
-        select_tokens(entropy, mask, Config(scope="microbatch_global"), segments=torch.tensor([0, 2**20, 1]))
+        select_tokens(entropy, mask, SelectionConfig(scope="microbatch_global"), segments=torch.tensor([0, 2**20, 1]))
     for tolerance in (-1e-5, math.nan, math.inf):
         with pytest.raises(SelectionError, match=r"tie_tolerance=.* is not a distance"):
-            select_tokens(entropy, mask, Config(), tie_tolerance=tolerance)
+            select_tokens(entropy, mask, SelectionConfig(), tie_tolerance=tolerance)
 
 
 def test_nan_is_named_by_its_place_among_all_tokens() -> None:
@@ -83,12 +83,12 @@ def test_nan_is_named_by_its_place_among_all_tokens() -> None:
     mask = torch.tensor([[False, True, True], [False, True, True]])
     for scope in ("minibatch", "microbatch", "sequence"):
         with pytest.raises(SelectionError, match="value 5 of rank 0 is NaN"):
-            select_tokens(entropy, mask, Config(scope=scope))
+            select_tokens(entropy, mask, SelectionConfig(scope=scope))
     for tokens in ("random", "all"):  # entropies decide nothing
-        assert select_tokens(entropy, mask, Config(tokens=tokens)).candidates == 4
+        assert select_tokens(entropy, mask, SelectionConfig(tokens=tokens)).candidates == 4
 
 
 def test_one_number_is_a_mini_batch() -> None:
     for scope in CHOICES["scope"]:
-        found = select_tokens(torch.tensor(0.5), torch.tensor(True), Config(scope=scope))
+        found = select_tokens(torch.tensor(0.5), torch.tensor(True), SelectionConfig(scope=scope))
         assert (found.mask.item(), found.threshold, found.selected) == (True, 0.5, 1)

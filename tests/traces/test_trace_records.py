@@ -4,13 +4,13 @@ import random
 
 import torch
 
-from megatron_fork.data import Config, load_prompts
+from megatron_fork.data import DataConfig, load_prompts
 from megatron_fork.experience import Batch, Trajectory
 from megatron_fork.run.traces import token_texts, trace_records
 
 
 def batch() -> tuple[Batch, object]:
-    source = load_prompts(Config(), None)
+    source = load_prompts(DataConfig(), None)
     demonstrations = source.demonstrations(12, step=0, seed=1)
     trajectories = [
         Trajectory(each.number, each.prompt, each.response, tuple(0.0 for _ in each.response), "stop", 0)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from megatron_fork import objective
-from megatron_fork.vocab_parallel import Config, TokenStatistics, lm_head_loss, lm_head_statistics
+from megatron_fork.vocab_parallel import TokenStatistics, VocabParallelConfig, lm_head_loss, lm_head_statistics
 
 TOKENS, WIDTH, VOCABULARY = 31, 12, 45
 
@@ -26,7 +26,7 @@ def policy_loss(statistics: TokenStatistics, place: slice) -> tuple[Tensor, dict
         (statistics.logprob + 0.3 * places.sin()).detach(),
         places.cos().to(statistics.logprob.dtype),
         torch.ones_like(places, dtype=torch.bool),
-        objective.Config(entropy_coef=0.1),
+        objective.ObjectiveConfig(entropy_coef=0.1),
         normalizer=7.0,
         entropy=statistics.entropy,
     )
@@ -128,5 +128,7 @@ def test_chunks_fit_the_memory_that_the_config_allows() -> None:
         return part.logprob.sum(), {}
 
     with torch.no_grad():
-        lm_head_loss(hidden, weight, torch.zeros(3000, dtype=torch.long), count, config=Config(chunk_mib=16))
+        lm_head_loss(
+            hidden, weight, torch.zeros(3000, dtype=torch.long), count, config=VocabParallelConfig(chunk_mib=16)
+        )
     assert sum(seen) == 3000 and max(seen) <= (16 << 20) // (4 << 15) < max(seen) + 10

@@ -9,7 +9,7 @@ from ranks import run_on_ranks
 from torch import Tensor
 
 from megatron_fork.errors import ConfigError, StatisticsError
-from megatron_fork.vocab_parallel import Config, lm_head_loss, lm_head_statistics, token_statistics
+from megatron_fork.vocab_parallel import VocabParallelConfig, lm_head_loss, lm_head_statistics, token_statistics
 
 
 def through(kind: str, logits: Tensor, targets: Tensor, **options) -> None:
@@ -98,7 +98,7 @@ def test_rows_and_weight_that_disagree() -> None:
 @pytest.mark.parametrize(("field", "value"), [("kernels", "cuda"), ("chunk_mib", -1)])
 def test_config(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"vocab_parallel\.{field}={value}"):
-        Config(**{field: value})
+        VocabParallelConfig(**{field: value})
 
 
 def shards_of_different_size() -> str:

@@ -1,6 +1,6 @@
 """From prompts to scored groups: groups without signal are replaced, and afterwards every rank holds all trajectories.
 
-The first rank asks servers, or the engines of all ranks, as a stream (see `producer`). The embedded engine draws in rounds
+The first rank asks servers, or the engines of all ranks, as a stream (see `scheduler`). The embedded engine draws in rounds
 instead, each rank its share: what shares a batch then does not hang on how fast rewards are scored, and a run repeats bit for
 bit. Seeds come from the draw, so that the rollouts of a step are the same under every layout.
 
@@ -20,11 +20,11 @@ from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Failures, RewardPool
-from megatron_fork.rollout.config import Config
+from megatron_fork.rollout.config import RolloutConfig
 from megatron_fork.rollout.engine import Completion, Engine, Request
-from megatron_fork.rollout.producer import DROPPED_SHOWN, Producer, Tally
+from megatron_fork.rollout.in_flight import PromptGroup
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
-from megatron_fork.rollout.window import Group
+from megatron_fork.rollout.scheduler import DROPPED_SHOWN, RolloutScheduler, Tally
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Collector:
 
     def __init__(
         self,
-        config: Config,
+        config: RolloutConfig,
         engine: Engine,
         source: PromptSource,
         rewards: RewardPool,
@@ -72,7 +72,9 @@ class Collector:
         self.world = world
         self.seed = seed
         streams = engine.is_coordinated or config.max_staleness > 0 or config.engine == "vllm_colocated"
-        self._producer = Producer(config, engine, source, rewards, groups=groups, seed=seed) if streams else None
+        self._scheduler = (
+            RolloutScheduler(config, engine, source, rewards, groups=groups, seed=seed) if streams else None
+        )
 
     def collect(self, *, start: int, version: int, should_stop: Callable[[], bool] = lambda: False) -> Rollouts:
         """The groups of the next step, which trains the weights of `version`; new prompts from number `start` on.
@@ -80,9 +82,9 @@ class Collector:
         Where it `should_stop`, which the first rank asks itself, what was begun is `under_way`. The embedded engine draws to
         the end all the same: a response that goes on later does not repeat to the last bit.
         """
-        if self._producer is not None:
+        if self._scheduler is not None:
             goes_on = self.config.engine == "embedded"
-            return self._from_stream(self._producer, start, version, (lambda: False) if goes_on else should_stop)
+            return self._from_stream(self._scheduler, start, version, (lambda: False) if goes_on else should_stop)
         kept: list[list[Trajectory]] = []
         ahead: list[list[Trajectory]] = []  # drawn together with an earlier round, and not looked at yet
         drawn = rounds = 0
@@ -125,25 +127,27 @@ class Collector:
     @property
     def is_stream(self) -> bool:
         """Whether groups can be `under_way`."""
-        return self._producer is not None
+        return self._scheduler is not None
 
-    def under_way(self) -> list[Group]:
+    def under_way(self) -> list[PromptGroup]:
         """Groups that were begun and not handed out: what a checkpoint keeps. On the first rank; none on the others."""
-        return self._producer.groups() if self._producer is not None else []
+        return self._scheduler.groups() if self._scheduler is not None else []
 
     def tally(self) -> Tally:
         """Of the next step, where it was begun and stopped, or failed; on the first rank."""
-        return self._producer.tally if self._producer is not None else Tally()
+        return self._scheduler.tally if self._scheduler is not None else Tally()
 
-    def restore(self, groups: Sequence[Group], tally: Tally | None = None) -> None:
+    def restore(self, groups: Sequence[PromptGroup], tally: Tally | None = None) -> None:
         """Go on with the groups and the `tally` that an earlier run left; the first rank's count."""
-        if self._producer is not None and collectives.rank(self.world) == 0:
-            self._producer.restore(groups, tally or Tally())
+        if self._scheduler is not None and collectives.rank(self.world) == 0:
+            self._scheduler.restore(groups, tally or Tally())
 
-    def _from_stream(self, producer: Producer, start: int, version: int, should_stop: Callable[[], bool]) -> Rollouts:
+    def _from_stream(
+        self, scheduler: RolloutScheduler, start: int, version: int, should_stop: Callable[[], bool]
+    ) -> Rollouts:
         rollouts = None
         if collectives.rank(self.world) == 0:
-            harvest = producer.take(start=start, version=version, should_stop=should_stop)
+            harvest = scheduler.take(start=start, version=version, should_stop=should_stop)
             tally = harvest.tally
             groups = [[group.answers[sample] for sample in range(self.config.samples)] for group in harvest.groups]
             rollouts = Rollouts(
@@ -154,7 +158,7 @@ class Collector:
                 tally.rounds,
                 self._mean(tally.reward, tally.judged),
                 tally.failures,
-                len(producer.window.groups),
+                len(scheduler.in_flight.groups),
                 harvest.was_stopped,
                 harvest.dropped,
             )

@@ -19,13 +19,13 @@ from transformers import PretrainedConfig
 
 from megatron_fork import distributed
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout.buckets import buckets
-from megatron_fork.rollout.colocated_config import ColocatedConfig
-from megatron_fork.rollout.draft import Draft, Share
+from megatron_fork.rollout.config import ColocatedConfig
 from megatron_fork.rollout.engine import Completion, Request
-from megatron_fork.rollout.sleeping import Sleeping
-from megatron_fork.rollout.vllm_process import one_line, start_vllm, vllm_module
+from megatron_fork.rollout.in_process.sleeping import SleepMode
+from megatron_fork.rollout.in_process.vllm_process import one_line, start_vllm, vllm_module
+from megatron_fork.rollout.pending import DrawnSegment, PendingRequest
 from megatron_fork.rollout.vllm_sampling import vllm_sampling
+from megatron_fork.rollout.weights import buckets
 
 # Tokens of a response that the engine hands out together; an abort forgets less than this of each.
 _STREAM_INTERVAL = 16
@@ -36,8 +36,8 @@ _RESETS = 50
 class _Drawing:
     """A response in progress."""
 
-    draft: Draft
-    share: Share
+    pending: PendingRequest
+    segment: DrawnSegment
 
 
 class ColocatedEngine:
@@ -77,7 +77,7 @@ class ColocatedEngine:
                 max_num_seqs=batch_size,
                 enable_sleep_mode=can_sleep,
             )
-        self._sleeping = Sleeping(self._llm, can_sleep=can_sleep)
+        self._sleeping = SleepMode(self._llm, can_sleep=can_sleep)
 
     @torch.no_grad()
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -105,7 +105,7 @@ class ColocatedEngine:
         except (KeyError, ValueError) as error:
             raise RolloutError(
                 f"the engine's model does not take the weights: {one_line(error)}",
-                hint="policy and engine must share a config",
+                hint="policy and engine must segment a config",
             ) from error
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -170,21 +170,21 @@ class ColocatedEngine:
 
     def _submit(self, request: Request) -> None:
         vllm, refusals = vllm_module("vllm.sampling_params"), vllm_module("vllm.exceptions").VLLMClientError
-        draft = Draft.of(request, queue.Queue())  # nobody waits for it there: completions are handed out
+        pending = PendingRequest.of(request, queue.Queue())  # nobody waits for it there: completions are handed out
         name = str(self._submitted)
         self._submitted += 1
         try:
             sampling = vllm.SamplingParams(
-                **vllm_sampling(draft, self.stop_tokens, stream_interval=_STREAM_INTERVAL),
+                **vllm_sampling(pending, self.stop_tokens, stream_interval=_STREAM_INTERVAL),
                 output_kind=vllm.RequestOutputKind.DELTA,
             )
-            self._llm.add_request(name, vllm_module("vllm.inputs").tokens_input(draft.prompt), sampling)
+            self._llm.add_request(name, vllm_module("vllm.inputs").tokens_input(pending.prompt), sampling)
         except (ValueError, refusals) as error:
             raise RolloutError(
-                f"vLLM refuses a request of {len(draft.prompt)} tokens: {one_line(error)}",
+                f"vLLM refuses a request of {len(pending.prompt)} tokens: {one_line(error)}",
                 hint="the engine was made for the longest prompt with rollout.max_response_tokens",
             ) from error
-        self._running[name] = _Drawing(draft, Share(self.version, {}))
+        self._running[name] = _Drawing(pending, DrawnSegment(self.version, {}))
 
     def _step(self) -> list[Completion]:
         """One token more for what runs; what has ended."""
@@ -194,18 +194,18 @@ class ColocatedEngine:
         drawing = self._running.get(output.request_id)
         if drawing is None:  # of an abort
             return None
-        (piece,) = output.outputs
-        drawing.share.tokens.extend(piece.token_ids)
-        drawing.share.logprob.extend(
-            float(of_token[token].logprob) for token, of_token in zip(piece.token_ids, piece.logprobs, strict=True)
+        (chunk,) = output.outputs
+        drawing.segment.tokens.extend(chunk.token_ids)
+        drawing.segment.logprob.extend(
+            float(of_token[token].logprob) for token, of_token in zip(chunk.token_ids, chunk.logprobs, strict=True)
         )
         if not output.finished:
             return None
         del self._running[output.request_id]
-        if piece.finish_reason not in ("stop", "length"):
-            raise RolloutError(f"vLLM ended a response with {piece.finish_reason}", hint="see vLLM's messages above")
-        drawing.draft.add(drawing.share)
-        completion: Completion = drawing.draft.completion(piece.finish_reason)
+        if chunk.finish_reason not in ("stop", "length"):
+            raise RolloutError(f"vLLM ended a response with {chunk.finish_reason}", hint="see vLLM's messages above")
+        drawing.pending.add(drawing.segment)
+        completion: Completion = drawing.pending.completion(chunk.finish_reason)
         return completion
 
     def _stop(self) -> None:
@@ -214,9 +214,9 @@ class ColocatedEngine:
             return
         self._llm.abort_request(list(self._running))
         for drawing in self._running.values():
-            drawing.draft.add(drawing.share)
+            drawing.pending.add(drawing.segment)
             if self._aborted:
-                self._unfinished.append(drawing.draft.unfinished())
+                self._unfinished.append(drawing.pending.unfinished())
         self._running.clear()
 
     def _forget_prefixes(self) -> None:

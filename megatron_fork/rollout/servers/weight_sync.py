@@ -18,11 +18,11 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from transformers import PretrainedConfig
 
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout.buckets import Bucket
 from megatron_fork.rollout.config import RemoteConfig
-from megatron_fork.rollout.server import Rendezvous, Server
-from megatron_fork.rollout.waiting import ended, in_daemon_thread
-from megatron_fork.rollout.wire import ServerFault
+from megatron_fork.rollout.servers.server import BroadcastAddress, Server
+from megatron_fork.rollout.servers.waiting import ended, in_daemon_thread
+from megatron_fork.rollout.servers.wire import ServerFault
+from megatron_fork.rollout.weights import Bucket
 from megatron_fork.serving import Backend, TransferGroup, TransferStore, address_towards, join_transfer
 
 Lost = Callable[[Server, str], Awaitable[None]]
@@ -163,7 +163,7 @@ class _Connection:
     """A server's group; the store must live as long. `falls` tells the server's life that it belongs to."""
 
     group: TransferGroup
-    rendezvous: Rendezvous
+    rendezvous: BroadcastAddress
     store: TransferStore
     falls: int
 
@@ -193,7 +193,7 @@ class BroadcastDelivery(Delivery):
             store = TransferStore(address, timeout=self.config.control_seconds)
         except (OSError, RuntimeError) as error:  # no such host; torch's of a port
             raise ServerFault(f"no way to its workers: {str(error).splitlines()[0]}") from error
-        rendezvous = Rendezvous(
+        rendezvous = BroadcastAddress(
             address=address,
             port=store.port,
             name=f"megatron_fork_{self._made}_{store.port}",
@@ -214,7 +214,7 @@ class BroadcastDelivery(Delivery):
             await ended(joining, forming)
         self._groups[server] = _Connection(group, rendezvous, store, server.falls)
 
-    def _join(self, store: TransferStore, rendezvous: Rendezvous, server: Server) -> TransferGroup:
+    def _join(self, store: TransferStore, rendezvous: BroadcastAddress, server: Server) -> TransferGroup:
         inner: Store = store.store
         for prefix in server.store_prefixes(rendezvous):
             inner = PrefixStore(prefix, inner)

@@ -1,6 +1,6 @@
 """Requests over many servers: by outstanding tokens, and elsewhere again when a server fails. Runs on one event loop.
 
-A draft is with the queue or with one task of one server, never both, and what a task drew counts only when the task says so:
+A pending is with the queue or with one task of one server, never both, and what a task drew counts only when the task says so:
 that is why nothing is lost and nothing counted twice.
 """
 
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from megatron_fork.errors import RolloutError
 from megatron_fork.experience import FinishReason
 from megatron_fork.rollout.config import RemoteConfig
-from megatron_fork.rollout.draft import Draft, Share
 from megatron_fork.rollout.engine import Completion, Request
-from megatron_fork.rollout.server import Server
-from megatron_fork.rollout.waiting import ended
-from megatron_fork.rollout.wire import ServerFault
+from megatron_fork.rollout.pending import DrawnSegment, PendingRequest
+from megatron_fork.rollout.servers.server import Server
+from megatron_fork.rollout.servers.waiting import ended
+from megatron_fork.rollout.servers.wire import ServerFault
 
 # A server that fails this often in a row gets no further request until it has proven healthy.
 _STRIKES = 3
@@ -30,7 +30,7 @@ _MISSES = 2
 
 
 class Fleet:
-    """The servers, the drafts that wait for one, and the queue of each submission for its completions."""
+    """The servers, the requests that wait for one, and the queue of each submission for its completions."""
 
     def __init__(self, servers: Sequence[Server], config: RemoteConfig, *, stop_tokens: Sequence[int]) -> None:
         self.servers = list(servers)
@@ -43,7 +43,7 @@ class Fleet:
         self.counts = {"resent": 0, "faults": 0, "foreign": 0}
         self.heard = time.monotonic()
         """When tokens last arrived, or were last asked for after a rest."""
-        self._pending: deque[Draft] = deque()
+        self._pending: deque[PendingRequest] = deque()
         self._unfinished: list[Request] = []
         self._aborting = False
         self._watcher: asyncio.Task[None] | None = None
@@ -58,24 +58,24 @@ class Fleet:
         """Draw `requests`; the completions go to `arrived`."""
         if not self.is_drawing:
             self.heard = time.monotonic()
-        for draft in (Draft.of(request, arrived) for request in requests):
-            finish = draft.finish(self.stop_tokens)
+        for pending in (PendingRequest.of(request, arrived) for request in requests):
+            finish = pending.finish(self.stop_tokens)
             if finish is None:
-                self._pending.append(draft)
+                self._pending.append(pending)
             else:  # begun, and broken off after its end
-                draft.arrived.put(draft.completion(finish))
+                pending.arrived.put(pending.completion(finish))
         self._assign()
 
     async def draw_at(self, server: Server, requests: Sequence[Request]) -> list[Completion] | None:
         """What this server answers; None, and the server is down, where it does not."""
 
         async def one(request: Request) -> Completion:
-            draft, share = Draft.of(request, queue.Queue()), Share(server.version, self.versions)
-            finish = await self._draw(draft, server, share)
-            if finish is None or not share.is_sound:
-                raise ServerFault(f"{share.said}, where it was given {self.label}, or did not end")
-            draft.add(share)
-            return draft.completion(finish)
+            pending, segment = PendingRequest.of(request, queue.Queue()), DrawnSegment(server.version, self.versions)
+            finish = await self._draw(pending, server, segment)
+            if finish is None or not segment.is_sound:
+                raise ServerFault(f"{segment.said}, where it was given {self.label}, or did not end")
+            pending.add(segment)
+            return pending.completion(finish)
 
         tasks = [asyncio.create_task(one(request)) for request in requests]
         try:
@@ -89,7 +89,7 @@ class Fleet:
     async def abort(self) -> None:
         """Stop everything; what had begun is in `take_unfinished`."""
         self._aborting = True
-        self._unfinished += [draft.unfinished() for draft in self._pending]
+        self._unfinished += [pending.unfinished() for pending in self._pending]
         self._pending.clear()
         stops = [asyncio.create_task(server.stop_all()) for server in self.servers if server.running]
         if stops:
@@ -151,22 +151,22 @@ class Fleet:
         return all(server.is_given_up for server in self.servers)
 
     def _assign(self) -> None:
-        """Hand out drafts in their order, but that one may wait for a server where it has not failed yet."""
-        waiting: list[Draft] = []
+        """Hand out requests in their order, but that one may wait for a server where it has not failed yet."""
+        waiting: list[PendingRequest] = []
         while self._pending and not self._aborting and self.error is None and (free := self._free()):
-            draft = self._pending.popleft()
-            server = self._server_for(draft, free)
+            pending = self._pending.popleft()
+            server = self._server_for(pending, free)
             if server is None:
-                waiting.append(draft)
+                waiting.append(pending)
                 continue
-            server.load += draft.load
-            task = asyncio.create_task(self._work(draft, server))
+            server.load += pending.load
+            task = asyncio.create_task(self._work(pending, server))
             task.add_done_callback(self._report)
-            server.running[id(draft)] = task
+            server.running[id(pending)] = task
         self._pending.extendleft(reversed(waiting))
 
     def _report(self, task: asyncio.Task[None]) -> None:
-        """A defect of ours in a task must end the run, not the task alone: its draft would never come."""
+        """A defect of ours in a task must end the run, not the task alone: its pending would never come."""
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception) and self.error is None:
             self.error = error
@@ -176,20 +176,20 @@ class Fleet:
         most = self.config.requests_per_server
         return [server for server in self.ready if len(server.running) < most and server.rests_until <= now]
 
-    def _server_for(self, draft: Draft, free: Sequence[Server]) -> Server | None:
+    def _server_for(self, pending: PendingRequest, free: Sequence[Server]) -> Server | None:
         """The least loaded; a faulty one, which is often free, must not take all attempts while another is busy."""
-        if draft.failed_at.issuperset(self.ready):
-            draft.failed_at.clear()
-        others = [server for server in free if server not in draft.failed_at]
+        if pending.failed_at.issuperset(self.ready):
+            pending.failed_at.clear()
+        others = [server for server in free if server not in pending.failed_at]
         return min(others, key=lambda server: server.load, default=None)
 
-    async def _work(self, draft: Draft, server: Server) -> None:
-        share = Share(server.version, self.versions)
+    async def _work(self, pending: PendingRequest, server: Server) -> None:
+        segment = DrawnSegment(server.version, self.versions)
         fault: ServerFault | None = None
         was_dropped = False
         try:
-            ended = await self._draw(draft, server, share) is not None
-            if ended and share.labels is None and share.version != server.version:
+            ended = await self._draw(pending, server, segment) is not None
+            if ended and segment.labels is None and segment.version != server.version:
                 raise ServerFault("it had new weights meanwhile, and does not say what they drew", is_void=True)
             server.strikes = 0
         except ServerFault as error:
@@ -197,44 +197,44 @@ class Fleet:
         except asyncio.CancelledError:
             fault, was_dropped = ServerFault(server.reason), True
         finally:
-            del server.running[id(draft)]
-            server.load -= draft.load
-        fault = self._of_labels(server, share) or fault
+            del server.running[id(pending)]
+            server.load -= pending.load
+        fault = self._of_labels(server, segment) or fault
         if fault is None or not fault.is_void:
-            share.leave_out_unproven()
-            draft.add(share)
-            server.setbacks = 0 if share.tokens else server.setbacks
-        finish = draft.finish(self.stop_tokens)
+            segment.leave_out_unproven()
+            pending.add(segment)
+            server.setbacks = 0 if segment.tokens else server.setbacks
+        finish = pending.finish(self.stop_tokens)
         if finish is not None and self.error is None:
-            draft.arrived.put(draft.completion(finish))
+            pending.arrived.put(pending.completion(finish))
         elif finish is not None or self._aborting:  # nobody takes completions after an error: whoever goes on has it
-            self._unfinished.append(draft.unfinished())
+            self._unfinished.append(pending.unfinished())
         else:
-            self._again(draft, server, fault or ServerFault("it ended a response without a reason"), was_dropped)
+            self._again(pending, server, fault or ServerFault("it ended a response without a reason"), was_dropped)
         self._assign()
 
-    def _of_labels(self, server: Server, share: Share) -> ServerFault | None:
+    def _of_labels(self, server: Server, segment: DrawnSegment) -> ServerFault | None:
         """Where the labels are not this run's, or not of these tokens: then these do not exist."""
-        if share.is_sound:
+        if segment.is_sound:
             return None
-        fault = ServerFault(f"{share.said}, where it was given {self.label}", is_void=True)
-        if share.is_foreign and server.state == "ready":
+        fault = ServerFault(f"{segment.said}, where it was given {self.label}", is_void=True)
+        if segment.is_foreign and server.state == "ready":
             self.counts["foreign"] += 1
             server.state = "stale"
             server.set_back(str(fault))
         return fault
 
-    async def _draw(self, draft: Draft, server: Server, share: Share) -> FinishReason | None:
+    async def _draw(self, pending: PendingRequest, server: Server, segment: DrawnSegment) -> FinishReason | None:
         finish: FinishReason | None = None
-        async with contextlib.aclosing(server.pieces(draft, self.stop_tokens)) as pieces:
-            async for piece in pieces:
-                share.add(piece, is_proven=server.state == "ready" and server.version == share.version)
-                if piece.tokens:
+        async with contextlib.aclosing(server.chunks(pending, self.stop_tokens)) as chunks:
+            async for chunk in chunks:
+                segment.add(chunk, is_proven=server.state == "ready" and server.version == segment.version)
+                if chunk.tokens:
                     self.heard = time.monotonic()
-                finish = piece.finish or finish
+                finish = chunk.finish or finish
         return finish
 
-    def _again(self, draft: Draft, server: Server, fault: ServerFault, was_dropped: bool) -> None:
+    def _again(self, pending: PendingRequest, server: Server, fault: ServerFault, was_dropped: bool) -> None:
         """Back to the front of the queue, and a mark against the server, unless it fell with all that it worked on."""
         self.counts["resent"] += 1
         if server.state == "ready":
@@ -243,26 +243,26 @@ class Fleet:
         if not was_dropped and not fault.is_busy:
             self.counts["faults"] += 1
             server.strikes += 1
-            draft.failures += 1
-            draft.failed_at.add(server)
-        if draft.failures >= self.config.attempts:
-            self._unfinished.append(draft.unfinished())
+            pending.failures += 1
+            pending.failed_at.add(server)
+        if pending.failures >= self.config.attempts:
+            self._unfinished.append(pending.unfinished())
             what = "refused" if fault.refused else "failed"
             way = "its longest sequence may be too short" if fault.refused else "mend it or leave it out"
             self.error = self.error or RolloutError(
-                f"rollout.servers: a request of {len(draft.prompt)} tokens {what} {draft.failures} times, "
+                f"rollout.servers: a request of {len(pending.prompt)} tokens {what} {pending.failures} times, "
                 f"last at {server}: {fault}",
                 hint=f"the server's log says more; {way}, and resume the run, whose state is saved",
             )
             return
-        self._pending.appendleft(draft)
+        self._pending.appendleft(pending)
         if server.strikes >= _STRIKES and server.state == "ready":
             task = asyncio.create_task(self.drop(server, f"{server.strikes} faults in a row, the last: {fault}"))
             self._dropping.add(task)
             task.add_done_callback(self._dropping.discard)
 
     async def _watch(self) -> None:
-        """Wakes up drafts that wait for a server that rested; looks at every server's health beside, which takes its time."""
+        """Wakes up requests that wait for a server that rested; looks at every server's health beside, which takes its time."""
         missed = dict.fromkeys(self.servers, 0)
         looks = asyncio.gather(*(self._check(server, missed) for server in self.servers))
         looks_at = time.monotonic() + self.config.health_seconds

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from megatron_fork.rollout.wire import ServerFault
+from megatron_fork.rollout.servers.wire import ServerFault
 
 # Of a stream, beside what its tokens take: headers, ids, usage.
 _STREAM_BYTES = 64 << 10

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from commands import QUICKSTART, TINY, metrics_of, run
 from ranks import run_on_ranks
-from test_collect import parity_pool
+from test_collector import parity_pool
 from transformers import AutoModelForCausalLM
 
 from megatron_fork import data, rollout
 from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout import Collector, DealtEngine, EmbeddedEngine, Request, Rollouts
+from megatron_fork.rollout import Collector, EmbeddedEngine, LoadBalancedEngine, Request, Rollouts
 
 BATCH = 5
 
@@ -45,12 +45,12 @@ def new_engine() -> Counting:
     return engine
 
 
-def dealt(engine: Counting, ranks_per_engine: int = 1) -> DealtEngine:
-    return DealtEngine(engine, world=dist.group.WORLD, ranks_per_engine=ranks_per_engine, batch_size=BATCH)
+def dealt(engine: Counting, ranks_per_engine: int = 1) -> LoadBalancedEngine:
+    return LoadBalancedEngine(engine, world=dist.group.WORLD, ranks_per_engine=ranks_per_engine, batch_size=BATCH)
 
 
 def collector(engine, **settings) -> Collector:
-    config = rollout.Config(samples=3, max_rounds=50, **{"max_response_tokens": 8, **settings})
+    config = rollout.RolloutConfig(samples=3, max_rounds=50, **{"max_response_tokens": 8, **settings})
     source = data.load_prompts(load_config(QUICKSTART).data, None)
     world = dist.group.WORLD if dist.is_initialized() else None
     return Collector(config, engine, source, parity_pool(), groups=4, world=world, seed=4)

@@ -17,7 +17,7 @@ from megatron_fork import distributed
 from megatron_fork.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megatron_fork.rollout.colocated_config import ColocatedConfig
+    from megatron_fork.rollout.config import ColocatedConfig
 
 _CPU_CACHE_BYTES = 512 << 20
 _ENVIRONMENT = {

@@ -1,4 +1,4 @@
-"""What one server may answer to one request. Each piece is looked at when it comes; what the request rules out is a fault.
+"""What one server may answer to one request. Each chunk is looked at when it comes; what the request rules out is a fault.
 
 A fault here voids all that the server has drawn of the response: tokens that came before one that cannot be are no better.
 """
@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 
 from megatron_fork.experience import FinishReason
-from megatron_fork.rollout.draft import Draft, Piece
-from megatron_fork.rollout.pace import Allowance, Pace
-from megatron_fork.rollout.wire import ServerFault, quoted
+from megatron_fork.rollout.pending import PendingRequest, StreamChunk
+from megatron_fork.rollout.servers.pace import Allowance, Pace
+from megatron_fork.rollout.servers.wire import ServerFault, quoted
 
 # Rounding may lift a log-prob above 0 by this much.
 _ROUNDING = 1e-3
@@ -20,19 +20,19 @@ _LEAST_LOGPROB = -1000.0
 
 
 class Answer:
-    """The pieces of an answer, in their order."""
+    """The chunks of an answer, in their order."""
 
-    def __init__(self, draft: Draft, stop_tokens: Sequence[int], vocabulary: int, pace: Pace) -> None:
-        self.room = draft.remaining
+    def __init__(self, pending: PendingRequest, stop_tokens: Sequence[int], vocabulary: int, pace: Pace) -> None:
+        self.room = pending.remaining
         self.stop_tokens = frozenset(stop_tokens)
         self.vocabulary = vocabulary
-        self.allowance = Allowance(pace, draft.load)
+        self.allowance = Allowance(pace, pending.load)
         self.count = 0
         self._last: int | None = None
         self._has_ended = False
 
-    def take(self, tokens: object, logprob: object, reason: object, versions: object) -> Piece:
-        """The next piece, from fields of JSON that may be anything; raises `ServerFault` where it cannot be.
+    def take(self, tokens: object, logprob: object, reason: object, versions: object) -> StreamChunk:
+        """The next chunk, from fields of JSON that may be anything; raises `ServerFault` where it cannot be.
 
         `reason` says why the response ended: stop, length, abort, or None where it goes on.
         """
@@ -42,14 +42,14 @@ class Answer:
             raise _void("it goes on after the end of the response")
         if self.count + len(ids) > self.room:
             raise _void(f"it sent {self.count + len(ids)} tokens or more, where {self.room} were asked for")
-        # Also the last of an earlier piece, if this one goes on after it.
+        # Also the last of an earlier chunk, if this one goes on after it.
         for token in ([self._last] if self._last is not None and ids else []) + ids[:-1]:
             if token in self.stop_tokens:
                 raise _void(f"it goes on after token {token}, which ends a response")
         self.count += len(ids)
         self._last = ids[-1] if ids else self._last
         self.allowance.renew(len(ids))
-        return Piece(ids, values, self._finish(reason), _spans(versions))
+        return StreamChunk(ids, values, self._finish(reason), _spans(versions))
 
     def _tokens(self, tokens: object) -> list[int]:
         if not isinstance(tokens, list):

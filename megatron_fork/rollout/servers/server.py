@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 from megatron_fork.masking import KEY_VARIABLE, masked
 from megatron_fork.rollout.config import RemoteConfig
-from megatron_fork.rollout.draft import Draft, Piece
-from megatron_fork.rollout.pace import Allowance, Pace
-from megatron_fork.rollout.wire import ServerFault, Wire, broken_off, parsed, quoted, refusal
+from megatron_fork.rollout.pending import PendingRequest, StreamChunk
+from megatron_fork.rollout.servers.pace import Allowance, Pace
+from megatron_fork.rollout.servers.wire import ServerFault, Wire, broken_off, parsed, quoted, refusal
 from megatron_fork.serving import Backend
 
 State = Literal["down", "stale", "ready"]
@@ -26,7 +26,7 @@ _MOST_WORKERS = 4096
 
 
 @dataclass(frozen=True)
-class Rendezvous:
+class BroadcastAddress:
     """Where the workers of a server meet rank 0, which is the first of `size` ranks."""
 
     address: str
@@ -83,8 +83,8 @@ class Server(ABC):
     # What each engine says in its own words.
 
     @abstractmethod
-    def pieces(self, draft: Draft, stop_tokens: Sequence[int]) -> AsyncGenerator[Piece, None]:
-        """Draw the rest of a draft, to one of `stop_tokens` at the latest; raises `ServerFault` where it breaks off."""
+    def chunks(self, pending: PendingRequest, stop_tokens: Sequence[int]) -> AsyncGenerator[StreamChunk, None]:
+        """Draw the rest of a request, to one of `stop_tokens` at the latest; raises `ServerFault` where it breaks off."""
 
     @abstractmethod
     async def stop_all(self) -> None:
@@ -95,11 +95,11 @@ class Server(ABC):
         """Ranks that receive weights."""
 
     @abstractmethod
-    async def join(self, rendezvous: Rendezvous) -> None:
+    async def join(self, rendezvous: BroadcastAddress) -> None:
         """Have the server's workers join a transfer group; returns when they have."""
 
     @abstractmethod
-    def store_prefixes(self, rendezvous: Rendezvous) -> list[str]:
+    def store_prefixes(self, rendezvous: BroadcastAddress) -> list[str]:
         """Under which the workers' group looks into the store, from the outermost name to the innermost."""
 
     @abstractmethod
@@ -108,7 +108,7 @@ class Server(ABC):
 
     @abstractmethod
     async def receive(
-        self, rendezvous: Rendezvous, names: list[str], dtypes: list[str], shapes: list[list[int]]
+        self, rendezvous: BroadcastAddress, names: list[str], dtypes: list[str], shapes: list[list[int]]
     ) -> None:
         """Have the workers receive and load one bucket; returns when they have."""
 

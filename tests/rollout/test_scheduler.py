@@ -8,17 +8,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_collect import parity_pool, parts  # noqa: F401
+from test_collector import parity_pool, parts  # noqa: F401
 
 from megatron_fork import rewards, rollout
 from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.rollout import Collector, Tally
-from megatron_fork.rollout.producer import Producer
+from megatron_fork.rollout.scheduler import RolloutScheduler
 from megatron_fork.run import unfinished
 
 
-def config(**settings) -> rollout.Config:
-    return rollout.Config(**{"samples": 3, "max_response_tokens": 8, "max_rounds": 50, **settings})
+def config(**settings) -> rollout.RolloutConfig:
+    return rollout.RolloutConfig(**{"samples": 3, "max_response_tokens": 8, "max_rounds": 50, **settings})
 
 
 def collector(parts, groups: int, **settings) -> Collector:  # noqa: F811
@@ -43,7 +43,7 @@ def test_without_staleness_the_stream_gives_what_rounds_give(parts, batch_size, 
     expected = collector(parts, 6, dynamic_sampling=dynamic_sampling).collect(start=0, version=0)
     engine.batch_size, before = batch_size, engine.batch_size
     try:
-        harvest = Producer(settings, engine, source, parity_pool(), groups=6, seed=4).take(start=0, version=0)
+        harvest = RolloutScheduler(settings, engine, source, parity_pool(), groups=6, seed=4).take(start=0, version=0)
     finally:
         engine.batch_size = before
     drawn = [trajectory for group in harvest.groups for _, trajectory in sorted(group.answers.items())]
@@ -60,9 +60,9 @@ def fails_on_some(response: str, answer: str) -> bool:
 
 def test_failures_of_a_verifier_are_counted_as_in_rounds(parts) -> None:  # noqa: F811
     source, engine = parts
-    pool = rewards.RewardPool(rewards.Config(kind=f"{__name__}:fails_on_some", workers=0))
+    pool = rewards.RewardPool(rewards.RewardsConfig(kind=f"{__name__}:fails_on_some", workers=0))
     expected = Collector(config(), engine, source, pool, groups=6, world=None, seed=4).collect(start=0, version=0)
-    tally = Producer(config(), engine, source, pool, groups=6, seed=4).take(start=0, version=0).tally
+    tally = RolloutScheduler(config(), engine, source, pool, groups=6, seed=4).take(start=0, version=0).tally
     counts = asdict(tally.failures)
     assert {**counts, "example": ""} == {**asdict(expected.failures), "example": ""}
     assert counts["responses"] == 3 * tally.judged > counts["error"] > 0
@@ -131,17 +131,17 @@ def test_what_is_under_way_is_kept_with_a_checkpoint(parts, tmp_path) -> None:  
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
 def test_a_draw_that_is_stopped_again_and_again_goes_on(parts, tmp_path, max_staleness) -> None:  # noqa: F811
-    """With a new producer each time, from what the last one left: the prompts and responses of one that is not stopped."""
+    """With a new scheduler each time, from what the last one left: the prompts and responses of one that is not stopped."""
     source, engine = parts
     settings = config(max_response_tokens=30, max_staleness=max_staleness, tail="stop" if max_staleness else "generate")
     expected = collector(parts, 6, max_response_tokens=30).collect(start=0, version=0)
     left, tally, stops, begun = [], Tally(), 0, 0
     while True:
-        producer = Producer(settings, engine, source, parity_pool(), groups=6, seed=4)
-        producer.restore(left, tally)
+        scheduler = RolloutScheduler(settings, engine, source, parity_pool(), groups=6, seed=4)
+        scheduler.restore(left, tally)
         polls = itertools.count(1)
-        harvest = producer.take(start=0, version=0, should_stop=lambda polls=polls: next(polls) > 12)
-        left, tally = producer.groups(), producer.tally
+        harvest = scheduler.take(start=0, version=0, should_stop=lambda polls=polls: next(polls) > 12)
+        left, tally = scheduler.groups(), scheduler.tally
         unfinished.write_groups(tmp_path, left)
         left = unfinished.read_groups(tmp_path)
         if not harvest.was_stopped:
@@ -182,13 +182,13 @@ def test_what_was_drawn_before_a_failure_is_kept(parts) -> None:  # noqa: F811
                     raise RolloutError("it is gone", hint="start another")
 
     failing = Failing()
-    producer = Producer(config(max_response_tokens=30), failing, source, parity_pool(), groups=6, seed=4)
+    scheduler = RolloutScheduler(config(max_response_tokens=30), failing, source, parity_pool(), groups=6, seed=4)
     with pytest.raises(RolloutError, match="it is gone"):
-        producer.take(start=0, version=0)
-    answered = sum(len(group.answers) for group in producer.groups())
+        scheduler.take(start=0, version=0)
+    answered = sum(len(group.answers) for group in scheduler.groups())
     assert answered > 0 and failing.asked >= 18
-    again = Producer(config(max_response_tokens=30), engine, source, parity_pool(), groups=6, seed=4)
-    again.restore(producer.groups(), producer.tally)
+    again = RolloutScheduler(config(max_response_tokens=30), engine, source, parity_pool(), groups=6, seed=4)
+    again.restore(scheduler.groups(), scheduler.tally)
     harvest = again.take(start=0, version=0)
     drawn = [trajectory for group in harvest.groups for _, trajectory in sorted(group.answers.items())]
     assert [each.response for each in drawn] == [each.response for each in expected.trajectories]
@@ -202,9 +202,9 @@ def test_nothing_under_way_is_no_file(tmp_path) -> None:
 
 def test_an_engine_that_shares_the_processors_must_stop() -> None:
     with pytest.raises(ConfigError, match=r"rollout\.max_staleness=1 with rollout\.engine=embedded"):
-        rollout.Config(max_staleness=1)
+        rollout.RolloutConfig(max_staleness=1)
     with pytest.raises(ConfigError, match=r"rollout\.max_staleness=-1 is negative"):
-        rollout.Config(max_staleness=-1)
+        rollout.RolloutConfig(max_staleness=-1)
 
 
 def test_fresh_tokens_are_told_from_older_ones(parts) -> None:  # noqa: F811

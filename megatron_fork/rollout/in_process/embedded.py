@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 from megatron_fork.conversion import PublishedWeights
 from megatron_fork.errors import RolloutError
 from megatron_fork.experience import VersionSpan, logprob_array, token_array
-from megatron_fork.rollout.engine import Begun, Completion, Request
-from megatron_fork.rollout.recorded_experts import RecordedExperts
-from megatron_fork.rollout.sampler import Sampler
+from megatron_fork.rollout.engine import Completion, PartialResponse, Request
+from megatron_fork.rollout.in_process.sampler import Sampler
 
 # Finished sequences leave the batch when this share of it is idle: moving the cache costs about as much as a few steps.
 _IDLE_SHARE = 0.25
@@ -154,7 +153,7 @@ class EmbeddedEngine:
             if not self._aborted:  # after an abort None says that all has stopped
                 yield None
 
-    def _drawn(self, request: Request, token_t: Tensor, logprob_t: Tensor) -> Begun:
+    def _drawn(self, request: Request, token_t: Tensor, logprob_t: Tensor) -> PartialResponse:
         """What had begun, and what came to it."""
         begun, start = request.begun, len(request.begun.tokens)
         versions = begun.versions
@@ -166,7 +165,7 @@ class EmbeddedEngine:
         tokens, logprob = token_array(begun.tokens), logprob_array(begun.logprob)
         tokens.extend(token_t.tolist())
         logprob.extend(logprob_t.tolist())
-        return Begun(tokens, logprob, versions)
+        return PartialResponse(tokens, logprob, versions)
 
     def _forward(self, tokens: Tensor, mask: Tensor, cache: DynamicCache) -> tuple[Tensor, Sequence[Tensor]]:
         """Logits after the last token, `[rows, vocab]`, and where they are recorded the routers' scores of each layer."""
@@ -226,3 +225,33 @@ class EmbeddedEngine:
 
     def close(self) -> None:
         """Nothing outlives the object."""
+
+
+class RecordedExperts:
+    """Choices of every token that the model has read, `[requests, positions, layers, k]` int16, prompts padded left."""
+
+    def __init__(self, prompt_lengths: Sequence[int], max_tokens: int, *, layers: int, topk: int) -> None:
+        self._prompts = list(prompt_lengths)
+        self._longest = max(prompt_lengths)
+        self._chosen_rplk = torch.zeros(
+            len(prompt_lengths), self._longest + max_tokens, layers, topk, dtype=torch.int16
+        )
+
+    def add(self, step: int, active: Tensor, scores: Sequence[Tensor]) -> None:
+        """Keep a forward of decoding step `step`.
+
+        Args:
+            step: 0 reads the prompts, each later one the token drawn before it.
+            active: `[rows]`, the requests that the rows of the batch belong to.
+            scores: a tensor a layer, `[rows x tokens, experts]`, whose largest k are chosen.
+
+        """
+        topk = self._chosen_rplk.shape[3]
+        chosen = torch.stack([score.topk(topk).indices for score in scores], dim=1).to("cpu", torch.int16)
+        chosen_rtlk = chosen.unflatten(0, (len(active), -1))
+        first = 0 if step == 0 else self._longest + step - 1
+        self._chosen_rplk[active.cpu(), first : first + chosen_rtlk.shape[1]] = chosen_rtlk
+
+    def of(self, request: int, tokens: int) -> Tensor:
+        """`[length, layers, k]` of a request that drew `tokens` tokens, the last of which was never read."""
+        return self._chosen_rplk[request, self._longest - self._prompts[request] : self._longest + tokens - 1].clone()

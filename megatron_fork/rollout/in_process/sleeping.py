@@ -20,7 +20,7 @@ class Sleeper(Protocol):
     def wake_up(self, tags: list[str]) -> object: ...
 
 
-class Sleeping:
+class SleepMode:
     """Whether the engine sleeps, and the order in which its memory goes and comes back."""
 
     def __init__(self, engine: Sleeper, *, can_sleep: bool) -> None:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 import httpx
 
 from megatron_fork.masking import KEY_VARIABLE, masked
-from megatron_fork.rollout.wire import Late, ServerFault, Wire
+from megatron_fork.rollout.servers.wire import Late, ServerFault, Wire
 
 SECONDS = 3.0
 

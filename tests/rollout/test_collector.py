@@ -11,7 +11,7 @@ from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
 from megatron_fork.errors import RolloutStopped
 from megatron_fork.rollout import Collector, EmbeddedEngine
-from megatron_fork.rollout.collect import draws_to_come
+from megatron_fork.rollout.collector import draws_to_come
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def parts():
 
 def collector(parts, groups: int, **settings) -> Collector:
     source, engine = parts
-    config = rollout.Config(samples=3, max_response_tokens=8, **settings)
+    config = rollout.RolloutConfig(samples=3, max_response_tokens=8, **settings)
     return Collector(config, engine, source, parity_pool(), groups=groups, world=None, seed=4)
 
 
@@ -42,7 +42,7 @@ def parity(response: str, answer: str) -> bool:
 
 
 def parity_pool() -> rewards.RewardPool:
-    return rewards.RewardPool(rewards.Config(kind=f"{__name__}:parity", workers=0))
+    return rewards.RewardPool(rewards.RewardsConfig(kind=f"{__name__}:parity", workers=0))
 
 
 def test_groups_without_signal_are_replaced(parts) -> None:
@@ -115,8 +115,8 @@ def test_a_step_without_signal_hands_out_responses_that_show_why(parts, stale: i
     """One of each group, of new prompts each; what has signal is not among them."""
     source, engine = parts
     settings = {"max_staleness": 1, "tail": "stop"} if stale else {}
-    config = rollout.Config(samples=3, max_response_tokens=8, max_rounds=4, **settings)
-    pool = rewards.RewardPool(rewards.Config(kind=f"{__name__}:never", workers=0))
+    config = rollout.RolloutConfig(samples=3, max_response_tokens=8, max_rounds=4, **settings)
+    pool = rewards.RewardPool(rewards.RewardsConfig(kind=f"{__name__}:never", workers=0))
     rollouts = Collector(config, engine, source, pool, groups=6, world=None, seed=4).collect(start=0, version=0)
     assert rollouts.trajectories == [] and rollouts.groups_kept == 0
     assert len(rollouts.dropped) == min(rollouts.groups_sampled, 32) >= 24
@@ -130,8 +130,8 @@ def never(response: str, answer: str) -> tuple[bool, str]:
 
 def test_how_many_are_kept_is_bounded(parts) -> None:
     source, engine = parts
-    config = rollout.Config(samples=2, max_response_tokens=2, max_rounds=20)
-    pool = rewards.RewardPool(rewards.Config(kind=f"{__name__}:never", workers=0))
+    config = rollout.RolloutConfig(samples=2, max_response_tokens=2, max_rounds=20)
+    pool = rewards.RewardPool(rewards.RewardsConfig(kind=f"{__name__}:never", workers=0))
     rollouts = Collector(config, engine, source, pool, groups=4, world=None, seed=4).collect(start=0, version=0)
     assert rollouts.groups_sampled == 80 and len(rollouts.dropped) == 32
 
@@ -140,7 +140,7 @@ def test_an_evaluation_ends_with_the_response_that_it_is_stopped_at(parts) -> No
     """And says so, where it cannot judge; asked for again it is the whole one."""
     drawer = collector(parts, 4)
     prompts = drawer.source.held_out[:40]
-    settings = evaluation.Config(samples=2)
+    settings = evaluation.EvaluationConfig(samples=2)
     whole = evaluation.evaluate(drawer, prompts, settings)
     asked = iter([False] * 5)
     with pytest.raises(RolloutStopped, match="after 6 of 80 responses"):

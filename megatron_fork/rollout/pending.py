@@ -8,15 +8,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from megatron_fork.experience import FinishReason, VersionSpan, logprob_array, token_array
-from megatron_fork.rollout.engine import Begun, Completion, Request
-from megatron_fork.rollout.wire import quoted
+from megatron_fork.rollout.engine import Completion, PartialResponse, Request
+from megatron_fork.rollout.servers.wire import quoted
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Tokens that arrived together; the last piece of a server's share says why it ended, and which weights wrote it.
+class StreamChunk:
+    """Tokens that arrived together; the last chunk of a server's segment says why it ended, and which weights wrote it.
 
-    `versions` are the server's labels with token places within its share.
+    `versions` are the server's labels with token places within its segment.
     """
 
     tokens: Sequence[int]
@@ -26,8 +26,8 @@ class Piece:
 
 
 @dataclass
-class Draft:
-    """What there is of a response; a server's share counts once it has ended or broken off."""
+class PendingRequest:
+    """What there is of a response; a server's segment counts once it has ended or broken off."""
 
     request: Request
     arrived: queue.Queue[Completion]
@@ -40,7 +40,7 @@ class Draft:
     """Servers that are not asked again while another one can be had."""
 
     @classmethod
-    def of(cls, request: Request, arrived: queue.Queue[Completion]) -> Draft:
+    def of(cls, request: Request, arrived: queue.Queue[Completion]) -> PendingRequest:
         begun = request.begun
         tokens, logprob = token_array(begun.tokens), logprob_array(begun.logprob)
         return cls(request, arrived, tokens, logprob, list(begun.versions))
@@ -64,12 +64,12 @@ class Draft:
             return "stop"
         return None if self.remaining > 0 else "length"
 
-    def add(self, share: Share) -> None:
+    def add(self, segment: DrawnSegment) -> None:
         """Take over what one server drew."""
         start = len(self.tokens)
-        self.tokens += share.tokens
-        self.logprob += share.logprob
-        for version, first, end in share.spans():
+        self.tokens += segment.tokens
+        self.logprob += segment.logprob
+        for version, first, end in segment.spans():
             if self.versions and self.versions[-1].version == version:
                 self.versions[-1] = self.versions[-1]._replace(end=start + end)
             elif end > first:
@@ -80,12 +80,12 @@ class Draft:
 
     def unfinished(self) -> Request:
         """The request, to be continued from here."""
-        return replace(self.request, begun=Begun(self.tokens, self.logprob, tuple(self.versions)))
+        return replace(self.request, begun=PartialResponse(self.tokens, self.logprob, tuple(self.versions)))
 
 
 @dataclass
-class Share:
-    """What one server drew for a draft, with the version that it had been given when it began."""
+class DrawnSegment:
+    """What one server drew for a pending request, with the version that it had been given when it began."""
 
     version: int
     label_versions: dict[str, int]
@@ -96,12 +96,12 @@ class Share:
     proven: int = 0
     """Tokens that came while the server had that version, and no update went on."""
 
-    def add(self, piece: Piece, *, is_proven: bool = True) -> None:
-        self.tokens.extend(piece.tokens)
-        self.logprob.extend(piece.logprob)
+    def add(self, chunk: StreamChunk, *, is_proven: bool = True) -> None:
+        self.tokens.extend(chunk.tokens)
+        self.logprob.extend(chunk.logprob)
         self.proven = len(self.tokens) if is_proven else self.proven
-        if piece.versions is not None:
-            self.labels = piece.versions
+        if chunk.versions is not None:
+            self.labels = chunk.versions
 
     def leave_out_unproven(self) -> None:
         """Where it broke off, and no label says which weights drew what came after an update."""
@@ -131,7 +131,7 @@ class Share:
         return covered == len(self.tokens)
 
     def spans(self) -> list[tuple[int, int, int]]:
-        """(version, start, end); a share that broke off has the version that its server had."""
+        """(version, start, end); a segment that broke off has the version that its server had."""
         if self.labels is None:
             return [(self.version, 0, len(self.tokens))]
         return [(self.label_versions[label], start, end) for label, start, end in self.labels if end > start]

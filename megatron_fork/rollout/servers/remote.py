@@ -23,15 +23,15 @@ from transformers import PretrainedConfig
 
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import RolloutError, RolloutStopped
-from megatron_fork.rollout.buckets import buckets
-from megatron_fork.rollout.config import Config
-from megatron_fork.rollout.delivery import BroadcastDelivery, Delivery, DiskDelivery
+from megatron_fork.rollout.config import RolloutConfig
 from megatron_fork.rollout.engine import Completion, Request, answers
-from megatron_fork.rollout.fleet import Fleet
-from megatron_fork.rollout.orders import HEARTBEAT_SECONDS, Orders
-from megatron_fork.rollout.server import Server
-from megatron_fork.rollout.sglang import SglangServer
-from megatron_fork.rollout.vllm import VllmServer
+from megatron_fork.rollout.servers.control import HEARTBEAT_SECONDS, ControlRequests
+from megatron_fork.rollout.servers.fleet import Fleet
+from megatron_fork.rollout.servers.server import Server
+from megatron_fork.rollout.servers.sglang import SglangServer
+from megatron_fork.rollout.servers.vllm import VllmServer
+from megatron_fork.rollout.servers.weight_sync import BroadcastDelivery, Delivery, DiskDelivery
+from megatron_fork.rollout.weights import buckets
 
 T = TypeVar("T")
 # How long to wait for a completion before looking at the servers.
@@ -48,7 +48,7 @@ class RemoteEngine:
 
     def __init__(
         self,
-        config: Config,
+        config: RolloutConfig,
         hf_config: PretrainedConfig,
         *,
         stop_tokens: Sequence[int],
@@ -74,10 +74,10 @@ class RemoteEngine:
         self._aborted = False
         self._spoke = 0.0
         self._arrived: queue.Queue[Completion] = queue.Queue()
-        self._orders = Orders(world)
+        self._control = ControlRequests(world)
         self._weights: Iterable[tuple[str, Tensor]] = ()
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
-        if self._orders.leads:
+        if self._control.leads:
             self._loop = _Loop()
             self._loop.call(self._build(hf_config, stop_tokens, folder))
 
@@ -102,7 +102,7 @@ class RemoteEngine:
         """
         self.version = version
         self._weights = weights
-        if not self._orders.leads:
+        if not self._control.leads:
             self._follow()
             return
         started = time.monotonic()
@@ -113,7 +113,7 @@ class RemoteEngine:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """On the first rank, completions as they arrive from anywhere; nothing on the others, which wait for its end."""
-        if not self._orders.leads:
+        if not self._control.leads:
             self._follow()
             return
         self._aborted = False
@@ -124,12 +124,12 @@ class RemoteEngine:
             yield from answers(lambda: self._next(arrived), len(requests), gives_up)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        if self._orders.leads:
+        if self._control.leads:
             self._loop.call(self.fleet.submit(requests, self._arrived))
 
     def completions(self) -> Generator[Completion | None, None, None]:
         """On the first rank, what was submitted there, also before the last weight update; the others follow to its end."""
-        if not self._orders.leads:
+        if not self._control.leads:
             self._follow()
             return
         self._aborted = False
@@ -139,7 +139,7 @@ class RemoteEngine:
 
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
         """Each ready server's answers to `requests`."""
-        if not self._orders.leads:
+        if not self._control.leads:
             self._follow()
             return {}
         answers: dict[str, list[Completion]] = {}
@@ -153,23 +153,23 @@ class RemoteEngine:
         return answers
 
     def abort(self) -> None:
-        if self._orders.leads:
+        if self._control.leads:
             self._loop.call(self.fleet.abort())
             self._aborted = True
 
     def unfinished(self) -> list[Request]:
-        return self._loop.call(self.fleet.take_unfinished()) if self._orders.leads else []
+        return self._loop.call(self.fleet.take_unfinished()) if self._control.leads else []
 
     def rest(self) -> None:
         """Servers hold nothing of the trainer's."""
 
     def health(self) -> bool:
         """Whether any server is ready, on all ranks alike."""
-        ready = bool(self.fleet.ready) if self._orders.leads else False
-        return bool(collectives.broadcast_object(ready, self._orders.world))
+        ready = bool(self.fleet.ready) if self._control.leads else False
+        return bool(collectives.broadcast_object(ready, self._control.world))
 
     def close(self) -> None:
-        if self._orders.leads and not self._closed:
+        if self._control.leads and not self._closed:
             self._closed = True
             self._loop.call(self._delivery.close())
             self._loop.call(self.fleet.close())
@@ -190,7 +190,7 @@ class RemoteEngine:
             self._save_all()
             raise self._out_of_patience("none has sent a token", "see why they take no requests, or add servers")
         elif time.monotonic() - self._spoke > HEARTBEAT_SECONDS:
-            self._orders.give("wait")
+            self._control.give("wait")
             self._spoke = time.monotonic()
         return None
 
@@ -215,7 +215,7 @@ class RemoteEngine:
             elif time.monotonic() - spoke > _REMINDER_SECONDS:
                 spoke = time.monotonic()
                 self._say(self._waiting(began))
-            self._orders.give("wait")
+            self._control.give("wait")
             time.sleep(min(1.0, self.config.remote.health_seconds))
             if self._should_stop():
                 raise RolloutStopped("stopped while it waited for rollout.servers")
@@ -227,7 +227,7 @@ class RemoteEngine:
         )
 
     def _save_all(self) -> None:
-        self._orders.give("save")
+        self._control.give("save")
         self._save()
 
     def _out_of_patience(self, what: str, remedy: str) -> RolloutError:
@@ -241,7 +241,7 @@ class RemoteEngine:
 
     def _deliver(self, servers: Sequence[Server]) -> None:
         """One pass over the weights, which all ranks make together, whatever becomes of the servers."""
-        self._orders.give("weights")
+        self._control.give("weights")
         before, self.parameters = self._delivery.bytes_sent, 0
         self._loop.call(self._delivery.start(servers), self._should_stop)
         pieces = buckets(self._weights, self.config.remote.bucket_mebibytes << 20, self._delivery.device)
@@ -265,7 +265,7 @@ class RemoteEngine:
         def gather() -> None:
             self.parameters = sum(tensor.numel() for _, tensor in self._weights)
 
-        self._orders.follow({"weights": gather, "save": self._save})
+        self._control.follow({"weights": gather, "save": self._save})
 
     @contextmanager
     def _leading(self) -> Iterator[None]:
@@ -273,14 +273,14 @@ class RemoteEngine:
         try:
             yield
         except RolloutError as error:
-            self._orders.give("failed", error.message, error.hint)
+            self._control.give("failed", error.message, error.hint)
             raise
         except GeneratorExit:  # whoever takes completions has enough
             pass
         except BaseException as error:
-            self._orders.give("failed", f"the first rank stopped: {error!r}")
+            self._control.give("failed", f"the first rank stopped: {error!r}")
             raise
-        self._orders.give("done")
+        self._control.give("done")
 
 
 class _Loop:

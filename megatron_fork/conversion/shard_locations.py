@@ -14,13 +14,13 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from transformers import PretrainedConfig
 
 from megatron_fork import distributed
-from megatron_fork.distributed import Config, parallel_layout
+from megatron_fork.distributed import ParallelConfig, parallel_layout
 from megatron_fork.errors import LayoutError
 from megatron_fork.models import build_outline
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardLocation:
     """A part of a tensor in a checkpoint: the whole of one parameter."""
 
     key: str
@@ -40,16 +40,16 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Outline:
+class MetaModel:
     """A whole model as a checkpoint has it."""
 
-    places: dict[str, Place]
+    places: dict[str, ShardLocation]
     """By the name of the parameter in the whole model."""
     objects: dict[str, Any]
     """What Megatron stores beside tensors, by its key."""
 
 
-def outline_of(hf_config: PretrainedConfig) -> Outline:
+def meta_model_of(hf_config: PretrainedConfig) -> MetaModel:
     """Ask Megatron for the places of every parameter of `hf_config`'s model; this process must be alone."""
     if distributed.world_size() > 1:
         raise LayoutError(
@@ -57,7 +57,7 @@ def outline_of(hf_config: PretrainedConfig) -> Outline:
             hint="start it once, without torchrun: it needs no ranks",
         )
     distributed.initialize()
-    with parallel_layout(Config()):
+    with parallel_layout(ParallelConfig()):
         state = build_outline(hf_config).sharded_state_dict()
     objects = {value.unique_key: value.data for value in nested_values(state) if isinstance(value, ShardedObject)}
     apply_factories(state)
@@ -65,10 +65,10 @@ def outline_of(hf_config: PretrainedConfig) -> Outline:
         name: [part for part in nested_values({name: value}) if isinstance(part, ShardedTensor)]
         for name, value in state.items()
     }
-    return Outline({name: _joined(found) for name, found in parts.items() if found}, objects)
+    return MetaModel({name: _joined(found) for name, found in parts.items() if found}, objects)
 
 
-def _joined(parts: list[ShardedTensor]) -> Place:
+def _joined(parts: list[ShardedTensor]) -> ShardLocation:
     """One place of what Megatron writes in parts, such as gate and up projection."""
     first, leading = parts[0], parts[0].prepend_axis_num
     offset = tuple(min(starts) for starts in zip(*(part.global_offset for part in parts), strict=True))
@@ -77,4 +77,4 @@ def _joined(parts: list[ShardedTensor]) -> Place:
         for part in parts
     ]
     shape = tuple(max(each) - start for each, start in zip(zip(*ends, strict=True), offset, strict=True))
-    return Place(first.key, offset, shape, tuple(first.global_shape), leading, first.allow_shape_mismatch)
+    return ShardLocation(first.key, offset, shape, tuple(first.global_shape), leading, first.allow_shape_mismatch)

@@ -2,7 +2,7 @@
 
 Without staleness a step's groups are those that drawing in rounds would give, under every order of arrival: a new prompt is
 drawn for each group without signal, so that after m draws n have signal, and m is the smallest such number.
-With `max_staleness = k` up to k steps of groups are under way while the policy trains (see `window`).
+With `max_staleness = k` up to k steps of groups are under way while the policy trains (see `in_flight`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from megatron_fork.data import PromptSource
 from megatron_fork.errors import RolloutError
 from megatron_fork.experience import Trajectory
 from megatron_fork.rewards import Failures, RewardPool, Score, ScoreStream
-from megatron_fork.rollout.config import Config
-from megatron_fork.rollout.engine import Begun, Completion, Engine
+from megatron_fork.rollout.config import RolloutConfig
+from megatron_fork.rollout.engine import Completion, Engine, PartialResponse
+from megatron_fork.rollout.in_flight import InFlightGroups, PromptGroup
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
-from megatron_fork.rollout.window import Group, Window
 
 # Enough to see why groups have no signal; all of them would be most of what was drawn.
 DROPPED_SHOWN = 32
@@ -50,25 +50,32 @@ class Harvest:
     """What a step got."""
 
     tally: Tally
-    groups: list[Group] = field(default_factory=list)
+    groups: list[PromptGroup] = field(default_factory=list)
     was_stopped: bool = False
     """Before there were enough groups: all of them are still under way."""
     dropped: list[Trajectory] = field(default_factory=list)
     """The first response of each of the first groups without signal."""
 
 
-class Producer:
+class RolloutScheduler:
     """On the first rank, which speaks to the engine; the others only follow its iterator."""
 
     def __init__(
-        self, config: Config, engine: Engine, source: PromptSource, rewards: RewardPool, *, groups: int, seed: int
+        self,
+        config: RolloutConfig,
+        engine: Engine,
+        source: PromptSource,
+        rewards: RewardPool,
+        *,
+        groups: int,
+        seed: int,
     ) -> None:
         self.config = config
         self.engine = engine
         self.source = source
         self.rewards = rewards
         self.seed = seed
-        self.window = Window(groups, config.max_staleness)
+        self.in_flight = InFlightGroups(groups, config.max_staleness)
         self._jobs: dict[int, tuple[Completion, str]] = {}
         self._running = 0
         """Requests that the engine has, or whose completions were not fetched yet."""
@@ -105,7 +112,7 @@ class Producer:
                 # Also where all groups are there already: ranks that follow wait for the end of what has been begun.
                 self._arrived(next(arriving), scoring)
                 self._take_whole(harvest, version)
-                while len(harvest.groups) < self.window.groups_per_step and self.window.groups:
+                while len(harvest.groups) < self.in_flight.groups_per_step and self.in_flight.groups:
                     if should_stop():
                         harvest.was_stopped = True
                         break
@@ -143,11 +150,11 @@ class Producer:
 
     def _resume(self) -> None:
         """Hand in again what was stopped at the end of the last step, or by the end of an earlier run."""
-        for group in self.window.groups.values():
+        for group in self.in_flight.groups.values():
             self._submit(group, [sample for sample in range(self.config.samples) if sample in group.begun])
 
     def _fill(self, harvest: Harvest, start: int, version: int, *, training: bool) -> None:
-        for _ in range(self.window.room(training=training)):
+        for _ in range(self.in_flight.room(training=training)):
             self._begin(harvest, start, version, round=1)
 
     def _begin(self, harvest: Harvest, start: int, version: int, *, round: int) -> None:
@@ -155,11 +162,11 @@ class Producer:
         (prompt,) = self.source.draw(1, start=draw, seed=self.seed)
         harvest.tally.drawn += 1
         harvest.tally.rounds = max(harvest.tally.rounds, round)
-        group = Group(draw, prompt, version, round)
-        self.window.add(group)
+        group = PromptGroup(draw, prompt, version, round)
+        self.in_flight.add(group)
         self._submit(group, range(self.config.samples))
 
-    def _submit(self, group: Group, samples: Iterable[int]) -> None:
+    def _submit(self, group: PromptGroup, samples: Iterable[int]) -> None:
         requests = [
             replace(
                 request_for(
@@ -168,7 +175,7 @@ class Producer:
                     seed_of(self.seed, group.draw, sample),
                     self.config,
                 ),
-                begun=group.begun.pop(sample, Begun()),
+                begun=group.begun.pop(sample, PartialResponse()),
             )
             for sample in samples
         ]
@@ -184,8 +191,8 @@ class Producer:
         self._jobs[scoring.submit(text, prompt.answer)] = (completion, text)
 
     def _take_whole(self, harvest: Harvest, version: int) -> None:
-        places = self.window.groups_per_step - len(harvest.groups)
-        harvest.groups += self.window.take(self.config.samples, version, places)
+        places = self.in_flight.groups_per_step - len(harvest.groups)
+        harvest.groups += self.in_flight.take(self.config.samples, version, places)
 
     def _settle(
         self, job: int, score: Score, harvest: Harvest, start: int, version: int, *, replaces: bool = True
@@ -203,7 +210,7 @@ class Producer:
         harvest.tally.reward += sum(trajectory.reward for trajectory in group.answers.values())
         harvest.tally.failures.add((answer.failure, answer.reason) for answer in group.answers.values())
         if self.config.dynamic_sampling and not group.has_signal:
-            self.window.remove(group)
+            self.in_flight.remove(group)
             if len(harvest.dropped) < DROPPED_SHOWN:
                 harvest.dropped.append(group.answers[0])
             if replaces and group.round < self.config.max_rounds:
@@ -214,36 +221,36 @@ class Producer:
         """What was stopped goes on with what it has."""
         for request in self.engine.unfinished():
             self._running -= 1
-            group = self.window.groups[request.number // self.config.samples]
+            group = self.in_flight.groups[request.number // self.config.samples]
             group.begun[request.number % self.config.samples] = request.begun
 
     def _put_back(self, harvest: Harvest) -> None:
         """All is under way again; what was not judged is drawn again, where it was not begun from the start."""
         for group in harvest.groups:
-            self.window.add(group)
+            self.in_flight.add(group)
         harvest.groups = []
         self._jobs.clear()
         self._running = 0
-        for group in self.window.groups.values():
+        for group in self.in_flight.groups.values():
             self._begin_missing(group)
 
-    def _begin_missing(self, group: Group) -> None:
+    def _begin_missing(self, group: PromptGroup) -> None:
         for sample in set(range(self.config.samples)) - group.answers.keys():
-            group.begun.setdefault(sample, Begun())
+            group.begun.setdefault(sample, PartialResponse())
 
-    def _group_of(self, completion: Completion) -> Group:
-        return self.window.groups[completion.number // self.config.samples]
+    def _group_of(self, completion: Completion) -> PromptGroup:
+        return self.in_flight.groups[completion.number // self.config.samples]
 
-    def restore(self, groups: Iterable[Group], tally: Tally) -> None:
+    def restore(self, groups: Iterable[PromptGroup], tally: Tally) -> None:
         """Groups of an earlier run; responses that had not been finished begin where that run kept them."""
         self.tally = tally
         for group in groups:
             self._begin_missing(group)
-            self.window.add(group)
+            self.in_flight.add(group)
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[PromptGroup]:
         """What is under way now, to be kept with a checkpoint; the lists are copies."""
         return [
             replace(group, answers=dict(group.answers), begun=dict(group.begun))
-            for group in self.window.groups.values()
+            for group in self.in_flight.groups.values()
         ]

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from megatron_fork.experience import Prompt, Trajectory
-from megatron_fork.rollout.engine import Begun
+from megatron_fork.rollout.engine import PartialResponse
 
 
 @dataclass
-class Group:
+class PromptGroup:
     """The responses to one prompt, those that there are yet."""
 
     draw: int
@@ -29,7 +29,7 @@ class Group:
     """1; for a replacement of a group without signal, one more than that group's."""
     answers: dict[int, Trajectory] = field(default_factory=dict)
     """Scored responses, by the number of the sample."""
-    begun: dict[int, Begun] = field(default_factory=dict)
+    begun: dict[int, PartialResponse] = field(default_factory=dict)
     """What there is of others that were stopped."""
 
     @property
@@ -38,35 +38,35 @@ class Group:
         return len({trajectory.reward for trajectory in self.answers.values()}) > 1
 
 
-class Window:
+class InFlightGroups:
     """The groups under way, in the order of their draws."""
 
     def __init__(self, groups_per_step: int, max_staleness: int) -> None:
         self.groups_per_step = groups_per_step
         self.max_staleness = max_staleness
-        self.groups: dict[int, Group] = {}
+        self.groups: dict[int, PromptGroup] = {}
 
     def room(self, *, training: bool) -> int:
         """How many more may be begun: before a step takes its groups, or while it trains on them."""
         steps = self.max_staleness + (not training)
         return max(0, steps * self.groups_per_step - len(self.groups))
 
-    def add(self, group: Group) -> None:
+    def add(self, group: PromptGroup) -> None:
         self.groups[group.draw] = group
 
-    def remove(self, group: Group) -> None:
+    def remove(self, group: PromptGroup) -> None:
         del self.groups[group.draw]
 
-    def take(self, samples: int, version: int, places: int) -> list[Group]:
+    def take(self, samples: int, version: int, places: int) -> list[PromptGroup]:
         """Take whole groups, oldest first, for a step with the weights of `version` that has `places` left."""
-        taken: list[Group] = []
+        taken: list[PromptGroup] = []
         for group in sorted(self.groups.values(), key=lambda group: (group.version, group.draw)):
             if len(group.answers) == samples and self._may_go(group, version, places - len(taken)):
                 self.remove(group)
                 taken.append(group)
         return taken
 
-    def _may_go(self, group: Group, version: int, places: int) -> bool:
+    def _may_go(self, group: PromptGroup, version: int, places: int) -> bool:
         """Whether all others can still be trained on in time without the place that `group` would have."""
         if places < 1:
             return False

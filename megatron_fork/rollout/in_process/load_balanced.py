@@ -43,7 +43,7 @@ class _Report:
     failure: RolloutError | None = None
 
 
-class DealtEngine:
+class LoadBalancedEngine:
     """Implements `Engine` over one engine a rank, or one for `ranks_per_engine` consecutive ranks, which do all alike."""
 
     is_coordinated = True

@@ -11,20 +11,20 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from megatron_fork.rollout.answers import Answer
-from megatron_fork.rollout.draft import Draft, Piece
-from megatron_fork.rollout.server import Rendezvous, Server, workers_in
+from megatron_fork.rollout.pending import PendingRequest, StreamChunk
+from megatron_fork.rollout.servers.answers import Answer
+from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
+from megatron_fork.rollout.servers.wire import ServerFault, quoted
 from megatron_fork.rollout.vllm_sampling import vllm_sampling
-from megatron_fork.rollout.wire import ServerFault, quoted
 
 _RESETS = 50
 
 
 class VllmServer(Server):
-    async def pieces(self, draft: Draft, stop_tokens: Sequence[int]) -> AsyncGenerator[Piece, None]:
-        sampling = vllm_sampling(draft, stop_tokens, stream_interval=self.config.stream_interval)
-        answer = Answer(draft, stop_tokens, self.vocabulary, self.pace)
-        body = {"token_ids": draft.prompt, "stream": True, "sampling_params": sampling}
+    async def chunks(self, pending: PendingRequest, stop_tokens: Sequence[int]) -> AsyncGenerator[StreamChunk, None]:
+        sampling = vllm_sampling(pending, stop_tokens, stream_interval=self.config.stream_interval)
+        answer = Answer(pending, stop_tokens, self.vocabulary, self.pace)
+        body = {"token_ids": pending.prompt, "stream": True, "sampling_params": sampling}
         async with contextlib.aclosing(self.events("/inference/v1/generate", body, answer.allowance)) as events:
             async for event in events:
                 choice = _choice_of(event)
@@ -37,7 +37,7 @@ class VllmServer(Server):
     async def workers(self) -> int:
         return workers_in(await self.told("/get_world_size", "world_size"))
 
-    async def join(self, rendezvous: Rendezvous) -> None:
+    async def join(self, rendezvous: BroadcastAddress) -> None:
         info = {
             "address": rendezvous.address,
             "port": rendezvous.port,
@@ -48,7 +48,7 @@ class VllmServer(Server):
         }
         await self.post("/init_weight_transfer_engine", {"init_info": info})
 
-    def store_prefixes(self, rendezvous: Rendezvous) -> list[str]:
+    def store_prefixes(self, rendezvous: BroadcastAddress) -> list[str]:
         return [rendezvous.name]
 
     async def begin_update(self) -> None:
@@ -57,7 +57,7 @@ class VllmServer(Server):
         await self.post("/start_weight_update")
 
     async def receive(
-        self, rendezvous: Rendezvous, names: list[str], dtypes: list[str], shapes: list[list[int]]
+        self, rendezvous: BroadcastAddress, names: list[str], dtypes: list[str], shapes: list[list[int]]
     ) -> None:
         await self.post("/update_weights", {"update_info": {"names": names, "dtypes": dtypes, "shapes": shapes}})
 

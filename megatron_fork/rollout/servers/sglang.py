@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from megatron_fork.rollout.answers import Answer
-from megatron_fork.rollout.draft import Draft, Piece
-from megatron_fork.rollout.server import Rendezvous, Server, workers_in
-from megatron_fork.rollout.wire import ServerFault, quoted
+from megatron_fork.rollout.pending import PendingRequest, StreamChunk
+from megatron_fork.rollout.servers.answers import Answer
+from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
+from megatron_fork.rollout.servers.wire import ServerFault, quoted
 
 # A pickle of nothing but the class's name: the server imports it, and no code travels.
 _PROCESSOR = json.dumps(
@@ -21,27 +21,27 @@ _SESSION = "no weight-update session"
 
 
 class SglangServer(Server):
-    async def pieces(self, draft: Draft, stop_tokens: Sequence[int]) -> AsyncGenerator[Piece, None]:
-        body = self._body(draft, stop_tokens)
-        answer = Answer(draft, stop_tokens, self.vocabulary, self.pace)
+    async def chunks(self, pending: PendingRequest, stop_tokens: Sequence[int]) -> AsyncGenerator[StreamChunk, None]:
+        body = self._body(pending, stop_tokens)
+        answer = Answer(pending, stop_tokens, self.vocabulary, self.pace)
         async with contextlib.aclosing(self.events("/generate", body, answer.allowance)) as events:
             async for event in events:
                 yield answer.take(*_fields(event, answer.count))
 
-    def _body(self, draft: Draft, stop_tokens: Sequence[int]) -> dict[str, Any]:
-        request = draft.request
+    def _body(self, pending: PendingRequest, stop_tokens: Sequence[int]) -> dict[str, Any]:
+        request = pending.request
         sampling: dict[str, Any] = {
             "temperature": request.temperature,
             "top_p": request.top_p,
             "top_k": request.top_k or -1,
-            "sampling_seed": (request.seed + len(draft.tokens)) % (1 << 31),
-            "max_new_tokens": draft.remaining,
+            "sampling_seed": (request.seed + len(pending.tokens)) % (1 << 31),
+            "max_new_tokens": pending.remaining,
             # Not `ignore_eos`, which would ignore these as well.
             "stop_token_ids": list(stop_tokens),
             "stream_interval": self.config.stream_interval,
         }
         body: dict[str, Any] = {
-            "input_ids": draft.prompt,
+            "input_ids": pending.prompt,
             "sampling_params": sampling,
             "return_logprob": True,
             "stream": True,
@@ -65,7 +65,7 @@ class SglangServer(Server):
             raise ServerFault(f"/server_info is no object: {quoted(info)}")
         return workers_in(info.get("tp_size"), info.get("pp_size", 1))
 
-    async def join(self, rendezvous: Rendezvous) -> None:
+    async def join(self, rendezvous: BroadcastAddress) -> None:
         await self.post(
             "/init_weights_update_group",
             {
@@ -78,7 +78,7 @@ class SglangServer(Server):
             },
         )
 
-    def store_prefixes(self, rendezvous: Rendezvous) -> list[str]:
+    def store_prefixes(self, rendezvous: BroadcastAddress) -> list[str]:
         """As SGLang's and torch's functions nest them: the group's name twice, then the device."""
         device = "cuda/" if rendezvous.backend == "nccl" else "cpu/"
         return [rendezvous.name, f"{rendezvous.name}/", device]
@@ -92,7 +92,7 @@ class SglangServer(Server):
         await self.post("/begin_weight_update")
 
     async def receive(
-        self, rendezvous: Rendezvous, names: list[str], dtypes: list[str], shapes: list[list[int]]
+        self, rendezvous: BroadcastAddress, names: list[str], dtypes: list[str], shapes: list[list[int]]
     ) -> None:
         await self.post(
             "/update_weights_from_distributed",

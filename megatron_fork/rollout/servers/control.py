@@ -18,7 +18,7 @@ Order = Literal["wait", "weights", "save", "done", "failed"]
 HEARTBEAT_SECONDS = 10.0
 
 
-class Orders:
+class ControlRequests:
     """Given by the first rank of `world`, followed by the others."""
 
     def __init__(self, world: collectives.Group) -> None:

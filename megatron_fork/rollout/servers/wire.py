@@ -15,7 +15,7 @@ import httpx
 from megatron_fork.masking import masked
 
 if TYPE_CHECKING:
-    from megatron_fork.rollout.pace import Allowance
+    from megatron_fork.rollout.servers.pace import Allowance
 
 # Of a control route's answer; SGLang's /server_info is the longest, with some ten KiB.
 _ANSWER_BYTES = 4 << 20
