@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -158,9 +158,10 @@ def is_due(step: int, every: int, last: int) -> bool:
 
 
 def checked(record: Mapping[str, Any], where: str) -> StateRecord:
-    """A manifest's record, or `CheckpointError` that names the field of `where` which is not what a run writes."""
+    """A manifest's record as it is, or `CheckpointError` that names the field of `where` which is not what a run writes."""
+    renamed = _renamed(record)
     try:
-        return _RECORD.validate_python({"step": None, "prompts_drawn": None, **_renamed(record)})
+        _RECORD.validate_python({"step": None, "prompts_drawn": None, **renamed})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, ("progress", *first["loc"])))
@@ -169,6 +170,7 @@ def checked(record: Mapping[str, Any], where: str) -> StateRecord:
         value = repr(first["input"])
         value = value if len(value) <= 60 else value[:60] + "..."
         raise CheckpointError(f"{where} has {name}={value}: {first['msg']}", hint=DAMAGED) from error
+    return cast(StateRecord, renamed)  # whole numbers among the metrics stay whole: a resumed run writes the same lines
 
 
 def state_of(record: StateRecord) -> RunState:
