@@ -135,7 +135,7 @@ class RunState:
         if self.partial is None:
             return f"after step {self.step} of {steps}"
         if self.partial.trajectories is None:
-            return f"while step {self.step + 1} of {steps} was drawn"
+            return f"while the rollouts of step {self.step + 1} of {steps} were collected"
         return f"within step {self.step + 1} of {steps}, after {len(self.partial.result.updates)} updates"
 
     def record(self) -> StateRecord:

@@ -88,7 +88,9 @@ def test_a_run_is_stopped_in_the_middle_of_a_rollout(server, tmp_path: Path) -> 
     wait_for_rollout(folder, process)
     os.killpg(process.pid, signal.SIGTERM)
     code, output = finish(process, limit=120.0)
-    assert code == 75 and "stopped while step 2 of 2 was drawn; the state is saved" in output, output
+    assert code == 75 and "stopped while the rollouts of step 2 of 2 were collected; the state is saved" in output, (
+        output
+    )
     (saved,) = (folder / "checkpoints").glob("step-*/step/groups.pt")
     groups = torch.load(saved, weights_only=True)
     answers = sum(len(group["answers"]) for group in groups)
