@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_qwen3 import family_config, hugging_face_model, megatron_model
+from support.tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
 from megatron_fork import distributed
 from megatron_fork.config import RunConfig

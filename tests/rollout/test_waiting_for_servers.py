@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICKSTART
+from support.commands import QUICKSTART
 
 from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config

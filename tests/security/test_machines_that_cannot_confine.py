@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from hostile_programs import LANDLOCK, NAMESPACES, RUNS_HERE, SECCOMP, Trainer
+from support.hostile_programs import LANDLOCK, NAMESPACES, RUNS_HERE, SECCOMP, Trainer
 
 pytestmark = pytest.mark.skipif(not RUNS_HERE, reason="system calls are refused by their numbers on x86-64")
 

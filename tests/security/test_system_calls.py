@@ -10,9 +10,9 @@ import errno
 import struct
 
 import pytest
-from hostile_programs import Trainer
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hostile_programs import Trainer
 
 from megatron_fork.rewards.call_numbers import NUMBERS
 from megatron_fork.rewards.filters import ABSENT, ALLOWED, DENIED, MACHINES, NOTIFIED, Machine, assemble

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
-from stand_in_engine import STOP, Fault, StandIn
+from support.stand_in_engine import STOP, Fault, StandIn
 from transformers import Qwen3Config
 
 from megatron_fork.rollout import Completion, RemoteConfig, RemoteEngine, Request, RolloutConfig
