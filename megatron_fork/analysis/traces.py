@@ -1,15 +1,20 @@
-"""Traced trajectories: every response token with its entropy, its log-prob and whether it carried gradient."""
+"""Traced trajectories: every response token with its entropy, its log-prob and whether it carried gradient.
+
+A run writes `Trace.fields()` as one line of JSON, and `read_traces` reads it again, or names what is wrong with it.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json_lines, shortened
 
 KINDS = ("trained", "without_signal", "evaluation")
 PER_TOKEN = ("tokens", "entropy", "selected", "logprob")
+OF_TRAINED = ("entropy", "selected", "advantage")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,12 @@ class Trace:
     reason: str = ""
     """Of the verifier; runs of earlier versions kept none."""
     kind: str = "trained"
+    number: int | None = None
+    """Its place in the rollouts of the step."""
+
+    def fields(self) -> dict[str, Any]:
+        """What a line says of it; only a trained one has an entropy, a selection and an advantage."""
+        return {name: value for name, value in vars(self).items() if self.kind == "trained" or name not in OF_TRAINED}
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ def trace_of(line: JsonLine) -> Trace:
         finish_reason=line.text("finish_reason"),
         reason=line.text("reason") if "reason" in line.fields else "",
         kind=kind,
+        number=None if line.fields.get("number") is None else line.whole("number"),
     )
     for name in PER_TOKEN if trained else ("logprob",):
         length = len(line.fields[name])

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from megatron_fork.analysis import StepMetrics
 from megatron_fork.errors import RunFolderError
 from megatron_fork.files import replace_file
 from megatron_fork.masking import masked
@@ -88,7 +89,7 @@ class RunFolder:
         """Append one line to metrics.jsonl."""
         if not self.writes:
             return
-        self._append(self.path / "metrics.jsonl", {"stage": stage, "step": step, **values})
+        self._append(self.path / "metrics.jsonl", StepMetrics(stage, step, values).fields())
         if self._wandb is not None:
             finite = {f"{stage}/{name}": value for name, value in values.items() if math.isfinite(value)}
             self._wandb.log({**finite, f"{stage}/step": step})
