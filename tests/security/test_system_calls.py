@@ -116,6 +116,10 @@ def test_a_worker_may_compute_and_not_reach_others(machine: Machine) -> None:
         assert of(program, "fcntl", 0, 6) == of(program, "fcntl", 0, 4, 0x800) == ALLOWED
 
 
+def test_the_table_has_what_the_filters_name_and_no_more() -> None:
+    assert NUMBERS.keys() == {*WORKER, *OTHERS, *PROGRAM, *THREADS_ASKED_FOR, "seccomp"}
+
+
 def test_numbers_are_those_of_libseccomp() -> None:
     """An independent table of both architectures, of the calls that it knows."""
     try:
