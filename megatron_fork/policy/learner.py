@@ -13,7 +13,7 @@ from megatron_fork.clock import Clock
 from megatron_fork.distributed import collectives, device
 from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.experience import Batch
-from megatron_fork.policy.lesson_metrics import Metrics, mean, of_critic_update, of_mismatch, of_update
+from megatron_fork.policy.lesson_metrics import Metrics, mean, of_critic_update, of_mismatch, of_responses, of_update
 from megatron_fork.policy.network import Update
 from megatron_fork.policy.preparation import candidates, filled, prepared
 from megatron_fork.policy.trained_models import TrainedModels
@@ -113,7 +113,7 @@ class Learner:
         shares = [self.policy.share(batch) for batch in mini_batches]
         if taught is None:
             shares = prepared(shares, self.networks, self.objective)
-            metrics, seen = self._checked_against_engine(shares, step - 1), []
+            metrics, seen = of_responses(mini_batches) | self._checked_against_engine(shares, step - 1), []
         else:
             shares = [taught.restored(share) for share in shares]
             metrics, seen = dict(taught.metrics), list(taught.updates)
