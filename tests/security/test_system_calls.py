@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.hostile_programs import Trainer
 
-from megatron_fork.rewards.call_numbers import NUMBERS
-from megatron_fork.rewards.filters import ABSENT, ALLOWED, DENIED, MACHINES, NOTIFIED, Machine, assemble
+from megatron_fork.rewards.filters import ABSENT, ALLOWED, DENIED, MACHINES, NOTIFIED, NUMBERS, Machine, assemble
 from megatron_fork.rewards.system_calls import OTHERS, PROGRAM, THREADS, THREADS_ASKED_FOR, WORKER
 
 X86_64, AARCH64 = MACHINES["x86_64"], MACHINES["aarch64"]
