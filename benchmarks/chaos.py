@@ -2,9 +2,9 @@
 
     python benchmarks/chaos.py --engine vllm --out benchmarks/results/chaos_vllm.json
 
-Both servers stand behind a proxy of tests/engine_servers.py, which makes error replies; kills and stops are real signals to the
-real servers, and a killed one is started again. The runs are the quickstart task from one warm start. Every step asserts by
-itself that the log-probs of all responses are the trainer's; here the responses are counted.
+Both servers stand behind a proxy (tests/support/engine_servers.py) that makes error replies; kills and stops are real signals
+to the real servers, and a killed one is started again. The runs are the quickstart task from one warm start. Every step asserts
+by itself that the log-probs of all responses are the trainer's; here the responses are counted.
 """
 
 from __future__ import annotations

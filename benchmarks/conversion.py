@@ -38,7 +38,7 @@ from megatron_fork.conversion.weight_folder import WeightFolder
 from megatron_fork.run.console import quiet_libraries
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from tiny_qwen3 import FAMILIES, family_config, hugging_face_model
+from support.tiny_qwen3 import FAMILIES, family_config, hugging_face_model
 
 DIRECTIONS = ("to_megatron", "to_hf")
 

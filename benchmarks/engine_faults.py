@@ -3,8 +3,8 @@ r"""What becomes of a run whose server answers wrongly, fault by fault, with thi
     git worktree add --detach /elsewhere COMMIT
     python benchmarks/engine_faults.py --before /elsewhere --out benchmarks/results/engine_faults.json
 
-Each fault is made by a stand-in server (tests/stand_in_engine.py, tests/server_faults.py) in a process of its own. The real
-client asks it for two responses of up to 64 tokens, with `attempts=2`, `idle_seconds=1`, `health_timeout_seconds=1` and
+Each fault is made by a stand-in server (stand_in_engine.py and server_faults.py of tests/support/) in a process of its own. The
+real client asks it for two responses of up to 64 tokens, with `attempts=2`, `idle_seconds=1`, `health_timeout_seconds=1` and
 `patience_seconds=4`. A client that has not ended after 15 s, or that has grown by a GiB, is killed.
 """
 
@@ -124,8 +124,8 @@ def watched(child: int, read: int) -> dict[str, Any]:
 
 
 def rows_of(package: Path) -> list[dict[str, Any]]:
-    import server_faults
-    from stand_in_engine import apart
+    from support import server_faults
+    from support.stand_in_engine import apart
 
     environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
     client = subprocess.Popen(

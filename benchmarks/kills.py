@@ -37,7 +37,6 @@ import torch
 from megatron_fork.checkpoint import latest
 
 PROJECT = Path(__file__).parents[1]
-SAVER = PROJECT / "tests" / "checkpoint" / "saver.py"
 SAVES_BEFORE = 4  # at most
 SMALL = (
     *("sft.steps=20", "train.steps=4", "train.prompts_per_step=4", "train.prompts_per_mini_batch=1"),
@@ -54,10 +53,10 @@ def one_life(folder: Path, generator: random.Random) -> tuple[int, int]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests' / 'distributed'}",
+        "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}",
     }
     process = subprocess.Popen(
-        [sys.executable, str(SAVER), str(folder), "1000000"],
+        [sys.executable, "-m", "support.saver", str(folder), "1000000"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -3,8 +3,8 @@ r"""Accuracy of `kind=math` on labelled answers, beside math-verify as it comes 
     python benchmarks/rewards_accuracy.py --out benchmarks/results/rewards_accuracy.json
 
 Three sets: the pairs of `tests/rewards/answer_pairs.jsonl`, the cases of `answer_cases.jsonl` beside them, most of which
-fooled an earlier verifier, and answers made by `answers_generated.py`. A false positive is a wrong answer that is rewarded.
-Cost is CPU time in this process, on the pairs, after one warm pass over them.
+fooled an earlier verifier, and answers made by `tests/support/answers_generated.py`. A false positive is a wrong answer
+that is rewarded. Cost is CPU time in this process, on the pairs, after one warm pass over them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from answers_generated import sample
-
 from megatron_fork.rewards import RewardPool, RewardsConfig, score
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from support.answers_generated import sample
 
 TESTS = Path(__file__).parent.parent / "tests" / "rewards"
 KINDS = ("math", "math_verify")

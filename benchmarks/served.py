@@ -15,7 +15,7 @@ from typing import Any
 PROJECT = Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT / "tests"))
 
-from engine_servers import FaultyProxy, RunningServer, environment_of  # noqa: E402
+from support.engine_servers import FaultyProxy, RunningServer, environment_of  # noqa: E402
 
 __all__ = [
     "PROJECT",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -119,6 +119,8 @@ class RunFolderConfig:
     """Trajectories in a trace; 0: none."""
     wandb: str | None = None
     """Project name; offline unless this machine is logged in."""
+    metric_aliases: list[Literal["verl", "nemo_rl"]] = field(default_factory=list)
+    """Trainers under whose names metrics are written beside ours, as far as they mean the same: verl, nemo_rl."""
 
     def __post_init__(self) -> None:
         if self.keep_checkpoints < 1:

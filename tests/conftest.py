@@ -12,6 +12,9 @@ import hypothesis
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from support.expected_skips import pytest_addoption, pytest_make_collect_report, pytest_runtest_makereport
+
+__all__ = ["pytest_addoption", "pytest_make_collect_report", "pytest_runtest_makereport"]
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -79,6 +79,66 @@ def test_programs_with_the_former_names_of_config_classes_go_on() -> None:
         assert room.Config is vars(room)[room.Config.__name__]
 
 
+ROOT = PACKAGE.parent
+
+
+def shared_wrongly(path: str, source: str) -> list[str]:
+    """What `source`, a file of tests/ or benchmarks/, imports of another's test, benchmark or conftest."""
+    tests = {test.stem for test in (ROOT / "tests").rglob("*.py") if "support" not in test.parts} | {"tests"}
+    benchmarks = {file.stem for file in (ROOT / "benchmarks").iterdir()} | {"benchmarks"}
+    forbidden = tests | benchmarks if path.startswith("tests/") else tests
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+            if node.level:
+                found.append(f"{path}:{node.lineno}: an import of a neighbour")
+        found += [f"{path}:{node.lineno}: {name}" for name in names if name.split(".")[0] in forbidden]
+    return found
+
+
+def test_tests_and_benchmarks_share_only_what_stands_in_support() -> None:
+    """A test that another imports cannot be read or changed alone."""
+    found = []
+    for folder in ("tests", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            found += shared_wrongly(path.relative_to(ROOT).as_posix(), path.read_text())
+    assert not found
+
+
+def test_outside_support_a_file_of_tests_is_collected_or_run_by_one() -> None:
+    """No loose helpers: a test, a conftest, or a program that the test beside it starts."""
+    programs = {"colocated_checks.py", "sitecustomize.py"}
+    for path in (ROOT / "tests").rglob("*.py"):
+        named = path.name.startswith("test_") or path.name == "conftest.py" or path.name in programs
+        assert named or "support" in path.parts, path
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("tests/data/test_split.py", "from test_packing import batch_of"),
+        ("tests/data/test_split.py", "def inside():\n    import test_packing as packing"),
+        ("tests/engines/test_keys.py", "from conftest import new_model"),
+        ("tests/rewards/test_attack.py", "from rewards_attack import attack"),
+        ("tests/rewards/test_attack.py", "import benchmarks.rewards_attack"),
+        ("tests/rewards/test_attack.py", "from head.measure import machine"),
+        ("tests/rewards/test_attack.py", "from .test_pool import here"),
+        ("tests/support/parity.py", "from test_collector import parity"),
+        ("benchmarks/kills.py", "from test_kills import Saver"),
+        ("benchmarks/kills.py", "from tests.checkpoint.test_kills import Saver"),
+    ],
+)
+def test_sharing_otherwise_is_noticed(path: str, source: str) -> None:
+    assert shared_wrongly(path, source)
+
+
+@pytest.mark.parametrize("path", ["tests/data/test_split.py", "benchmarks/kills.py", "tests/support/saver.py"])
+def test_sharing_through_support_is_meant(path: str) -> None:
+    assert not shared_wrongly(path, "from support.saver import main\nfrom support import saver\nimport support.saver")
+
+
 def test_one_place_computes_log_probs() -> None:
     """Two definitions of a log-prob or an entropy would sooner or later differ."""
     words = {"log_softmax", "logsumexp", "cross_entropy", "nll_loss", "vocab_parallel_cross_entropy", "Categorical"}

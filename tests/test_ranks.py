@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_on_ranks
+from support.ranks import run_on_ranks
 
 
 def add_ranks(offset: int) -> tuple[int, float]:

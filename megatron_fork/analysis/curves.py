@@ -14,11 +14,12 @@ from megatron_fork.analysis.figures import (
     draw_lines,
     finished,
     label_axes,
+    log_ticks,
     new_figure,
+    round_ticks,
 )
 from megatron_fork.analysis.metrics import Metrics, Series
 from megatron_fork.analysis.run_record import RunRecord
-from megatron_fork.analysis.ticks import log_ticks, round_ticks
 
 BLUE, SKY, ORANGE, TEAL, VIOLET, STONE, MUTED = (
     PALETTE[name][0] for name in ("blue", "sky", "orange", "teal", "violet", "stone", "muted")

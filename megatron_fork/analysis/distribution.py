@@ -13,9 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 from megatron_fork.analysis.colours import PALETTE
-from megatron_fork.analysis.figures import Drawing, Size, finished, is_wide, new_figure
+from megatron_fork.analysis.figures import Drawing, Size, finished, is_wide, log_ticks, new_figure, number_text
 from megatron_fork.analysis.run_record import RunRecord
-from megatron_fork.analysis.ticks import log_ticks, number_text
 
 STONE, ORANGE, BLUE, INK = (PALETTE[name][0] for name in ("stone", "orange", "blue", "ink"))
 

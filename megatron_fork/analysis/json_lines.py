@@ -28,9 +28,13 @@ class JsonLine:
 
     def step(self) -> int:
         """Return the field `step`, a whole number from 0 that an axis has room for."""
-        value = self.fields.get("step")
+        return self.whole("step")
+
+    def whole(self, name: str) -> int:
+        """Return the field as a whole number from 0 that a float can tell from its neighbours."""
+        value = self.fields.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
-            raise self._complaint("step", value, "a whole number from 0")
+            raise self._complaint(name, value, "a whole number from 0")
         return value
 
     def text(self, name: str) -> str:

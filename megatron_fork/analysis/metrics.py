@@ -1,10 +1,15 @@
-"""The metrics of a run: one series of numbers per stage and name."""
+"""The metrics of a run: one series of numbers per stage and name.
+
+A run writes `StepMetrics.fields()` as one line of JSON, and `read_metrics` reads it again, or names what is wrong with it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 
@@ -13,6 +18,25 @@ from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json
 STAGES = ("sft", "train", "evaluation")
 # The width of an axis, its margins and its square must be floats themselves.
 _BEYOND_AXES = 1e150
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one line of `metrics.jsonl` says: the numbers of a step of a stage, by name."""
+
+    stage: str
+    step: int
+    values: Mapping[str, float]
+
+    def fields(self) -> dict[str, Any]:
+        return {"stage": self.stage, "step": self.step, **self.values}
+
+    @classmethod
+    def of_line(cls, line: JsonLine) -> StepMetrics:
+        # Strict JSON writers put null for what was not finite: it is a gap in a curve, where a missing name is none.
+        numbers = {name: line.number(name) for name in line.fields if name not in ("stage", "step")}
+        values = {name: math.nan if value is None else value for name, value in numbers.items()}
+        return cls(known_stage(line), line.step(), values)
 
 
 @dataclass(frozen=True)
@@ -34,7 +58,7 @@ class Metrics:
     replaced, `not_finite` the null, NaN and infinite values, and `truncated` tells of a half-written last line.
     """
 
-    stages: dict[str, dict[int, dict[str, float]]]
+    stages: dict[str, dict[int, Mapping[str, float]]]
     superseded: int
     not_finite: int
     truncated: bool
@@ -53,14 +77,14 @@ class Metrics:
 
 def read_metrics(path: Path) -> Metrics:
     """Read `metrics.jsonl`. Raise AnalysisError for a line with an unknown stage, no step or a field of no number."""
-    stages: dict[str, dict[int, dict[str, float]]] = {stage: {} for stage in STAGES}
+    stages: dict[str, dict[int, Mapping[str, float]]] = {stage: {} for stage in STAGES}
     superseded = 0
     written = read_json_lines(path)
     for line in written.lines:
-        steps, step = stages[known_stage(line)], line.step()
+        read = StepMetrics.of_line(line)
         # A resumed job runs the steps after its checkpoint again: what it wrote last is what the policy went through.
-        superseded += step in steps
-        steps[step] = numbers_of(line)
+        superseded += read.step in stages[read.stage]
+        stages[read.stage][read.step] = read.values
     kept = [value for steps in stages.values() for values in steps.values() for value in values.values()]
     return Metrics(stages, superseded, sum(not math.isfinite(value) for value in kept), written.truncated)
 
@@ -70,9 +94,3 @@ def known_stage(line: JsonLine) -> str:
     if stage not in STAGES:
         raise AnalysisError(f"{line.where}: field 'stage' is {shortened(repr(stage))}, not one of {', '.join(STAGES)}")
     return stage
-
-
-def numbers_of(line: JsonLine) -> dict[str, float]:
-    # Strict JSON writers put null for what was not finite: it is a gap in a curve, where a missing name is none.
-    numbers = {name: line.number(name) for name in line.fields if name not in ("stage", "step")}
-    return {name: math.nan if value is None else value for name, value in numbers.items()}

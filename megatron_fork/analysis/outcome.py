@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +59,12 @@ def outcome(metrics: Metrics, updates: int) -> Outcome:
     )
 
 
-def signal(step: dict[str, float]) -> float:
+def signal(step: Mapping[str, float]) -> float:
     """Groups of a step with signal; earlier versions wrote only how many were kept, NaN where neither is known."""
     return step.get("rollout/groups_with_signal", step.get("rollout/groups_kept", math.nan))
 
 
-def finite(step: dict[str, float], name: str) -> float:
+def finite(step: Mapping[str, float], name: str) -> float:
     value = step.get(name, 0.0)
     return value if math.isfinite(value) else 0.0
 

@@ -9,8 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from megatron_fork.analysis.charts import draw_curves, draw_entropy_distribution
 from megatron_fork.analysis.colours import LEVELS, PALETTE, EntropyScale, entropy_colours, entropy_scale
-from megatron_fork.analysis.headline import headlines
-from megatron_fork.analysis.origin import facts
+from megatron_fork.analysis.headline import facts, headlines
 from megatron_fork.analysis.outcome import signal
 from megatron_fork.analysis.run_record import RunRecord, read_run
 from megatron_fork.analysis.tokens import fork_table, visible, visible_label

@@ -56,18 +56,15 @@ def read_run(folder: Path) -> RunRecord:
             hint="name the folder that `megatron-fork train` wrote into",
         )
     config, config_text = read_config(folder / "resolved.yaml")
+    summary = folder / "summary.json"
     return RunRecord(
         name=folder.resolve().name,
         metrics=read_metrics(path),
         traces=read_traces(folder / "traces"),
-        summary=read_summary(folder / "summary.json"),
+        summary=parse_object(read_bytes(summary), summary.name) if summary.exists() else JsonLine(summary.name, {}),
         config=config,
         config_text=config_text,
     )
-
-
-def read_summary(path: Path) -> JsonLine:
-    return parse_object(read_bytes(path), path.name) if path.exists() else JsonLine(path.name, {})
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], str]:

@@ -1,15 +1,22 @@
-"""Traced trajectories: every response token with its entropy, its log-prob and whether it carried gradient."""
+"""Traced trajectories: every response token with its entropy, its log-prob and whether it carried gradient.
+
+A run writes `Trace.fields()` as one line of JSON, and `read_traces` reads it again, or names what is wrong with it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json_lines, shortened
 
 KINDS = ("trained", "without_signal", "evaluation")
 PER_TOKEN = ("tokens", "entropy", "selected", "logprob")
+OF_TRAINED = ("entropy", "selected", "advantage")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,12 @@ class Trace:
     reason: str = ""
     """Of the verifier; runs of earlier versions kept none."""
     kind: str = "trained"
+    number: int | None = None
+    """Its place in the rollouts of the step."""
+
+    def fields(self) -> dict[str, Any]:
+        """What a line says of it; only a trained one has an entropy, a selection and an advantage."""
+        return {name: value for name, value in vars(self).items() if self.kind == "trained" or name not in OF_TRAINED}
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,7 @@ def trace_of(line: JsonLine) -> Trace:
         finish_reason=line.text("finish_reason"),
         reason=line.text("reason") if "reason" in line.fields else "",
         kind=kind,
+        number=None if line.fields.get("number") is None else line.whole("number"),
     )
     for name in PER_TOKEN if trained else ("logprob",):
         length = len(line.fields[name])
@@ -103,3 +117,17 @@ def required_number(line: JsonLine, name: str) -> float:
     if value is None:
         raise AnalysisError(f"{line.where}: field {name!r} is missing or null, not a number")
     return value
+
+
+def mixture(responses: Sequence[T], count: int, is_right: Callable[[T], bool]) -> list[T]:
+    """At most `count` of the responses, in their order, spread evenly over the right ones and over the wrong ones."""
+    right = [place for place, response in enumerate(responses) if is_right(response)]
+    wrong = [place for place, response in enumerate(responses) if not is_right(response)]
+    of_right = min(len(right), max(count // 2, count - len(wrong)))
+    places = spread(right, of_right) + spread(wrong, min(len(wrong), count - of_right))
+    return [responses[place] for place in sorted(places)]
+
+
+def spread(places: Sequence[int], count: int) -> list[int]:
+    """`count` of the places, no more than there are, at equal distances from the first on."""
+    return [places[number * len(places) // count] for number in range(count)]

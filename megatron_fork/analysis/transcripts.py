@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_fork.analysis.colours import EntropyScale
-from megatron_fork.analysis.mixture import mixture
 from megatron_fork.analysis.tokens import visible, visible_label, visible_token
-from megatron_fork.analysis.traces import Trace, Traces
+from megatron_fork.analysis.traces import Trace, Traces, mixture
 
 STEPS_SHOWN = 6
 EVALUATIONS_SHOWN = 2

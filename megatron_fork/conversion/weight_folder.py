@@ -30,8 +30,9 @@ _LONGEST_NAME = 255
 class WeightFolder(Mapping[str, Tensor]):
     """The tensors of a folder, each read into memory of its own from the file that `weight_map` names.
 
-    The library would map the files, and what was once read of them would count as this process's memory. Raises `ModelError`
-    where there are no weights that could be read, `CheckpointError` where files, headers and index do not go together.
+    The library would map the files: all that was once read of them would count as this process's memory, and a file that
+    somebody cuts meanwhile would end the process (SIGBUS) in place of an error. Raises `ModelError` where there are no weights
+    that could be read, `CheckpointError` where files, headers and index do not go together.
     """
 
     def __init__(self, folder: Path) -> None:

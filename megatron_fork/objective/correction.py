@@ -23,13 +23,17 @@ class Correction(NamedTuple):
 
 
 class Mismatch(NamedTuple):
-    """Engine against trainer over all ranks, in nats a token; `clipped` is the share that the correction changed."""
+    """Engine against trainer over all ranks, in nats a token; `clipped` is the share that the correction changed.
+
+    `factor` is the mean of exp |difference|, by how much a token's probabilities differ: 1 where they are alike.
+    """
 
     largest: float
     mean: float
     k3: float
     clipped: float
     tokens: int
+    factor: float
 
 
 def accepted_responses(
@@ -103,15 +107,16 @@ def rollout_mismatch(
     checked = distance if fresh is None else distance[fresh]
     most = checked.max() if checked.numel() else checked.new_zeros(())
     largest = float(collectives.all_reduce_max(most.to(device()), group))
-    mean, k3, clipped, count = global_sums(
+    mean, beyond, k3, clipped, count = global_sums(
         group,
         difference.abs().sum(),
+        torch.expm1(difference.abs()).sum(),
         (torch.expm1(difference) - difference).sum(),
         correct(old_logprob, rollout_logprob, accepted, config).clipped.sum(),
         torch.tensor(difference.numel(), device=difference.device),
     )
     tokens = max(1.0, count)
-    return Mismatch(largest, mean / tokens, k3 / tokens, clipped / tokens, int(count))
+    return Mismatch(largest, mean / tokens, k3 / tokens, clipped / tokens, int(count), 1.0 + beyond / tokens)
 
 
 def _required(column: Tensor | None, name: str, config: ObjectiveConfig) -> Tensor:

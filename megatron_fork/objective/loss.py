@@ -67,8 +67,9 @@ def policy_loss(
         covered: `[...]` bool, of `covariance_tokens`; needed by clip_cov and kl_cov.
         accepted: `[...]` bool, of `accepted_responses`; needed where `correction` is sequence.
 
-    Metrics are sums in the dtype of `logprob`: of tokens, token ratios and k3 to the old policy, tokens that each bound
-    took hold of, and, where config asks for them, correction weights, corrected tokens, KL and covered tokens.
+    Metrics are sums in the dtype of `logprob`: of tokens, token ratios, k1 and k3 to the old policy, the surrogate with its
+    correction and without `weight`, tokens that each bound took hold of, and, where config asks for them, correction weights,
+    corrected tokens, KL and covered tokens.
 
     """
     # All but `logprob` and `entropy` is constant, whatever graph the caller has them from.
@@ -93,6 +94,7 @@ def policy_loss(
     columns = {
         "tokens": torch.ones_like(tokens.ratio),
         "ratio": tokens.ratio,
+        "k1": -tokens.log_ratio,
         "k3": tokens.ratio - 1.0 - tokens.log_ratio,
         "clipped_high": surrogate.clipped_high,
         "clipped_low": surrogate.clipped_low,
@@ -103,6 +105,7 @@ def policy_loss(
         factor = correct(tokens.old_logprob, tokens.given("rollout_logprob"), tokens.given("accepted"), config)
         objective = objective * factor.weight
         columns |= {"correction_weight": factor.weight, "correction_clipped": factor.clipped}
+    columns["surrogate"] = objective
     added, more = regularization(tokens, surrogate)
     if "covered" in loss.columns:
         more["covered"] = tokens.needed("covered", "loss")

@@ -16,7 +16,7 @@ from megatron_fork.experience import Batch
 from megatron_fork.policy.network import Update
 from megatron_fork.policy.preparation import candidates, filled, prepared
 from megatron_fork.policy.trained_models import TrainedModels
-from megatron_fork.policy.update_metrics import Metrics, mean, of_critic_update, of_mismatch, of_update
+from megatron_fork.policy.update_metrics import Metrics, mean, of_critic_update, of_mismatch, of_responses, of_update
 from megatron_fork.vocab_parallel import TokenStatistics
 
 # Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 these differ in the last bits with
@@ -116,7 +116,7 @@ class Learner:
             result.shares = [result.restored(share) for share in shares]
         else:
             shares = prepared(shares, self.models, self.objective)
-            result.metrics = self._checked_against_engine(shares, step - 1)
+            result.metrics = of_responses(mini_batches) | self._checked_against_engine(shares, step - 1)
             result.shares = shares
         clock.lap("statistics")
         for index in range(len(result.updates), len(shares)):

@@ -6,9 +6,23 @@ import math
 from collections.abc import Sequence
 
 from megatron_fork import objective
+from megatron_fork.experience import Batch, Trajectory
 from megatron_fork.policy.network import Update
 
 Metrics = dict[str, float]
+
+
+def of_responses(mini_batches: Sequence[Batch]) -> Metrics:
+    """Of all responses that a step trains on: mean reward, share that were cut at their limit, tokens with their prompts."""
+    all_of_step = [each for batch in mini_batches for each in batch.sequences]
+    responses = [each for each in all_of_step if isinstance(each, Trajectory)]
+    if not responses:
+        return {}
+    return {
+        "responses/reward": math.fsum(each.reward for each in responses) / len(responses),
+        "responses/cut": sum(each.finish_reason == "length" for each in responses) / len(responses),
+        "responses/tokens": sum(len(each.prompt.tokens) + len(each.response) for each in responses),
+    }
 
 
 def of_update(update: Update) -> Metrics:
@@ -48,6 +62,7 @@ def of_mismatch(mismatch: objective.Mismatch) -> Metrics:
     return {
         "mismatch/max": mismatch.largest,
         "mismatch/mean": mismatch.mean,
+        "mismatch/factor": mismatch.factor,
         "mismatch/k3": mismatch.k3,
         "mismatch/clipped": mismatch.clipped,
     }

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from megatron_fork.rewards.measures import Measured
 from megatron_fork.rewards.names import CLOSING, OPENING, SEPARATORS
 from megatron_fork.rewards.nodes import with_sign
+from megatron_fork.rewards.score import NotAValueError
 from megatron_fork.rewards.tokens import Token
-from megatron_fork.rewards.unread import NotAValueError
 from megatron_fork.rewards.values import Brackets, Items, Joined, Matrix, Named, NumberSet, Ratio, Scalar, Value
 
 SPELLED = {r"\lbrack": "[", r"\rbrack": "]", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\langle": "(", r"\rangle": ")"}

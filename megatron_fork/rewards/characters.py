@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from megatron_fork.rewards.unread import NotAValueError
+from megatron_fork.rewards.score import NotAValueError
 
 SPACES = "\t\n\r\f\v\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 WHITE = " " + SPACES

@@ -6,8 +6,8 @@ from megatron_fork.rewards.equality import equal, proportional
 from megatron_fork.rewards.intervals import intervals, same
 from megatron_fork.rewards.nodes import Node, negative, number, product
 from megatron_fork.rewards.rules import Rules
+from megatron_fork.rewards.score import NotAValueError
 from megatron_fork.rewards.units import CONVERTED, Unit
-from megatron_fork.rewards.unread import NotAValueError
 from megatron_fork.rewards.values import (
     Brackets,
     Combined,

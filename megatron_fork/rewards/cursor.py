@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
+from megatron_fork.rewards.score import NotAValueError
 from megatron_fork.rewards.tokens import Token
-from megatron_fork.rewards.unread import NotAValueError
 
 
 class Cursor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from megatron_fork.rewards.nodes import Node
-from megatron_fork.rewards.unread import NotAValueError, TooCostlyError
+from megatron_fork.rewards.score import NotAValueError, TooCostlyError
 
 # `2006!` has 19,000 bits; a tower of powers has more than there is memory.
 MAX_BITS = 100_000

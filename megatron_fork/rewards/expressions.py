@@ -19,9 +19,9 @@ from megatron_fork.rewards.functions import (
     Functions,
 )
 from megatron_fork.rewards.nodes import Node, negative, number, product, total
+from megatron_fork.rewards.score import NotAValueError
 from megatron_fork.rewards.tokens import Token
 from megatron_fork.rewards.units import CLOSE, MULTIPLES, POWERS, SHORT, unit_named
-from megatron_fork.rewards.unread import NotAValueError
 
 MAX_NESTING = 30
 MAX_VARIABLES = 3

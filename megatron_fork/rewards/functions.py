@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 from megatron_fork.rewards.cursor import Cursor
 from megatron_fork.rewards.nodes import Node, negative, number, product
+from megatron_fork.rewards.score import NotAValueError
 from megatron_fork.rewards.tokens import Token
-from megatron_fork.rewards.unread import NotAValueError
 
 FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt abs max min gcd".split()

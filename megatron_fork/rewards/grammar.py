@@ -13,8 +13,8 @@ from fractions import Fraction
 from megatron_fork.rewards.bracketed import MAX_ITEMS, Bracketed, both_signs
 from megatron_fork.rewards.exact import Exact
 from megatron_fork.rewards.names import CLOSING, OPENING, SEPARATORS, SIGNS, is_name, statement_length, without_inverse
+from megatron_fork.rewards.score import NotAValueError
 from megatron_fork.rewards.tokens import Token, tokenize
-from megatron_fork.rewards.unread import NotAValueError
 from megatron_fork.rewards.values import (
     Brackets,
     Combined,

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from megatron_fork.rewards.equality import equal, replaced, sign_of
 from megatron_fork.rewards.nodes import Node, negative, number
-from megatron_fork.rewards.unread import NotAValueError
+from megatron_fork.rewards.score import NotAValueError
 from megatron_fork.rewards.values import Brackets, Combined, Items, NumberSet, Relation, Scalar, Value
 
 INFINITY = Node("constant", name="infinity")

@@ -15,9 +15,8 @@ from megatron_fork.rewards.comparison import compare
 from megatron_fork.rewards.extraction import stated_answer, why_none
 from megatron_fork.rewards.grammar import parse
 from megatron_fork.rewards.rules import Rules
-from megatron_fork.rewards.score import Score, excerpt
+from megatron_fork.rewards.score import NotAValueError, Score, excerpt
 from megatron_fork.rewards.tokens import tokenize
-from megatron_fork.rewards.unread import NotAValueError
 from megatron_fork.rewards.values import Items, Scalar, Value
 from megatron_fork.rewards.words import PLACEHOLDERS, choice_letters, chosen, plain_words, same_words, shown
 

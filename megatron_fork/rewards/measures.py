@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from megatron_fork.rewards.expressions import Expressions
 from megatron_fork.rewards.nodes import Node, number, product
+from megatron_fork.rewards.score import NotAValueError
 from megatron_fork.rewards.tokens import Token
 from megatron_fork.rewards.units import MONEY, MULTIPLES, POWERS, SHORT, SPEEDS, combined, unit_named
-from megatron_fork.rewards.unread import NotAValueError
 from megatron_fork.rewards.values import Scalar
 
 MONEY_WORDS = {"rs": "rupee", "inr": "rupee", "usd": "dollar", "eur": "euro"}

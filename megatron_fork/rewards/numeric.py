@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_fork.rewards.exact import Exact, Point, Undefined
 from megatron_fork.rewards.nodes import Node
-from megatron_fork.rewards.unread import NotAValueError, TooCostlyError
+from megatron_fork.rewards.score import NotAValueError, TooCostlyError
 
 FIRST_BITS = 96
 MARGIN_BITS = 160

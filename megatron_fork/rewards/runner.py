@@ -18,13 +18,17 @@ import time
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from megatron_fork.rewards import landlock, privileges
-from megatron_fork.rewards.confinement import leave_networks
+from megatron_fork.rewards import confinement, landlock
 from megatron_fork.rewards.filters import install
 from megatron_fork.rewards.frames import encode, received
 from megatron_fork.rewards.score import RewardError
-from megatron_fork.rewards.system_calls import ask_about_threads, forbid_side_effects, program_filter
-from megatron_fork.rewards.thread_count import MAX_THREADS, ThreadCount
+from megatron_fork.rewards.system_calls import (
+    MAX_THREADS,
+    ThreadCount,
+    ask_about_threads,
+    forbid_side_effects,
+    program_filter,
+)
 
 CHUNK_BYTES = 1 << 16
 MAX_OUTPUT_BYTES = 16 << 20
@@ -132,14 +136,14 @@ class Runner:
         os.dup2(self._nowhere, 0)  # the pool's socket belongs to the worker
         holds = ["programs: no files but Python's, no memory of others (Landlock)"]
         self._rules = landlock.rules_for(self._interpreter)
-        if privileges.become_nobody(self._interpreter):
+        if confinement.become_nobody(self._interpreter):
             holds.append("programs: not root")
-        if leave_networks():
+        if confinement.leave_networks():
             holds.append("programs: no network (namespace)")
-        privileges.drop_capabilities()
-        privileges.bound_descriptors()
-        privileges.hide()
-        privileges.die_with_parent()
+        confinement.drop_capabilities()
+        confinement.bound_descriptors()
+        confinement.hide()
+        confinement.die_with_parent()
         if not forbid_side_effects(processes=True):
             raise OSError("no filter of system calls")
         holds.append("programs: system calls of a computation only (seccomp)")
@@ -155,7 +159,7 @@ class Runner:
 
         def restrict() -> None:
             resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-            privileges.die_with_parent()
+            confinement.die_with_parent()
             if os.getppid() != me:
                 os._exit(1)
             landlock.restrict(self._rules)
@@ -190,7 +194,7 @@ class Runner:
         left, output, ended = memoryview(given), bytearray(), False
         with contextlib.ExitStack() as opened:
             selector = opened.enter_context(selectors.DefaultSelector())
-            end = privileges.descriptor_of(process.pid)
+            end = confinement.descriptor_of(process.pid)
             opened.callback(os.close, end)
             selector.register(self._channel, selectors.EVENT_READ, "worker")
             selector.register(end, selectors.EVENT_READ, "end")

@@ -1,4 +1,4 @@
-"""What a verifier returns, what stands in for that where it failed, and the error of this package."""
+"""What a verifier returns, what stands in for that where it failed, why a text is no answer, and the error of this package."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ FOREIGN = (f"{Path(__file__).parents[1]}/", *(f"{path}/" for path in LIBRARIES),
 
 class RewardError(MegatronForkError):
     """A verifier that does not exist or cannot run; never raised on account of a response."""
+
+
+class NotAValueError(Exception):
+    """The text is not of the grammar; the message is the rest of a sentence about it."""
+
+
+class TooCostlyError(NotAValueError):
+    """Its value would cost more to find than an answer may."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,15 @@ def failed(error: BaseException) -> Score:
 
 def printable(text: str, limit: int) -> str:
     """One line of at most `limit` characters of `text`; each unprintable one is escaped."""
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text[:limit].split()))
+    shown = _escaped(" ".join(text[:limit].split()))
     return shown if len(text) <= limit else f"{shown}..."
 
 
 def excerpt(text: str, limit: int = 60) -> str:
     """Quote `text` for a reason: one line, at most `limit` characters, every unprintable one escaped."""
-    shown = text[:limit]
-    if not shown.isprintable():
-        shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)
+    shown = _escaped(text[:limit])
     return f"'{shown}'" if len(text) <= limit else f"'{shown}...'"
+
+
+def _escaped(text: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -2,9 +2,16 @@
 
 A worker runs verifiers that somebody chose: what reaches beyond a computation is denied to it. A program runs what nobody has
 read: it may make the calls of a Python that computes, with the arguments of one, and no other.
+
+New threads of a program need leave, a bounded number of times: a thread costs memory of the kernel's that no limit of a process
+counts. The kernel stops whoever makes one and asks (seccomp's notifications, Linux 5.5 and newer).
 """
 
 from __future__ import annotations
+
+import errno
+import fcntl
+import struct
 
 from megatron_fork.rewards.filters import (
     ABSENT,
@@ -30,6 +37,14 @@ O_ASYNC = 0x2000
 FIOASYNC, FIOSETOWN, SIOCSPGRP, TIOCSTI, TIOCSETD, TIOCLINUX = 0x5452, 0x8901, 0x8902, 0x5412, 0x5423, 0x541C
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_PTRACER = 1, 4, 0x59616D61
 MAP_LOCKED, MAP_HUGETLB = 0x2000, 0x40000
+
+MAX_THREADS = 64
+# _IOWR('!', 0, 80) and _IOWR('!', 1, 24), the same on all architectures; a question begins with its number.
+RECEIVE, ANSWER = 0xC0502100, 0xC0182101
+QUESTION_BYTES = 80
+NUMBER = struct.Struct("=Q")
+REPLY = struct.Struct("=QqiI")
+GO_ON = 1
 
 OPENING = {"open": Rule(ALLOWED, (Without(1, WRITING),)), "openat": Rule(ALLOWED, (Without(2, WRITING),))}
 OWN_PROCESS = Rule(ALLOWED, (Only(0, (0,)),))
@@ -130,3 +145,28 @@ def ask_about_threads() -> int | None:
     """Have every new thread of this process and its children wait for leave; the descriptor that they ask through."""
     machine = this_machine()
     return None if machine is None else install_notifying(assemble(machine, THREADS_ASKED_FOR, default=ALLOWED))
+
+
+class ThreadCount:
+    """Threads that a program may still start; `descriptor` is readable when one asks.
+
+    Only the count matters, hence nothing is read of a question that the program could change meanwhile.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.left = MAX_THREADS
+
+    def answer(self) -> None:
+        """One question: go on while threads are left, else "try again later", as at any limit of threads."""
+        question = bytearray(QUESTION_BYTES)
+        try:
+            fcntl.ioctl(self.descriptor, RECEIVE, question)
+            (number,) = NUMBER.unpack_from(question)
+            if self.left > 0:
+                self.left -= 1
+                fcntl.ioctl(self.descriptor, ANSWER, REPLY.pack(number, 0, 0, GO_ON))
+            else:
+                fcntl.ioctl(self.descriptor, ANSWER, REPLY.pack(number, 0, -errno.EAGAIN, 0))
+        except FileNotFoundError:
+            return  # whoever asked has been killed

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Literal
 
 from megatron_fork.rewards.characters import canonical
-from megatron_fork.rewards.unread import NotAValueError
+from megatron_fork.rewards.score import NotAValueError
 
 Kind = Literal["number", "word", "command", "mark", "blank", "begin", "end"]
 MAX_DIGITS = 2000
@@ -193,7 +193,7 @@ def _number(text: str, match: re.Match[str], stop: int, spaced: bool, upright: b
         value *= Fraction(10) ** int(scientific[1])
         end = scientific.end()
     if re.compile(r"\.[0-9]").match(text, end, stop) or (digits == "0" and not point and _letter(text, end, stop)):
-        raise NotAValueError(f"has {excerpt_of(text, start)!r}, which is no number")
+        raise NotAValueError(f"has {text[start : start + 12]!r}, which is no number")
     return Token("number", text[start:end], start, end, value=value, spaced=spaced, upright=upright)
 
 
@@ -213,7 +213,3 @@ def _based(match: re.Match[str], spaced: bool) -> Token:
     if value is None:
         raise NotAValueError(f"has {match['based']!r}, which is no number of that base")
     return Token("number", match[0], match.start(), match.end(), value=value, base=base, spaced=spaced)
-
-
-def excerpt_of(text: str, start: int) -> str:
-    return text[start : start + 12]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from megatron_fork.rewards import arithmetic, code, mathematics, procedural, published, reach
+from megatron_fork.rewards import arithmetic, code, mathematics, procedural, reach
 from megatron_fork.rewards.custom import CustomVerifier, is_custom, load_custom
 from megatron_fork.rewards.reference import read_reference
 from megatron_fork.rewards.rules import rules_of
-from megatron_fork.rewards.score import RewardError, Score, failed
+from megatron_fork.rewards.score import RewardError, Score, excerpt, failed
 
 
 def score(response: str, answer: str, *, kind: str = "math") -> Score:
@@ -60,11 +60,30 @@ def is_kind(kind: str) -> bool:
     return kind in VERIFIERS or is_custom(kind)
 
 
+def verify_with_math_verify(response: str, answer: str) -> Score:
+    """math-verify as it comes, so that figures can be compared with published ones; raises RewardError where it is missing.
+
+    Its own extraction, parser and comparison, the reference first and between dollar signs as its documentation has it. It is
+    wrong on much that `math` is right about, and may compute for ever: in a `RewardPool` its worker is killed. Its own
+    time-outs are off, as they need signals and the main thread.
+    """
+    try:
+        import math_verify  # type: ignore[import-untyped]
+    except ImportError as error:
+        hint = "pip install 'math-verify[antlr4_13_2]'"
+        raise RewardError("kind 'math_verify' needs math-verify", hint=hint) from error
+    expected = math_verify.parse(f"${answer}$", parsing_timeout=None)
+    found = math_verify.parse(response, parsing_timeout=None)
+    right = bool(math_verify.verify(expected, found, timeout_seconds=None))
+    stated = str(found[-1]) if found else "nothing"
+    return Score(float(right), f"{excerpt(stated)} is what math-verify found and compared")
+
+
 VERIFIERS: dict[str, Callable[[str, str], Score]] = {
     "arithmetic": arithmetic.verify,
     "code": code.verify,
     "math": mathematics.verify,
-    "math_verify": published.verify,
+    "math_verify": verify_with_math_verify,
     "reach": reach.verify,
     "reasoning_gym": procedural.verify,
 }

@@ -12,10 +12,9 @@ import socket
 import sys
 
 from megatron_fork.rewards.code import permit_programs
-from megatron_fork.rewards.confinement import confine, limit
+from megatron_fork.rewards.confinement import confine, die_with_parent, limit
 from megatron_fork.rewards.custom import CustomVerifier
 from megatron_fork.rewards.frames import encode, received
-from megatron_fork.rewards.privileges import die_with_parent
 from megatron_fork.rewards.process import PATIENCE_WITH_MACHINE
 from megatron_fork.rewards.score import RewardError
 from megatron_fork.rewards.verifiers import RUNS_PROGRAMS, find_verifier, score

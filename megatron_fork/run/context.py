@@ -25,6 +25,7 @@ from megatron_fork.run.claim import claim, new_folder
 from megatron_fork.run.console import Display
 from megatron_fork.run.folder import RunFolder
 from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
+from megatron_fork.run.metric_names import PeerNames
 from megatron_fork.run.provenance import as_comments, provenance
 from megatron_fork.wording import command
 
@@ -163,4 +164,11 @@ def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFold
     # Without `overwrite`: this file is what a run is resumed by.
     head = as_comments(provenance(str(layout))) if first else ""
     named = replace(config, run=replace(config.run, folder=str(path), overwrite=False))
-    return RunFolder(path, writes=first, wandb_project=config.run.wandb, resolved=head + to_yaml(named), lock=lock)
+    return RunFolder(
+        path,
+        writes=first,
+        wandb_project=config.run.wandb,
+        resolved=head + to_yaml(named),
+        lock=lock,
+        peer_names=PeerNames(config.run.metric_aliases, layout.world.size()),
+    )

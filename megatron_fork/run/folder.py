@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from megatron_fork.analysis import StepMetrics
 from megatron_fork.errors import RunFolderError
 from megatron_fork.files import replace_file
 from megatron_fork.masking import masked
+from megatron_fork.run.metric_names import PeerNames
 from megatron_fork.wording import way_out
 
 
@@ -66,11 +68,13 @@ class RunFolder:
         wandb_project: str | None = None,
         resolved: str = "",
         lock: TextIO | None = None,
+        peer_names: PeerNames | None = None,
     ) -> None:
         """Of the rank that `writes`; `lock` is kept open until `close`, and with it the folder kept from other processes."""
         self.path = path
         self.writes = writes
         self._lock, self._resolved, self._wandb_project = lock, resolved, wandb_project
+        self._peer_names = peer_names or PeerNames()
         self._wandb = None
         if writes:
             with writing_to(path):
@@ -82,15 +86,17 @@ class RunFolder:
             return
         write_atomically(self.path / "resolved.yaml", self._resolved)
         if self._wandb_project:
-            self._wandb = _start_wandb(self._wandb_project, self.path, self._resolved)
+            self._wandb = _start_wandb(self._wandb_project, self.path, self._resolved, self._peer_names.all())
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl."""
         if not self.writes:
             return
-        self._append(self.path / "metrics.jsonl", {"stage": stage, "step": step, **values})
+        aliases = self._peer_names.of(stage, values)
+        self._append(self.path / "metrics.jsonl", StepMetrics(stage, step, {**values, **aliases}).fields())
         if self._wandb is not None:
-            finite = {f"{stage}/{name}": value for name, value in values.items() if math.isfinite(value)}
+            logged = {f"{stage}/{name}": value for name, value in values.items()} | aliases
+            finite = {name: value for name, value in logged.items() if math.isfinite(value)}
             self._wandb.log({**finite, f"{stage}/step": step})
 
     def updates(self, step: int, values: Sequence[Mapping[str, float]]) -> None:
@@ -158,8 +164,8 @@ def _step_of(trace: Path) -> float:
     return int(number) if number.isdecimal() else math.inf
 
 
-def _start_wandb(project: str, path: Path, resolved: str) -> Any:
-    """The Weights & Biases run of a folder: the one that was begun there, where one was."""
+def _start_wandb(project: str, path: Path, resolved: str, of_training: Sequence[str]) -> Any:
+    """The Weights & Biases run of a folder, the one that was begun there, where one was; more metrics `of_training`."""
     try:
         import wandb
     except ImportError as error:
@@ -188,6 +194,8 @@ def _start_wandb(project: str, path: Path, resolved: str) -> Any:
     # Charts by the run's own steps: those that a resumed run takes again lie over the first ones.
     for stage in ("sft", "train", "evaluation"):
         run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+    for name in of_training:
+        run.define_metric(name, step_metric="train/step")
     return run
 
 

@@ -6,6 +6,7 @@ verifier said of them.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_fork.analysis import mixture
+from megatron_fork.analysis import Trace, mixture
 from megatron_fork.distributed import collectives
 from megatron_fork.experience import Batch, Demonstration, Trajectory
 from megatron_fork.rewards import read_reference
@@ -42,20 +43,20 @@ def _records(share: Batch, chosen: set[int], tokenizer: PreTrainedTokenizerBase,
     for sequence, (entropy, selected, logprob) in zip(share.sequences, columns, strict=True):
         if sequence.number not in chosen or not isinstance(sequence, Trajectory):
             continue
-        yield {
-            "step": step,
-            "number": sequence.number,
-            "prompt": sequence.prompt.text,
-            "answer": str(read_reference(sequence.prompt.answer)),
-            "tokens": token_texts(tokenizer, sequence),
-            "entropy": entropy.tolist(),
-            "selected": selected.tolist(),
-            "logprob": logprob.tolist(),
-            "reward": sequence.reward,
-            "reason": sequence.reason,
-            "advantage": sequence.advantage,
-            "finish_reason": sequence.finish_reason,
-        }
+        yield Trace(
+            step=step,
+            prompt=sequence.prompt.text,
+            answer=str(read_reference(sequence.prompt.answer)),
+            tokens=token_texts(tokenizer, sequence),
+            entropy=entropy.tolist(),
+            selected=selected.tolist(),
+            logprob=logprob.tolist(),
+            reward=sequence.reward,
+            advantage=sequence.advantage,
+            finish_reason=sequence.finish_reason,
+            reason=sequence.reason,
+            number=sequence.number,
+        ).fields()
 
 
 def response_records(
@@ -67,21 +68,26 @@ def response_records(
     kind: Literal["without_signal", "evaluation"],
 ) -> list[dict[str, Any]]:
     """At most `count` responses that were not trained on, right and wrong ones, as the engine and the verifier left them."""
-    return [
-        {
-            "kind": kind,
-            "step": step,
-            "number": response.number,
-            "prompt": response.prompt.text,
-            "answer": str(read_reference(response.prompt.answer)),
-            "tokens": token_texts(tokenizer, response),
-            "logprob": list(response.rollout_logprob),
-            "reward": response.reward,
-            "reason": response.reason,
-            "finish_reason": response.finish_reason,
-        }
-        for response in mixture(responses, count, lambda response: response.reward > 0)
-    ]
+    few = mixture(responses, count, lambda response: response.reward > 0)
+    return [_of_response(response, token_texts(tokenizer, response), step, kind).fields() for response in few]
+
+
+def _of_response(response: Trajectory, tokens: list[str], step: int, kind: str) -> Trace:
+    return Trace(
+        step=step,
+        prompt=response.prompt.text,
+        answer=str(read_reference(response.prompt.answer)),
+        tokens=tokens,
+        entropy=[math.nan] * len(tokens),
+        selected=[False] * len(tokens),
+        logprob=list(response.rollout_logprob),
+        reward=response.reward,
+        advantage=None,
+        finish_reason=response.finish_reason,
+        reason=response.reason,
+        kind=kind,
+        number=response.number,
+    )
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, sequence: Demonstration) -> list[str]:

@@ -5,7 +5,7 @@ import math
 import numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_run import metrics_of_run, trace_of_step, write_json_lines
+from support.synthetic_run import metrics_of_run, trace_of_step, write_json_lines
 
 from megatron_fork.analysis import write_report
 from megatron_fork.analysis.distribution import LOWEST, bin_edges, counts, in_words

@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from synthetic_run import write_json_lines, write_run
-from test_report_hostile import HOSTILE, hostile_trace
+from support.hostile_page import HOSTILE, hostile_trace
+from support.synthetic_run import write_json_lines, write_run
 
 from megatron_fork.analysis import write_report
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from synthetic_run import metrics_of_run, trace_of_step, write_json_lines, write_run
+from support.synthetic_run import metrics_of_run, trace_of_step, write_json_lines, write_run
 
 from megatron_fork.analysis import AnalysisError, write_report
 from megatron_fork.errors import MegatronForkError, RunFolderError

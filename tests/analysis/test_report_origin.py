@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic_run import trace_of_step, write_json_lines, write_run
-from test_report_hostile import HOSTILE, Elements
+from support.hostile_page import HOSTILE, Elements
+from support.synthetic_run import trace_of_step, write_json_lines, write_run
 
 from megatron_fork.analysis import write_report
 

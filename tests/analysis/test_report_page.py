@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from synthetic_run import trace_of_step, write_json_lines, write_run
+from support.synthetic_run import trace_of_step, write_json_lines, write_run
 
 from megatron_fork.analysis import write_report
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from synthetic_run import metrics_of_run, write_json_lines, write_run
+from support.synthetic_run import metrics_of_run, write_json_lines, write_run
 
 from megatron_fork.analysis import write_report
 from megatron_fork.analysis.metrics import read_metrics

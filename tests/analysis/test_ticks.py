@@ -9,9 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from megatron_fork.analysis.figures import NARROW, WIDE, Line, draw_lines, legend_columns
+from megatron_fork.analysis.figures import NARROW, WIDE, Line, draw_lines, legend_columns, number_text, share_text
 from megatron_fork.analysis.metrics import Metrics
-from megatron_fork.analysis.ticks import number_text, share_text
 
 
 def metrics_of(values: dict[int, float]) -> Metrics:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_run import trace_of_step, write_json_lines, write_run
+from support.synthetic_run import trace_of_step, write_json_lines, write_run
 
 from megatron_fork.analysis import mixture, write_report
 from megatron_fork.analysis.tokens import visible

@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,9 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "distributed")]
-import saver
+from support import saver
 
 from megatron_fork.checkpoint import latest
 from megatron_fork.errors import CheckpointError

@@ -1,17 +1,14 @@
 """What somebody removes while a run goes on is said aloud and written anew; LATEST never names what is not there."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from ranks import run_on_ranks
-
-sys.path.append(str(Path(__file__).parents[1] / "distributed"))
+from support.ranks import run_on_ranks
 
 
 def removed_while_running(name: str) -> None:
-    from layouts import model_config
+    from support.layouts import model_config
 
     from megatron_fork import distributed
     from megatron_fork.checkpoint import Checkpoints, latest

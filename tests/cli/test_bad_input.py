@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, TINY, environment, run
-from tiny_qwen3 import family_config, hugging_face_model
+from support.commands import QUICKSTART, TINY, environment, run
+from support.tiny_qwen3 import family_config, hugging_face_model
 from typer.testing import CliRunner
 
 from megatron_fork.cli import commands as cli

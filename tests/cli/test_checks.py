@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICKSTART
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from tiny_qwen3 import family_config, hugging_face_model
+from support.commands import QUICKSTART
+from support.tiny_qwen3 import family_config, hugging_face_model
 
 from megatron_fork import distributed
 from megatron_fork.cli.doctor import diagnose

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICKSTART, TINY, run
 from safetensors.torch import load_file
+from support.commands import QUICKSTART, TINY, run
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import PROJECT, QUICKSTART, TINY, metrics_of, run, without_times
+from support.commands import PROJECT, QUICKSTART, TINY, metrics_of, run, without_times
 
 ARITHMETIC = PROJECT / "examples" / "arithmetic.yaml"
 
@@ -62,7 +62,10 @@ def test_a_file_of_prompts_resumes_by_the_number_drawn(folder: Path, tmp_path: P
         (("data.preset=gsm9k",), "data.preset=gsm9k is not a preset"),
         (("rewards.kind=code",), "rewards.kind=code runs what the model wrote"),
         (("rewards.kind=absent:verify",), "module absent cannot be imported"),
-        (("rewards.kind=tests.misbehaving:stopped",), "rewards.kind=tests.misbehaving:stopped takes (action)"),
+        (
+            ("rewards.kind=tests.support.misbehaving:stopped",),
+            "rewards.kind=tests.support.misbehaving:stopped takes (action)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(words: tuple[str, ...], message: str) -> None:
@@ -86,7 +89,7 @@ FAILING = (
 def test_a_verifier_that_fails_on_some_is_counted(tmp_path: Path, engine: tuple[str, ...]) -> None:
     folder = tmp_path / "run"
     words = ("train", str(QUICKSTART), *TINY, *FAILING, *engine, "run.trace_trajectories=16")
-    code, output = run(*words, "rewards.kind=tests.misbehaving:judges_most", f"run.folder={folder}")
+    code, output = run(*words, "rewards.kind=tests.support.misbehaving:judges_most", f"run.folder={folder}")
     assert code == 0, output[-3000:]
     for record in [*metrics_of(folder, "train"), *metrics_of(folder, "evaluation")]:
         counts = [record[f"rewards/{kind}"] for kind in ("error", "timed_out", "died")]
@@ -107,7 +110,7 @@ def test_a_verifier_that_fails_on_some_is_counted(tmp_path: Path, engine: tuple[
 def test_a_verifier_that_fails_on_all_ends_the_run(tmp_path: Path, kind: str) -> None:
     code, output = run(
         *("train", str(QUICKSTART), *TINY, *FAILING),
-        f"rewards.kind=tests.misbehaving:{kind}",
+        f"rewards.kind=tests.support.misbehaving:{kind}",
         f"run.folder={tmp_path / 'run'}",
     )
     assert code == 1, output[-3000:]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICKSTART, run
 from rich.console import Console
+from support.commands import QUICKSTART, run
 from typer.testing import CliRunner
 
 from megatron_fork.cli import commands as cli

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, TINY, metrics_of, run
+from support.commands import QUICKSTART, TINY, metrics_of, run
 
 EXPERTS = [
     *(f"model.hf_config.{field}" for field in ("model_type=qwen3_moe", "num_experts=4", "num_experts_per_tok=2")),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICKSTART, TINY, finish, metrics_of, run, start, without_times
 from safetensors.torch import load_file
+from support.commands import QUICKSTART, TINY, finish, metrics_of, run, start, without_times
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICKSTART, TINY, run
 from safetensors.torch import load_file, save_file
-from tiny_qwen3 import family_config, hugging_face_model
+from support.commands import QUICKSTART, TINY, run
+from support.tiny_qwen3 import family_config, hugging_face_model
 from typer.testing import CliRunner
 
 from megatron_fork.cli import commands as cli

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import PROJECT, QUICKSTART, environment
+from support.commands import PROJECT, QUICKSTART, environment
 
 # Runs the program, then says what it has imported; the program's own exit code stays.
 WATCHED = """

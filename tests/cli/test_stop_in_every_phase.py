@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, TINY, Program, finish, metrics_of, run, start, without_times
+from support.commands import QUICKSTART, TINY, Program, finish, metrics_of, run, start, without_times
 
 # The evaluation takes longest: a signal after what comes before it meets it.
 WORDS = (

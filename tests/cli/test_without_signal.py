@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, TINY, finish, metrics_of, run, start
+from support.commands import QUICKSTART, TINY, finish, metrics_of, run, start
 
 WORDS = (*TINY, "sft.steps=0", "train.steps=3", "rollout.dynamic_sampling=true", "rollout.max_rounds=2")
 

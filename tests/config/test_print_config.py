@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import yaml
-from commands import PROJECT, QUICKSTART
+from support.commands import PROJECT, QUICKSTART
 
 from megatron_fork.config import RunConfig, load_config, to_yaml
 from megatron_fork.recipe.meanings import described, meanings

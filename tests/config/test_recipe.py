@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import QUICKSTART
+from support.commands import QUICKSTART
 
 from megatron_fork.config import RunConfig, differences, fingerprint, former_fingerprints, load_config, to_yaml
 from megatron_fork.errors import ConfigError

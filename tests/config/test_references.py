@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.commands import QUICKSTART
 
 from megatron_fork.config import differences, load_config, to_yaml
 from megatron_fork.errors import ConfigError

@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from commands import QUICKSTART
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.commands import QUICKSTART
 
 from megatron_fork.config import PATHS, RunConfig, load_config, to_yaml
 from megatron_fork.errors import ConfigError, MegatronForkError

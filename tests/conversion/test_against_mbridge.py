@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from tiny_qwen3 import family_config, hugging_face_model, megatron_model
+from support.tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
 from megatron_fork.conversion import PublishedWeights, iter_hf_weights, load_weights
 from megatron_fork.distributed import compatibility

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_qwen3 import FAMILIES, family_config, hugging_face_model, megatron_model, tiny_config
+from support.tiny_qwen3 import FAMILIES, family_config, hugging_face_model, megatron_model, tiny_config
 from transformers import AutoModelForCausalLM
 
 from megatron_fork import distributed

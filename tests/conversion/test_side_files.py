@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, TINY, run
-from tiny_qwen3 import family_config, hugging_face_model
+from support.commands import QUICKSTART, TINY, run
+from support.tiny_qwen3 import family_config, hugging_face_model
 
 from megatron_fork.conversion import ModelFiles, to_hf, to_megatron
 from megatron_fork.data.reach import build_tokenizer

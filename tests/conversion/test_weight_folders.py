@@ -4,15 +4,17 @@ Both at every entrance that reads weights, and by the same check.
 """
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_qwen3 import family_config, hugging_face_model, megatron_model
+from support.tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
 from megatron_fork import distributed
 from megatron_fork.config import RunConfig
@@ -27,7 +29,7 @@ from megatron_fork.conversion import (
     verify,
 )
 from megatron_fork.conversion.weight_folder import WeightFolder
-from megatron_fork.errors import MegatronForkError
+from megatron_fork.errors import CheckpointError, MegatronForkError
 from megatron_fork.models import ModelConfig as Source
 from megatron_fork.models import build_value_chunks
 from megatron_fork.run.checks import matching_model
@@ -132,6 +134,14 @@ def test_without_an_index_the_single_file_is_read_alone(tmp_path: Path) -> None:
         assert all(torch.equal(found[name], wanted[name]) for name in found)
     (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(wanted, "model.safetensors")}))
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded(folder).items())
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1 << 20)}, tmp_path / "model.safetensors")
+    with closing(WeightFolder(tmp_path)) as folder:
+        os.truncate(tmp_path / "model.safetensors", 4096)
+        with pytest.raises(CheckpointError, match="a ends before its last byte"):
+            folder["a"]
 
 
 def test_a_fault_of_the_reader_does_not_pass_its_own_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

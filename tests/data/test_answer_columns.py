@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_prompt_files import TOKENIZER, everything, write
+from support.prompt_files import TOKENIZER, everything, write
 
 from megatron_fork.data import DataConfig, load_prompts
 from megatron_fork.data.answers import NO_ANSWER, AnswerReader, NoAnswer, reader

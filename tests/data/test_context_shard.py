@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_packing import batch_of
+from support.batches import batch_of
 
 from megatron_fork.data import MicroBatch, RowShape, pack
 from megatron_fork.errors import DataError

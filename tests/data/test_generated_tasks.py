@@ -7,7 +7,7 @@ import random
 from itertools import islice
 
 import pytest
-from test_prompt_files import bytes_tokenizer
+from support.prompt_files import bytes_tokenizer
 
 from megatron_fork.data import DataConfig, arithmetic, load_prompts
 from megatron_fork.data.config import GeneratorConfig

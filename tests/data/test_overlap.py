@@ -101,7 +101,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, words: list[str], message: str) -> None:
-    from commands import run
+    from support.commands import run
 
     a = write(tmp_path / "a.jsonl", ("p", "1")).path
     code, output = run("data", *(str(a) if word == "A" else word for word in words))

@@ -7,21 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.batches import batch_of
 
 from megatron_fork.data import MicroBatch, RowShape, deal, micro_batches_needed, pack
 from megatron_fork.errors import DataError
-from megatron_fork.experience import Batch, Demonstration, Prompt
-
-
-def batch_of(lengths: list[tuple[int, int]]) -> Batch:
-    """Sequences of (prompt, response) tokens that are all different; the entropy of a response token is its token."""
-    sequences, following = [], 1
-    for number, (prompt, response) in enumerate(lengths):
-        tokens = tuple(range(following, following + prompt + response))
-        following += prompt + response
-        sequences.append(Demonstration(number, Prompt(number, "", tokens[:prompt], ""), tokens[prompt:]))
-    entropies = [float(token) for sequence in sequences for token in sequence.response]
-    return Batch(sequences, entropy_t=torch.tensor(entropies))
 
 
 def sequences_of(micro_batch: MicroBatch) -> list[tuple[list[int], list[int], list[bool], list[int]]]:

@@ -8,29 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from support.prompt_files import TOKENIZER, bytes_tokenizer, everything, write
 
 from megatron_fork.config import load_config
-from megatron_fork.data import PRESETS, DataConfig, PromptSource, load_prompts, reach
+from megatron_fork.data import PRESETS, DataConfig, load_prompts, reach
 from megatron_fork.data.columns import Columns
 from megatron_fork.data.presets import DAPO_PREFIX, DAPO_SUFFIX
 from megatron_fork.errors import ConfigError, DataError
 
-
-def bytes_tokenizer(*special: str, chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """One token a byte, and the given special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
-    made.add_special_tokens({"additional_special_tokens": list(special)})
-    made.chat_template = chat_template
-    return made
-
-
-TOKENIZER = bytes_tokenizer("<|im_start|>", "<|im_end|>")
 # One row of each published schema; the texts are ours.
 SCHEMAS: dict[str, tuple[dict[str, Any], str]] = {
     "dapo_math_17k": (
@@ -67,15 +52,6 @@ SCHEMAS: dict[str, tuple[dict[str, Any], str]] = {
     "olympiad_bench": ({"id": 1606, "question": "QUESTION", "final_answer": ["2", "$-3$"], "unit": None}, "2, $-3$"),
 }
 SCHEMAS["math_test"], SCHEMAS["gsm8k_test"] = SCHEMAS["math"], SCHEMAS["gsm8k"]
-
-
-def write(path: Path, *rows: dict[str, Any]) -> str:
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return str(path)
-
-
-def everything(source: PromptSource) -> list[Any]:
-    return sorted([*source.training, *source.held_out], key=lambda prompt: prompt.index)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

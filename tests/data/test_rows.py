@@ -46,6 +46,19 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert len({place for place, _ in placed}) == len(ROWS)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "answer"),
+    [(".csv", text) for text in ("007", "1.50", "NA", "null", "True", "1e3", "2024-01-02", " 7 ")]
+    + [(suffix, text) for suffix in (".jsonl", ".json", ".parquet", ".arrow") for text in ("2024-01-02", "007", "NA")]
+    + [(suffix, 10**30 + 7) for suffix in (".jsonl", ".json")],
+)
+def test_an_answer_is_what_the_file_says(tmp_path: Path, suffix: str, answer: str | int) -> None:
+    """Nothing is taken for a number, a date or a gap that is a text there, and no number is rounded."""
+    path = write(tmp_path / f"a{suffix}", [{"prompt": "x", "answer": answer}])
+    (row,) = (row for _, row in read_rows(path))
+    assert row == {"prompt": "x", "answer": answer} and type(row["answer"]) is type(answer)
+
+
 def test_a_folder_as_hugging_face_repositories_are(tmp_path: Path) -> None:
     for name, rows in (("algebra", ROWS[:5]), ("geometry", ROWS[5:9])):
         write(tmp_path / name / "train-00000-of-00001.parquet", rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_prompt_files import TOKENIZER, write
+from support.prompt_files import TOKENIZER, write
 
 from megatron_fork.data import DataConfig, load_prompts
 from megatron_fork.data.config import GeneratorConfig

@@ -146,7 +146,7 @@ def test_what_a_readme_may_not_say(tmp_path: Path, readme: str, message: str) ->
 
 
 def test_the_recipe_and_the_tools_choose(tmp_path: Path) -> None:
-    from test_prompt_files import TOKENIZER
+    from support.prompt_files import TOKENIZER
 
     source = folder(tmp_path, *FILES, readme=DECLARED)
     prompts = load_prompts(DataConfig(source=str(source), subset="socratic", held_out=1), TOKENIZER)

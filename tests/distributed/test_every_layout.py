@@ -10,8 +10,8 @@ import random
 from typing import Any
 
 import pytest
-from layouts import differences, legal, name_of, two_updates
-from ranks import run_on_ranks
+from support.layouts import differences, legal, name_of, two_updates
+from support.ranks import run_on_ranks
 
 TOLERANCE = 1e-5
 DRAWN = 6

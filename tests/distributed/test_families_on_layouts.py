@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from ranks import run_on_ranks
+from support.ranks import run_on_ranks
 
 LENGTHS = [10, 7, 12, 40, 3, 2]  # an even sum: it splits over two tensor ranks
 UNTIED = {"tie_word_embeddings": False}
@@ -41,7 +41,7 @@ def compare_layouts(names: list[str]) -> dict[str, dict]:
 
 def compare(parallel: dict, variants: dict) -> dict[str, tuple[list[str], list[str], float]]:
     """For each variant: tensors of policy and of critic that did not come back, and the largest difference of logits."""
-    from tiny_qwen3 import family_config, hugging_face_model
+    from support.tiny_qwen3 import family_config, hugging_face_model
 
     from megatron_fork.conversion import PublishedWeights, load_weights
     from megatron_fork.distributed import ParallelConfig, parallel_layout
@@ -128,7 +128,7 @@ def test_logits_and_round_trips(name: str, worlds: dict[int, list[dict]]) -> Non
 
 def virtual_stages(family: str, tied: bool) -> tuple[list[list[str]], list[str]]:
     """Names of the layers in this rank's two chunks, and the tensors that did not come back."""
-    from tiny_qwen3 import family_config, hugging_face_model
+    from support.tiny_qwen3 import family_config, hugging_face_model
 
     from megatron_fork.conversion import PublishedWeights, load_weights
     from megatron_fork.conversion.parameters import local_parameters

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ranks import run_on_ranks
+from support.ranks import run_on_ranks
 
 
 def threads_inside_and_after() -> list[tuple[int, int]]:

@@ -8,8 +8,8 @@ import os
 
 import pytest
 import torch
-from layouts import model_config, trajectories
-from ranks import run_on_ranks
+from support.layouts import model_config, trajectories
+from support.ranks import run_on_ranks
 from transformers import AutoModelForCausalLM
 
 OBJECTIVES: dict[str, dict] = {

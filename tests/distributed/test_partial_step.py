@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import model_config, name_of, trajectories
-from ranks import run_on_ranks
+from support.layouts import model_config, name_of, trajectories
+from support.ranks import run_on_ranks
 
 PAIRS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import PROJECT, QUICKSTART, TINY, environment, metrics_of, run
+from support.commands import PROJECT, QUICKSTART, TINY, environment, metrics_of, run
 
 LAYOUTS = {
     "tensor": ["parallel.tensor=2"],

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import legal, model_config, name_of, trajectories
-from ranks import run_on_ranks
 from safetensors.torch import load_file
+from support.layouts import legal, model_config, name_of, trajectories
+from support.ranks import run_on_ranks
 from transformers import AutoModelForCausalLM
 
 from megatron_fork.conversion import to_hf

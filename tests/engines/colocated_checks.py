@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from commands import QUICKSTART, TINY, metrics_of, run
-from conftest import STOP, greedy_responses, logits_of, logprob_of, new_model, requests, weights_of
-from ranks import run_on_ranks
+from support.commands import QUICKSTART, TINY, metrics_of, run
+from support.engine_models import STOP, greedy_responses, logits_of, logprob_of, new_model, requests, weights_of
+from support.ranks import run_on_ranks
 from transformers import PretrainedConfig
 
 from megatron_fork import distributed

@@ -1,40 +1,23 @@
 """Servers and models that the tests of this folder share. One server runs at a time; tests are grouped by it."""
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from commands import QUICKSTART
-from engine_servers import RunningServer, serving
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from support.commands import QUICKSTART
+from support.engine_models import STOP, new_model
+from support.engine_servers import RunningServer, serving
 
 from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
-from megatron_fork.rollout import RemoteConfig, RemoteEngine, Request, RolloutConfig
-
-STOP = 1
+from megatron_fork.rollout import RemoteConfig, RemoteEngine, RolloutConfig
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.engines)
-
-
-def new_model(*, tied: bool, seed: int) -> PreTrainedModel:
-    """Random weights of the quickstart's size, sharp enough that greedy decoding has no near ties."""
-    config = resolve_config(load_config(QUICKSTART).model)
-    config.tie_word_embeddings = tied
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-    return model
 
 
 @dataclass
@@ -85,46 +68,3 @@ def remote(tmp_path: Path) -> Iterator:
     yield make
     for engine in made:
         engine.close()
-
-
-def weights_of(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
-    return [(name, parameter.detach()) for name, parameter in model.named_parameters()]
-
-
-def requests(count: int, *, temperature: float = 1.0, max_tokens: int = 20, seed: int = 8, **settings) -> list[Request]:
-    generator = random.Random(seed)
-    return [
-        Request(
-            number,
-            tuple(generator.randrange(2, 135) for _ in range(generator.randint(1, 9))),
-            number + 77,
-            temperature,
-            max_tokens,
-            **settings,
-        )
-        for number in range(count)
-    ]
-
-
-@torch.no_grad()
-def logits_of(model: PreTrainedModel, request: Request, response: tuple[int, ...]) -> torch.Tensor:
-    """`[response tokens, vocab]` of one pass over the whole sequence."""
-    whole = torch.tensor([[*request.tokens, *response]])
-    return model(input_ids=whole).logits[0, len(request.tokens) - 1 : -1].double()
-
-
-def logprob_of(logits: torch.Tensor, response: tuple[int, ...]) -> torch.Tensor:
-    return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
-
-
-def greedy_responses(model: PreTrainedModel, asked: list[Request]) -> dict[int, list[int]]:
-    return {
-        request.number: model.generate(
-            torch.tensor([request.tokens]),
-            do_sample=False,
-            max_new_tokens=request.max_tokens,
-            eos_token_id=STOP,
-            pad_token_id=0,
-        )[0, len(request.tokens) :].tolist()
-        for request in asked
-    }

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import STOP, logits_of, logprob_of, new_model, requests, weights_of
+from support.engine_models import STOP, logits_of, logprob_of, new_model, requests, weights_of
 from transformers import AutoModelForCausalLM
 
 from megatron_fork.experience import VersionSpan

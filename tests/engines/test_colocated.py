@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import PROJECT, QUICKSTART, TINY, environment, run
-from engine_servers import environment_of
+from support.commands import PROJECT, QUICKSTART, TINY, environment, run
+from support.engine_servers import environment_of
 
 CHECKS = Path(__file__).parent / "colocated_checks.py"
 

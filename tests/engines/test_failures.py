@@ -5,8 +5,8 @@ from itertools import takewhile
 
 import pytest
 import torch
-from conftest import logits_of, logprob_of, new_model, requests, weights_of
-from engine_servers import FaultyProxy
+from support.engine_models import logits_of, logprob_of, new_model, requests, weights_of
+from support.engine_servers import FaultyProxy
 
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout import Request

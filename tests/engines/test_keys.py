@@ -4,8 +4,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import new_model, requests, weights_of
-from engine_servers import ENGINES, serving
+from support.engine_models import new_model, requests, weights_of
+from support.engine_servers import ENGINES, serving
 
 from megatron_fork.masking import KEY_VARIABLE
 

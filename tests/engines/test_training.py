@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICKSTART, TINY, finish, metrics_of, run, start
+from support.commands import QUICKSTART, TINY, finish, metrics_of, run, start
 
 LEARN = ["evaluation.every=0"]
 BOTH = pytest.mark.parametrize("server", ["vllm tied", "sglang tied"], indirect=True, scope="session")
@@ -131,7 +131,7 @@ def test_generation_goes_ahead_of_training(server, tmp_path: Path, tail: str, ra
 @BOTH
 def test_a_run_without_servers_is_saved_and_goes_on(server, tmp_path: Path) -> None:
     """All servers gone in the middle: one line that names them, exit code 1, and the run resumes with them."""
-    from engine_servers import FaultyProxy
+    from support.engine_servers import FaultyProxy
 
     proxy = FaultyProxy(server.server.url)
     proxy.only_generation = False
@@ -170,7 +170,7 @@ def refuse_after_a_step(proxy, folder: Path) -> None:
 @pytest.mark.parametrize("server", ["vllm tied"], indirect=True, scope="session")
 def test_another_model_than_the_trainers_is_found_by_the_probe(server, tmp_path: Path) -> None:
     """A server that answers with other numbers than its weights give: here a temperature of its own making."""
-    from engine_servers import FaultyProxy
+    from support.engine_servers import FaultyProxy
 
     proxy = FaultyProxy(server.server.url)
     proxy.mode = "shift"

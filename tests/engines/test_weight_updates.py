@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import greedy_responses, logits_of, logprob_of, new_model, requests, weights_of
+from support.engine_models import greedy_responses, logits_of, logprob_of, new_model, requests, weights_of
 
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.servers.sglang import SglangServer

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
-from ranks import run_on_ranks
+from support.ranks import run_on_ranks
 
 from megatron_fork.data.context_shard import zig_zag
 from megatron_fork.distributed import collectives

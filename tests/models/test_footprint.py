@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from ranks import run_on_ranks
-from tiny_qwen3 import FAMILIES, family_config
+from support.ranks import run_on_ranks
+from support.tiny_qwen3 import FAMILIES, family_config
 from transformers import Qwen3Config, Qwen3MoeConfig
 
 from megatron_fork.distributed import ParallelConfig

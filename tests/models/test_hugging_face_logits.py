@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from tiny_qwen3 import family_config, hugging_face_model, megatron_model
+from support.tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
 from megatron_fork.conversion import PublishedWeights
 from megatron_fork.conversion.parameters import local_parameters

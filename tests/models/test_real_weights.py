@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from tiny_qwen3 import megatron_model
+from support.tiny_qwen3 import megatron_model
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from megatron_fork.conversion import export_hf, iter_hf_weights, load_hf, read_config

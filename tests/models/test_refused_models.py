@@ -1,7 +1,7 @@
 """A model that would be computed wrongly is refused by a line that names the field, before anything is allocated."""
 
 import pytest
-from tiny_qwen3 import family_config, megatron_model, tiny_config
+from support.tiny_qwen3 import family_config, megatron_model, tiny_config
 
 from megatron_fork import distributed
 from megatron_fork.errors import ConfigError, LayoutError, ModelError

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_qwen3 import family_config, megatron_model
+from support.tiny_qwen3 import family_config, megatron_model
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from megatron_fork.errors import ModelError

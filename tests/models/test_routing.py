@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_qwen3 import family_config
+from support.tiny_qwen3 import family_config
 from torch import Tensor
 
 from megatron_fork import distributed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICKSTART, run
+from support.commands import QUICKSTART, run
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.objective import ObjectiveConfig, loss_named, needs_whole_sequences, policy_loss

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megatron_fork.errors import ObjectiveError
 from megatron_fork.objective import EntropyShaping, ObjectiveConfig, policy_loss, supervised_loss
 
-SUMS = ("tokens", "ratio", "k3", "clipped_high", "clipped_low", "dual_clipped")
+SUMS = ("tokens", "ratio", "k1", "k3", "clipped_high", "clipped_low", "dual_clipped", "surrogate")
 
 
 def token_terms(
@@ -38,10 +38,12 @@ def token_terms(
     metrics = {
         "tokens": 1,
         "ratio": ratio,
+        "k1": old - now,
         "k3": ratio - 1 - (now - old),
         "clipped_high": clipped and advantage > 0,
         "clipped_low": clipped and advantage < 0,
         "dual_clipped": dual,
+        "surrogate": value * weight,
     }
     if config.correction != "none":
         metrics |= {"correction_weight": weight, "correction_clipped": changed}

@@ -64,6 +64,8 @@ def test_mismatch_equals_a_loop(kind: str, seed: int, tokens: int) -> None:
     k3 = math.fsum(math.exp(difference) - 1 - difference for difference in differences) / tokens
     assert found.k3 == pytest.approx(k3, rel=1e-6, abs=1e-12)
     assert found.clipped == pytest.approx(sum(changed) / tokens, rel=1e-12)
+    factors = [math.exp(abs(difference)) for difference in differences]
+    assert found.factor == pytest.approx(math.fsum(factors) / tokens, rel=1e-12)
 
 
 def test_k3_is_the_divergence_of_the_engine_from_the_trainer() -> None:
@@ -76,7 +78,7 @@ def test_k3_is_the_divergence_of_the_engine_from_the_trainer() -> None:
 
 
 def test_no_tokens_and_not_a_number() -> None:
-    assert rollout_mismatch(torch.zeros(0), torch.zeros(0), ObjectiveConfig()) == (0.0, 0.0, 0.0, 0.0, 0)
+    assert rollout_mismatch(torch.zeros(0), torch.zeros(0), ObjectiveConfig()) == (0.0, 0.0, 0.0, 0.0, 0, 1.0)
     assert accepted_responses(*torch.zeros(2, 0), torch.zeros(0, dtype=torch.long), ObjectiveConfig()).tolist() == []
     assert rollout_mismatch(torch.zeros(2), torch.tensor([0.0, math.nan]), ObjectiveConfig()).largest == math.inf
 

@@ -8,19 +8,16 @@ are two values joined by anything. Values that differ are wrong however near the
 from __future__ import annotations
 
 import json
-import sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.answers_generated import DECORATIONS, JOINTS, NEAR, SENTENCES, VALUES, sample
 
 from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig, score
 from megatron_fork.rewards.units import MULTIPLES, UNITS
-
-sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
-from answers_generated import DECORATIONS, JOINTS, NEAR, SENTENCES, VALUES, sample
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "answer_cases.jsonl").read_text("utf-8").splitlines()]
 # Right there, and refused by a rule of this project: a named number, and an answer on the line after "Answer:".

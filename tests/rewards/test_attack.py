@@ -1,14 +1,9 @@
-"""Hostile responses among good ones: none is rewarded, every good one is right. A small `rewards_attack.py`."""
+"""Hostile responses among good ones: none is rewarded, every good one is right. A small `benchmarks/rewards_attack.py`."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
-from rewards_attack import attack
+from support.hostile_answers import attack
 
 
 @pytest.mark.slow

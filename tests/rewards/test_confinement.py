@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from misbehaving import __name__ as module
+from support.misbehaving import __name__ as module
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig, Score, score

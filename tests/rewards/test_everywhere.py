@@ -9,10 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from commands import PROJECT, environment
-from score_everywhere import digest
+from support import score_everywhere
+from support.commands import PROJECT, environment
+from support.score_everywhere import digest
 
-SCRIPT = Path(__file__).parent / "score_everywhere.py"
+SCRIPT = Path(score_everywhere.__file__)
 # What slurmstepd does: a session of its own, no terminal, standard input at its end, the task below a shell.
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from misbehaving import __name__ as module
+from support.misbehaving import __name__ as module
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.rewards import (

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from misbehaving import __name__ as module
+from support.misbehaving import __name__ as module
 
 from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig, Score, score
 

@@ -1,48 +1,21 @@
 """Every step gets its groups: those without signal are replaced, draws go on where they stopped, nothing counts twice."""
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from support.parity import parity_pool
+from support.stop_points import stops_where
 
-from megatron_fork import data, evaluation, rewards, rollout
-from megatron_fork.config import load_config
-from megatron_fork.conversion import resolve_config
+from megatron_fork import evaluation, rewards, rollout
 from megatron_fork.errors import StopRequested
-from megatron_fork.rollout import Collector, EmbeddedEngine
+from megatron_fork.rollout import Collector
 from megatron_fork.rollout.collector import draws_to_come
-
-
-@pytest.fixture(scope="module")
-def parts():
-    from commands import QUICKSTART
-
-    config = load_config(QUICKSTART)
-    hf_config = resolve_config(config.model)
-    source = data.load_prompts(config.data, None)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(hf_config)
-    engine = EmbeddedEngine(
-        hf_config, stop_tokens=(1,), pad_token=0, batch_size=64, device=torch.device("cpu"), dtype=torch.float32
-    )
-    engine.update_weights(model.named_parameters(), 0)
-    return source, engine
 
 
 def collector(parts, groups: int, **settings) -> Collector:
     source, engine = parts
     config = rollout.RolloutConfig(samples=3, max_response_tokens=8, **settings)
     return Collector(config, engine, source, parity_pool(), groups=groups, world=None, seed=4)
-
-
-def parity(response: str, answer: str) -> bool:
-    """A verifier that an untrained model passes now and then: an even number of words is right."""
-    return len(response.split()) % 2 == 0
-
-
-def parity_pool() -> rewards.RewardPool:
-    return rewards.RewardPool(rewards.RewardsConfig(kind=f"{__name__}:parity", workers=0))
 
 
 def test_groups_without_signal_are_replaced(parts) -> None:
@@ -134,14 +107,6 @@ def test_how_many_are_kept_is_bounded(parts) -> None:
     pool = rewards.RewardPool(rewards.RewardsConfig(kind=f"{__name__}:never", workers=0))
     rollouts = Collector(config, engine, source, pool, groups=4, world=None, seed=4).collect(start=0, version=0)
     assert rollouts.groups_sampled == 80 and len(rollouts.dropped) == 32
-
-
-def stops_where(asked):
-    def stop_point() -> None:
-        if asked():
-            raise StopRequested
-
-    return stop_point
 
 
 def test_an_evaluation_ends_with_the_response_that_it_is_stopped_at(parts) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_qwen3 import family_config, hugging_face_model
+from support.tiny_qwen3 import family_config, hugging_face_model
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from megatron_fork.conversion import PublishedWeights

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from commands import QUICKSTART, TINY, metrics_of, run
-from ranks import run_on_ranks
-from test_collector import parity_pool
+from support.commands import QUICKSTART, TINY, metrics_of, run
+from support.parity import parity_pool
+from support.ranks import run_on_ranks
 from transformers import AutoModelForCausalLM
 
 from megatron_fork import data, rollout

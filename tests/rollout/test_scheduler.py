@@ -9,7 +9,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_collector import parity_pool, parts, stops_where  # noqa: F401
+from support.parity import parity_pool
+from support.stop_points import stops_where
 
 from megatron_fork import rewards, rollout
 from megatron_fork.errors import ConfigError, RolloutError, StopRequested
@@ -22,7 +23,7 @@ def config(**settings) -> rollout.RolloutConfig:
     return rollout.RolloutConfig(**{"samples": 3, "max_response_tokens": 8, "max_rounds": 50, **settings})
 
 
-def collector(parts, groups: int, **settings) -> Collector:  # noqa: F811
+def collector(parts, groups: int, **settings) -> Collector:
     source, engine = parts
     return Collector(config(**settings), engine, source, parity_pool(), groups=groups, world=None, seed=4)
 
@@ -38,7 +39,7 @@ def steps_of(made: Collector, steps: int, start: int = 0, first: int = 0):
 
 @pytest.mark.parametrize("batch_size", [5, 64])
 @pytest.mark.parametrize("dynamic_sampling", [True, False])
-def test_without_staleness_the_stream_gives_what_rounds_give(parts, batch_size, dynamic_sampling) -> None:  # noqa: F811
+def test_without_staleness_the_stream_gives_what_rounds_give(parts, batch_size, dynamic_sampling) -> None:
     source, engine = parts
     settings = config(dynamic_sampling=dynamic_sampling)
     expected = collector(parts, 6, dynamic_sampling=dynamic_sampling).collect(start=0, version=0)
@@ -59,7 +60,7 @@ def fails_on_some(response: str, answer: str) -> bool:
     return len(response.split()) % 2 == 0
 
 
-def test_failures_of_a_verifier_are_counted_as_in_rounds(parts) -> None:  # noqa: F811
+def test_failures_of_a_verifier_are_counted_as_in_rounds(parts) -> None:
     source, engine = parts
     pool = rewards.RewardPool(rewards.RewardsConfig(kind=f"{__name__}:fails_on_some", workers=0))
     expected = Collector(config(), engine, source, pool, groups=6, world=None, seed=4).collect(start=0, version=0)
@@ -72,7 +73,7 @@ def test_failures_of_a_verifier_are_counted_as_in_rounds(parts) -> None:  # noqa
     assert all(trajectory.reward == 0.0 and "LookupError" in trajectory.reason for trajectory in kept)
 
 
-def test_tails_are_kept_and_go_on_under_newer_weights(parts) -> None:  # noqa: F811
+def test_tails_are_kept_and_go_on_under_newer_weights(parts) -> None:
     """Every prompt that was drawn is trained on once, left out for want of signal, or still under way."""
     settings = {"max_staleness": 2, "tail": "stop", "batch_size": 7, "max_response_tokens": 30}
     made = collector(parts, 4, **settings)
@@ -104,7 +105,7 @@ def test_tails_are_kept_and_go_on_under_newer_weights(parts) -> None:  # noqa: F
     assert without_signal > 0 and drawn == len(seen) + len(waiting) + without_signal
 
 
-def test_what_is_under_way_is_kept_with_a_checkpoint(parts, tmp_path) -> None:  # noqa: F811
+def test_what_is_under_way_is_kept_with_a_checkpoint(parts, tmp_path) -> None:
     """A run that is resumed draws what the uninterrupted one does, from the middle of responses on."""
     settings = {"max_staleness": 1, "tail": "stop", "max_response_tokens": 30}
     made = collector(parts, 4, **settings)
@@ -122,7 +123,7 @@ def test_what_is_under_way_is_kept_with_a_checkpoint(parts, tmp_path) -> None:  
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
-def test_a_draw_that_is_stopped_again_and_again_goes_on(parts, tmp_path, max_staleness) -> None:  # noqa: F811
+def test_a_draw_that_is_stopped_again_and_again_goes_on(parts, tmp_path, max_staleness) -> None:
     """With a new scheduler each time, from what the last one left: the prompts and responses of one that is not stopped."""
     source, engine = parts
     settings = config(max_response_tokens=30, max_staleness=max_staleness, tail="stop" if max_staleness else "generate")
@@ -154,7 +155,7 @@ def test_a_draw_that_is_stopped_again_and_again_goes_on(parts, tmp_path, max_sta
         assert len(step.groups) == 6 and all(group.has_signal for group in step.groups)
 
 
-def test_what_was_drawn_before_a_failure_is_kept(parts) -> None:  # noqa: F811
+def test_what_was_drawn_before_a_failure_is_kept(parts) -> None:
     """The engine fails in the middle: all that was answered and judged is not drawn again."""
     source, engine = parts
     expected = collector(parts, 6, max_response_tokens=30).collect(start=0, version=0)
@@ -202,7 +203,7 @@ def test_an_engine_that_shares_the_processors_must_stop() -> None:
         rollout.RolloutConfig(max_staleness=-1)
 
 
-def test_fresh_tokens_are_told_from_older_ones(parts) -> None:  # noqa: F811
+def test_fresh_tokens_are_told_from_older_ones(parts) -> None:
     from megatron_fork.experience import Batch, VersionSpan
 
     trajectories = collector(parts, 2).collect(start=0, version=0).trajectories[:2]

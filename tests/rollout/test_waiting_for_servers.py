@@ -4,13 +4,14 @@ import asyncio
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICKSTART
+from support.commands import QUICKSTART
+from support.stop_points import stops_where
 
 from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
@@ -29,14 +30,6 @@ def nobody(answers: str) -> Iterator[str]:
         if answers == "with silence":
             listening.listen()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-
-def stops_where(asked: Callable[[], bool]) -> Callable[[], None]:
-    def stop_point() -> None:
-        if asked():
-            raise StopRequested
-
-    return stop_point
 
 
 def engine_of(url: str, folder: Path, kind: str, lines: list[str], asked: threading.Event, **remote) -> RemoteEngine:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "distributed"))
-from commands import QUICKSTART
-from layouts import model_config, trajectories
+from support.commands import QUICKSTART
+from support.layouts import model_config, trajectories
 
 from megatron_fork import distributed
 from megatron_fork.checkpoint import BESIDE, Checkpoints

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import QUICKSTART, TINY, run
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.commands import QUICKSTART, TINY, run
 
 from megatron_fork.config import differences, load_config, to_yaml
 from megatron_fork.run import provenance as told

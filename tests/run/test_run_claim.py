@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import PROJECT, QUICKSTART, environment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.commands import PROJECT, QUICKSTART, environment
 
 from megatron_fork.config import load_config, to_yaml
 from megatron_fork.errors import RunFolderError

@@ -8,6 +8,7 @@ import pytest
 
 from megatron_fork.errors import RunFolderError
 from megatron_fork.run.folder import RunFolder, write_atomically
+from megatron_fork.run.metric_names import PeerNames
 
 
 def test_metrics_are_lines_of_strict_json(tmp_path: Path) -> None:
@@ -68,14 +69,24 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     for step in (1, 2):  # begun, and resumed
-        folder = RunFolder(tmp_path / "run", writes=True, wandb_project="forking", resolved="seed: 3\n")
+        folder = RunFolder(
+            tmp_path / "run",
+            writes=True,
+            wandb_project="forking",
+            resolved="seed: 3\n",
+            peer_names=PeerNames(("verl", "nemo_rl")),
+        )
         folder.begin()
-        folder.metrics("train", step, {"loss": 0.5, "selection/threshold": math.nan})
+        folder.metrics("train", step, {"loss": 0.5, "gradient_norm": 0.25, "selection/threshold": math.nan})
         folder.close()
     files = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert files and {file.name for file in files} == {
         f"run-{(tmp_path / 'run' / 'wandb_run').read_text().strip()}.wandb"
     }
+    written = b"".join(file.read_bytes() for file in files)
+    for name in (b"train/loss", b"train/gradient_norm", b"actor/grad_norm", b"train/grad_norm"):
+        assert name in written
+    assert b"train/actor" not in written and b"selection/threshold" not in written
 
 
 def test_a_folder_that_is_removed_during_the_run_is_one_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import PROJECT
+from support.commands import PROJECT
 
 PARTS = ["machine", "quickstart-fp32", "quickstart-bf16", "lm-head", "tests"]
 

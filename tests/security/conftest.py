@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from hostile_programs import NAMESPACES, RUNS_HERE, Trainer
+from support.hostile_programs import NAMESPACES, RUNS_HERE, Trainer
 
 
 @pytest.fixture(scope="session", params=["as found", "no namespaces"])

@@ -8,7 +8,7 @@ import secrets
 import subprocess
 
 import pytest
-from hostile_programs import Trainer, children_of, eventually, running
+from support.hostile_programs import Trainer, children_of, eventually, running
 
 FUZZ = """
 import random

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_qwen3 import family_config, hugging_face_model
+from support.tiny_qwen3 import family_config, hugging_face_model
 
 from megatron_fork.conversion import read_config, to_megatron, verify
 from megatron_fork.errors import MegatronForkError

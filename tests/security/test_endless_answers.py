@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import QUICKSTART, TINY, metrics_of, run
-from fleets import HURRIED, WEIGHTS, check, check_line, check_turns, engine_of, requests
-from server_faults import CONTROL, CONTROLS, ENDLESS, WIRE, WORDS
-from stand_in_engine import Exchange, StandIn, apart
+from support.commands import QUICKSTART, TINY, metrics_of, run
+from support.fleets import HURRIED, WEIGHTS, check, check_line, check_turns, engine_of, requests
+from support.server_faults import CONTROL, CONTROLS, ENDLESS, WIRE, WORDS
+from support.stand_in_engine import Exchange, StandIn, apart
 
 from megatron_fork.errors import RolloutError
 

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from hostile_programs import Trainer, children_of, eventually, running
+from support.hostile_programs import Trainer, children_of, eventually, running
 
 # All forefathers, nearest first, as far as /proc shows them; GIVEN ones come from whoever told the program.
 FOREFATHERS = """

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from commands import QUICKSTART
 from safetensors.torch import load_file, save_file
-from tiny_qwen3 import family_config, hugging_face_model, megatron_model
+from support.commands import QUICKSTART
+from support.tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
 from megatron_fork.cli import doctor
 from megatron_fork.config import RunConfig, load_config

@@ -3,16 +3,13 @@
 import copy
 import math
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "distributed"))
-from layouts import trajectories
+from support.layouts import trajectories
 
 from megatron_fork.errors import CheckpointError
 from megatron_fork.rollout import PartialResponse, PromptGroup, RolloutCounts

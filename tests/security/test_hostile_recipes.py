@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import QUICKSTART
+from support.commands import QUICKSTART
 
 from megatron_fork.config import MAY_BE_INFINITE, RunConfig, load_config
 from megatron_fork.errors import ConfigError

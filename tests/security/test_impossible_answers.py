@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUICKSTART, TINY, metrics_of, run
-from fleets import WEIGHTS, check, check_line, check_turns, engine_of, requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from server_faults import HOSTILE, IMPOSSIBLE, one
-from stand_in_engine import STOP, Exchange, Fault, StandIn
+from support.commands import QUICKSTART, TINY, metrics_of, run
+from support.fleets import WEIGHTS, check, check_line, check_turns, engine_of, requests
+from support.server_faults import HOSTILE, IMPOSSIBLE, one
+from support.stand_in_engine import STOP, Exchange, Fault, StandIn
 
 from megatron_fork.errors import RolloutError
 

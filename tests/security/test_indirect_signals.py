@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from hostile_programs import Trainer
+from support.hostile_programs import Trainer
 
 # Each makes `VICTIM` the owner of a pipe that then gets input, with SIGKILL as the signal to send.
 OWNERS = {

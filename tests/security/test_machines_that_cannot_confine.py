@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 
 import pytest
-from hostile_programs import LANDLOCK, NAMESPACES, RUNS_HERE, SECCOMP, Trainer
+from support.expected_skips import python_for_everybody
+from support.hostile_programs import LANDLOCK, NAMESPACES, RUNS_HERE, SECCOMP, Trainer
 
 pytestmark = pytest.mark.skipif(not RUNS_HERE, reason="system calls are refused by their numbers on x86-64")
 
@@ -53,14 +52,7 @@ def test_what_holds_is_said() -> None:
             assert ("namespace" in said) == (not refusing)
 
 
-def a_python_for_everybody() -> str | None:
-    """One that any user can run; the one that runs this may lie in somebody's home."""
-    found = shutil.which("python3", path="/usr/local/bin:/usr/bin")
-    ask = [str(found), "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
-    return found if found and subprocess.run(ask, check=False).returncode == 0 else None
-
-
-@pytest.mark.skipif(os.geteuid() != 0 or not a_python_for_everybody(), reason="needs root and a Python of the system")
+@pytest.mark.skipif(os.geteuid() != 0 or not python_for_everybody(), reason="needs root and a Python of the system")
 @pytest.mark.parametrize("refusing", [(), NAMESPACES], ids=["as found", "no namespaces"])
 @pytest.mark.parametrize("user", [0, 4711])
 def test_whoever_trains_no_program_is_root(user: int, refusing: tuple[int, ...]) -> None:
@@ -74,7 +66,7 @@ for path in ("/etc/passwd", "/proc/self/status", f"/proc/{os.getppid()}/environ"
         pass
 print("refused" if closed and 0 not in os.getresuid() and 0 not in os.getgroups() else "root")
 """
-    with Trainer(refusing=refusing, interpreter=str(a_python_for_everybody()), user=user or None) as trainer:
+    with Trainer(refusing=refusing, interpreter=str(python_for_everybody()), user=user or None) as trainer:
         assert ("programs: not root" in trainer.started["confinement"]) == (user == 0)
         value, reason = trainer.run(program)
         assert value == 1.0, reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from hostile_programs import Trainer
+from support.hostile_programs import Trainer
 
 ATTEMPTS = {
     "System V memory": "call(29, 0, 64 << 20, 0o1600)",

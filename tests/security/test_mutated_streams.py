@@ -11,9 +11,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fleets import WEIGHTS, check, check_line, engine_of, requests
-from server_faults import CONTROLS
-from stand_in_engine import Exchange, StandIn, right_answer
+from support.fleets import WEIGHTS, check, check_line, engine_of, requests
+from support.server_faults import CONTROLS
+from support.stand_in_engine import Exchange, StandIn, right_answer
 
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout import Completion, RemoteEngine

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from hostile_programs import Trainer
+from support.hostile_programs import Trainer
 
 ATTEMPTS = {
     "prlimit, time": "call(302, VICTIM, 0, struct.pack('QQ', 1, 1), 0)",

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from hostile_programs import NAMESPACES, RUNS_HERE, Trainer, children_of, ended, eventually, first_thread_ended
+from support.hostile_programs import NAMESPACES, RUNS_HERE, Trainer, children_of, ended, eventually, first_thread_ended
 
 SECONDS = 3.0
 THREADS = "has threads that outlive the first"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_qwen3 import family_config, hugging_face_model
+from support.tiny_qwen3 import family_config, hugging_face_model
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from megatron_fork import distributed

@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from commands import QUICKSTART, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.commands import QUICKSTART, run
 
 from megatron_fork.config import load_config, to_yaml
 from megatron_fork.errors import ConfigError

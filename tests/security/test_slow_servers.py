@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from fleets import WEIGHTS, check, engine_of, requests
-from server_faults import ENDLESS, silent
-from stand_in_engine import Exchange, Said, StandIn
+from support.fleets import WEIGHTS, check, engine_of, requests
+from support.server_faults import ENDLESS, silent
+from support.stand_in_engine import Exchange, Said, StandIn
 
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.servers.wire import Wire

@@ -10,12 +10,11 @@ import errno
 import struct
 
 import pytest
-from hostile_programs import Trainer
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hostile_programs import Trainer
 
-from megatron_fork.rewards.call_numbers import NUMBERS
-from megatron_fork.rewards.filters import ABSENT, ALLOWED, DENIED, MACHINES, NOTIFIED, Machine, assemble
+from megatron_fork.rewards.filters import ABSENT, ALLOWED, DENIED, MACHINES, NOTIFIED, NUMBERS, Machine, assemble
 from megatron_fork.rewards.system_calls import OTHERS, PROGRAM, THREADS, THREADS_ASKED_FOR, WORKER
 
 X86_64, AARCH64 = MACHINES["x86_64"], MACHINES["aarch64"]
@@ -114,6 +113,10 @@ def test_a_worker_may_compute_and_not_reach_others(machine: Machine) -> None:
         assert of(program, "prlimit64", 4711) == of(program, "sched_setaffinity", 4711) == DENIED
         assert of(program, "fcntl", 0, 8, 4711) == DENIED
         assert of(program, "fcntl", 0, 6) == of(program, "fcntl", 0, 4, 0x800) == ALLOWED
+
+
+def test_the_table_has_what_the_filters_name_and_no_more() -> None:
+    assert NUMBERS.keys() == {*WORKER, *OTHERS, *PROGRAM, *THREADS_ASKED_FOR, "seccomp"}
 
 
 def test_numbers_are_those_of_libseccomp() -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_on_ranks
+from support.ranks import run_on_ranks
 
 from megatron_fork.errors import SelectionError
 from megatron_fork.selection import kth_largest

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from restated import restated
+from support.restated import restated
 
 from megatron_fork.selection import SelectionConfig, select_tokens
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from restated import SPECIAL, restated
+from support.restated import SPECIAL, restated
 
 from megatron_fork.selection import PRESETS, SelectionConfig, select_tokens
 

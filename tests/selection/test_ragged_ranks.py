@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_on_ranks
-from restated import SPECIAL, restated
+from support.ranks import run_on_ranks
+from support.restated import SPECIAL, restated
 
 from megatron_fork.errors import SelectionError
 from megatron_fork.selection import PRESETS, SelectionConfig, kth_largest, select_tokens

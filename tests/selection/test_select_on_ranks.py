@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_on_ranks
+from support.ranks import run_on_ranks
 
 from megatron_fork.selection import SelectionConfig, select_tokens
 

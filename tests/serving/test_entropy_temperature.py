@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import torch
-from commands import PROJECT
+from support.commands import PROJECT
 
 from megatron_fork.serving import EntropyTemperature, scale_by_entropy
 from megatron_fork.vocab_parallel import token_statistics

@@ -1,8 +1,8 @@
 """Traces are kept where they are due, and of ever fewer of the steps without signal; of none where none are wanted."""
 
-from commands import QUICKSTART
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import QUICKSTART
 
 from megatron_fork.config import RunConfig, load_config
 from megatron_fork.run.record import is_traced

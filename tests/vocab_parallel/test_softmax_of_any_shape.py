@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import softmax_checks as checks
 import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_on_ranks
+from support import softmax_checks as checks
+from support.ranks import run_on_ranks
 from torch import Tensor
 
 from megatron_fork.vocab_parallel import head, lm_head, shard, statistics, tile

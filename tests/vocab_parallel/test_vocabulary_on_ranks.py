@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_on_ranks
+from support.ranks import run_on_ranks
 from torch import Tensor
 
 from megatron_fork.vocab_parallel import lm_head_statistics, token_statistics

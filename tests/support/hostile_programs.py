@@ -27,7 +27,7 @@ RUNS_HERE = platform.machine() == "x86_64"
 SETTINGS = {"kind": "code", "allow_code": True, "timeout_seconds": 30.0}
 
 # What hostile programs start with: any system call by number; negative results are errors.
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 PRELUDE = """
 import ctypes, os, sys
 _library = ctypes.CDLL(None, use_errno=True)

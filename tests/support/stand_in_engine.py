@@ -198,7 +198,7 @@ class StandIn:
 
 
 def _serve_until_told(engine: str, name: str, line: Any) -> None:
-    import server_faults
+    from support import server_faults
 
     server = StandIn(engine, fault=server_faults.ALL.get(name))
     server.control = server_faults.CONTROL.get(name, {})

@@ -1,6 +1,6 @@
 """A process that resumes, then saves at every step and says when a save is complete; to be killed, by tests and benchmarks.
 
-python saver.py FOLDER LAST_STEP [MOMENT]: with a moment it kills itself there, at the first save.
+python -m support.saver FOLDER LAST_STEP [MOMENT]: with a moment it kills itself there, at the first save.
 """
 
 import os
@@ -8,11 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
-from layouts import model_config
-
 from megatron_fork import distributed
 from megatron_fork.checkpoint import Checkpoints, folder, load_training_state
 from megatron_fork.policy import OptimizerConfig, Policy, PolicyConfig
+from support.layouts import model_config
 
 
 def kill_at(moment: str) -> None:

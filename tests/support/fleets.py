@@ -7,11 +7,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
-from stand_in_engine import STOP, Fault, StandIn
 from transformers import Qwen3Config
 
 from megatron_fork.rollout import Completion, RemoteConfig, RemoteEngine, Request, RolloutConfig
 from megatron_fork.rollout.servers import fleet, remote
+from support.stand_in_engine import STOP, Fault, StandIn
 
 WEIGHTS = [("weight", torch.zeros(2))]
 QUICK = RemoteConfig(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from stand_in_engine import STOP, Exchange, Fault, Said
+from support.stand_in_engine import STOP, Exchange, Fault, Said
 
 HOSTILE = [None, True, 0, -1, 1.5, 10**400, -1e300, "", "\x1b[31mred", [], {}, [[]], {"a": 1}, [None], "x" * 100_000]
 

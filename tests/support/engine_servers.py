@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 ENGINES = ("vllm", "sglang")
 
 

@@ -1,4 +1,4 @@
-"""Scores the labelled answers through a pool and prints a digest of values and reasons; started by `test_everywhere.py`."""
+"""Scores the labelled answers through a pool and prints a digest of values and reasons."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_fork.rewards import RewardPool, RewardsConfig
 
-PAIRS = Path(__file__).parent / "answer_pairs.jsonl"
+PAIRS = Path(__file__).parents[1] / "rewards" / "answer_pairs.jsonl"
 
 
 def digest(workers: int = 1) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch.multiprocessing as multiprocessing
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 QUICKSTART = PROJECT / "examples" / "quickstart.yaml"
 # The quickstart in seconds. The entropy bonus gives every update a gradient, also where no group has signal.
 TINY = (
