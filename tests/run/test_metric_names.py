@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_fork.policy.lesson_metrics import of_mismatch, of_responses, of_update
+from megatron_fork.policy.update_metrics import of_mismatch, of_responses, of_update
 from support.commands import QUICKSTART, TINY, metrics_of, run
 
 from megatron_fork.experience import Batch, Demonstration, Prompt, Trajectory, logprob_array, token_array
