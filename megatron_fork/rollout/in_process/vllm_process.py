@@ -17,7 +17,7 @@ from megatron_fork import distributed
 from megatron_fork.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megatron_fork.rollout.config import ColocatedConfig
+    from megatron_fork.rollout.config import ColocatedConfig, RolloutConfig
 
 _CPU_CACHE_BYTES = 512 << 20
 _ENVIRONMENT = {
@@ -28,12 +28,12 @@ _ENVIRONMENT = {
 }
 
 
-def check_colocated(config: ColocatedConfig, *, ranks: int) -> None:
+def check_colocated(config: RolloutConfig, ranks: int) -> None:
     """Raises `ConfigError` where this Python has no vLLM, or the ranks do not divide into engines."""
     vllm_module("vllm.v1.engine.llm_engine")
-    if ranks % config.tensor:
+    if ranks % config.colocated.tensor:
         raise ConfigError(
-            f"rollout.colocated.tensor={config.tensor} with {ranks} ranks: they do not divide into engines",
+            f"rollout.colocated.tensor={config.colocated.tensor} with {ranks} ranks: they do not divide into engines",
             hint="choose a divisor of the number of ranks",
         )
 
