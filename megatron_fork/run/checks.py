@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from megatron_fork import conversion, models, objective
+from megatron_fork import conversion, models, objective, selection
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.errors import ConfigError, ModelError, RunFolderError
@@ -48,6 +48,7 @@ def check_settings(config: RunConfig, *, ranks: int) -> None:
     _check_groups(config)
     _check_verifier(config)
     objective.loss_named(config.objective.loss)
+    selection.token_choice(config.selection.tokens)
     check_engine(config.rollout, ranks=ranks, replays_experts=config.experts.replay)
 
 
