@@ -30,7 +30,7 @@ from megatron_fork.rollout import (
     check_engine,
 )
 from megatron_fork.rollout.in_process import vllm as colocated
-from megatron_fork.rollout.in_process.sleeping import SleepMode
+from megatron_fork.rollout.in_process.vllm_process import SleepMode
 from megatron_fork.run.console import Display
 from megatron_fork.serving import EntropyTemperature
 from megatron_fork.train import train

@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 from megatron_fork.conversion import PublishedWeights
 from megatron_fork.errors import RolloutError
 from megatron_fork.experience import VersionSpan, logprob_array, token_array
-from megatron_fork.rollout.engine import Completion, PartialResponse, Request
+from megatron_fork.rollout.engine import Completion, InProcessEngine, PartialResponse, Request
 from megatron_fork.rollout.engines import EngineContext
-from megatron_fork.rollout.in_process.base import InProcessEngine
 from megatron_fork.rollout.in_process.sampler import Sampler
 
 # Finished sequences leave the batch when this share of it is idle: moving the cache costs about as much as a few steps.

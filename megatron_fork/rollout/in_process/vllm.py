@@ -20,13 +20,10 @@ from transformers import PretrainedConfig
 from megatron_fork import distributed
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.config import ColocatedConfig
-from megatron_fork.rollout.engine import Completion, Request
+from megatron_fork.rollout.engine import Completion, InProcessEngine, Request
 from megatron_fork.rollout.engines import EngineContext
-from megatron_fork.rollout.in_process.base import InProcessEngine
-from megatron_fork.rollout.in_process.sleeping import SleepMode
-from megatron_fork.rollout.in_process.vllm_process import one_line, start_vllm, vllm_module
-from megatron_fork.rollout.pending import DrawnSegment, PendingRequest
-from megatron_fork.rollout.vllm_sampling import vllm_sampling
+from megatron_fork.rollout.in_process.vllm_process import SleepMode, one_line, start_vllm, vllm_module
+from megatron_fork.rollout.pending import DrawnSegment, PendingRequest, vllm_sampling
 from megatron_fork.rollout.weights import buckets
 
 # Tokens of a response that the engine hands out together; an abort forgets less than this of each.
