@@ -10,7 +10,7 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -30,9 +30,22 @@ def check_name(field: str, name: object, table: Mapping[str, object], kind: str)
     """Raise `ConfigError` unless `name` is in `table` or has the form of one of the user's own, which is not imported yet."""
     if is_custom(name) or (isinstance(name, str) and name in table):
         return
-    near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
-    suggestion = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"{field}={name} is no {kind}", hint=f"{suggestion}one of {', '.join(table)}, or module:name")
+    raise ConfigError(
+        f"{field}={shown(name)} is no {kind}",
+        hint=f"{suggestion(name, table)}one of {', '.join(table)}, or module:name",
+    )
+
+
+def shown(name: object) -> str:
+    """What was given, on one line and without anything that a terminal would obey."""
+    text = str(name) if str(name).isprintable() else ascii(name)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """The known name that is close to what was given, as a question; empty where none is."""
+    near = difflib.get_close_matches(str(name)[:80], list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def entry_named(field: str, name: str, table: Mapping[str, T], kind: str, *, made: Callable[[Any], T | None]) -> T:
@@ -64,10 +77,8 @@ def entry_named(field: str, name: str, table: Mapping[str, T], kind: str, *, mad
             hint="put its folder on PYTHONPATH, or run where it lies",
         ) from error
     if attribute not in holds:
-        near = difflib.get_close_matches(attribute, holds, n=1)
         raise ConfigError(
-            f"{field}={name}: {module} has no {attribute}",
-            hint=f"did you mean {module}:{near[0]}?" if near else "check its spelling",
+            f"{field}={name}: {module} has no {attribute}", hint=f"{suggestion(attribute, holds)}check its spelling"
         )
     entry = made(holds[attribute])
     if entry is None:

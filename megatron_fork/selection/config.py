@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.extension import is_custom
+from megatron_fork.extension import is_custom, shown, suggestion
 from megatron_fork.selection.choices import RULES, SCOPES, TOKENS
 
 Scope = Literal["minibatch", "microbatch_global", "microbatch", "sequence"]
@@ -62,8 +62,8 @@ class SelectionConfig:
         value = getattr(self, name)
         if value not in list(choices):
             raise ConfigError(
-                f"selection.{name}={value} is not one of {', '.join(choices)}",
-                hint="the project's docs/semantics.md says what each of them means",
+                f"selection.{name}={shown(value)} is not one of {', '.join(choices)}",
+                hint=f"{suggestion(value, choices)}the project's docs/semantics.md says what each of them means",
             )
 
 

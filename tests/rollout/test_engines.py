@@ -170,6 +170,8 @@ def test_settings_are_refused_by_what_the_entry_says(
         ("vllm-colocated", "is no engine", "did you mean vllm_colocated?"),
         ("", "rollout.engine= is no engine", "one of embedded"),
         ("a:b:c", "is no engine", "or module:name"),
+        ("\x1b[31m", r"rollout.engine='\x1b[31m' is no engine", "one of embedded"),
+        ("a" * 4000, f"rollout.engine={'a' * 80}... is no engine", "one of embedded"),
     ],
 )
 def test_what_is_no_engine_is_told_before_anything(name: str, told: str, hint: str) -> None:
