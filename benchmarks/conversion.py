@@ -31,8 +31,8 @@ from transformers import Qwen3Config
 
 from megatron_fork.conversion import to_hf, to_megatron, verify
 from megatron_fork.conversion.hugging_face import read_config
+from megatron_fork.conversion.parameters import model_entries
 from megatron_fork.conversion.shard_locations import meta_model_of
-from megatron_fork.conversion.table import model_entries
 from megatron_fork.conversion.weight_files import Specification, WeightFiles
 from megatron_fork.conversion.weight_folder import WeightFolder
 from megatron_fork.run.console import quiet_libraries

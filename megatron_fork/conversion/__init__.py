@@ -1,9 +1,8 @@
 """Hugging Face <-> Megatron weights: tensor names, sharding, loading, export, conversion, and the proof of it."""
 
 from megatron_fork.conversion.agreement import Contents, check_folder
-from megatron_fork.conversion.bridge import load_weights
 from megatron_fork.conversion.convert import Converted, to_hf, to_megatron
-from megatron_fork.conversion.hugging_face import export_hf, load_hf, read_config
+from megatron_fork.conversion.hugging_face import export_hf, load_hf, load_weights, read_config
 from megatron_fork.conversion.initial import (
     ModelFiles,
     check_initial,

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_fork import models
+from megatron_fork.conversion.parameters import model_entries
 from megatron_fork.conversion.published import PublishedWeights
-from megatron_fork.conversion.table import model_entries
 from megatron_fork.conversion.weight_folder import QUANTISED, WeightFolder
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import EMBEDDING, LM_HEAD

@@ -25,9 +25,9 @@ from megatron_fork.checkpoint import MANIFEST
 from megatron_fork.conversion.agreement import check_folder, check_weights
 from megatron_fork.conversion.hugging_face import SHARD_BYTES, files_beside, read_config, written_aside
 from megatron_fork.conversion.located import MODEL_FILES, Located, locate
+from megatron_fork.conversion.parameters import model_entries
 from megatron_fork.conversion.published import PublishedWeights
 from megatron_fork.conversion.shard_locations import MetaModel, ShardLocation, meta_model_of
-from megatron_fork.conversion.table import model_entries
 from megatron_fork.conversion.torch_dist import Reader, write
 from megatron_fork.conversion.weight_files import Specification, WeightFiles
 from megatron_fork.conversion.weight_folder import WeightFolder

@@ -12,8 +12,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 
 from megatron_fork import models
 from megatron_fork.conversion.agreement import Contents, check_folder
-from megatron_fork.conversion.bridge import load_weights
-from megatron_fork.conversion.hugging_face import GENERATION, files_beside, load_hf, read_config, read_json
+from megatron_fork.conversion.hugging_face import (
+    GENERATION,
+    files_beside,
+    load_hf,
+    load_weights,
+    read_config,
+    read_json,
+)
 from megatron_fork.errors import CheckpointError, ModelError
 
 

@@ -1,9 +1,9 @@
-"""This rank's Megatron parameters under names of the whole model."""
+"""Parameters under names of the whole model: this rank's, and all that a published checkpoint has, by its family's table."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
@@ -11,9 +11,19 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import nn
 from torch.distributed import ProcessGroup
+from transformers import PretrainedConfig
 
 from megatron_fork.errors import CheckpointError
-from megatron_fork.models import Entry, PackedModel, StatisticsModel, ValueModel
+from megatron_fork.models import (
+    EMBEDDING,
+    FAMILIES,
+    FINAL_NORM,
+    LM_HEAD,
+    Entry,
+    PackedModel,
+    StatisticsModel,
+    ValueModel,
+)
 
 # Names that Transformer Engine's modules give to what the local ones call otherwise.
 _TRANSFORMER_ENGINE = (
@@ -65,3 +75,24 @@ def tensor_group(entry: Entry, groups: Any) -> ProcessGroup:
     """The ranks over which a parameter is cut, of Megatron's `ProcessGroupCollection`."""
     group: ProcessGroup = groups.tp if entry.expert is None else groups.expt_tp
     return group
+
+
+def backbone_entries(config: PretrainedConfig) -> Iterator[Entry]:
+    """Every parameter of the whole model up to the final norm, layer by layer."""
+    family = FAMILIES[config.architectures[0]]
+    experts = config.num_experts if family.has_experts else 0
+    yield EMBEDDING
+    for layer in range(config.num_hidden_layers):
+        yield from family.layer_entries(layer, experts)
+    yield FINAL_NORM
+
+
+def model_entries(config: PretrainedConfig) -> list[Entry]:
+    """Every parameter of a language model that a published checkpoint has: a tied one has no LM head."""
+    return [*backbone_entries(config), *([] if config.tie_word_embeddings else [LM_HEAD])]
+
+
+def entries_of(model: PackedModel) -> list[Entry]:
+    """Every parameter of `model`, over all ranks, that a published checkpoint has: a critic has no LM head either."""
+    config = model.hf_config
+    return list(backbone_entries(config)) if isinstance(model, ValueModel) else model_entries(config)

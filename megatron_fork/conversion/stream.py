@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron_fork.conversion.parameters import local_parameters, tensor_group, unwrap_chunks
-from megatron_fork.conversion.table import entries_of
+from megatron_fork.conversion.parameters import entries_of, local_parameters, tensor_group, unwrap_chunks
 from megatron_fork.conversion.weight_files import Specification
 from megatron_fork.distributed import collectives
 from megatron_fork.models import Entry

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
@@ -23,7 +25,6 @@ from megatron_fork.conversion.hugging_face import read_config
 from megatron_fork.conversion.located import locate
 from megatron_fork.conversion.parameters import unwrap_chunks
 from megatron_fork.conversion.published import PublishedWeights
-from megatron_fork.conversion.second_reading import SecondReading
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import Entry, build_model
 
@@ -178,3 +179,34 @@ def load_megatron(model: nn.Module | Sequence[nn.Module], folder: Path) -> None:
                 hint="config.json is of another model",
             ) from error
         chunk.load_state_dict(loaded)
+
+
+class SecondReading(Mapping[str, Tensor]):
+    """Tensors as the safetensors library reads them, each from the file that the index names; one in memory at a time.
+
+    Of a folder that `check_folder` has accepted: what is wrong with files and index has been said there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            self._file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        else:
+            with safe_open(folder / "model.safetensors", framework="pt") as file:
+                self._file_of = dict.fromkeys(file.keys(), "model.safetensors")
+
+    def __getitem__(self, name: str) -> Tensor:
+        # Opened anew for each: what was read of a file that stays mapped counts as this process's memory.
+        with safe_open(self._folder / self._file_of[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)

@@ -1,6 +1,8 @@
-"""Sequences over bins (data-parallel ranks, micro-batches) so that each has the same work.
+"""Work shared alike: sequences over bins (data-parallel ranks, micro-batches), and a packed row's tokens over context ranks.
 
-Longest processing time first (Graham, 1969): the longest sequence left goes into the bin with the least work.
+Longest processing time first (Graham, 1969): the longest sequence left goes into the bin with the least work. Causal attention
+gives late tokens more work than early ones: so each sequence of a row is cut in two chunks a context rank, and a rank holds one
+from the front and its mirror image from the back ("zig-zag").
 """
 
 from __future__ import annotations
@@ -8,6 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from megatron_fork.errors import DataError
 
 
 def work(length: int, quadratic_at: float) -> float:
@@ -56,3 +64,24 @@ def bins_needed(lengths: Sequence[int], room: int) -> int:
         else:
             enough = middle
     return enough
+
+
+def zig_zag(cumulative_lengths: Tensor, rank: int, ranks: int) -> Tensor:
+    """`[tokens / ranks]` int64: the places in the row that context rank `rank` holds, in its order.
+
+    Of each sequence, cut in `2 * ranks` chunks, chunk `rank` and then chunk `2 * ranks - 1 - rank`; sequences end to end.
+    Raises `DataError` where a sequence of `cumulative_lengths` (`[sequences + 1]`) cannot be cut so.
+    """
+    chunks = 2 * ranks
+    places = []
+    edges: list[int] = cumulative_lengths.tolist()
+    for start, end in pairwise(edges):
+        if (end - start) % chunks:
+            raise DataError(
+                f"a packed sequence of {end - start} tokens has no {chunks} equal chunks for context={ranks}",
+                hint="pack with RowShape(context=...)",
+            )
+        piece = (end - start) // chunks
+        for chunk in (rank, chunks - 1 - rank):
+            places.append(torch.arange(start + chunk * piece, start + (chunk + 1) * piece))
+    return torch.cat(places)

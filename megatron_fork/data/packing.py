@@ -15,8 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from megatron_fork.data.balance import bins_needed, spread
-from megatron_fork.data.context_shard import zig_zag
+from megatron_fork.data.balance import bins_needed, spread, zig_zag
 from megatron_fork.errors import DataError
 from megatron_fork.experience import Batch, Demonstration
 

@@ -1,8 +1,8 @@
-"""Megatron-core on a machine without CUDA: every difference stands in this one file.
+"""Megatron-core on a machine without CUDA: every difference stands in this one file, with the views of `cpu_view`.
 
 Megatron names the CUDA device all over (`device="cuda"`, `torch.cuda.current_device()`, `tensor.cuda()`). On a CPU those
 names must mean the CPU. Inside `megatron.*` modules, and there alone, the global name `torch` is bound to a thin view of
-torch (`_CpuTorch`) that does just that; torch itself, as seen by everybody else, keeps its meaning. Where CUDA is
+torch (`cpu_view`) that does just that; torch itself, as seen by everybody else, keeps its meaning. Where CUDA is
 available only the last two differences and the fifth are active.
 
 Each patch and its reason, in every version from 0.16.1 to 0.19 unless said otherwise:
@@ -33,149 +33,53 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.machinery
+import os
+import pickle
+import queue
 import sys
-import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from megatron_fork.distributed.reports import ReportsOfForks
+from megatron_fork.distributed.cpu_view import CpuTorch
 
 _MEGATRON = "megatron."
-_CPU = torch.device("cpu")
-_FACTORIES = (
-    "tensor as_tensor zeros ones empty full arange rand randn eye empty_like zeros_like ones_like full_like autocast"
-).split()
 
 
-class CpuEvent:
-    """Stands for `torch.cuda.Event`: work is done when the call returns, so an event is a time stamp."""
-
-    def __init__(self, **_: object) -> None:
-        self.seconds = 0.0
-
-    def record(self, stream: object = None) -> None:
-        self.seconds = time.perf_counter()
-
-    def elapsed_time(self, end: CpuEvent) -> float:
-        """Milliseconds, as CUDA's event answers."""
-        return (end.seconds - self.seconds) * 1e3
-
-    def wait(self, stream: object = None) -> None:
-        """Everything recorded has already happened."""
-
-    def synchronize(self) -> None:
-        """Everything recorded has already happened."""
-
-
-class CpuStream:
-    """Stands for `torch.cuda.Stream`: there is one order of execution, the program's."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        """Device and priority have no meaning here."""
-
-    def wait_stream(self, stream: object) -> None:
-        """Everything submitted has already happened."""
-
-    def wait_event(self, event: object) -> None:
-        """Everything recorded has already happened."""
-
-    def record_event(self, event: CpuEvent | None = None) -> CpuEvent:
-        event = event or CpuEvent()
-        event.record()
-        return event
-
-    def synchronize(self) -> None:
-        """Everything submitted has already happened."""
-
-
-class _CpuCuda(types.ModuleType):
-    """`torch.cuda` as Megatron sees it on a CPU."""
-
-    Stream = CpuStream
-    Event = CpuEvent
+class ReportsOfForks:
+    """A queue from forks of this process, one at a time, back to it; made before the fork."""
 
     def __init__(self) -> None:
-        super().__init__("torch.cuda as seen by megatron-core on a CPU")
-        self.random = self
+        self._memory = os.memfd_create("reports of checkpoint writers")
+        self._read = 0
 
-    def is_available(self) -> bool:
-        return False
+    def put(self, report: Any) -> None:
+        data = pickle.dumps(report)
+        with open(os.dup(self._memory), "r+b") as end:  # noqa: PTH123
+            end.seek(0, os.SEEK_END)
+            end.write(len(data).to_bytes(8, "little") + data)
 
-    def current_device(self) -> torch.device:
-        return _CPU
-
-    def device_count(self) -> int:
-        return 1
-
-    def set_device(self, device: object) -> None:
-        """There is one device."""
-
-    def synchronize(self, device: object = None) -> None:
-        """Everything submitted has already happened."""
-
-    def empty_cache(self) -> None:
-        """The CPU allocator keeps no cache of ours."""
-
-    def current_stream(self, device: object = None) -> CpuStream:
-        return CpuStream()
-
-    default_stream = current_stream
-
-    def stream(self, stream: object) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    device = stream
-
-    def get_rng_state(self, device: object = None) -> torch.Tensor:
-        return torch.get_rng_state()
-
-    def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
-        torch.set_rng_state(state)
-
-    def manual_seed(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def memory_allocated(self, device: object = None) -> int:
-        return 0
-
-    max_memory_allocated = memory_reserved = max_memory_reserved = memory_allocated
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch.cuda, name)
-
-
-class _CpuTorch(types.ModuleType):
-    """`torch` as Megatron sees it on a CPU: factories take `device="cuda"` to mean the CPU."""
-
-    def __init__(self) -> None:
-        super().__init__("torch as seen by megatron-core on a CPU")
-        self.cuda = _CpuCuda()
-        for name in _FACTORIES:
-            setattr(self, name, _on_cpu(getattr(torch, name)))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(factory)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        device = kwargs.get("device")
-        if device is not None and (isinstance(device, int) or torch.device(device).type == "cuda"):
-            kwargs["device"] = _CPU
-        kwargs.pop("pin_memory", None)
-        return factory(*args, **kwargs)
-
-    return call
+    def get_nowait(self) -> Any:
+        header = os.pread(self._memory, 8, self._read)
+        if len(header) < 8:
+            raise queue.Empty
+        size = int.from_bytes(header, "little")
+        with open(os.dup(self._memory), "rb") as start:  # noqa: PTH123
+            start.seek(self._read + 8)
+            report = pickle.loads(start.read(size))
+        self._read += 8 + size
+        if self._read == os.fstat(self._memory).st_size:
+            os.ftruncate(self._memory, 0)
+            self._read = 0
+        return report
 
 
 class _RebindOnImport:
     """A finder that binds the CPU view in Megatron modules imported after `install`."""
 
-    def __init__(self, view: _CpuTorch) -> None:
+    def __init__(self, view: CpuTorch) -> None:
         self.view = view
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
@@ -194,7 +98,7 @@ class _RebindOnImport:
         return spec
 
 
-def _rebind(module: types.ModuleType, view: _CpuTorch) -> None:
+def _rebind(module: types.ModuleType, view: CpuTorch) -> None:
     if vars(module).get("torch") is torch:
         vars(module)["torch"] = view
 
@@ -207,7 +111,7 @@ def install() -> None:
     _patch_reports_of_writers()
     if torch.cuda.is_available():
         return
-    view = _CpuTorch()
+    view = CpuTorch()
     for name, module in list(sys.modules.items()):
         if name.startswith(_MEGATRON):
             _rebind(module, view)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from megatron_fork import front_door
 
 if TYPE_CHECKING:
-    from megatron_fork.models.architecture import check_divides, tokens_where_attention_is_half
+    from megatron_fork.models.architecture import check_divides, config_from_recipe, tokens_where_attention_is_half
     from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
     from megatron_fork.models.compute import choose_backend
     from megatron_fork.models.config import ComputeConfig, ExpertsConfig, ModelConfig
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from megatron_fork.models.footprint import Footprint, count_parameters, fullest_rank, hugging_face_outline
     from megatron_fork.models.rotary import longest_sequence
     from megatron_fork.models.routing import Routing
-    from megatron_fork.models.source import config_from_recipe
     from megatron_fork.models.statistics_model import StatisticsModel
     from megatron_fork.models.value_model import PackedModel, ValueModel
 else:

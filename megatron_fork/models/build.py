@@ -26,13 +26,24 @@ from megatron_fork.models.architecture import architecture_settings, check_divid
 from megatron_fork.models.attention import PackedAttention
 from megatron_fork.models.compute import choose_backend, compute_fields
 from megatron_fork.models.config import ComputeConfig, ExpertsConfig
-from megatron_fork.models.norm import RMSNorm
 from megatron_fork.models.rotary import rotary_positions
 from megatron_fork.models.routing import PackedExperts, PackedRouter, Routing
 from megatron_fork.models.statistics_model import StatisticsModel
 from megatron_fork.models.value_model import ValueModel
 
 Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """Megatron's own wrapper refuses sequence parallelism; this norm marks its weight instead.
+
+    Under sequence parallelism each tensor rank normalises its share of the tokens, so weight gradients are partial sums;
+    Megatron reduces those of parameters marked `sequence_parallel`.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 def transformer_config(

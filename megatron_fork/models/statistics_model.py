@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.tensor_parallel import ColumnParallelLinear, gather_from_sequence_parallel_region
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_fork import vocab_parallel
-from megatron_fork.models.hidden_states import gathered_hidden_states
 from megatron_fork.models.routing import Routing
 from megatron_fork.vocab_parallel import RowLoss, TokenStatistics, lm_head_loss, lm_head_statistics
 
@@ -25,6 +24,18 @@ class LmHead(ColumnParallelLinear):
 
     def forward(self, *args: Any, head: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         return super().forward(*args, **kwargs) if head is None else head()
+
+
+def gathered_hidden_states(model: GPTModel, hidden_states: Tensor) -> Tensor:
+    """`[tokens, d]` on every tensor rank, from Megatron's `[tokens (/tp), 1, d]`.
+
+    A head must give every rank the same, whole gradient: under sequence parallelism backward only takes this rank's tokens.
+    """
+    if model.config.sequence_parallel:
+        hidden_states = gather_from_sequence_parallel_region(
+            hidden_states, tensor_parallel_output_grad=False, group=model.pg_collection.tp
+        )
+    return hidden_states.squeeze(1)
 
 
 class StatisticsModel(GPTModel):

@@ -9,9 +9,8 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from megatron_fork.models.hidden_states import gathered_hidden_states
 from megatron_fork.models.routing import Routing
-from megatron_fork.models.statistics_model import StatisticsModel
+from megatron_fork.models.statistics_model import StatisticsModel, gathered_hidden_states
 
 
 class ValueHead(nn.Linear):

@@ -5,18 +5,16 @@ from typing import TYPE_CHECKING
 from megatron_fork import front_door
 
 if TYPE_CHECKING:
-    from megatron_fork.objective.advantage import group_advantages, overlong_penalty
+    from megatron_fork.objective.advantage import generalized_advantages, group_advantages, overlong_penalty, whiten
     from megatron_fork.objective.averaging import TokenWeights, token_weights
     from megatron_fork.objective.config import Archer, EntropyShaping, Gae, ObjectiveConfig, Overlong
     from megatron_fork.objective.correction import Mismatch, accepted_responses, rollout_mismatch
     from megatron_fork.objective.covariance import covariance_tokens
     from megatron_fork.objective.critic_loss import value_loss
-    from megatron_fork.objective.generalized_advantage import generalized_advantages
     from megatron_fork.objective.loss import PolicyLoss, needs_whole_sequences, policy_loss, supervised_loss
     from megatron_fork.objective.losses.surrogate import Surrogate, clipped
     from megatron_fork.objective.losses.table import Loss, loss_named
     from megatron_fork.objective.selected_tokens import SelectedTokens
-    from megatron_fork.objective.whitening import whiten
 else:
     __getattr__ = front_door.opened(__name__, __file__, former={"Config": "ObjectiveConfig"})
 

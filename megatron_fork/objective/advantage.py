@@ -1,6 +1,11 @@
-"""Advantages of whole responses from the rewards of their group, and DAPO's soft punishment of overlong ones."""
+"""Advantages: of whole responses from the rewards of their group, or of tokens from a critic's values; DAPO's soft punishment.
+
+Generalised advantage estimation is of arXiv 1506.02438, Eq. 16.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -8,8 +13,12 @@ from torch import Tensor
 from megatron_fork.distributed import collectives, device
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import ObjectiveError
+from megatron_fork.objective.averaging import global_sums
 from megatron_fork.objective.config import ObjectiveConfig
-from megatron_fork.objective.whitening import EPSILON, whiten
+from megatron_fork.objective.selected_tokens import refuse_other_shapes, refuse_other_than_flags
+
+# Keeps advantages without spread finite; the same value as in the authors' code.
+EPSILON = 1e-6
 
 
 def group_advantages(rewards: Tensor, group_ids: Tensor, config: ObjectiveConfig, *, group: Group = None) -> Tensor:
@@ -76,3 +85,80 @@ def overlong_penalty(lengths: Tensor, config: ObjectiveConfig) -> Tensor:
     overlong = config.overlong
     free = overlong.max_response - overlong.cache
     return -overlong.factor * ((lengths.to(torch.float32) - free) / overlong.cache).clamp(0.0, 1.0)
+
+
+def whiten(advantage: Tensor, mask: Tensor, group: Group = None) -> Tensor:
+    """(A - mean) / std with the exact mean and unbiased deviation of all marked advantages of all ranks.
+
+    Args:
+        advantage: float `[...]`, of tokens or of responses.
+        mask: bool `[...]`; unmarked values enter nothing and come back as 0.
+        group: the ranks; None for this process alone.
+
+    Returns:
+        float32 `[...]`. Equal advantages, and a single one, become 0. Nothing marked anywhere is legal.
+
+    """
+    refuse_other_shapes("advantage", advantage, {"mask": mask})
+    refuse_other_than_flags({"mask": mask})
+    # In float64 the mean of equal float32 values is that value exactly, and two passes lose nothing to cancellation.
+    marked = advantage[mask].to(torch.float64)
+    total, count = global_sums(group, marked.sum(), mask.sum())
+    if not math.isfinite(total):
+        raise ObjectiveError("advantage holds a value that is not finite, on some rank", hint="check the rewards")
+    centred = marked - total / max(count, 1.0)
+    (squares,) = global_sums(group, centred.square().sum())
+    deviation = math.sqrt(squares / max(count - 1.0, 1.0))
+    whitened = torch.zeros(advantage.shape, dtype=torch.float32, device=advantage.device)
+    whitened[mask] = (centred / (deviation + EPSILON)).to(torch.float32)
+    return whitened
+
+
+def generalized_advantages(
+    token_rewards: Tensor, values: Tensor, sequence: Tensor, *, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """A_t = sum over i of (gamma lam)^i delta_(t+i) within a response, delta_t = r_t + gamma V_(t+1) - V_t.
+
+    Args:
+        token_rewards: float `[tokens]`; an outcome reward stands at the last token of its response.
+        values: float `[tokens]`, the critic's, of the state in which the token was sampled.
+        sequence: int64 `[tokens]`, the response of each token; a response is one run of equal numbers.
+        gamma: discount.
+        lam: decay of the estimator.
+
+    Returns:
+        float32 `[tokens]` each: advantages, and the returns A + V that the critic learns. V is 0 past the end of a
+        response, cut off or not.
+
+    """
+    for name, column in {"values": values, "sequence": sequence}.items():
+        if column.shape != token_rewards.shape or column.dim() != 1:
+            raise ObjectiveError(
+                f"{name} has shape {list(column.shape)}, token_rewards {list(token_rewards.shape)}",
+                hint="flat columns, one value a token",
+            )
+    for name, column in {"token_rewards": token_rewards, "values": values}.items():
+        if not torch.isfinite(column).all():
+            raise ObjectiveError(f"{name} holds a value that is not finite", hint="check the rewards and the critic")
+    _, run, lengths = torch.unique_consecutive(sequence, return_inverse=True, return_counts=True)
+    if len(lengths) != len(torch.unique(sequence)):
+        raise ObjectiveError(
+            f"sequence has {len(lengths)} runs of {len(torch.unique(sequence))} responses",
+            hint="the tokens of a response stand together, in order",
+        )
+    value = values.to(torch.float64)
+    advantage = token_rewards.to(torch.float64) + gamma * _ahead(value, run, 1) - value
+    # Doubling: once each place holds the discounted sum of `step` deltas, adding the sum found `step` places ahead makes
+    # it one of 2 step. That is log2(longest) sweeps over the flat column, without padding.
+    step = 1
+    while step < (int(lengths.max()) if len(lengths) else 0):
+        advantage = advantage + (gamma * lam) ** step * _ahead(advantage, run, step)
+        step *= 2
+    return advantage.to(torch.float32), (advantage + value).to(torch.float32)
+
+
+def _ahead(column: Tensor, run: Tensor, step: int) -> Tensor:
+    """`[tokens]`: the value `step` places on in the same response, 0 past its end."""
+    shifted = torch.zeros_like(column)
+    shifted[:-step] = torch.where(run[step:] == run[:-step], column[step:], 0.0)
+    return shifted

@@ -1,4 +1,4 @@
-"""What a sum over tokens is divided by: a weight for each token of this rank, and one global number."""
+"""Sums over all ranks, and what they are divided by: a weight for each token of this rank, and one global number."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megatron_fork.distributed import collectives, device
 from megatron_fork.distributed.collectives import Group
-from megatron_fork.objective.checks import refuse_other_shapes, refuse_other_than_flags
 from megatron_fork.objective.config import ObjectiveConfig
-from megatron_fork.objective.reduction import global_sums
+from megatron_fork.objective.selected_tokens import refuse_other_shapes, refuse_other_than_flags
 
 
 class TokenWeights(NamedTuple):
@@ -51,3 +51,8 @@ def token_weights(
         return TokenWeights(None, number * config.constant_length)
     length = torch.bincount(place[counted], minlength=len(responses))
     return TokenWeights((1.0 / length.clamp(min=1).to(torch.float32))[place], number)
+
+
+def global_sums(group: Group, *parts: Tensor) -> list[float]:
+    """Each 0-d `part` summed over the ranks of `group`, in float64: one collective."""
+    return collectives.all_reduce_sum(torch.stack([part.double() for part in parts]).to(device()), group).tolist()

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.objective.losses import LOSSES, is_custom
+from megatron_fork.extension import check_name
+from megatron_fork.objective.losses import LOSSES
 
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "gae"]
 Average = Literal["token", "sequence", "constant"]
@@ -176,10 +177,7 @@ class ObjectiveConfig:
                 raise ConfigError(
                     f"objective.{name}={vars(self)[name]} is not a choice", hint=f"one of {', '.join(get_args(choice))}"
                 )
-        if self.loss not in LOSSES and not is_custom(self.loss):
-            raise ConfigError(
-                f"objective.loss={self.loss} is not a choice", hint=f"one of {', '.join(LOSSES)}, or module:function"
-            )
+        check_name("objective.loss", self.loss, LOSSES, "loss")
         _refuse_negative("objective", self, "clip_low", "clip_high", "dual_clip")
         _refuse_negative("objective", self, "entropy_coef", "kl_coef", "cov_kl_coef", "constant_length")
         self._check_clips()

@@ -10,9 +10,9 @@ from torch import Tensor
 from megatron_fork.distributed import collectives, device
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective.checks import refuse_other_shapes
+from megatron_fork.objective.averaging import global_sums
 from megatron_fork.objective.config import ObjectiveConfig
-from megatron_fork.objective.reduction import global_sums
+from megatron_fork.objective.selected_tokens import refuse_other_shapes
 
 
 class Correction(NamedTuple):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective.checks import refuse_other_shapes, refuse_other_than_flags
+from megatron_fork.objective.averaging import global_sums
 from megatron_fork.objective.config import ObjectiveConfig
 from megatron_fork.objective.losses import LOSSES, loss_named
-from megatron_fork.objective.reduction import global_sums
+from megatron_fork.objective.selected_tokens import refuse_other_shapes, refuse_other_than_flags
 from megatron_fork.selection import SelectionConfig, select_tokens
 
 # Any number other than the default of `selection.seed`: the control arm draws its tokens in the same way.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective.checks import refuse_other_shapes, refuse_other_than_flags
 from megatron_fork.objective.config import ObjectiveConfig
 from megatron_fork.objective.loss import PolicyLoss
+from megatron_fork.objective.selected_tokens import refuse_other_shapes, refuse_other_than_flags
 
 
 def value_loss(

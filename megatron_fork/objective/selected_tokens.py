@@ -1,4 +1,4 @@
-"""The selected tokens of one call, from which losses and regularizers take their columns."""
+"""The selected tokens of one call, from which losses and regularizers take their columns, and whether columns fit together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from megatron_fork.errors import ObjectiveError
-from megatron_fork.objective.checks import refuse_other_shapes, refuse_other_than_flags
 from megatron_fork.objective.config import ObjectiveConfig
 
 # e^80 is finite in float32; infinity times the 0 that a clipped token passes back would be NaN.
@@ -69,3 +68,20 @@ class SelectedTokens:
 def exponential(log_ratio: Tensor) -> Tensor:
     """e^log_ratio, finite and without gradient beyond e^80."""
     return log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
+
+
+def refuse_other_shapes(reference_name: str, reference: Tensor, columns: dict[str, Tensor | None]) -> None:
+    """Raises for the first of `columns` that has not the shape of the reference."""
+    for name, column in columns.items():
+        if column is not None and column.shape != reference.shape:
+            raise ObjectiveError(
+                f"{name} has shape {list(column.shape)}, {reference_name} {list(reference.shape)}",
+                hint="one value a token",
+            )
+
+
+def refuse_other_than_flags(columns: dict[str, Tensor | None]) -> None:
+    """Raises for the first of `columns` that is not bool: as an index, numbers would pick tokens, not mark them."""
+    for name, column in columns.items():
+        if column is not None and column.dtype != torch.bool:
+            raise ObjectiveError(f"{name} is {column.dtype}, not bool", hint="pass a flag for every token")

@@ -151,6 +151,11 @@ class Learner:
             token_ids=share.token_id_t,
             step=number,
             tie_tolerance=_TIE_TOLERANCE,
+            columns={
+                "logprob": filled(share.logprob_t),
+                "advantage": filled(share.advantage_t),
+                "sequence": share.sequence_t,
+            },
         )
 
     def update(self, share: Batch, chosen: selection.Selection, number: int, *, learning_rate: float) -> Update:
@@ -249,10 +254,11 @@ class Learner:
         return share.with_columns(logprob_t=logprob_t, entropy_t=entropy_t)
 
     def _segments(self, share: Batch) -> Tensor | None:
-        if self.selection.scope == "sequence":
-            return share.sequence_t
-        if self.selection.scope == "minibatch":
+        segment = selection.SCOPES[self.selection.scope or ""].segment
+        if segment is None:
             return None
+        if segment == "sequence":
+            return share.sequence_t
         segment_t = torch.zeros(share.response_tokens, dtype=torch.long)
         for index, micro_batch in enumerate(self.policy.micro_batches(share)):
             segment_t[micro_batch.place_r] = index

@@ -7,17 +7,17 @@ from megatron_fork import front_door
 if TYPE_CHECKING:
     from megatron_fork.rollout.collector import Collector, Rollouts
     from megatron_fork.rollout.config import ColocatedConfig, RemoteConfig, RolloutConfig
-    from megatron_fork.rollout.ends import ends_in_words, stop_tokens_of
-    from megatron_fork.rollout.engine import Completion, Engine, PartialResponse, Request
+    from megatron_fork.rollout.engine import Completion, Engine, InProcessEngine, PartialResponse, Request
+    from megatron_fork.rollout.engines import EngineContext, EngineKind, build_engine, check_engine, engine_kind
     from megatron_fork.rollout.in_flight import PromptGroup
     from megatron_fork.rollout.in_process.embedded import EmbeddedEngine
     from megatron_fork.rollout.in_process.load_balanced import LoadBalancedEngine
     from megatron_fork.rollout.in_process.vllm import ColocatedEngine
-    from megatron_fork.rollout.in_process.vllm_process import check_colocated
     from megatron_fork.rollout.probing import probe
+    from megatron_fork.rollout.responses import ends_in_words, stop_tokens_of
     from megatron_fork.rollout.scheduler import RolloutCounts
-    from megatron_fork.rollout.servers.reachability import server_states
     from megatron_fork.rollout.servers.remote import RemoteEngine
+    from megatron_fork.rollout.servers.wire import server_states
     from megatron_fork.rollout.weights import PolicyWeights
 else:
     __getattr__ = front_door.opened(__name__, __file__, former={"Config": "RolloutConfig"})
@@ -32,6 +32,9 @@ __all__ = [
     "LoadBalancedEngine",
     "EmbeddedEngine",
     "Engine",
+    "EngineContext",
+    "EngineKind",
+    "InProcessEngine",
     "PromptGroup",
     "PolicyWeights",
     "RemoteConfig",
@@ -39,7 +42,9 @@ __all__ = [
     "Request",
     "Rollouts",
     "RolloutCounts",
-    "check_colocated",
+    "build_engine",
+    "check_engine",
+    "engine_kind",
     "ends_in_words",
     "probe",
     "server_states",

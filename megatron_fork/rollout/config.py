@@ -10,7 +10,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.extension import check_name
 from megatron_fork.masking import KEY_VARIABLE
+from megatron_fork.rollout.engines import ENGINES, EngineKind, SyncWay, check_settings
 from megatron_fork.serving import EntropyTemperature
 
 # Nothing but what stands in an address, or in a header.
@@ -84,11 +86,12 @@ class ColocatedConfig:
 class RolloutConfig:
     """How responses are drawn."""
 
-    engine: Literal["embedded", "vllm_colocated", "vllm", "sglang"] = "embedded"
-    """embedded, vllm_colocated: in the trainer's processes; the others: servers."""
+    engine: str = "embedded"
+    """embedded, vllm_colocated: in the trainer's processes; vllm, sglang: servers; module:name: one of your own
+    (docs/extending.md)."""
     servers: list[str] = field(default_factory=list)
     """Addresses of the servers, such as http://node7:8000."""
-    sync: Literal["disk", "gloo", "nccl"] = "disk"
+    sync: SyncWay = "disk"
     """How servers get new weights: a folder that trainer and servers see, or a broadcast from rank 0."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     colocated: ColocatedConfig = field(default_factory=ColocatedConfig)
@@ -135,11 +138,6 @@ class RolloutConfig:
                 )
         if self.max_staleness < 0:
             raise ConfigError(f"rollout.max_staleness={self.max_staleness} is negative", hint="0 is on-policy")
-        if self.max_staleness and self.engine in ("embedded", "vllm_colocated") and self.tail != "stop":
-            raise ConfigError(
-                f"rollout.max_staleness={self.max_staleness} with rollout.engine={self.engine}, which rests during training",
-                hint="set rollout.tail=stop, or use servers",
-            )
         if self.probe_prompts < 0:
             raise ConfigError(f"rollout.probe_prompts={self.probe_prompts} is negative", hint="0 probes nothing")
         if self.samples < 2 and self.dynamic_sampling:
@@ -149,13 +147,21 @@ class RolloutConfig:
             )
         self._check_servers()
         self._check_sampling()
+        check_name("rollout.engine", self.engine, ENGINES, "engine")
+        if self.engine in ENGINES:  # one of the user's own is imported by whoever is to run it
+            self.check_kind(ENGINES[self.engine])
+
+    def check_kind(self, kind: EngineKind) -> None:
+        """Raise `ConfigError` for what does not go with an engine of this kind."""
+        check_settings(self, kind)
+        foreign = self.foreign_distribution(kind)
+        if foreign and math.isfinite(self.mismatch_limit):
+            raise ConfigError(
+                f"{foreign}: the engine's log-probs are then not those of the softmax that training uses",
+                hint="declare the mismatch with rollout.mismatch_limit=.inf, and correct it with objective.correction",
+            )
 
     def _check_servers(self) -> None:
-        if (self.engine in ("embedded", "vllm_colocated")) != (not self.servers):
-            raise ConfigError(
-                f"rollout.engine={self.engine} with rollout.servers={self.servers}",
-                hint="embedded and vllm_colocated have no servers; vllm and sglang need at least one",
-            )
         for url in self.servers:
             if not _is_address(url):
                 raise ConfigError(
@@ -181,22 +187,12 @@ class RolloutConfig:
                 f"rollout.temperature={self.temperature} with rollout.entropy_temperature",
                 hint="keep rollout.temperature=1: `high` and `low` are the temperatures then",
             )
-        foreign = self.foreign_distribution
-        if foreign and math.isfinite(self.mismatch_limit):
-            raise ConfigError(
-                f"{foreign}: the engine's log-probs are then not those of the softmax that training uses",
-                hint="declare the mismatch with rollout.mismatch_limit=.inf, and correct it with objective.correction",
-            )
 
-    @property
-    def foreign_distribution(self) -> str:
-        """The field that makes the engine report log-probs of another distribution than training's; empty where none does.
-
-        vLLM's are of the truncated distribution; SGLang and the embedded engine report the full softmax even then.
-        """
+    def foreign_distribution(self, kind: EngineKind) -> str:
+        """The field that makes the engine report log-probs of another distribution than training's; empty where none does."""
         if not self.entropy_temperature.is_plain:
             return "rollout.entropy_temperature"
-        if self.engine in ("vllm", "vllm_colocated") and (self.top_p < 1.0 or self.top_k > 0):
+        if not kind.full_softmax and (self.top_p < 1.0 or self.top_k > 0):
             return f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.engine={self.engine}"
         return ""
 

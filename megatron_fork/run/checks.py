@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from megatron_fork import conversion, models, objective
+from megatron_fork import conversion, models, objective, selection
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.errors import ConfigError, ModelError, RunFolderError
 from megatron_fork.policy import OptimizerConfig
 from megatron_fork.rewards import check_verifier, takes_row
-from megatron_fork.rollout import check_colocated, stop_tokens_of
+from megatron_fork.rollout import check_engine, stop_tokens_of
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def check_settings(config: RunConfig, *, ranks: int) -> None:
     _check_groups(config)
     _check_verifier(config)
     objective.loss_named(config.objective.loss)
-    if config.rollout.engine == "vllm_colocated":
-        check_colocated(config.rollout.colocated, ranks=ranks)
+    selection.token_choice(config.selection.tokens)
+    check_engine(config.rollout, ranks=ranks, replays_experts=config.experts.replay)
 
 
 def check_machine(config: RunConfig) -> None:

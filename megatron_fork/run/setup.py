@@ -7,20 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_fork import checkpoint, conversion, distributed, models
+from megatron_fork import checkpoint, conversion, distributed, models, rollout
 from megatron_fork.config import RunConfig
-from megatron_fork.distributed import collectives
 from megatron_fork.errors import StopRequested
 from megatron_fork.policy import Critic, Learner, OptimizerConfig, Policy, TrainedModels
 from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import (
-    Collector,
-    ColocatedEngine,
-    EmbeddedEngine,
-    Engine,
-    LoadBalancedEngine,
-    RemoteEngine,
-)
+from megatron_fork.rollout import Collector, Engine, EngineContext
 from megatron_fork.run.context import RunContext
 from megatron_fork.run.fine_tuning import fine_tune
 from megatron_fork.run.state import RunState, checked, state_of
@@ -142,49 +134,22 @@ def build_policy(context: RunContext, optimizer: OptimizerConfig | None) -> Poli
 
 def build_engine(context: RunContext, *, save: Callable[[], None] = lambda: None) -> Engine:
     """The engine that draws responses; its weights come with the first update. `save`: before a wait for servers."""
-    config, world = context.config.rollout, context.layout.world
-    if config.engine in ("vllm", "sglang"):
-        return RemoteEngine(
-            config,
+    return rollout.build_engine(
+        EngineContext(
+            context.config.rollout,
             context.hf_config,
-            stop_tokens=context.stop_tokens,
-            folder=context.folder.path / "engine_weights",
-            world=world,
+            context.source.tokenizer,
+            context.stop_tokens,
+            longest_prompt=context.source.longest_prompt,
+            folder=context.folder.path,
+            world=context.layout.world,
+            device=distributed.device(),
+            dtype=context.config.policy.dtype,
+            records_experts=context.config.experts.replay,
             save=save,
             stop_point=context.stop.local_stop_point,
             say=context.display.say,
         )
-    is_embedded = config.engine == "embedded"
-    engine: Engine = _build_embedded(context) if is_embedded else _build_colocated(context)
-    draws_in_rounds = is_embedded and config.max_staleness == 0
-    if draws_in_rounds or collectives.size(world) == 1:
-        return engine
-    ranks_per_engine = 1 if is_embedded else config.colocated.tensor
-    return LoadBalancedEngine(engine, world=world, ranks_per_engine=ranks_per_engine, batch_size=config.batch_size)
-
-
-def _build_embedded(context: RunContext) -> EmbeddedEngine:
-    tokenizer = context.source.tokenizer
-    return EmbeddedEngine(
-        context.hf_config,
-        stop_tokens=context.stop_tokens,
-        pad_token=context.stop_tokens[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        batch_size=context.config.rollout.batch_size,
-        device=distributed.device(),
-        dtype=context.config.policy.dtype,
-        records_experts=context.config.experts.replay,
-    )
-
-
-def _build_colocated(context: RunContext) -> ColocatedEngine:
-    config = context.config.rollout
-    return ColocatedEngine(
-        config.colocated,
-        context.hf_config,
-        stop_tokens=context.stop_tokens,
-        batch_size=config.batch_size,
-        max_tokens=context.source.longest_prompt + config.max_response_tokens,
-        dtype=context.config.policy.dtype,
     )
 
 

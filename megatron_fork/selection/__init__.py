@@ -5,10 +5,22 @@ from typing import TYPE_CHECKING
 from megatron_fork import front_door
 
 if TYPE_CHECKING:
+    from megatron_fork.selection.choices import SCOPES, TokenChoice, token_choice
     from megatron_fork.selection.config import PRESETS, SelectionConfig
     from megatron_fork.selection.kth import kth_largest
+    from megatron_fork.selection.scores import TokenColumns
     from megatron_fork.selection.select import Selection, select_tokens
 else:
     __getattr__ = front_door.opened(__name__, __file__, former={"Config": "SelectionConfig"})
 
-__all__ = ["PRESETS", "SelectionConfig", "Selection", "kth_largest", "select_tokens"]
+__all__ = [
+    "PRESETS",
+    "SCOPES",
+    "SelectionConfig",
+    "Selection",
+    "TokenChoice",
+    "TokenColumns",
+    "kth_largest",
+    "select_tokens",
+    "token_choice",
+]

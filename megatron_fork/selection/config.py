@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.extension import is_custom, shown, suggestion
+from megatron_fork.selection.choices import RULES, SCOPES, TOKENS
 
-Tokens = Literal["top", "bottom", "random", "all"]
 Scope = Literal["minibatch", "microbatch_global", "microbatch", "sequence"]
 Rule = Literal["threshold", "exact_k", "quantile"]
 EntropyPolicy = Literal["current", "old"]
@@ -24,8 +26,9 @@ class SelectionConfig:
 
     preset: Preset = "paper"
     """What the fields of None are filled with: `paper`, the `authors_code`, or what `trl` does (docs/semantics.md)."""
-    tokens: Tokens = "top"
-    """top: highest entropies. bottom: lowest. random: the control arm. all: no selection."""
+    tokens: str = "top"
+    """top: highest entropies. bottom: lowest. random: the control arm. all: no selection. module:name: highest scores of a
+    function of your own (docs/extending.md)."""
     ratio: float = 0.2
     """Share of the response tokens that carries gradient, in (0, 1]."""
     scope: Scope | None = None
@@ -39,11 +42,13 @@ class SelectionConfig:
     """Of the random choice; combined with the step."""
 
     def __post_init__(self) -> None:
-        self._check_choice("preset", Preset)
+        self._check_choice("preset", get_args(Preset))
         for name, value in PRESETS[self.preset]["selection"].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        for name, choices in (("tokens", Tokens), ("scope", Scope), ("rule", Rule), ("entropy_policy", EntropyPolicy)):
+        if not is_custom(self.tokens):  # one of the user's own is imported by whoever is to run it
+            self._check_choice("tokens", TOKENS)
+        for name, choices in (("scope", SCOPES), ("rule", RULES), ("entropy_policy", get_args(EntropyPolicy))):
             self._check_choice(name, choices)
         if not isinstance(self.ratio, (int, float)) or not 0.0 < self.ratio <= 1.0:
             raise ConfigError(
@@ -53,12 +58,12 @@ class SelectionConfig:
         if not isinstance(self.seed, int):
             raise ConfigError(f"selection.seed={self.seed} is not an integer", hint="any will do, such as 0")
 
-    def _check_choice(self, name: str, choices: Any) -> None:
+    def _check_choice(self, name: str, choices: Iterable[str]) -> None:
         value = getattr(self, name)
-        if value not in get_args(choices):
+        if value not in list(choices):
             raise ConfigError(
-                f"selection.{name}={value} is not one of {', '.join(get_args(choices))}",
-                hint="the project's docs/semantics.md says what each of them means",
+                f"selection.{name}={shown(value)} is not one of {', '.join(choices)}",
+                hint=f"{suggestion(value, choices)}the project's docs/semantics.md says what each of them means",
             )
 
 

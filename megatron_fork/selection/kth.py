@@ -150,7 +150,7 @@ def floats_of_keys(keys: Tensor) -> Tensor:
     return ordered_keys(keys.view(torch.float32)).view(torch.float32)
 
 
-def refuse_nan(values: Tensor, group: Group) -> None:
+def refuse_nan(values: Tensor, group: Group, whose: str = "") -> None:
     """Every rank learns of a NaN anywhere, so that all raise and none is left waiting."""
     found = torch.zeros(collectives.size(group), dtype=torch.int64, device=values.device)
     # The maximum of values with a NaN among them is NaN: one sweep without a temporary, where `isnan` would make flags.
@@ -160,6 +160,6 @@ def refuse_nan(values: Tensor, group: Group) -> None:
     if found.any():
         rank = int(found.nonzero()[0, 0])
         raise SelectionError(
-            f"value {int(found[rank]) - 1} of rank {rank} is NaN",
+            f"{whose}value {int(found[rank]) - 1} of rank {rank} is NaN",
             hint="look for a diverged policy: logits that are not finite",
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import SelectionError
+from megatron_fork.selection.choices import SCOPES
 from megatron_fork.selection.config import SelectionConfig
 from megatron_fork.selection.kth import block_size
 
@@ -62,12 +63,14 @@ def segments_of(
     shape: torch.Size, segments: Tensor | None, candidate: Tensor, config: SelectionConfig, group: Group
 ) -> Segments:
     """The segments that `config.scope` cuts in; `candidate` is flat, `segments` of the tokens' `shape` or None."""
-    wide = config.scope in ("minibatch", "microbatch_global")
+    assert config.scope is not None  # the preset's, where none was named
+    scope = SCOPES[config.scope]
+    wide = scope.over_ranks
     of_token = torch.zeros(0, dtype=torch.int64, device=candidate.device)
-    if config.scope == "sequence" and segments is None:
+    if scope.segment == "sequence" and segments is None:
         length = shape[-1] if shape else 1
         of_token = torch.arange(math.prod(shape[:-1]), device=candidate.device).repeat_interleave(length)
-    elif config.scope != "minibatch" and segments is not None:
+    elif scope.segment is not None and segments is not None:
         of_token = segments.reshape(-1).to(torch.int64)
     if of_token.numel():
         of_token = of_token.where(candidate, 0)  # whatever stands at the others

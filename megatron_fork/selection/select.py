@@ -1,13 +1,14 @@
 """Which tokens carry gradient: I_t = 1[H_t >= tau], with tau over the whole mini-batch (arXiv 2506.01939, Eq. 6).
 
 Tokens that are no candidates are given the lowest score there is, so that the k-th largest of all tokens is that of the
-candidates, and nothing has to be picked out and put back. A random choice is one by pseudo-random keys of the tokens' ids: the
-same on every device and for every layout.
+candidates, and nothing has to be picked out and put back. What tokens are ranked by is the business of `scores`: entropies,
+keys of a random choice, or a function of the user's, whose highest are found just as exactly over all ranks.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,11 +18,12 @@ from torch import Tensor
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import SelectionError
+from megatron_fork.extension import part
+from megatron_fork.selection.choices import RULES, CutRule, TokenChoice, token_choice
 from megatron_fork.selection.config import SelectionConfig
 from megatron_fork.selection.kth import floats_of_keys, global_count, kth_of_numbers, ordered_keys, refuse_nan
+from megatron_fork.selection.scores import TokenColumns
 from megatron_fork.selection.segments import Segments, segments_of
-
-_BLOCK = 1 << 20  # tokens mixed at a time, for the sake of memory
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Selection:
     """The chosen tokens of this rank, and the global counts.
 
     `threshold` is the entropy at the cut, in nats: the mean over segments, weighted by their candidates, where a scope
-    makes several cuts; NaN where entropy decides nothing (`all`, `random`) or there is no candidate.
+    makes several cuts; NaN where entropy decides nothing (`all`, `random`, scores of the user's) or there is no candidate.
     """
 
     mask: Tensor  # bool, the shape of the entropies
@@ -48,6 +50,7 @@ def select_tokens(
     token_ids: Tensor | None = None,
     step: int = 0,
     tie_tolerance: float = 0.0,
+    columns: Mapping[str, Tensor] | None = None,
 ) -> Selection:
     """Mark the tokens that carry gradient.
 
@@ -61,36 +64,62 @@ def select_tokens(
         token_ids: int64, same shape: unique ids that do not depend on the layout, to break ties and seed the random
             choice. By default the place in the concatenation of all ranks' tokens.
         step: number of the update, mixed into the random choice.
-        tie_tolerance: entropies this close to the cut, in nats, count as equal to it.
+        tie_tolerance: scores this close to the cut count as equal to it; of entropies in nats.
+        columns: same shape: what scores of the user's own look at besides (`TokenColumns.others`).
 
     No candidate on a rank, or on all, is legal: nothing is selected there.
 
     """
     for name, other in (("response_mask", response_mask), ("segments", segments), ("token_ids", token_ids)):
         _check_column(name, other, entropy)
+    for name, column in (columns or {}).items():
+        _check_shape(name, column, entropy)
     if not 0.0 <= tie_tolerance < math.inf:
         raise SelectionError(f"tie_tolerance={tie_tolerance} is not a distance", hint="0 counts equal entropies alone")
     candidate = response_mask.reshape(-1)
-    if config.tokens == "all":
+    choice = token_choice(config.tokens)
+    if choice.score is None:
         chosen, threshold = candidate.clone(), math.nan
     else:
+        flat = entropy.detach().reshape(-1)
+        others = {name: column.detach().reshape(-1) for name, column in (columns or {}).items()}
+        tokens = TokenColumns(flat, candidate, config, step, group, others, token_ids)
         parts = segments_of(entropy.shape, segments, candidate, config, group)
         count = parts.count(candidate)
         k = _shares(config.ratio, count)
-        if config.tokens == "random":
-            chosen = _mark_at_random(k, candidate, _ids(token_ids, candidate, group), parts, config, step)
-            threshold = math.nan
-        else:
-            sign = -1.0 if config.tokens == "bottom" else 1.0
-            score = entropy.detach().reshape(-1).to(torch.float32).mul(sign).where(candidate, -math.inf)
-            refuse_nan(score, group)
-            ids = _ids(token_ids, candidate, group) if config.rule == "exact_k" else None
+        score = _score(choice, tokens)
+        if score.is_floating_point():
             cut = _cut_by_score(score, k, count, parts, config)
-            chosen = _mark_by_score(score, cut, k, candidate, ids, parts, tie_tolerance)
-            threshold = sign * _mean(cut, count, parts, group) + 0.0  # -0.0 becomes 0.0
+            chosen = _mark_by_score(score, cut, k, tokens, parts, tie_tolerance)
+            threshold = _mean(cut, count, parts, group)
+        else:
+            chosen, threshold = _mark_by_key(score, k, tokens, parts), math.nan
+        if choice.lowest:
+            threshold = -threshold + 0.0  # -0.0 becomes 0.0
+        if not choice.by_entropy:
+            threshold = math.nan
     counts = torch.stack([chosen.count_nonzero(), candidate.count_nonzero()])
     selected, candidates = collectives.all_reduce_sum(counts, group).tolist()
     return Selection(chosen.reshape(entropy.shape), threshold, selected, candidates)
+
+
+def _score(choice: TokenChoice, tokens: TokenColumns) -> Tensor:
+    """float32 or int64 `[tokens]`, the highest to be chosen: the lowest there is at those that are no candidates."""
+    assert choice.score is not None
+    score: Tensor = part(choice.score)(tokens)
+    name = f"selection.tokens={tokens.config.tokens}"
+    if not isinstance(score, Tensor) or score.shape != tokens.candidate.shape or score.is_complex():
+        found = f"{list(score.shape)} {score.dtype}" if isinstance(score, Tensor) else type(score).__name__
+        raise SelectionError(
+            f"{name} scores {tokens.candidate.numel()} tokens with {found}", hint="a number a token: a tensor [tokens]"
+        )
+    if not score.is_floating_point():
+        keys = score.detach() if score.dtype == torch.int32 else score.detach().to(torch.int64)
+        return (~keys if choice.lowest else keys).masked_fill(~tokens.candidate, torch.iinfo(keys.dtype).min)
+    ranked = score.detach().to(torch.float32).mul(-1.0 if choice.lowest else 1.0)
+    ranked = ranked.where(tokens.candidate, -math.inf)
+    refuse_nan(ranked, tokens.group, "" if choice.by_entropy else f"{name}: ")
+    return ranked
 
 
 def _mean(cut: Tensor, count: Tensor, parts: Segments, group: Group) -> float:
@@ -104,26 +133,26 @@ def _mean(cut: Tensor, count: Tensor, parts: Segments, group: Group) -> float:
     return float(sums[0] / sums[1])
 
 
-def _ids(token_ids: Tensor | None, candidate: Tensor, group: Group) -> Tensor:
-    """int64 `[tokens]`: those given, or the places in the concatenation of all ranks' tokens."""
-    if token_ids is not None:
-        return token_ids.reshape(-1).to(torch.int64)
-    tokens = collectives.all_gather(torch.tensor([candidate.numel()], device=candidate.device), group)[:, 0]
-    first = int(tokens[: collectives.rank(group)].sum())
-    return torch.arange(first, first + candidate.numel(), device=candidate.device)
-
-
 def _check_column(name: str, column: Tensor | None, entropy: Tensor) -> None:
     if column is None:
         return
-    if column.shape != entropy.shape:
-        raise SelectionError(
-            f"entropy has shape {list(entropy.shape)}, {name} {list(column.shape)}", hint="one entry a token"
-        )
+    _check_shape(name, column, entropy)
     is_flag = column.dtype == torch.bool
     if is_flag != (name == "response_mask") or column.is_floating_point() or column.is_complex():
         wanted = "bool" if name == "response_mask" else "an integer type"
         raise SelectionError(f"{name} is {column.dtype}, not {wanted}", hint="convert it before selecting")
+
+
+def _check_shape(name: str, column: Tensor, entropy: Tensor) -> None:
+    if column.shape != entropy.shape:
+        raise SelectionError(
+            f"entropy has shape {list(entropy.shape)}, {name} {list(column.shape)}", hint="one entry a token"
+        )
+
+
+def _rule(config: SelectionConfig) -> CutRule:
+    assert config.rule is not None  # the preset's, where none was named
+    return RULES[config.rule]
 
 
 def _cut_by_score(score: Tensor, k: Tensor, count: Tensor, segments: Segments, config: SelectionConfig) -> Tensor:
@@ -131,7 +160,7 @@ def _cut_by_score(score: Tensor, k: Tensor, count: Tensor, segments: Segments, c
 
     `score` is float32 `[tokens]`, minus infinity at those that are no candidates; `k` and `count` are of the candidates.
     """
-    if config.rule != "quantile":
+    if not _rule(config).interpolates:
         return _kth_largest(score, k, segments)
     # Interpolated as `torch.quantile` does, which stops at 2^24 values.
     place = (1.0 - config.ratio) * (count - 1).clamp(min=0).double()
@@ -144,24 +173,22 @@ def _cut_by_score(score: Tensor, k: Tensor, count: Tensor, segments: Segments, c
 
 
 def _mark_by_score(
-    score: Tensor, cut: Tensor, k: Tensor, candidate: Tensor, ids: Tensor | None, segments: Segments, tolerance: float
+    score: Tensor, cut: Tensor, k: Tensor, tokens: TokenColumns, segments: Segments, tolerance: float
 ) -> Tensor:
-    """Flags `[tokens]`: candidates at or above the cut of their segment, or exactly k of them where `ids` break the ties."""
+    """Flags `[tokens]`: candidates at or above the cut of their segment, or exactly k of them where the rule breaks ties."""
     # Compared in the scores' own precision.
-    high_enough = (score >= segments.each((cut - tolerance).to(torch.float32))).logical_and_(candidate)
-    if ids is None:
+    high_enough = (score >= segments.each((cut - tolerance).to(torch.float32))).logical_and_(tokens.candidate)
+    if not _rule(tokens.config).breaks_ties:
         return high_enough
-    above = (score > segments.each((cut + tolerance).to(torch.float32))).logical_and_(candidate)
-    return _exactly(k, above, high_enough.logical_xor_(above), ids, segments)
+    above = (score > segments.each((cut + tolerance).to(torch.float32))).logical_and_(tokens.candidate)
+    return _exactly(k, above, high_enough.logical_xor_(above), tokens.token_id, segments)
 
 
-def _mark_at_random(
-    k: Tensor, candidate: Tensor, ids: Tensor, segments: Segments, config: SelectionConfig, step: int
-) -> Tensor:
-    """Flags `[tokens]` of exactly k candidates a segment: those with the highest pseudo-random keys."""
-    keys = _scrambled(ids, config.seed, step).masked_fill_(~candidate, -1)
+def _mark_by_key(keys: Tensor, k: Tensor, tokens: TokenColumns, segments: Segments) -> Tensor:
+    """Flags `[tokens]` of exactly k candidates a segment: those with the highest integers."""
     cut = segments.each(segments.kth_largest(keys, k))
-    return _exactly(k, keys > cut, keys == cut, ids, segments)
+    tied = (keys == cut).logical_and_(tokens.candidate)
+    return _exactly(k, (keys > cut).logical_and_(tokens.candidate), tied, tokens.token_id, segments)
 
 
 def _shares(ratio: float, count: Tensor) -> Tensor:
@@ -194,17 +221,3 @@ def _kth_largest(score: Tensor, k: Tensor, segments: Segments) -> Tensor:
         return torch.tensor([value], dtype=torch.float64, device=score.device)
     keys = segments.kth_largest(ordered_keys(score), k)
     return torch.where(k > 0, floats_of_keys(keys).double(), torch.nan)
-
-
-def _scrambled(ids: Tensor, seed: int, step: int) -> Tensor:
-    """`[n]` int32, not negative: 31 pseudo-random bits for each int64 id."""
-    # Python integers have no end, tensors wrap around at 64 bits: the offset has to fit before it is added.
-    offset = (seed * 1_000_003 + step) * 0x9E3779B1 & 0x7FFFFFFFFFFFFFFF
-    return torch.cat([_mixed(block + offset).to(torch.int32) for block in ids.split(_BLOCK)])
-
-
-def _mixed(numbers: Tensor) -> Tensor:
-    """Multiply and shift, in place, until every bit of a number has a say in every bit of the result."""
-    for factor in (0x45D9F3B3335B369, 0x3C6EF372FE94F82B):
-        numbers.bitwise_xor_(numbers >> 29).mul_(factor)
-    return numbers.bitwise_xor_(numbers >> 32).bitwise_and_(0x7FFFFFFF)

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from megatron_fork.vocab_parallel.scratch import Scratch
 from megatron_fork.vocab_parallel.shard import VocabularyShard, combine
-from megatron_fork.vocab_parallel.tile import TileKernels, accumulation_dtype
+from megatron_fork.vocab_parallel.tile import Scratch, TileKernels, accumulation_dtype
 
 _CPU_TOKENS = 1024
 _CPU_COLUMNS = 2048

@@ -19,7 +19,6 @@ from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import StatisticsError
 from megatron_fork.vocab_parallel.config import VocabParallelConfig
 from megatron_fork.vocab_parallel.head import Head
-from megatron_fork.vocab_parallel.kernels import kernels_for
 from megatron_fork.vocab_parallel.shard import (
     TokenStatistics,
     VocabularyShard,
@@ -28,6 +27,7 @@ from megatron_fork.vocab_parallel.shard import (
     statistics_of,
 )
 from megatron_fork.vocab_parallel.statistics import inverse_of
+from megatron_fork.vocab_parallel.tile import kernels_for
 
 
 def lm_head_statistics(

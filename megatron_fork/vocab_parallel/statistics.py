@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import StatisticsError
 from megatron_fork.vocab_parallel.config import KernelChoice
-from megatron_fork.vocab_parallel.kernels import kernels_for
 from megatron_fork.vocab_parallel.shard import (
     TokenStatistics,
     VocabularyShard,
@@ -23,7 +22,7 @@ from megatron_fork.vocab_parallel.shard import (
     refuse_bad,
     statistics_of,
 )
-from megatron_fork.vocab_parallel.tile import TileKernels
+from megatron_fork.vocab_parallel.tile import TileKernels, kernels_for
 
 
 def token_statistics(

@@ -10,13 +10,16 @@ dominate what is left; fusing further needs a compiled kernel (see `triton_tile`
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_fork.vocab_parallel.scratch import Scratch
+from megatron_fork.errors import ConfigError
+from megatron_fork.vocab_parallel.config import KernelChoice
 
 # Of one scratch tensor for a block of rows: half a core's cache for each thread; on a GPU as much as fills it.
 _BLOCK_BYTES_A_THREAD = 1 << 19
@@ -195,3 +198,32 @@ def _blocks(logits_tv: Tensor) -> Iterator[slice]:
     size = _BLOCK_BYTES_ON_GPU if logits_tv.is_cuda else _BLOCK_BYTES_A_THREAD * torch.get_num_threads()
     rows = max(1, size // (4 * max(1, logits_tv.shape[1])))
     return (slice(start, start + rows) for start in range(0, logits_tv.shape[0], rows))
+
+
+class Scratch:
+    """Named pieces of memory that only grow; a piece taken again is the same memory, so one caller at a time."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A contiguous tensor with whatever values."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.numel() < size or held.dtype != dtype or held.device != device:
+            held = self._held[name] = torch.empty(size, dtype=dtype, device=device)
+        return held[:size].view(shape)
+
+
+def kernels_for(choice: KernelChoice, logits: Tensor) -> TileKernels:
+    """The kernels for logits of this device and dtype; raises `ConfigError` where Triton is asked for and cannot run."""
+    installed = importlib.util.find_spec("triton") is not None
+    # Float64 is for gradient checks; the kernels sum in float32.
+    if choice == "torch" or (choice == "auto" and not (logits.is_cuda and installed)) or logits.dtype == torch.float64:
+        return TorchKernels()
+    if not installed:
+        raise ConfigError("vocab_parallel.kernels=triton, but Triton is not installed", hint="pip install triton")
+    # Not at the top: Triton is optional, and takes a second to import.
+    from megatron_fork.vocab_parallel import triton_tile
+
+    return triton_tile

@@ -22,7 +22,8 @@ FREE = sorted(
     name
     for name, hint in leaves(RunConfig)
     if str in (hint, *get_args(hint))
-    and name not in ("data.preset", "data.sha256", "rewards.kind", "data.generator.task", "objective.loss")
+    and name not in ("data.preset", "data.sha256", "rewards.kind", "data.generator.task")
+    and name not in ("objective.loss", "rollout.engine", "selection.tokens")
     and name not in PATHS
     and get_origin(hint) not in (list, dict)
 )

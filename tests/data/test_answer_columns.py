@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from support.prompt_files import TOKENIZER, everything, write
 
 from megatron_fork.data import DataConfig, load_prompts
-from megatron_fork.data.answers import NO_ANSWER, AnswerReader, NoAnswer, reader
-from megatron_fork.data.boxes import boxed_answers
+from megatron_fork.data.answers import NO_ANSWER, AnswerReader, NoAnswer, boxed_answers, reader
 from megatron_fork.data.columns import Columns
 from megatron_fork.errors import DataError
 from megatron_fork.rewards import Reference, RewardPool, RewardsConfig, read_reference, score

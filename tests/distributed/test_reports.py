@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_fork.distributed.reports import ReportsOfForks
+from megatron_fork.distributed.compatibility import ReportsOfForks
 
 
 @settings(max_examples=10, deadline=None)

@@ -26,10 +26,11 @@ from megatron_fork.rollout import (
     EmbeddedEngine,
     LoadBalancedEngine,
     Request,
-    check_colocated,
+    RolloutConfig,
+    check_engine,
 )
 from megatron_fork.rollout.in_process import vllm as colocated
-from megatron_fork.rollout.in_process.sleeping import SleepMode
+from megatron_fork.rollout.in_process.vllm_process import SleepMode
 from megatron_fork.run.console import Display
 from megatron_fork.serving import EntropyTemperature
 from megatron_fork.train import train
@@ -286,7 +287,7 @@ def test_memory_comes_back_around_the_weights(engine, model) -> None:
 
 def test_ranks_that_do_not_divide_into_engines() -> None:
     with pytest.raises(ConfigError, match=r"rollout\.colocated\.tensor=2 with 3 ranks"):
-        check_colocated(ColocatedConfig(tensor=2), ranks=3)
+        check_engine(RolloutConfig(engine="vllm_colocated", colocated=ColocatedConfig(tensor=2)), ranks=3)
 
 
 def one_engine_of_two_ranks() -> list[int]:

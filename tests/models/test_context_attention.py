@@ -12,7 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 from support.ranks import run_on_ranks
 
-from megatron_fork.data.context_shard import zig_zag
+from megatron_fork.data.balance import zig_zag
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import LayoutError

@@ -9,8 +9,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from support.tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
 from megatron_fork.conversion import PublishedWeights
-from megatron_fork.conversion.parameters import local_parameters
-from megatron_fork.conversion.table import entries_of
+from megatron_fork.conversion.parameters import entries_of, local_parameters
 
 LENGTHS = [10, 10, 12, 40, 3, 1]
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}

@@ -9,8 +9,9 @@ import torch
 from support.commands import QUICKSTART, run
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.extension import is_custom
 from megatron_fork.objective import ObjectiveConfig, loss_named, needs_whole_sequences, policy_loss
-from megatron_fork.objective.losses import LOSSES, is_custom
+from megatron_fork.objective.losses import LOSSES
 
 PROJECT = Path(__file__).parent.parent.parent
 SMALL = (
@@ -87,7 +88,7 @@ def test_it_trains(my_losses: Path, name: str, monkeypatch: pytest.MonkeyPatch) 
     ("name", "told"),
     [
         ("my_losses:nothing", "my_losses has no nothing"),
-        ("my_losses:PROBE", "is no function"),
+        ("my_losses:PROBE", "objective.loss=my_losses:PROBE is of type int, which makes no loss"),
         ("no_such_module_here:f", "cannot be imported"),
         ("my_broken:f", "cannot be imported: ValueError by me"),
         ("pppo", "objective.loss=pppo is no loss"),

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from megatron_fork.errors import ModelError
 from megatron_fork.rollout import RemoteConfig, Request, stop_tokens_of
-from megatron_fork.rollout.pending import PendingRequest
+from megatron_fork.rollout.pending import PendingRequest, vllm_sampling
 from megatron_fork.rollout.servers.sglang import SglangServer
-from megatron_fork.rollout.vllm_sampling import vllm_sampling
 
 IDS = st.integers(0, 99)
 VALUES = st.one_of(st.none(), IDS, st.lists(IDS, max_size=4))

@@ -45,7 +45,7 @@ def new_engine() -> Counting:
     return engine
 
 
-def dealt(engine: Counting, ranks_per_engine: int = 1) -> LoadBalancedEngine:
+def balanced(engine: Counting, ranks_per_engine: int = 1) -> LoadBalancedEngine:
     return LoadBalancedEngine(engine, world=dist.group.WORLD, ranks_per_engine=ranks_per_engine, batch_size=BATCH)
 
 
@@ -62,7 +62,7 @@ def asked(count: int, tokens: int = 40) -> list[Request]:
 
 def collected(ranks_per_engine: int) -> tuple[Rollouts, int]:
     engine = new_engine()
-    rollouts = collector(dealt(engine, ranks_per_engine)).collect(start=0, version=0)
+    rollouts = collector(balanced(engine, ranks_per_engine)).collect(start=0, version=0)
     return rollouts, engine.given
 
 
@@ -81,7 +81,7 @@ def test_a_step_has_the_groups_of_one_rank(ranks: int, ranks_per_engine: int) ->
 
 def steps_with_tails(steps: int) -> tuple[list[Rollouts], int]:
     engine = new_engine()
-    made = collector(dealt(engine), max_staleness=2, tail="stop", max_response_tokens=40)
+    made = collector(balanced(engine), max_staleness=2, tail="stop", max_response_tokens=40)
     drawn, rollouts = 0, []
     for version in range(steps):
         engine.version = version
@@ -106,7 +106,7 @@ def test_tails_are_stopped_on_all_ranks_and_go_on_anywhere() -> None:
 
 
 def an_abort_in_the_middle() -> tuple[list[int], list[int], list[int]]:
-    engine = dealt(new_engine())
+    engine = balanced(new_engine())
     finished = []
     for completion in engine.generate(asked(30)):
         finished.append(completion.number)
@@ -122,7 +122,7 @@ def an_abort_in_the_middle() -> tuple[list[int], list[int], list[int]]:
 
 
 def a_failure() -> list[str]:
-    engine, heard = dealt(new_engine()), []
+    engine, heard = balanced(new_engine()), []
     bad = Request(-1, (5,), 0, 1.0, 4)
     try:
         list(engine.generate([*asked(1), bad]))  # the second goes to the other rank
@@ -134,7 +134,7 @@ def a_failure() -> list[str]:
 
 def abandoned() -> int:
     """Whoever takes completions has enough after the first; the next call has nothing of the last."""
-    engine = dealt(new_engine())
+    engine = balanced(new_engine())
     drawing = engine.generate(asked(20))
     if dist.get_rank() == 0:
         next(drawing)

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout.in_process.sleeping import SleepMode
+from megatron_fork.rollout.in_process.vllm_process import SleepMode
 
 
 class Recorder:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_fork.policy.update_metrics import of_mismatch, of_responses, of_update
 from support.commands import QUICKSTART, TINY, metrics_of, run
 
 from megatron_fork.experience import Batch, Demonstration, Prompt, Trajectory, logprob_array, token_array
 from megatron_fork.objective import ObjectiveConfig, policy_loss, rollout_mismatch
 from megatron_fork.policy.network import Update
+from megatron_fork.policy.update_metrics import of_mismatch, of_responses, of_update
 from megatron_fork.run.folder import RunFolder
 from megatron_fork.run.metric_names import ALIASES, Peer, PeerNames
 

@@ -27,6 +27,20 @@ def test_unknown_choices(field: str, value: object) -> None:
     assert error.value.hint
 
 
+@pytest.mark.parametrize("field", CHOICES)
+@pytest.mark.parametrize("value", ["\x1b[31mtop", "top\n", "t" * 4000])
+def test_an_unknown_choice_is_one_line_that_no_terminal_obeys(field: str, value: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        SelectionConfig(**{field: value})
+    assert error.value.message.isprintable() and len(error.value.message) < 200
+
+
+def test_a_close_name_is_told() -> None:
+    with pytest.raises(ConfigError) as error:
+        SelectionConfig(tokens="botom")
+    assert "did you mean bottom?" in error.value.hint
+
+
 @pytest.mark.parametrize("field", ["preset", "tokens"])
 def test_a_choice_that_no_preset_makes_cannot_be_left_out(field: str) -> None:
     with pytest.raises(ConfigError, match=f"selection.{field}=None is not one of"):

@@ -6,15 +6,13 @@ where the name is such a function, or a `Loss` that says what it needs.
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.extension import entry_named, part
 
 if TYPE_CHECKING:  # settings are checked without torch
     from megatron_fork.objective.losses.surrogate import Surrogate
@@ -22,7 +20,6 @@ if TYPE_CHECKING:  # settings are checked without torch
 
 Column = Literal["sequence", "forking", "covered"]
 """Columns of `policy_loss` that a loss may ask for: the response of each token, the high-entropy class, `covariance_tokens`."""
-_CUSTOM = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Loss:
 
     def __call__(self, tokens: SelectedTokens) -> Surrogate:
         """The surrogate of each selected token."""
-        return _function(self.surrogate)(tokens)
+        return part(self.surrogate)(tokens)
 
 
 def _of_file(name: str, **needs: Any) -> Loss:
@@ -61,43 +58,17 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def is_custom(name: str) -> bool:
-    """Whether a name has the form `module:name` of a loss outside this package; it is not looked for."""
-    return _CUSTOM.fullmatch(name) is not None
-
-
 @cache
 def loss_named(name: str) -> Loss:
     """The loss of this name; raises `ConfigError` where there is none."""
-    if name in LOSSES:
-        return LOSSES[name]
-    if not is_custom(name):
-        raise ConfigError(f"objective.loss={name} is no loss", hint=f"one of {', '.join(LOSSES)}, or module:function")
-    module, _, attribute = name.partition(":")
-    try:
-        if "" not in sys.path:  # the current folder, as for verifiers
-            sys.path.insert(0, "")
-        found = vars(importlib.import_module(module))[attribute]
-    except KeyError as error:
-        raise ConfigError(f"objective.loss={name}: {module} has no {attribute}", hint="check its spelling") from error
-    except Exception as error:  # whatever the user's module does when it is imported
+    loss = entry_named("objective.loss", name, LOSSES, "loss", made=_made)
+    if not set(loss.columns) <= set(get_args(Column)):
         raise ConfigError(
-            f"objective.loss={name}: {module} cannot be imported: {type(error).__name__} {error}",
-            hint="put its folder on PYTHONPATH, or run where it lies",
-        ) from error
-    loss = found if isinstance(found, Loss) else Loss(found) if callable(found) else None
-    if loss is None or not set(loss.columns) <= set(get_args(Column)):
-        raise ConfigError(
-            f"objective.loss={name} is no function, nor a Loss with columns among {', '.join(get_args(Column))}",
-            hint="the project's docs/extending.md shows one",
+            f"objective.loss={name} is a Loss with columns={', '.join(loss.columns)}",
+            hint=f"there are {', '.join(get_args(Column))}",
         )
     return loss
 
 
-@cache
-def _function(named: str | Callable[[SelectedTokens], Surrogate]) -> Callable[[SelectedTokens], Surrogate]:
-    if not isinstance(named, str):
-        return named
-    module, _, attribute = named.partition(":")
-    function: Callable[[SelectedTokens], Surrogate] = vars(importlib.import_module(module))[attribute]
-    return function
+def _made(found: object) -> Loss | None:
+    return found if isinstance(found, Loss) else Loss(found) if callable(found) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,17 +17,16 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 from megatron_fork.conversion import PublishedWeights
 from megatron_fork.errors import RolloutError
 from megatron_fork.experience import VersionSpan, logprob_array, token_array
-from megatron_fork.rollout.engine import Completion, PartialResponse, Request
+from megatron_fork.rollout.engine import Completion, InProcessEngine, PartialResponse, Request
+from megatron_fork.rollout.engines import EngineContext
 from megatron_fork.rollout.in_process.sampler import Sampler
 
 # Finished sequences leave the batch when this share of it is idle: moving the cache costs about as much as a few steps.
 _IDLE_SHARE = 0.25
 
 
-class EmbeddedEngine:
+class EmbeddedEngine(InProcessEngine):
     """Implements `Engine` for models that fit beside the policy."""
-
-    is_coordinated = False
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class EmbeddedEngine:
         dtype: torch.dtype,
         records_experts: bool = False,
     ) -> None:
+        super().__init__()
         self.model = (
             AutoModelForCausalLM.from_config(hf_config, dtype=dtype, attn_implementation="sdpa").to(device).eval()
         )
@@ -47,15 +48,20 @@ class EmbeddedEngine:
         self.batch_size = batch_size
         self.device = device
         self.records_experts = records_experts
-        self.version = -1
-        self._aborted = False
-        self._waiting: list[Request] = []
-        self._unfinished: list[Request] = []
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
 
-    @property
-    def parameters(self) -> int:
-        """Number of parameters, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+    @classmethod
+    def of(cls, context: EngineContext) -> Self:
+        """As a run has it."""
+        return cls(
+            context.hf_config,
+            stop_tokens=context.stop_tokens,
+            pad_token=context.pad_token,
+            batch_size=context.config.batch_size,
+            device=context.device,
+            dtype=context.dtype,
+            records_experts=context.records_experts,
+        )
 
     @torch.no_grad()
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -89,9 +95,6 @@ class EmbeddedEngine:
                 continue
             yield from self._decode(batch)
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        self._waiting += requests
-
     def completions(self) -> Generator[Completion | None, None, None]:
         """Batch by batch, and None after each token; what is submitted meanwhile joins the next batch."""
         self._aborted = False
@@ -100,10 +103,6 @@ class EmbeddedEngine:
             yield from self._batches(waiting)
             if not self._waiting:
                 yield None
-
-    def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
-        """None to be judged: the weights were copied within the process, tensor by tensor."""
-        return {}
 
     @torch.no_grad()
     def _decode(self, requests: Sequence[Request]) -> Iterator[Completion | None]:
@@ -206,25 +205,6 @@ class EmbeddedEngine:
             torch.tensor(marks, device=self.device),
             uniform.to(self.device),
         )
-
-    def abort(self) -> None:
-        """Take no further token."""
-        self._aborted = True
-        self._unfinished += self._waiting
-        self._waiting = []
-
-    def unfinished(self) -> list[Request]:
-        left, self._unfinished = self._unfinished, []
-        return left
-
-    def rest(self) -> None:
-        """It stays as it is: its weights are overwritten in place."""
-
-    def health(self) -> bool:
-        return self.version >= 0
-
-    def close(self) -> None:
-        """Nothing outlives the object."""
 
 
 class RecordedExperts:

@@ -1,6 +1,6 @@
-"""Engines in the processes of all ranks, as one: the first rank deals requests out by load and takes what comes back.
+"""Engines in the processes of all ranks, as one: the first rank shards requests by load and takes what comes back.
 
-The ranks go in step. Each tick is an order of the first rank, some tokens more on every engine, and the way back of what has
+The ranks go in step. Each tick is what the first rank says, some tokens more on every engine, and the way back of what has
 finished. So an engine that is through gets new work while others still draw, a group without signal is replaced at once, and
 a tail is stopped everywhere at the same token.
 """
@@ -24,8 +24,8 @@ _STEPS_A_TICK = 16
 
 
 @dataclass(frozen=True)
-class _Order:
-    """What all ranks do next."""
+class _Tick:
+    """What all ranks do next, as the first one says."""
 
     shares: Sequence[Sequence[Request]] = ()
     """New requests of each engine."""
@@ -85,16 +85,16 @@ class LoadBalancedEngine:
             self._follow()
             return
         self._aborted = False
-        last = _Order(is_last=True)
+        last = _Tick(is_last=True)
         try:
             with closing(self._engine.completions()) as drawing:
                 while True:
                     stop = self._aborted
-                    yield from self._lead(_Order([] if stop else self._deal(), stop), drawing)
+                    yield from self._lead(_Tick([] if stop else self._shard(), stop), drawing)
                     if stop or not self._aborted:
                         yield None
         except RolloutError as error:
-            last = _Order(is_last=True, failure=error)
+            last = _Tick(is_last=True, failure=error)
             raise
         finally:
             self._forget()
@@ -127,7 +127,7 @@ class LoadBalancedEngine:
     def _leads(self) -> bool:
         return collectives.rank(self._world) == 0
 
-    def _deal(self) -> list[list[Request]]:
+    def _shard(self) -> list[list[Request]]:
         """Waiting requests for engines with room, each to the one that has least to do."""
         shares: list[list[Request]] = [[] for _ in self._loads]
         while self._waiting:
@@ -140,17 +140,17 @@ class LoadBalancedEngine:
             shares[place].append(request)
         return shares
 
-    def _lead(self, order: _Order, drawing: Iterator[Completion | None]) -> list[Completion]:
+    def _lead(self, tick: _Tick, drawing: Iterator[Completion | None]) -> list[Completion]:
         """One tick on the first rank; raises what any engine failed with."""
-        collectives.broadcast_object(order, self._world)
-        reports = collectives.gather_objects_to_first(self._tick(order, drawing), self._world)
+        collectives.broadcast_object(tick, self._world)
+        reports = collectives.gather_objects_to_first(self._tick(tick, drawing), self._world)
         failures = [report.failure for report in reports if report.failure is not None]
         if failures:
             raise failures[0]
         for report in reports:
             self._unfinished += report.unfinished
         completions = [completion for report in reports for completion in report.completions]
-        if order.stop:
+        if tick.stop:
             self._unfinished += self._waiting
             self._forget()
         for completion in completions:
@@ -161,32 +161,32 @@ class LoadBalancedEngine:
     def _follow(self) -> None:
         with closing(self._engine.completions()) as drawing:
             while True:
-                order: _Order = collectives.broadcast_object(None, self._world)
-                if order.failure is not None:
-                    raise order.failure
-                if order.is_last:
+                tick: _Tick = collectives.broadcast_object(None, self._world)
+                if tick.failure is not None:
+                    raise tick.failure
+                if tick.is_last:
                     break
-                collectives.gather_objects_to_first(self._tick(order, drawing), self._world)
+                collectives.gather_objects_to_first(self._tick(tick, drawing), self._world)
         self._running = 0
 
-    def _tick(self, order: _Order, drawing: Iterator[Completion | None]) -> _Report:
+    def _tick(self, tick: _Tick, drawing: Iterator[Completion | None]) -> _Report:
         """This rank's part; ranks that form one engine make the same calls, and the first of them reports."""
         report = _Report()
         try:
-            self._draw(order, drawing, report)
+            self._draw(tick, drawing, report)
         except RolloutError as error:
             report.failure = error
             return report
         return report if self._speaks else _Report()
 
-    def _draw(self, order: _Order, drawing: Iterator[Completion | None], report: _Report) -> None:
-        if order.stop:
+    def _draw(self, tick: _Tick, drawing: Iterator[Completion | None], report: _Report) -> None:
+        if tick.stop:
             self._engine.abort()
             report.completions += iter(lambda: next(drawing), None)
             report.unfinished += self._engine.unfinished()
             self._running = 0
             return
-        share = order.shares[self._place]
+        share = tick.shares[self._place]
         self._engine.submit(share)
         self._running += len(share)
         steps = 0

@@ -2,7 +2,7 @@
 
 Each rank runs an engine core of its own and steps it. With `tensor` above 1 so many consecutive ranks form one engine: each
 runs the same schedule over its part of the model, so all of them must make the same calls in the same order, and all have
-the same completions (see `dealt`).
+the same completions (see `load_balanced`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import queue
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,11 +20,10 @@ from transformers import PretrainedConfig
 from megatron_fork import distributed
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.config import ColocatedConfig
-from megatron_fork.rollout.engine import Completion, Request
-from megatron_fork.rollout.in_process.sleeping import SleepMode
-from megatron_fork.rollout.in_process.vllm_process import one_line, start_vllm, vllm_module
-from megatron_fork.rollout.pending import DrawnSegment, PendingRequest
-from megatron_fork.rollout.vllm_sampling import vllm_sampling
+from megatron_fork.rollout.engine import Completion, InProcessEngine, Request
+from megatron_fork.rollout.engines import EngineContext
+from megatron_fork.rollout.in_process.vllm_process import SleepMode, one_line, start_vllm, vllm_module
+from megatron_fork.rollout.pending import DrawnSegment, PendingRequest, vllm_sampling
 from megatron_fork.rollout.weights import buckets
 
 # Tokens of a response that the engine hands out together; an abort forgets less than this of each.
@@ -33,17 +32,15 @@ _RESETS = 50
 
 
 @dataclass
-class _Drawing:
+class _InProgress:
     """A response in progress."""
 
     pending: PendingRequest
     segment: DrawnSegment
 
 
-class ColocatedEngine:
+class ColocatedEngine(InProcessEngine):
     """Implements `Engine` with vLLM's engine core in this process."""
-
-    is_coordinated = False
 
     def __init__(
         self,
@@ -56,15 +53,11 @@ class ColocatedEngine:
         dtype: torch.dtype,
     ) -> None:
         """All ranks together. `max_tokens` is of the longest prompt with its response; `batch_size` responses run at a time."""
+        super().__init__()
         self.config = config
         self.stop_tokens = tuple(stop_tokens)
-        self.version = -1
-        self.parameters = 0
-        self._aborted = False
         self._submitted = 0
-        self._running: dict[str, _Drawing] = {}
-        self._waiting: list[Request] = []
-        self._unfinished: list[Request] = []
+        self._running: dict[str, _InProgress] = {}
         can_sleep = config.sleep and bool(vllm_module("vllm.platforms").current_platform.is_sleep_mode_available())
         with tempfile.TemporaryDirectory() as folder:
             hf_config.save_pretrained(folder)
@@ -78,6 +71,18 @@ class ColocatedEngine:
                 enable_sleep_mode=can_sleep,
             )
         self._sleeping = SleepMode(self._llm, can_sleep=can_sleep)
+
+    @classmethod
+    def of(cls, context: EngineContext) -> Self:
+        """As a run has it."""
+        return cls(
+            context.config.colocated,
+            context.hf_config,
+            stop_tokens=context.stop_tokens,
+            batch_size=context.config.batch_size,
+            max_tokens=context.longest_prompt + context.config.max_response_tokens,
+            dtype=context.dtype,
+        )
 
     @torch.no_grad()
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -119,9 +124,6 @@ class ColocatedEngine:
         finally:
             self._stop()
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        self._waiting += requests
-
     def completions(self) -> Generator[Completion | None, None, None]:
         """As `generate`, and None after each step of the engine; what is submitted meanwhile joins what runs."""
         self._sleeping.refuse_requests()
@@ -145,22 +147,12 @@ class ColocatedEngine:
         return {f"the engine of rank {distributed.rank()}": answers}
 
     def abort(self) -> None:
-        """Take no further token."""
-        self._aborted = True
-        self._unfinished += self._waiting
-        self._waiting = []
+        super().abort()
         self._stop()
-
-    def unfinished(self) -> list[Request]:
-        left, self._unfinished = self._unfinished, []
-        return left
 
     def rest(self) -> None:
         self._stop()
         self._sleeping.begin()
-
-    def health(self) -> bool:
-        return self.version >= 0
 
     def close(self) -> None:
         """Free the engine's memory and its process groups; the trainer's stay."""
@@ -184,19 +176,19 @@ class ColocatedEngine:
                 f"vLLM refuses a request of {len(pending.prompt)} tokens: {one_line(error)}",
                 hint="the engine was made for the longest prompt with rollout.max_response_tokens",
             ) from error
-        self._running[name] = _Drawing(pending, DrawnSegment(self.version, {}))
+        self._running[name] = _InProgress(pending, DrawnSegment(self.version, {}))
 
     def _step(self) -> list[Completion]:
         """One token more for what runs; what has ended."""
         return [each for output in self._llm.step() if (each := self._taken(output)) is not None]
 
     def _taken(self, output: Any) -> Completion | None:
-        drawing = self._running.get(output.request_id)
-        if drawing is None:  # of an abort
+        response = self._running.get(output.request_id)
+        if response is None:  # of an abort
             return None
         (chunk,) = output.outputs
-        drawing.segment.tokens.extend(chunk.token_ids)
-        drawing.segment.logprob.extend(
+        response.segment.tokens.extend(chunk.token_ids)
+        response.segment.logprob.extend(
             float(of_token[token].logprob) for token, of_token in zip(chunk.token_ids, chunk.logprobs, strict=True)
         )
         if not output.finished:
@@ -204,8 +196,8 @@ class ColocatedEngine:
         del self._running[output.request_id]
         if chunk.finish_reason not in ("stop", "length"):
             raise RolloutError(f"vLLM ended a response with {chunk.finish_reason}", hint="see vLLM's messages above")
-        drawing.pending.add(drawing.segment)
-        completion: Completion = drawing.pending.completion(chunk.finish_reason)
+        response.pending.add(response.segment)
+        completion: Completion = response.pending.completion(chunk.finish_reason)
         return completion
 
     def _stop(self) -> None:
@@ -213,10 +205,10 @@ class ColocatedEngine:
         if not self._running:
             return
         self._llm.abort_request(list(self._running))
-        for drawing in self._running.values():
-            drawing.pending.add(drawing.segment)
+        for response in self._running.values():
+            response.pending.add(response.segment)
             if self._aborted:
-                self._unfinished.append(drawing.pending.unfinished())
+                self._unfinished.append(response.pending.unfinished())
         self._running.clear()
 
     def _forget_prefixes(self) -> None:

@@ -1,4 +1,7 @@
-"""Starting vLLM's engine within this process, as a guest: the ranks, the device and the random generators are the trainer's."""
+"""vLLM's engine within this process, as a guest: the ranks, the device and the random generators are the trainer's.
+
+On the trainer's own GPUs it holds memory in turns: it sleeps while the policy trains, and wakes with new weights.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,20 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from megatron_fork import distributed
-from megatron_fork.errors import ConfigError
+from megatron_fork.errors import ConfigError, RolloutError
 
 if TYPE_CHECKING:
-    from megatron_fork.rollout.config import ColocatedConfig
+    from megatron_fork.rollout.config import ColocatedConfig, RolloutConfig
 
 _CPU_CACHE_BYTES = 512 << 20
+# vLLM's: weights are dropped, not kept in main memory, since the next ones are others.
+_DROP_ALL = 2
 _ENVIRONMENT = {
     "LOCAL_RANK": "0",  # as `distributed.device` has it
     "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are of its start, and of every update
@@ -28,12 +33,12 @@ _ENVIRONMENT = {
 }
 
 
-def check_colocated(config: ColocatedConfig, *, ranks: int) -> None:
+def check_colocated(config: RolloutConfig, ranks: int) -> None:
     """Raises `ConfigError` where this Python has no vLLM, or the ranks do not divide into engines."""
     vllm_module("vllm.v1.engine.llm_engine")
-    if ranks % config.tensor:
+    if ranks % config.colocated.tensor:
         raise ConfigError(
-            f"rollout.colocated.tensor={config.tensor} with {ranks} ranks: they do not divide into engines",
+            f"rollout.colocated.tensor={config.colocated.tensor} with {ranks} ranks: they do not divide into engines",
             hint="choose a divisor of the number of ranks",
         )
 
@@ -109,3 +114,44 @@ def _randomness_kept() -> Iterator[None]:
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+class Sleeper(Protocol):
+    """What vLLM's engine offers."""
+
+    def sleep(self, level: int) -> object: ...
+
+    def wake_up(self, tags: list[str]) -> object: ...
+
+
+class SleepMode:
+    """Whether the engine sleeps, and the order in which its memory goes and comes back."""
+
+    def __init__(self, engine: Sleeper, *, can_sleep: bool) -> None:
+        """`can_sleep` is False where the platform has no sleep mode: the engine then keeps its memory."""
+        self._engine = engine
+        self._can_sleep = can_sleep
+        self._sleeps = False
+
+    def begin(self) -> None:
+        """Give back the memory of weights and cache."""
+        if self._can_sleep and not self._sleeps:
+            self._engine.sleep(level=_DROP_ALL)
+            self._sleeps = True
+
+    @contextmanager
+    def ended_by_weights(self) -> Iterator[None]:
+        """The weights' memory is there inside, to be filled; the cache's comes after, when no copies of weights are left."""
+        if self._sleeps:
+            self._engine.wake_up(tags=["weights"])
+        yield
+        if self._sleeps:
+            self._engine.wake_up(tags=["kv_cache"])
+            self._sleeps = False
+
+    def refuse_requests(self) -> None:
+        """Raises `RolloutError` for requests to an engine that has no weights."""
+        if self._sleeps:
+            raise RolloutError(
+                "the engine sleeps since its last rest, and has no weights", hint="update its weights before requests"
+            )

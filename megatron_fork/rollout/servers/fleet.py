@@ -18,8 +18,8 @@ from megatron_fork.experience import FinishReason
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.engine import Completion, Request
 from megatron_fork.rollout.pending import DrawnSegment, PendingRequest
+from megatron_fork.rollout.servers.pace import ended
 from megatron_fork.rollout.servers.server import Server
-from megatron_fork.rollout.servers.waiting import ended
 from megatron_fork.rollout.servers.wire import ServerFault
 
 # A server that fails this often in a row gets no further request until it has proven healthy.

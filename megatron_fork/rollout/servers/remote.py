@@ -1,7 +1,7 @@
 """The engine that is elsewhere: servers of vLLM or SGLang, for which the first rank speaks.
 
 Every rank has one of these and makes the same calls; the first rank's talks to the servers, the others' follow its orders
-(see `orders`). The servers' side lives on an event loop in a thread of its own, so that responses arrive while the main
+(see `control`). The servers' side lives on an event loop in a thread of its own, so that responses arrive while the main
 thread scores, and health is watched while it trains.
 """
 
@@ -16,20 +16,20 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, 
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import RolloutError, StopRequested
+from megatron_fork.extension import part
 from megatron_fork.rollout.config import RolloutConfig
 from megatron_fork.rollout.engine import Completion, Request, answers
+from megatron_fork.rollout.engines import EngineContext, engine_kind
 from megatron_fork.rollout.servers.control import HEARTBEAT_SECONDS, ControlRequests
 from megatron_fork.rollout.servers.fleet import Fleet
 from megatron_fork.rollout.servers.server import Server
-from megatron_fork.rollout.servers.sglang import SglangServer
-from megatron_fork.rollout.servers.vllm import VllmServer
 from megatron_fork.rollout.servers.weight_sync import BroadcastDelivery, Delivery, DiskDelivery
 from megatron_fork.rollout.weights import buckets
 
@@ -38,7 +38,6 @@ T = TypeVar("T")
 _GLANCE_SECONDS = 0.5
 # Between two lines that say what is waited for.
 _REMINDER_SECONDS = 60.0
-_SERVERS: dict[str, type[Server]] = {"vllm": VllmServer, "sglang": SglangServer}
 
 
 class RemoteEngine:
@@ -81,9 +80,24 @@ class RemoteEngine:
             self._loop = _Loop()
             self._loop.call(self._build(hf_config, stop_tokens, folder))
 
+    @classmethod
+    def of(cls, context: EngineContext) -> Self:
+        """As a run has it: weights on disk go into its folder."""
+        return cls(
+            context.config,
+            context.hf_config,
+            stop_tokens=context.stop_tokens,
+            folder=context.folder / "engine_weights",
+            world=context.world,
+            save=context.save,
+            stop_point=context.stop_point,
+            say=context.say,
+        )
+
     async def _build(self, hf_config: PretrainedConfig, stop_tokens: Sequence[int], folder: Path) -> None:
-        make, remote = _SERVERS[self.config.engine], self.config.remote
-        servers = [make(url, remote, hf_config.vocab_size) for url in self.config.servers]
+        server, remote = engine_kind(self.config.engine).server, self.config.remote
+        assert server is not None
+        servers = [part(server)(url, remote, hf_config.vocab_size) for url in self.config.servers]
         self.fleet = Fleet(servers, remote, stop_tokens=stop_tokens)
         self._delivery: Delivery = (
             DiskDelivery(remote, self.fleet.drop, folder, hf_config)

@@ -11,11 +11,10 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from megatron_fork.rollout.pending import PendingRequest, StreamChunk
+from megatron_fork.rollout.pending import PendingRequest, StreamChunk, vllm_sampling
 from megatron_fork.rollout.servers.answers import Answer
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
 from megatron_fork.rollout.servers.wire import ServerFault, quoted
-from megatron_fork.rollout.vllm_sampling import vllm_sampling
 
 _RESETS = 50
 

@@ -19,8 +19,8 @@ from transformers import PretrainedConfig
 
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.config import RemoteConfig
+from megatron_fork.rollout.servers.pace import ended, in_daemon_thread
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server
-from megatron_fork.rollout.servers.waiting import ended, in_daemon_thread
 from megatron_fork.rollout.servers.wire import ServerFault
 from megatron_fork.rollout.weights import Bucket
 from megatron_fork.serving import Backend, TransferGroup, TransferStore, address_towards, join_transfer

@@ -1,10 +1,14 @@
-"""What comes over the wire, before anything of it is believed: bounded in bytes and in time, and told in printable words."""
+"""What comes over the wire, before anything of it is believed: bounded in bytes and in time, and told in printable words.
+
+Besides a run's servers `doctor` asks here, all at once and for a few seconds at most, whether they answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+import os
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -12,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
-from megatron_fork.masking import masked
+from megatron_fork.masking import KEY_VARIABLE, masked
 
 if TYPE_CHECKING:
     from megatron_fork.rollout.servers.pace import Allowance
@@ -201,3 +205,22 @@ def _may_be_a_stream(answer: httpx.Response) -> bool:
 
 def _in_words(error: Exception) -> str:
     return f"{type(error).__name__} {quoted(str(error))}".strip()
+
+
+def server_states(urls: Sequence[str], *, seconds: float = 3.0) -> dict[str, str]:
+    """For every address what its `/health` says to a run: `healthy`, or what is wrong in a few words."""
+
+    async def ask(url: str) -> str:
+        try:
+            async with aclosing(Wire(url.rstrip("/"), os.environ.get(KEY_VARIABLE), connections=1)) as wire:
+                status = (await wire.ask("GET", "/health", seconds)).status
+        except Late:
+            return f"no answer in {seconds:g} seconds"
+        except (ServerFault, httpx.InvalidURL) as error:
+            return f"cannot be reached: {masked(str(error))}"
+        return "healthy" if status == 200 else f"answers /health with {status}"
+
+    async def ask_all() -> list[str]:
+        return await asyncio.gather(*(ask(url) for url in urls))
+
+    return dict(zip(urls, asyncio.run(ask_all()), strict=True))

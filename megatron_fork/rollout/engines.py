@@ -1,0 +1,214 @@
+"""What `rollout.engine` may be: the engines by name, with how each is built and what it can.
+
+A new engine is one file with a class and one entry here. One of the user's own stands outside: `rollout.engine: module:name`,
+where the name is an `EngineKind`, or a function that returns an engine. Nothing here needs torch: settings are checked by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from megatron_fork.errors import ConfigError
+from megatron_fork.extension import entry_named, part
+
+if TYPE_CHECKING:  # the table is read before anything of these is needed
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from megatron_fork.distributed import collectives
+    from megatron_fork.rollout.config import RolloutConfig
+    from megatron_fork.rollout.engine import Engine
+    from megatron_fork.rollout.servers.server import Server
+
+SyncWay = Literal["disk", "gloo", "nccl"]
+_ROOM = "megatron_fork.rollout"
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    """What an engine may need to be built; its weights come with the first update."""
+
+    config: RolloutConfig
+    hf_config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    stop_tokens: tuple[int, ...]
+    """Any of them ends a response, the tokenizer's own first."""
+    longest_prompt: int
+    """Tokens."""
+    folder: Path
+    """Of the run; what an engine writes goes into a folder of its own in there."""
+    world: collectives.Group
+    """All ranks, each of which builds an engine."""
+    device: torch.device
+    dtype: torch.dtype
+    """Of the policy's weights."""
+    records_experts: bool = False
+    """Completions must name the experts that each token went to."""
+    save: Callable[[], None] = lambda: None
+    """Before a wait that may end the run; every rank calls it."""
+    stop_point: Callable[[], None] = lambda: None
+    """Raises `StopRequested` on the first rank where the run is to stop: long waits call it."""
+    say: Callable[[str], None] = lambda line: None
+
+    @property
+    def pad_token(self) -> int:
+        """Fills what no response has; any token would do."""
+        padding: int | None = self.tokenizer.pad_token_id
+        return self.stop_tokens[0] if padding is None else padding
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """How an engine is built, and what it can."""
+
+    build: str | Callable[[EngineContext], Engine]
+    """A function, or `module:function`, which is imported when it is first called."""
+    title: str = "engine"
+    """In what `doctor` prints."""
+    server: str | Callable[..., Server] | None = None
+    """It draws at `rollout.servers`, to each of which this class speaks; None: in the trainer's processes."""
+    sync_ways: tuple[SyncWay, ...] = ()
+    """How its servers can get new weights."""
+    rests: bool = True
+    """It shares the trainer's processors, and draws nothing while the policy trains."""
+    draws_in_rounds: bool = False
+    """Its seed and the weights alone decide a response: drawn in rounds, each rank its share, a run repeats bit for bit."""
+    full_softmax: bool = True
+    """Log-probs are those of the whole vocabulary also under top-p and top-k."""
+    reports_experts: bool = False
+    """Completions can name the experts of a mixture, for `experts.replay`."""
+    ranks_per_engine: Callable[[RolloutConfig], int] = lambda config: 1
+    """How many consecutive ranks form one engine and do all alike; the first of them speaks for it."""
+    holds_weights: bool = False
+    """The model's weights lie on the trainer's ranks beside the policy, each rank of an engine with its part."""
+    memory: str = ""
+    """What `doctor` says of them."""
+    check: str | Callable[[RolloutConfig, int], None] | None = None
+    """Raises `ConfigError` for what this machine, or so many ranks, cannot offer it."""
+
+    @property
+    def has_servers(self) -> bool:
+        return self.server is not None
+
+
+def _of_servers(name: str, server: str, *, full_softmax: bool) -> EngineKind:
+    return EngineKind(
+        f"{_ROOM}.servers.remote:RemoteEngine.of",
+        title="servers",
+        server=f"{_ROOM}.servers.{name}:{server}",
+        sync_ways=("disk", "gloo", "nccl"),
+        rests=False,
+        full_softmax=full_softmax,
+        memory="they hold the weights that they draw with",
+    )
+
+
+ENGINES: dict[str, EngineKind] = {
+    "embedded": EngineKind(
+        f"{_ROOM}.in_process.embedded:EmbeddedEngine.of",
+        title="embedded engine",
+        draws_in_rounds=True,
+        reports_experts=True,
+        holds_weights=True,
+        memory="weights, whole on every rank",
+    ),
+    "vllm_colocated": EngineKind(
+        f"{_ROOM}.in_process.vllm:ColocatedEngine.of",
+        title="vLLM on the trainer's ranks",
+        full_softmax=False,
+        ranks_per_engine=lambda config: config.colocated.tensor,
+        holds_weights=True,
+        memory="weights; its cache comes on top",
+        check=f"{_ROOM}.in_process.vllm_process:check_colocated",
+    ),
+    "vllm": _of_servers("vllm", "VllmServer", full_softmax=False),
+    "sglang": _of_servers("sglang", "SglangServer", full_softmax=True),
+}
+
+
+@cache
+def engine_kind(name: str) -> EngineKind:
+    """The engine of this name; raises `ConfigError` where there is none."""
+    return entry_named("rollout.engine", name, ENGINES, "engine", made=_made)
+
+
+def _made(found: object) -> EngineKind | None:
+    return found if isinstance(found, EngineKind) else EngineKind(found) if callable(found) else None
+
+
+def check_settings(config: RolloutConfig, kind: EngineKind) -> None:
+    """Raise `ConfigError` for settings that do not go with an engine of this kind."""
+    if config.max_staleness and kind.rests and config.tail != "stop":
+        raise ConfigError(
+            f"rollout.max_staleness={config.max_staleness} with rollout.engine={config.engine}, which rests during training",
+            hint="set rollout.tail=stop, or use servers",
+        )
+    if kind.has_servers != bool(config.servers):
+        those = ", ".join(name for name, each in ENGINES.items() if each.has_servers)
+        raise ConfigError(
+            f"rollout.engine={config.engine} with rollout.servers={config.servers}",
+            hint=f"it needs at least one address, such as http://node7:8000: only {those} draw at servers"
+            if kind.has_servers
+            else f"it has no servers: leave them out, or set rollout.engine to one of {those}",
+        )
+    if kind.has_servers and config.sync not in kind.sync_ways:
+        raise ConfigError(
+            f"rollout.sync={config.sync} with rollout.engine={config.engine}",
+            hint=f"it gets weights by {' or '.join(kind.sync_ways) or 'none of these ways'}",
+        )
+
+
+def check_engine(config: RolloutConfig, *, ranks: int, replays_experts: bool = False) -> None:
+    """Raise `ConfigError` where the engine of `config` cannot be had here, or is not made for what is asked of it."""
+    kind = engine_kind(config.engine)
+    config.check_kind(kind)
+    if replays_experts and not kind.reports_experts:
+        those = ", ".join(name for name, each in ENGINES.items() if each.reports_experts)
+        raise ConfigError(
+            f"experts.replay=true with rollout.engine={config.engine}, which does not say where it routes tokens",
+            hint=f"set experts.replay=false, or rollout.engine to one of {those}",
+        )
+    if kind.check is not None:
+        part(kind.check)(config, ranks)
+    if ranks % (together := kind.ranks_per_engine(config)):
+        raise ConfigError(
+            f"rollout.engine={config.engine} has engines of {together} ranks, into which {ranks} ranks do not divide",
+            hint="choose a divisor of the number of ranks",
+        )
+
+
+def build_engine(context: EngineContext) -> Engine:
+    """The engine that draws responses, as this rank has it."""
+    from megatron_fork.distributed import collectives  # torch, which settings are checked without
+
+    config = context.config
+    kind = engine_kind(config.engine)
+    engine = part(kind.build)(context)
+    _refuse_incomplete(engine, config.engine)
+    draws_alone = engine.is_coordinated or (kind.draws_in_rounds and config.max_staleness == 0)
+    if draws_alone or collectives.size(context.world) == 1:
+        return engine
+    from megatron_fork.rollout.in_process.load_balanced import LoadBalancedEngine
+
+    return LoadBalancedEngine(
+        engine,
+        world=context.world,
+        ranks_per_engine=kind.ranks_per_engine(config),
+        batch_size=config.batch_size,
+    )
+
+
+def _refuse_incomplete(engine: object, name: str) -> None:
+    from megatron_fork.rollout.engine import Engine
+
+    wanted = {each for each in vars(Engine) if not each.startswith("_")}
+    missing = sorted(wanted - set(dir(engine)))
+    if missing:
+        raise ConfigError(
+            f"rollout.engine={name} built a {type(engine).__name__} without {', '.join(missing)}",
+            hint="derive it from megatron_fork.rollout.InProcessEngine, which has most of them",
+        )
