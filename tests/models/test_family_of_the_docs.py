@@ -29,7 +29,7 @@ def mistral(monkeypatch: pytest.MonkeyPatch) -> Iterator[MistralConfig]:
 
 
 def tiny_families() -> dict[str, dict[str, object]]:
-    import tiny_qwen3
+    from support import tiny_qwen3
 
     return tiny_qwen3.FAMILIES
 
