@@ -20,14 +20,13 @@ from megatron_fork.distributed import ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.evaluation import EvaluationConfig
 from megatron_fork.files import UTF8, at_home, can_be_path
-from megatron_fork.masking import MASK, hide_logins
+from megatron_fork.masking import MASK, hide_logins, shown
 from megatron_fork.models import ComputeConfig, ExpertsConfig, ModelConfig
 from megatron_fork.objective import ObjectiveConfig
 from megatron_fork.policy import CriticConfig, OptimizerConfig, PolicyConfig
 from megatron_fork.recipe import (
     FieldReader,
     as_written,
-    check_known,
     different,
     flat,
     key_text,
@@ -36,57 +35,44 @@ from megatron_fork.recipe import (
     plain,
     read_yaml,
     resolve,
-    shown,
     write_yaml,
 )
 from megatron_fork.rewards import RewardsConfig
 from megatron_fork.rollout import RolloutConfig
 from megatron_fork.selection import PRESETS, SelectionConfig
+from megatron_fork.settings import FilePath, NonNegativeInt, PositiveInt, Settings
 from megatron_fork.vocab_parallel import VocabParallelConfig
 
-# Where a leading `~` is the user's home.
-PATHS = frozenset({"run.folder", "model.path", "data.source"})
-# Where infinity means something: no limit to what engine and trainer may differ by.
-MAY_BE_INFINITE = frozenset({"rollout.mismatch_limit", "rollout.probe_limit"})
+# Dotted names that fields had once, with those of today: whoever has an old recipe or `resolved.yaml` is told.
+RENAMED: dict[str, str] = {}
 _MOST_BASES, _MOST_DOTS = 20, 20
 # Since checkpoints have their present format, and before the identity of a run was of what differs from the defaults.
 _ADDED = ("data.columns.solution",)
 
 
 @dataclass
-class SupervisedConfig:
+class SupervisedConfig(Settings, room="sft"):
     """The warm start on demonstrations."""
 
-    steps: int = 0
+    steps: NonNegativeInt = 0
     """Optimizer steps of the warm start; 0 skips it."""
-    batch: int = 32
+    batch: PositiveInt = 32
     """Demonstrations a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch < 1:
-            raise ConfigError(
-                f"sft.steps={self.steps}, sft.batch={self.batch}: not counts", hint="sft.steps=0 skips it"
-            )
-
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Settings, room="train"):
     """The reinforcement-learning loop."""
 
-    steps: int = 500
+    steps: NonNegativeInt = 500
     """Rollout batches to train on; 0 only evaluates."""
-    prompts_per_step: int = 512
+    prompts_per_step: PositiveInt = 512
     """Groups in a rollout batch."""
-    prompts_per_mini_batch: int = 32
+    prompts_per_mini_batch: PositiveInt = 32
     """Groups in one optimizer step."""
 
-    def __post_init__(self) -> None:
-        for name in ("prompts_per_step", "prompts_per_mini_batch"):
-            if vars(self)[name] < 1:
-                raise ConfigError(f"train.{name}={vars(self)[name]} is not a count", hint="give 1 or more")
-        if self.steps < 0:
-            raise ConfigError(f"train.steps={self.steps} is negative", hint="0 only evaluates")
+    def check(self) -> None:
         if self.prompts_per_mini_batch > self.prompts_per_step:
             raise ConfigError(
                 f"train.prompts_per_mini_batch={self.prompts_per_mini_batch} is more than "
@@ -96,36 +82,31 @@ class TrainConfig:
 
 
 @dataclass
-class RunFolderConfig:
+class RunFolderConfig(Settings, room="run"):
     """What a run leaves behind, and where."""
 
-    folder: str | None = None
+    folder: FilePath | None = None
     """By default `runs/<recipe>-<time>`. A folder that holds a checkpoint is resumed."""
     name: str = "run"
     """Of the run, in its folder's name and in logs; the recipe's file name by default."""
     overwrite: bool = False
     """Remove what an earlier run left in the folder, and begin clean. A job that its scheduler starts again goes on instead."""
-    checkpoint_every: int = 25
+    checkpoint_every: NonNegativeInt = 25
     """Steps between checkpoints; one is always written at the end and on interruption. 0: only then."""
     checkpoint_async: bool = True
     """Write checkpoints while training goes on."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay; 1 or more."""
-    keep_every: int = 0
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints stay."""
+    keep_every: NonNegativeInt = 0
     """Checkpoints of every so many steps stay beside the newest ones; 0: none."""
-    trace_every: int = 10
+    trace_every: NonNegativeInt = 10
     """Steps between traces of single trajectories; 0: none."""
-    trace_trajectories: int = 8
+    trace_trajectories: NonNegativeInt = 8
     """Trajectories in a trace; 0: none."""
     wandb: str | None = None
     """Project name; offline unless this machine is logged in."""
 
-    def __post_init__(self) -> None:
-        if self.keep_checkpoints < 1:
-            raise ConfigError(f"run.keep_checkpoints={self.keep_checkpoints} keeps none", hint="keep at least 1")
-        for name in ("checkpoint_every", "keep_every", "trace_every", "trace_trajectories"):
-            if vars(self)[name] < 0:
-                raise ConfigError(f"run.{name}={vars(self)[name]} is negative", hint="0 switches it off")
+    def check(self) -> None:
         if self.checkpoint_every and self.keep_every % self.checkpoint_every:
             raise ConfigError(
                 f"run.keep_every={self.keep_every} is not a multiple of run.checkpoint_every={self.checkpoint_every}",
@@ -134,7 +115,7 @@ class RunFolderConfig:
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Settings):
     """Everything a run is determined by."""
 
     seed: int = 0
@@ -158,13 +139,13 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-_FIELDS = FieldReader(RunConfig, paths=PATHS, may_be_infinite=MAY_BE_INFINITE)
+_FIELDS = FieldReader(RunConfig, RENAMED)
 
 
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and its overrides; raises `ConfigError` with one line that names the field and the way out."""
     tree = _merge(_read_with_base(Path(at_home(str(recipe))), ()), _overrides(overrides))
-    check_known(tree, RunConfig, "")
+    _FIELDS.check_known(tree)
     tree.setdefault("run", {}).setdefault("name", recipe.stem)
     try:
         meant = resolve(tree, asdict(RunConfig()))  # a preset's name may be a reference

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from megatron_fork.errors import ConfigError
+from megatron_fork.settings import PositiveFraction, Settings
 
 Tokens = Literal["top", "bottom", "random", "all"]
 Scope = Literal["minibatch", "microbatch_global", "microbatch", "sequence"]
@@ -15,7 +15,7 @@ Preset = Literal["paper", "authors_code", "trl"]
 
 
 @dataclass
-class SelectionConfig:
+class SelectionConfig(Settings, room="selection"):
     """The rule of selection; a preset fills in what the recipe leaves unsaid, and an explicit field wins over it.
 
     Every combination of the choices means something, so that one word turns any recipe into its control arm: `random`
@@ -26,8 +26,8 @@ class SelectionConfig:
     """What the fields of None are filled with: `paper`, the `authors_code`, or what `trl` does (docs/semantics.md)."""
     tokens: Tokens = "top"
     """top: highest entropies. bottom: lowest. random: the control arm. all: no selection."""
-    ratio: float = 0.2
-    """Share of the response tokens that carries gradient, in (0, 1]."""
+    ratio: PositiveFraction = 0.2
+    """Share of the response tokens that carries gradient: 0.2 trains the top fifth, 1.0 all tokens."""
     scope: Scope | None = None
     """What the share is taken of: the whole mini-batch over all ranks, one micro-batch over all data-parallel ranks,
     one micro-batch of one rank, or one sequence. Like the two below, the preset's choice where none is made."""
@@ -38,28 +38,10 @@ class SelectionConfig:
     seed: int = 0
     """Of the random choice; combined with the step."""
 
-    def __post_init__(self) -> None:
-        self._check_choice("preset", Preset)
+    def check(self) -> None:
         for name, value in PRESETS[self.preset]["selection"].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        for name, choices in (("tokens", Tokens), ("scope", Scope), ("rule", Rule), ("entropy_policy", EntropyPolicy)):
-            self._check_choice(name, choices)
-        if not isinstance(self.ratio, (int, float)) or not 0.0 < self.ratio <= 1.0:
-            raise ConfigError(
-                f"selection.ratio={self.ratio} is outside (0, 1]",
-                hint="0.2 trains the top fifth; 1.0 trains all tokens",
-            )
-        if not isinstance(self.seed, int):
-            raise ConfigError(f"selection.seed={self.seed} is not an integer", hint="any will do, such as 0")
-
-    def _check_choice(self, name: str, choices: Any) -> None:
-        value = getattr(self, name)
-        if value not in get_args(choices):
-            raise ConfigError(
-                f"selection.{name}={value} is not one of {', '.join(get_args(choices))}",
-                hint="the project's docs/semantics.md says what each of them means",
-            )
 
 
 # Values below are relative to the whole recipe, since the denominator belongs to the objective.

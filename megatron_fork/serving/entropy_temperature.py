@@ -5,30 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megatron_fork.errors import ConfigError
+from megatron_fork.settings import PositiveFloat, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass
-class EntropyTemperature:
+class EntropyTemperature(Settings, room="rollout.entropy_temperature"):
     """`high` where the entropy at temperature 1 is above `threshold` nats, `low` elsewhere."""
 
     threshold: float = 0.672
     """The paper's: the 80th percentile of Qwen3-8B."""
-    high: float = 1.0
-    """Temperature above the threshold; above 0, 1 leaves a distribution as it is."""
-    low: float = 1.0
-    """Temperature up to the threshold; above 0, 1 leaves a distribution as it is."""
-
-    def __post_init__(self) -> None:
-        for name in ("high", "low"):
-            if not vars(self)[name] > 0.0:
-                raise ConfigError(
-                    f"rollout.entropy_temperature.{name}={vars(self)[name]} is not positive",
-                    hint="a small one, such as 0.05, comes close to the most likely token",
-                )
+    high: PositiveFloat = 1.0
+    """Temperature above the threshold; 1 leaves a distribution as it is."""
+    low: PositiveFloat = 1.0
+    """Temperature up to the threshold; 1 leaves a distribution as it is, 0.05 is close to the most likely token."""
 
     @property
     def is_plain(self) -> bool:

@@ -9,7 +9,8 @@ import yaml
 from commands import PROJECT, QUICKSTART
 
 from megatron_fork.config import RunConfig, load_config, to_yaml
-from megatron_fork.recipe.meanings import described, meanings
+from megatron_fork.recipe import described
+from megatron_fork.settings import meanings
 
 RECIPES = sorted((PROJECT / "examples").rglob("*.yaml"))
 
