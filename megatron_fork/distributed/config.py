@@ -13,9 +13,9 @@ class ParallelConfig(Settings, room="parallel", error=LayoutError):
     """Parallel sizes; data parallel is what remains of the world size."""
 
     tensor: PositiveInt = 1
-    """Ranks over which heads, widths and vocabulary are cut; 1 or more, a divisor of each."""
+    """Ranks over which heads, widths and vocabulary are cut; a divisor of each."""
     pipeline: PositiveInt = 1
-    """Ranks over which layers are cut; 1 or more, a divisor of the layers."""
+    """Ranks over which layers are cut; a divisor of their number."""
     virtual_pipeline: PositiveInt = 1
     """Model chunks on each pipeline stage, interleaved."""
     context: PositiveInt = 1

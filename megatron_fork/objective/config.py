@@ -28,7 +28,7 @@ Correction = Literal["none", "tis", "icepop", "sequence"]
 
 @dataclass
 class Overlong(Settings, room="objective.overlong"):
-    """DAPO's treatment of responses near the limit (arXiv 2503.14476, Eq. 13), lengths in tokens."""
+    """DAPO's treatment of responses near the limit (arXiv 2503.14476, Eq. 13)."""
 
     max_response: Tokens = 20480
     """The length from which on the whole punishment counts."""

@@ -1,4 +1,4 @@
-"""A recipe with what every field means: the docstrings that stand below the fields, as comments."""
+"""A recipe with what every field means, and in which range and unit: as comments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_fork.recipe.references import as_written
 from megatron_fork.recipe.text import write_yaml
-from megatron_fork.settings import meanings
+from megatron_fork.settings import limits_of, meanings, types_of
 
 _WIDTH = 118
 
@@ -25,7 +25,8 @@ def _lines(settings: Any, indent: str) -> Iterator[str]:
     meaning_of = meanings(cls)
     for field in fields(cls):
         value = getattr(settings, field.name)
-        meaning = meaning_of[field.name]
+        limits = limits_of(types_of(cls)[field.name])
+        meaning = meaning_of[field.name] + (f" {limits[0].upper()}{limits[1:]}." if limits else "")
         if is_dataclass(value):
             meaning = meaning or " ".join((inspect.getdoc(type(value)) or "").split())
         for line in textwrap.wrap(meaning, _WIDTH - len(indent), break_long_words=False, break_on_hyphens=False):

@@ -1,7 +1,7 @@
 """What a room's settings declare: types with range and unit, meanings, and the one base that checks them."""
 
 from megatron_fork.settings.meanings import leaves, meanings, types_of
-from megatron_fork.settings.settings import Settings
+from megatron_fork.settings.settings import Settings, json_schema_of
 from megatron_fork.settings.types import (
     FilePath,
     Fraction,
@@ -23,6 +23,7 @@ from megatron_fork.settings.types import (
     bare,
     choices_of,
     is_path,
+    limits_of,
     may_be_infinite,
     range_of,
     unit_of,
@@ -51,7 +52,9 @@ __all__ = [
     "bare",
     "choices_of",
     "is_path",
+    "json_schema_of",
     "leaves",
+    "limits_of",
     "may_be_infinite",
     "meanings",
     "range_of",

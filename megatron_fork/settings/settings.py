@@ -90,6 +90,11 @@ def _wrong(hint: Any, problem: ErrorDetails) -> str:
     return range_of(hint)[1] or f"refused: {problem['msg']}"
 
 
+def json_schema_of(hint: Any) -> dict[str, Any]:
+    """What pydantic takes for the type of a field, as JSON schema."""
+    return _adapter(hint).json_schema()
+
+
 @functools.cache
 def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
     """What checks each field; built for the first object of a class."""

@@ -90,6 +90,13 @@ def unit_of(hint: Any) -> str:
     return next((each.unit for each in bare(hint)[1] if isinstance(each, Unit)), "")
 
 
+def limits_of(hint: Any) -> str:
+    """Range and unit of a field in words, as `1 or more, in tokens`; empty where it has neither."""
+    unit = unit_of(hint)
+    infinite = "or infinite" if may_be_infinite(hint) else ""
+    return ", ".join(filter(None, [range_of(hint)[0], infinite, unit and f"in {unit}"]))
+
+
 def choices_of(hint: Any) -> tuple[str, ...]:
     """The words that a field takes; empty where it takes any."""
     inner, annotated = bare(hint)
