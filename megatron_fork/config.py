@@ -40,7 +40,7 @@ from megatron_fork.recipe import (
 from megatron_fork.rewards import RewardsConfig
 from megatron_fork.rollout import RolloutConfig
 from megatron_fork.selection import PRESETS, SelectionConfig
-from megatron_fork.settings import FilePath, NonNegativeInt, PositiveInt, Settings
+from megatron_fork.settings import FilePath, NonNegativeInt, PositiveInt, Seed, Settings
 from megatron_fork.vocab_parallel import VocabParallelConfig
 
 # Dotted names that fields had once, with those of today: whoever has an old recipe or `resolved.yaml` is told.
@@ -118,8 +118,8 @@ class RunFolderConfig(Settings, room="run"):
 class RunConfig(Settings):
     """Everything a run is determined by."""
 
-    seed: int = 0
-    """Of every random choice of the run; a whole number."""
+    seed: Seed = 0
+    """Of every random choice of the run."""
     run: RunFolderConfig = field(default_factory=RunFolderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -24,7 +24,7 @@ class GeneratorConfig(Settings, room="data.generator"):
     size: PositiveInt = 4096
     """How many tasks are made."""
     seed: int = 0
-    """Of the tasks; a whole number."""
+    """Of the tasks; any whole number."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """Handed to the generator. Arithmetic chains take `terms` and `largest`."""
 

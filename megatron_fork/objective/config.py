@@ -34,7 +34,7 @@ class Overlong(Settings, room="objective.overlong"):
     """The length from which on the whole punishment counts."""
     cache: Tokens = 4096
     """The punishment grows linearly over this many tokens before `max_response`."""
-    factor: float = 1.0
+    factor: NonNegativeFloat = 1.0
     """Weight of the punishment; 0 switches it off."""
     filter: bool = False
     """Leave truncated responses out of the candidates and the loss."""

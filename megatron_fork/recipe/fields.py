@@ -6,6 +6,7 @@ kind is handed on as it is: the settings themselves refuse it, as they do what i
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Mapping
@@ -114,8 +115,10 @@ def _value(value: Any, hint: Any) -> Any:
     if isinstance(value, list):
         kind = get_args(inner)[0] if get_origin(inner) is list else str
         return [_value(each.text if isinstance(each, Written) and kind is str else each, kind) for each in value]
-    if isinstance(value, dict) or plain(value) is None:
-        return plain(value)
+    if isinstance(value, dict):
+        return _anything(value)
+    if plain(value) is None:
+        return None
     text = value.text if isinstance(value, Written) else value
     if is_path(hint):
         place = at_home(text)
@@ -128,6 +131,19 @@ def _value(value: Any, hint: Any) -> Any:
     if inner is float:
         return _number(text)
     return text
+
+
+def _anything(value: Any) -> Any:
+    """What stands in a mapping of anything, as YAML has it: numbers, true and false also behind a reference."""
+    if isinstance(value, dict):
+        return {key_text(key): _anything(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_anything(entry) for entry in value]
+    if isinstance(value, Resolved):
+        with contextlib.suppress(yaml.YAMLError, ValueError, TypeError, RecursionError):
+            meant = plain(read_yaml(str(value)))
+            return meant if isinstance(meant, bool | int | float) else value
+    return plain(value)
 
 
 def _number(text: str) -> float | str:

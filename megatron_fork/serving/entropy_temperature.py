@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Unit
 
 from megatron_fork.settings import PositiveFloat, Settings
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 class EntropyTemperature(Settings, room="rollout.entropy_temperature"):
     """`high` where the entropy at temperature 1 is above `threshold` nats, `low` elsewhere."""
 
-    threshold: float = 0.672
+    threshold: Annotated[float, Unit("nats")] = 0.672
     """The paper's: the 80th percentile of Qwen3-8B."""
     high: PositiveFloat = 1.0
     """Temperature above the threshold; 1 leaves a distribution as it is."""

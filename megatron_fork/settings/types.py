@@ -46,6 +46,8 @@ class MayBeInfinite:
         return {**handler(source), "allow_inf_nan": True}
 
 
+# What torch takes, in 64 bits.
+Seed = Annotated[int, Ge(-(2**63)), Lt(2**64)]
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
