@@ -43,7 +43,7 @@ from megatron_fork.selection import PRESETS, SelectionConfig
 from megatron_fork.settings import FilePath, NonNegativeInt, PositiveInt, Seed, Settings
 from megatron_fork.vocab_parallel import VocabParallelConfig
 
-# Dotted names that fields had once, with those of today: whoever has an old recipe or `resolved.yaml` is told.
+# Dotted names that fields and rooms had once, with those of today: who has an old recipe or `resolved.yaml` is told.
 RENAMED: dict[str, str] = {}
 _MOST_BASES, _MOST_DOTS = 20, 20
 # Since checkpoints have their present format, and before the identity of a run was of what differs from the defaults.
@@ -139,12 +139,13 @@ class RunConfig(Settings):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-_FIELDS = FieldReader(RunConfig, RENAMED)
+_FIELDS = FieldReader(RunConfig)
 
 
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and its overrides; raises `ConfigError` with one line that names the field and the way out."""
     tree = _merge(_read_with_base(Path(at_home(str(recipe))), ()), _overrides(overrides))
+    _refuse_renamed(tree)
     _FIELDS.check_known(tree)
     tree.setdefault("run", {}).setdefault("name", recipe.stem)
     try:
@@ -174,11 +175,13 @@ def to_yaml(config: RunConfig) -> str:
 def differences(old: str, new: RunConfig) -> list[str]:
     """Dotted names of the fields in which a `resolved.yaml` differs from a config; raises ValueError where it is no recipe.
 
-    A field that it lacks has its default: the file was written before there was one.
+    A field that it lacks has its default: the file was written before there was one. One that has another name today is a
+    `ConfigError`.
     """
     stored = plain(read_yaml(old))
     if not isinstance(stored, dict):
         raise ValueError("it is not a mapping of fields")
+    _refuse_renamed(stored)
     written = set(different(_merge(as_written(asdict(RunConfig())), stored), as_written(asdict(new))))
     try:
         meant = resolve(stored, asdict(RunConfig()))
@@ -209,6 +212,13 @@ def former_fingerprints(config: RunConfig, *, leave_out: tuple[str, ...]) -> tup
     usual = dict(flat(asdict(RunConfig())))
     older = {name: value for name, value in every.items() if name not in _ADDED or value != usual[name]}
     return letters(every), letters(older)
+
+
+def _refuse_renamed(tree: dict[str, Any]) -> None:
+    for name, _ in flat(plain(tree)):
+        for former, today in RENAMED.items():
+            if f"{name}.".startswith(f"{former}."):
+                raise ConfigError(f"{former} has another name today", hint=f"write {today}, in old recipes too")
 
 
 def _refuse_masked(config: RunConfig) -> None:

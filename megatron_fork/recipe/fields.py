@@ -33,8 +33,6 @@ class FieldReader:
     """Reads the settings of one class from a tree of what was written."""
 
     settings: type
-    renamed: Mapping[str, str]
-    """Dotted names that fields had once, with those of today."""
 
     def read(self, tree: Mapping[str, Any]) -> Any:
         """Settings of the class; raises `ConfigError` for the first field that is unknown or not as it declares."""
@@ -60,14 +58,12 @@ class FieldReader:
             ) from error
 
     def check_known(self, tree: Mapping[Any, Any], cls: Any = None, path: str = "") -> None:
-        """Refuse fields that there are not: former ones by their name of today, others by the nearest that there is."""
+        """Refuse unknown fields by name, with the nearest known one."""
         cls = cls or self.settings
         known = [entry.name for entry in fields(cls)]
         for key, value in tree.items():
             name = key_text(key)
             dotted = f"{path}{name}"
-            if dotted in self.renamed:
-                raise ConfigError(f"{dotted} has another name today", hint=f"write {self.renamed[dotted]}")
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f"did you mean {path}{near[0]}?" if near else f"known here: {', '.join(known)}"
