@@ -19,6 +19,7 @@ from megatron_fork.data import DataConfig
 from megatron_fork.distributed import ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.evaluation import EvaluationConfig
+from megatron_fork.field_types import FilePath, NonNegativeInt, PositiveInt, Seed
 from megatron_fork.files import UTF8, at_home, can_be_path
 from megatron_fork.masking import MASK, hide_logins, shown
 from megatron_fork.models import ComputeConfig, ExpertsConfig, ModelConfig
@@ -40,7 +41,7 @@ from megatron_fork.recipe import (
 from megatron_fork.rewards import RewardsConfig
 from megatron_fork.rollout import RolloutConfig
 from megatron_fork.selection import PRESETS, SelectionConfig
-from megatron_fork.settings import FilePath, NonNegativeInt, PositiveInt, Seed, Settings
+from megatron_fork.settings import Settings
 from megatron_fork.vocab_parallel import VocabParallelConfig
 
 # Dotted names that fields and rooms had once, with those of today: who has an old recipe or `resolved.yaml` is told.

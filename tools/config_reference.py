@@ -12,18 +12,11 @@ from inspect import getdoc
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from pydantic import TypeAdapter
+
 from megatron_fork.config import RunConfig
-from megatron_fork.settings import (
-    bare,
-    choices_of,
-    is_path,
-    json_schema_of,
-    limits_of,
-    meanings,
-    types_of,
-    unit_of,
-    without_none,
-)
+from megatron_fork.field_types import bare, choices_of, is_path, limits_of, unit_of, without_none
+from megatron_fork.settings import meanings, types_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 HEAD = """# Every field of a recipe
@@ -128,7 +121,7 @@ def _room(settings: Any) -> dict[str, Any]:
             hint = types_of(cls)[entry.name]
             unit = f" In {unit_of(hint)}." if unit_of(hint) else ""
             described = {"description": meanings(cls)[entry.name] + unit, "default": value}
-            properties[entry.name] = {**_leaf(json_schema_of(hint)), **described}
+            properties[entry.name] = {**_leaf(TypeAdapter(hint).json_schema()), **described}
     return {
         "type": "object",
         "description": _text(getdoc(cls)),

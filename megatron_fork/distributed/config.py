@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_fork.errors import LayoutError
-from megatron_fork.settings import PositiveInt, Settings
+from megatron_fork.field_types import PositiveInt
+from megatron_fork.settings import Settings
 
 
 @dataclass

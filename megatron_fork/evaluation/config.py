@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_fork.settings import NonNegativeInt, PositiveInt, Settings
+from megatron_fork.field_types import NonNegativeInt, PositiveInt
+from megatron_fork.settings import Settings
 
 
 @dataclass

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.field_types import Fraction, Gibibytes, NonNegativeInt, PositiveInt, Seconds
 from megatron_fork.rewards.confinement import require_means_for_programs
 from megatron_fork.rewards.dispatcher import Dispatcher, Job, Outcome, PoolCounts
 from megatron_fork.rewards.failures import FailureWatch
@@ -24,7 +25,7 @@ from megatron_fork.rewards.process import WorkerProcess
 from megatron_fork.rewards.rules import MATHEMATICS, Policy, Rules, kind_with
 from megatron_fork.rewards.score import RewardError, Score
 from megatron_fork.rewards.verifiers import KNOWN_KINDS, RUNS_PROGRAMS, find_verifier, is_kind, score
-from megatron_fork.settings import Fraction, Gibibytes, NonNegativeInt, PositiveInt, Seconds, Settings
+from megatron_fork.settings import Settings
 
 
 @dataclass

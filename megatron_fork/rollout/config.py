@@ -12,21 +12,20 @@ from urllib.parse import urlsplit
 from annotated_types import Gt, Lt
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.masking import KEY_VARIABLE
-from megatron_fork.serving import EntropyTemperature
-from megatron_fork.settings import (
-    MayBeInfinite,
+from megatron_fork.field_types import (
     Mebibytes,
-    MebibytesOrNone,
-    Nats,
+    NatsOrInfinite,
     NonNegativeInt,
+    NonNegativeMebibytes,
     PositiveFloat,
     PositiveFraction,
     PositiveInt,
     Seconds,
-    Settings,
     Tokens,
 )
+from megatron_fork.masking import KEY_VARIABLE
+from megatron_fork.serving import EntropyTemperature
+from megatron_fork.settings import Settings
 
 # Nothing but what stands in an address, or in a header.
 _PLAIN = re.compile(r"[!-~]+").fullmatch
@@ -65,7 +64,7 @@ class ColocatedConfig(Settings, room="rollout.colocated"):
     """Consecutive ranks that form one engine, each with a part of every layer; `parallel.tensor` need not be the same."""
     gpu_memory_utilization: Annotated[float, Gt(0), Lt(1)] = 0.4
     """Share of each GPU that the engine may hold while it is awake, beside the policy: 0.4 leaves that more than half."""
-    kv_cache_mebibytes: MebibytesOrNone = 0
+    kv_cache_mebibytes: NonNegativeMebibytes = 0
     """Cache of keys and values on each rank; 0: what that share leaves, on a CPU 512."""
     sleep: bool = True
     """Give the GPU's memory back while the policy trains."""
@@ -112,9 +111,9 @@ class RolloutConfig(Settings, room="rollout"):
     tail: Literal["generate", "stop"] = "generate"
     """What becomes of them meanwhile. generate: servers go on, and take new weights in the middle of responses. stop: they are
     aborted, kept with their tokens, and continued in the next step; for an engine that shares the trainer's processors."""
-    mismatch_limit: Annotated[Nats, MayBeInfinite()] = 0.01
+    mismatch_limit: NatsOrInfinite = 0.01
     """Largest |engine - trainer| log-prob of a token that a step may show before the run stops."""
-    probe_limit: Annotated[Nats, MayBeInfinite()] = 0.01
+    probe_limit: NatsOrInfinite = 0.01
     """The same, of a few responses that every server draws after each weight update."""
     probe_prompts: NonNegativeInt = 4
     """Responses of that probe; 0 probes nothing."""

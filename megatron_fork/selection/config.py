@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_fork.settings import PositiveFraction, Settings
+from megatron_fork.field_types import PositiveFraction
+from megatron_fork.settings import Settings
 
 Tokens = Literal["top", "bottom", "random", "all"]
 Scope = Literal["minibatch", "microbatch_global", "microbatch", "sequence"]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Unit
 
-from megatron_fork.settings import PositiveFloat, Settings
+from megatron_fork.field_types import PositiveFloat
+from megatron_fork.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor

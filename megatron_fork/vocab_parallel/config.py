@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fork.settings import MebibytesOrNone, Settings
+from megatron_fork.field_types import NonNegativeMebibytes
+from megatron_fork.settings import Settings
 
 KernelChoice = Literal["auto", "torch", "triton"]
 
@@ -16,7 +17,7 @@ class VocabParallelConfig(Settings, room="vocab_parallel"):
 
     kernels: KernelChoice = "auto"
     """auto: Triton on a GPU where it is installed, else torch."""
-    chunk_mib: MebibytesOrNone = 0
+    chunk_mib: NonNegativeMebibytes = 0
     """Logits that live at a time, in MiB; 0: 160 on a CPU, 512 on a GPU: 256 rows of a vocabulary of 152k are what
     a CPU's products need to run at full speed (below 192 rows they lose a quarter)."""
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from commands import PROJECT
+from recipe_fields import leaves
 
 from megatron_fork.config import RunConfig
 from megatron_fork.recipe import plain, read_yaml
-from megatron_fork.settings import leaves
 
 sys.path.append(str(PROJECT / "tools"))
 from config_reference import markdown, schema

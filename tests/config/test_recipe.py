@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import QUICKSTART
+from recipe_fields import leaves
 
 from megatron_fork.config import (
     RENAMED,
@@ -17,7 +18,6 @@ from megatron_fork.config import (
     to_yaml,
 )
 from megatron_fork.errors import ConfigError
-from megatron_fork.settings import leaves
 
 PROJECT = Path(__file__).parent.parent.parent
 MODEL = {"model": {"path": "somewhere"}}

@@ -11,11 +11,12 @@ import yaml
 from commands import QUICKSTART
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from recipe_fields import leaves
 
 from megatron_fork.config import RunConfig, load_config, to_yaml
 from megatron_fork.errors import ConfigError, MegatronForkError
+from megatron_fork.field_types import bare, is_path
 from megatron_fork.recipe.text import plain, read_yaml, write_yaml
-from megatron_fork.settings import bare, is_path, leaves
 
 PATHS = {"run.folder", "model.path", "data.source"}
 

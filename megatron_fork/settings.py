@@ -1,22 +1,25 @@
 """The base of every class of settings: what its fields declare is checked when one is made, and told in one line.
 
-A class of settings is a dataclass whose fields have the types of `types.py` and a docstring each. Pydantic judges the values
-and leaves them as they are: text keeps the reference that it was written as.
+A class of settings is a dataclass whose fields have the types of `field_types.py` and a docstring each. Pydantic judges the
+values and leaves them as they are: text keeps the reference that it was written as.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
+import re
 import textwrap
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from megatron_fork.errors import ConfigError, MegatronForkError
+from megatron_fork.field_types import choices_of, may_be_infinite, range_of
 from megatron_fork.masking import shown
-from megatron_fork.settings.meanings import meanings, types_of
-from megatron_fork.settings.types import choices_of, range_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -90,15 +93,33 @@ def _wrong(hint: Any, problem: ErrorDetails) -> str:
     return range_of(hint)[1] or f"refused: {problem['msg']}"
 
 
-def json_schema_of(hint: Any) -> dict[str, Any]:
-    """What pydantic takes for the type of a field, as JSON schema."""
-    return _adapter(hint).json_schema()
+@functools.cache
+def types_of(cls: Any) -> dict[str, Any]:
+    """The type of every field of a class, with its range and unit; empty for what is no class of fields."""
+    hints = get_type_hints(cls, include_extras=True) if is_dataclass(cls) else {}
+    return {name: hint for name, hint in hints.items() if not name.startswith("_")}
+
+
+@functools.cache
+def meanings(cls: Any) -> dict[str, str]:
+    """What the docstring below each field of a class of settings says, and what it may be where that is a list."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(node, ast.ClassDef)
+    found = dict.fromkeys(types_of(cls), "")
+    for pair in pairwise(node.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                found[name] = " ".join(text.split())
+    for name, hint in types_of(cls).items():
+        if not set(choices_of(hint)) <= set(re.findall(r"\w+", found[name])):
+            found[name] = f"{found[name]} One of {', '.join(choices_of(hint))}.".strip()
+    return found
 
 
 @functools.cache
 def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
     """What checks each field; built for the first object of a class."""
-    return {entry.name: _adapter(types_of(cls)[entry.name]) for entry in fields(cls)}
+    return {name: _adapter(hint) for name, hint in types_of(cls).items()}
 
 
 @functools.cache
@@ -107,4 +128,4 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
     if is_dataclass(hint):
         return TypeAdapter(InstanceOf[hint])
-    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
+    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=may_be_infinite(hint)))

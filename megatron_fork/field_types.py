@@ -21,9 +21,7 @@ class OneOf:
     names: tuple[str, ...]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core.core_schema import literal_schema
-
-        return literal_schema(list(self.names))
+        return {"type": "literal", "expected": list(self.names)}
 
 
 @dataclass(frozen=True)
@@ -33,17 +31,7 @@ class Pattern:
     expression: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core.core_schema import str_schema
-
-        return str_schema(pattern=self.expression)
-
-
-@dataclass(frozen=True)
-class MayBeInfinite:
-    """Infinity means something; everywhere else a number is finite."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        return {**handler(source), "allow_inf_nan": True}
+        return {**handler(source), "pattern": self.expression}
 
 
 # What torch takes, in 64 bits.
@@ -57,10 +45,12 @@ PositiveFraction = Annotated[float, Gt(0), Le(1)]
 FractionBelowOne = Annotated[float, Ge(0), Lt(1)]
 Tokens = Annotated[int, Ge(1), Unit("tokens")]
 Mebibytes = Annotated[int, Ge(1), Unit("MiB")]
-MebibytesOrNone = Annotated[int, Ge(0), Unit("MiB")]
+NonNegativeMebibytes = Annotated[int, Ge(0), Unit("MiB")]
 Gibibytes = Annotated[float, Gt(0), Unit("GiB")]
 Seconds = Annotated[float, Gt(0), Unit("s")]
 Nats = Annotated[float, Gt(0), Unit("nats")]
+# Infinity means something; everywhere else a number is finite.
+NatsOrInfinite = Annotated[Nats, "or infinite"]
 # In which a leading `~` is the user's home.
 FilePath = Annotated[str, Predicate(can_be_path)]
 
@@ -84,7 +74,7 @@ def is_path(hint: Any) -> bool:
 
 
 def may_be_infinite(hint: Any) -> bool:
-    return MayBeInfinite() in bare(hint)[1]
+    return "or infinite" in bare(hint)[1]
 
 
 def unit_of(hint: Any) -> str:

@@ -8,11 +8,13 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipe_fields import leaves
 
 from megatron_fork.config import RunConfig
 from megatron_fork.errors import MegatronForkError
+from megatron_fork.field_types import bare, choices_of, may_be_infinite, range_of, without_none
 from megatron_fork.policy import OptimizerConfig
-from megatron_fork.settings import bare, choices_of, leaves, may_be_infinite, range_of, types_of, without_none
+from megatron_fork.settings import types_of
 
 
 def rooms(cls: Any, path: str = "") -> dict[str, Any]:
