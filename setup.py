@@ -16,7 +16,7 @@ RUNTIME = [
     "tokenizers",
     "safetensors",
     "pydantic>=2.7",
-    "annotated-types>=0.6",
+    "annotated-types>=0.7",
     "omegaconf>=2.4",
     "typer",
     "rich",
