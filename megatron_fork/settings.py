@@ -70,7 +70,7 @@ class Settings:
         ways_out = [f"did you mean {each}?" for each in get_close_matches(str(problem["input"]), choices_of(hint), 1)]
         if wanted := range_of(hint)[0]:
             ways_out.append(f"give {wanted}" if wanted[0].isdigit() else f"give a number {wanted}")
-        if default is not MISSING:
+        if default not in (MISSING, None):
             ways_out.append(f"the default is {shown(default)}")
         meaning = textwrap.shorten(meanings(cls)[name], _LONGEST_MEANING, placeholder=" ...")
         return cls._error(

@@ -119,7 +119,11 @@ def test_a_near_word_is_meant() -> None:
 
 
 def test_no_refusal_shows_a_login() -> None:
-    for value in ("http://me:hunter22@node7:8000", ["http://me:hunter22@node7:8000", 3], {"http://me:hunter22@node7": 1}):
+    for value in (
+        "http://me:hunter22@node7:8000",
+        ["http://me:hunter22@node7:8000", 3],
+        {"http://me:hunter22@node7": 1},
+    ):
         error = refused(ROOMS["rollout."], "servers", value)
         assert error is not None and error.message.startswith("rollout.servers=")
         assert "hunter22" not in f"{error.message}{error.hint}"

@@ -27,7 +27,7 @@ def _lines(settings: Any, indent: str) -> Iterator[str]:
     for field in fields(cls):
         value = getattr(settings, field.name)
         limits = limits_of(types_of(cls)[field.name])
-        meaning = meaning_of[field.name] + (f" {limits[0].upper()}{limits[1:]}." if limits else "")
+        meaning = meaning_of[field.name] + (f" ({limits})" if limits else "")
         if is_dataclass(value):
             meaning = meaning or " ".join((inspect.getdoc(type(value)) or "").split())
         for line in textwrap.wrap(meaning, _WIDTH - len(indent), break_long_words=False, break_on_hyphens=False):
