@@ -15,6 +15,8 @@ RUNTIME = [
     "transformers>=5.16",
     "tokenizers",
     "safetensors",
+    "pydantic>=2.7",
+    "annotated-types>=0.7",
     "omegaconf>=2.4",
     "typer",
     "rich",

@@ -19,15 +19,15 @@ from megatron_fork.data import DataConfig
 from megatron_fork.distributed import ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.evaluation import EvaluationConfig
+from megatron_fork.field_types import FilePath, NonNegativeInt, PositiveInt, Seed
 from megatron_fork.files import UTF8, at_home, can_be_path
-from megatron_fork.masking import MASK, hide_logins
+from megatron_fork.masking import MASK, hide_logins, shown
 from megatron_fork.models import ComputeConfig, ExpertsConfig, ModelConfig
 from megatron_fork.objective import ObjectiveConfig
 from megatron_fork.policy import CriticConfig, OptimizerConfig, PolicyConfig
 from megatron_fork.recipe import (
     FieldReader,
     as_written,
-    check_known,
     different,
     flat,
     key_text,
@@ -36,57 +36,44 @@ from megatron_fork.recipe import (
     plain,
     read_yaml,
     resolve,
-    shown,
     write_yaml,
 )
 from megatron_fork.rewards import RewardsConfig
 from megatron_fork.rollout import RolloutConfig
 from megatron_fork.selection import PRESETS, SelectionConfig
+from megatron_fork.settings import Settings
 from megatron_fork.vocab_parallel import VocabParallelConfig
 
-# Where a leading `~` is the user's home.
-PATHS = frozenset({"run.folder", "model.path", "data.source"})
-# Where infinity means something: no limit to what engine and trainer may differ by.
-MAY_BE_INFINITE = frozenset({"rollout.mismatch_limit", "rollout.probe_limit"})
+# Dotted names that fields and rooms had once, with those of today: who has an old recipe or `resolved.yaml` is told.
+RENAMED: dict[str, str] = {}
 _MOST_BASES, _MOST_DOTS = 20, 20
 # Since checkpoints have their present format, and before the identity of a run was of what differs from the defaults.
 _ADDED = ("data.columns.solution",)
 
 
 @dataclass
-class SupervisedConfig:
+class SupervisedConfig(Settings, room="sft"):
     """The warm start on demonstrations."""
 
-    steps: int = 0
+    steps: NonNegativeInt = 0
     """Optimizer steps of the warm start; 0 skips it."""
-    batch: int = 32
+    batch: PositiveInt = 32
     """Demonstrations a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch < 1:
-            raise ConfigError(
-                f"sft.steps={self.steps}, sft.batch={self.batch}: not counts", hint="sft.steps=0 skips it"
-            )
-
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Settings, room="train"):
     """The reinforcement-learning loop."""
 
-    steps: int = 500
+    steps: NonNegativeInt = 500
     """Rollout batches to train on; 0 only evaluates."""
-    prompts_per_step: int = 512
+    prompts_per_step: PositiveInt = 512
     """Groups in a rollout batch."""
-    prompts_per_mini_batch: int = 32
+    prompts_per_mini_batch: PositiveInt = 32
     """Groups in one optimizer step."""
 
-    def __post_init__(self) -> None:
-        for name in ("prompts_per_step", "prompts_per_mini_batch"):
-            if vars(self)[name] < 1:
-                raise ConfigError(f"train.{name}={vars(self)[name]} is not a count", hint="give 1 or more")
-        if self.steps < 0:
-            raise ConfigError(f"train.steps={self.steps} is negative", hint="0 only evaluates")
+    def check(self) -> None:
         if self.prompts_per_mini_batch > self.prompts_per_step:
             raise ConfigError(
                 f"train.prompts_per_mini_batch={self.prompts_per_mini_batch} is more than "
@@ -96,38 +83,33 @@ class TrainConfig:
 
 
 @dataclass
-class RunFolderConfig:
+class RunFolderConfig(Settings, room="run"):
     """What a run leaves behind, and where."""
 
-    folder: str | None = None
+    folder: FilePath | None = None
     """By default `runs/<recipe>-<time>`. A folder that holds a checkpoint is resumed."""
     name: str = "run"
     """Of the run, in its folder's name and in logs; the recipe's file name by default."""
     overwrite: bool = False
     """Remove what an earlier run left in the folder, and begin clean. A job that its scheduler starts again goes on instead."""
-    checkpoint_every: int = 25
+    checkpoint_every: NonNegativeInt = 25
     """Steps between checkpoints; one is always written at the end and on interruption. 0: only then."""
     checkpoint_async: bool = True
     """Write checkpoints while training goes on."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay; 1 or more."""
-    keep_every: int = 0
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints stay."""
+    keep_every: NonNegativeInt = 0
     """Checkpoints of every so many steps stay beside the newest ones; 0: none."""
-    trace_every: int = 10
+    trace_every: NonNegativeInt = 10
     """Steps between traces of single trajectories; 0: none."""
-    trace_trajectories: int = 8
+    trace_trajectories: NonNegativeInt = 8
     """Trajectories in a trace; 0: none."""
     wandb: str | None = None
     """Project name; offline unless this machine is logged in."""
     metric_aliases: list[Literal["verl", "nemo_rl"]] = field(default_factory=list)
     """Trainers under whose names metrics are written beside ours, as far as they mean the same: verl, nemo_rl."""
 
-    def __post_init__(self) -> None:
-        if self.keep_checkpoints < 1:
-            raise ConfigError(f"run.keep_checkpoints={self.keep_checkpoints} keeps none", hint="keep at least 1")
-        for name in ("checkpoint_every", "keep_every", "trace_every", "trace_trajectories"):
-            if vars(self)[name] < 0:
-                raise ConfigError(f"run.{name}={vars(self)[name]} is negative", hint="0 switches it off")
+    def check(self) -> None:
         if self.checkpoint_every and self.keep_every % self.checkpoint_every:
             raise ConfigError(
                 f"run.keep_every={self.keep_every} is not a multiple of run.checkpoint_every={self.checkpoint_every}",
@@ -136,11 +118,11 @@ class RunFolderConfig:
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Settings):
     """Everything a run is determined by."""
 
-    seed: int = 0
-    """Of every random choice of the run; a whole number."""
+    seed: Seed = 0
+    """Of every random choice of the run."""
     run: RunFolderConfig = field(default_factory=RunFolderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -160,13 +142,14 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-_FIELDS = FieldReader(RunConfig, paths=PATHS, may_be_infinite=MAY_BE_INFINITE)
+_FIELDS = FieldReader(RunConfig)
 
 
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and its overrides; raises `ConfigError` with one line that names the field and the way out."""
     tree = _merge(_read_with_base(Path(at_home(str(recipe))), ()), _overrides(overrides))
-    check_known(tree, RunConfig, "")
+    _refuse_renamed(tree)
+    _FIELDS.check_known(tree)
     tree.setdefault("run", {}).setdefault("name", recipe.stem)
     try:
         meant = resolve(tree, asdict(RunConfig()))  # a preset's name may be a reference
@@ -195,11 +178,13 @@ def to_yaml(config: RunConfig) -> str:
 def differences(old: str, new: RunConfig) -> list[str]:
     """Dotted names of the fields in which a `resolved.yaml` differs from a config; raises ValueError where it is no recipe.
 
-    A field that it lacks has its default: the file was written before there was one.
+    A field that it lacks has its default: the file was written before there was one. One that has another name today is a
+    `ConfigError`.
     """
     stored = plain(read_yaml(old))
     if not isinstance(stored, dict):
         raise ValueError("it is not a mapping of fields")
+    _refuse_renamed(stored)
     written = set(different(_merge(as_written(asdict(RunConfig())), stored), as_written(asdict(new))))
     try:
         meant = resolve(stored, asdict(RunConfig()))
@@ -230,6 +215,13 @@ def former_fingerprints(config: RunConfig, *, leave_out: tuple[str, ...]) -> tup
     usual = dict(flat(asdict(RunConfig())))
     older = {name: value for name, value in every.items() if name not in _ADDED or value != usual[name]}
     return letters(every), letters(older)
+
+
+def _refuse_renamed(tree: dict[str, Any]) -> None:
+    for name, _ in flat(plain(tree)):
+        for former, today in RENAMED.items():
+            if f"{name}.".startswith(f"{former}."):
+                raise ConfigError(f"{former} has another name today", hint=f"write {today}, in old recipes too")
 
 
 def _refuse_masked(config: RunConfig) -> None:

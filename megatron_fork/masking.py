@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+from typing import Any
 from urllib.parse import quote, unquote
 
 KEY_VARIABLE = "MEGATRON_FORK_API_KEY"
@@ -55,6 +56,12 @@ def masked(text: str) -> str:
     for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, MASK)
     return _PARAMETER.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", _BROKEN_LOGIN.sub(f"{MASK}@", text)))
+
+
+def shown(value: Any) -> str:
+    """A value in an error's one line, without passwords and keys."""
+    text = masked(repr(value) if not isinstance(value, str | int | float | None) else str(value))
+    return text if len(text) <= 80 and text.isprintable() else ascii(text[:80]) + "..."
 
 
 def _secrets() -> set[str]:

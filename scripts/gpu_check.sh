@@ -14,7 +14,7 @@ wanted="${*:2}"
 mkdir -p "$out" && out="$(cd "$out" && pwd)" || exit 1
 cd "$project"
 python="${PYTHON:-python3}"
-if ! "$python" -c 'import torch, megatron.core, transformers, typer, omegaconf, pytest' 2>/dev/null; then
+if ! "$python" -c 'import torch, megatron.core, transformers, typer, pydantic, omegaconf, pytest' 2>/dev/null; then
     source "$project/scripts/environment.sh"
     set +e
     python="$(command -v python)"

@@ -12,9 +12,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "megatron_fork"
 HOUSE = (
-    "version errors masking front_door extension files wording clock recipe distributed vocab_parallel serving selection "
-    "objective models checkpoint conversion experience rewards data policy rollout evaluation analysis config run train cli "
-    "__main__"
+    "version errors masking front_door files field_types settings extension wording clock recipe distributed vocab_parallel "
+    "serving selection objective models checkpoint conversion experience rewards data policy rollout evaluation analysis "
+    "config run train cli __main__"
 ).split()
 # `collectives` and `compatibility` are tools for the rooms above, not names of the room itself.
 OPEN_MODULES = {"distributed"}

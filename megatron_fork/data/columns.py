@@ -8,10 +8,11 @@ from typing import Any
 from megatron_fork.data.answers import short
 from megatron_fork.data.conversations import question_in
 from megatron_fork.errors import DataError
+from megatron_fork.settings import Settings
 
 
 @dataclass
-class Columns:
+class Columns(Settings, room="data.columns"):
     """Where a row has what. A dotted path leads into structures and lists: `prompt.0.content`, `reward_model.ground_truth`."""
 
     prompt: str = "prompt"

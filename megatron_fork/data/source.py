@@ -19,6 +19,7 @@ from megatron_fork.data.columns import pick, question_of, solution_of, without
 from megatron_fork.data.config import GENERATED, DataConfig
 from megatron_fork.data.conversations import stripped, whole_text
 from megatron_fork.data.generated import DEMONSTRATORS, GENERATORS, Demonstrator, Task, tokenizer_of_task
+from megatron_fork.data.presets import PRESETS
 from megatron_fork.data.prompt_rows import PromptRows, PromptStore
 from megatron_fork.data.rows import data_files, read_rows
 from megatron_fork.data.split import question_key, split_by_question
@@ -265,6 +266,13 @@ def _of_file(config: DataConfig) -> Iterator[Task]:
 
 
 def _check_file(config: DataConfig) -> None:
+    by_preset = PRESETS[config.preset]["data"] if config.preset else {}
+    for name, value in (("split", config.split), ("subset", config.subset)):
+        if value not in (None, by_preset.get(name)) and Path(config.source).is_file():
+            raise ConfigError(
+                f"data.{name}={value} with data.source={config.source}, which is one file and has none",
+                hint=f"set data.{name}=null, or name the folder of the data set",
+            )
     files = data_files(Path(config.source), config.split, config.subset)
     if config.sha256 is None:
         return

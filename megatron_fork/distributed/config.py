@@ -5,32 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_fork.errors import LayoutError
+from megatron_fork.field_types import PositiveInt
+from megatron_fork.settings import Settings
 
 
 @dataclass
-class ParallelConfig:
+class ParallelConfig(Settings, room="parallel", error=LayoutError):
     """Parallel sizes; data parallel is what remains of the world size."""
 
-    tensor: int = 1
-    """Ranks over which heads, widths and vocabulary are cut; 1 or more, a divisor of each."""
-    pipeline: int = 1
-    """Ranks over which layers are cut; 1 or more, a divisor of the layers."""
-    virtual_pipeline: int = 1
+    tensor: PositiveInt = 1
+    """Ranks over which heads, widths and vocabulary are cut; a divisor of each."""
+    pipeline: PositiveInt = 1
+    """Ranks over which layers are cut; a divisor of their number."""
+    virtual_pipeline: PositiveInt = 1
     """Model chunks on each pipeline stage, interleaved."""
-    context: int = 1
+    context: PositiveInt = 1
     """Ranks that share each sequence: each holds two chunks of it, one from either end."""
-    expert: int = 1
+    expert: PositiveInt = 1
     """Ranks that share the experts of a layer; they are taken from the tensor, context and data ranks."""
-    expert_tensor: int = 1
+    expert_tensor: PositiveInt = 1
     """Ranks over which each expert is cut, whatever `tensor` is."""
     sequence: bool = False
     """Share norms and their activations over the tensor ranks too; needs `tensor` of 2 or more."""
 
-    def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor"):
-            size = vars(self)[name]
-            if size < 1:
-                raise LayoutError(f"parallel.{name}={size} is not a size", hint="use 1 to switch it off")
+    def check(self) -> None:
         if self.sequence and self.tensor == 1:
             raise LayoutError(
                 "parallel.sequence=true with parallel.tensor=1",

@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.field_types import FilePath, NonNegativeFloat, NonNegativeInt, PositiveInt
+from megatron_fork.settings import Settings
 
 Backend = Literal["auto", "local", "transformer_engine"]
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Settings, room="model"):
     """Exactly one of `path` and `hf_config`."""
 
-    path: str | None = None
+    path: FilePath | None = None
     """Folder with config.json, safetensors and a tokenizer."""
     hf_config: dict[str, Any] | None = None
     """Fields of a Hugging Face config, `model_type` among them; weights are drawn from the run's seed."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.path and self.hf_config:
             raise ConfigError("model.path and model.hf_config are both given", hint="remove one of them")
 
@@ -29,29 +31,23 @@ class ModelConfig:
 
 
 @dataclass
-class ComputeConfig:
+class ComputeConfig(Settings, room="compute"):
     """Kernels, recomputed activations and their offload, for every network of a run."""
 
     backend: Backend = "auto"
     """Layers of Transformer Engine or of torch; auto: Transformer Engine on a GPU where it is installed."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in backward: none, those of attention, or all but each layer's input."""
-    recompute_layers: int = 1
+    recompute_layers: PositiveInt = 1
     """Layers that share one kept input where `recompute=full`."""
-    offload_layers: int = 0
-    """Layers of a rank whose activations wait in host memory; needs Transformer Engine and no pipeline."""
+    offload_layers: NonNegativeInt = 0
+    """Layers of a rank whose activations wait in host memory, 0: none; needs Transformer Engine and no pipeline."""
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
     """Matrix products in 8 bits; needs Transformer Engine and bf16."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
     """How the scales of fp8 are chosen, as Transformer Engine names it."""
 
-    def __post_init__(self) -> None:
-        if self.recompute_layers < 1 or self.offload_layers < 0:
-            raise ConfigError(
-                f"compute.recompute_layers={self.recompute_layers}, compute.offload_layers={self.offload_layers}: "
-                "not counts",
-                hint="recompute_layers is 1 or more, offload_layers=0 keeps all activations on the GPU",
-            )
+    def check(self) -> None:
         if self.offload_layers and self.recompute != "none":
             raise ConfigError(
                 f"compute.offload_layers={self.offload_layers} with compute.recompute={self.recompute}",
@@ -64,14 +60,10 @@ class ComputeConfig:
 
 
 @dataclass
-class ExpertsConfig:
+class ExpertsConfig(Settings, room="experts"):
     """Training of a mixture of experts; without effect on dense models."""
 
-    balance: float = 0.0
-    """Coefficient of the balance loss; 0 leaves the pretrained balance alone."""
+    balance: NonNegativeFloat = 0.0
+    """Coefficient of the balance loss; 0 leaves the pretrained balance alone, 1e-4 is mild."""
     replay: bool = False
     """Send tokens to the experts that the rollout engine chose; needs an engine that reports them."""
-
-    def __post_init__(self) -> None:
-        if not self.balance >= 0.0:
-            raise ConfigError(f"experts.balance={self.balance} is negative", hint="0 switches it off, 1e-4 is mild")

@@ -1,16 +1,23 @@
 """Verifiers of model responses, and the killable worker processes that they run in."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+from megatron_fork import front_door
 from megatron_fork.rewards.dispatcher import PoolCounts
 from megatron_fork.rewards.extraction import stated_answer
 from megatron_fork.rewards.failures import Failures, FailureWatch
-from megatron_fork.rewards.pool import RewardPool, RewardsConfig, ScoreStream, check_verifier
+from megatron_fork.rewards.pool import RewardPool, ScoreStream, check_verifier
 from megatron_fork.rewards.procedural import generate_tasks
 from megatron_fork.rewards.reach import MAX_OPERATIONS, OPERATIONS
 from megatron_fork.rewards.reference import Reference, read_reference
 from megatron_fork.rewards.score import Failure, RewardError, Score
 from megatron_fork.rewards.verifiers import score, takes_row
+
+# Workers start without what checks settings.
+if TYPE_CHECKING:
+    from megatron_fork.rewards.config import RewardsConfig
+else:
+    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "RewardsConfig"})
 
 __all__ = [
     "MAX_OPERATIONS",
@@ -32,10 +39,3 @@ __all__ = [
     "stated_answer",
     "takes_row",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """`Config` was the name of `RewardsConfig` once; programs that were written then go on."""
-    if name == "Config":
-        return RewardsConfig
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

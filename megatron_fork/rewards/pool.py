@@ -10,79 +10,21 @@ backlog makes the caller wait.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from megatron_fork.errors import ConfigError
 from megatron_fork.rewards.confinement import require_means_for_programs
 from megatron_fork.rewards.dispatcher import Dispatcher, Job, Outcome, PoolCounts
 from megatron_fork.rewards.failures import FailureWatch
 from megatron_fork.rewards.process import WorkerProcess
-from megatron_fork.rewards.rules import MATHEMATICS, Policy, Rules, kind_with
 from megatron_fork.rewards.score import RewardError, Score
-from megatron_fork.rewards.verifiers import KNOWN_KINDS, RUNS_PROGRAMS, find_verifier, is_kind, score
+from megatron_fork.rewards.verifiers import RUNS_PROGRAMS, find_verifier, score
 
-
-@dataclass
-class RewardsConfig:
-    """How responses are scored."""
-
-    kind: str = "math"
-    """`math`, `math_verify`, `reach`, `arithmetic`, `reasoning_gym`, `code`, or a function of yours as `module:function`."""
-    unevaluated: Policy = "accept"
-    r"""Whether `math` takes an expression that is still to be computed, `17 \times 23`, where the answer is a number."""
-    named_numbers: Policy = "refuse"
-    """Whether `math` takes `x = 5` where the answer is the number 5."""
-    workers: int = 1
-    """Processes. 0 scores in the calling process, without time or memory limit, which suits only verifiers that are bounded
-    by construction ("reach")."""
-    timeout_seconds: float = 5.0
-    """Per response, of CPU time. On the clock three times as much where the verifier sleeps, 20 where the machine is busy."""
-    memory_gib: float = 2.0
-    """Address space of each worker, in GiB."""
-    backlog: int = 4096
-    """Responses that may wait for a worker before `submit` makes the caller wait."""
-    failure_warning: float = 0.05
-    """Share of a step's responses on which the verifier may fail, by an error, its time-out or its death, without a warning."""
-    allow_code: bool = False
-    """`kind: code` runs programs that the model wrote, in confined workers; it must be allowed by this."""
-    confined: bool = True
-    """Workers have no network, change no file and start no process; false only for a `module:function` that must."""
-
-    def __post_init__(self) -> None:
-        if not is_kind(self.kind):
-            raise ConfigError(f"rewards.kind is {self.kind!r}, which is no verifier", hint=KNOWN_KINDS)
-        if self.kind in RUNS_PROGRAMS and not (self.allow_code and self.confined and self.workers):
-            raise ConfigError(
-                f"rewards.kind={self.kind} runs what the model wrote, with rewards.allow_code={self.allow_code}, "
-                f"confined={self.confined}, workers={self.workers}",
-                hint="set rewards.allow_code=true, in confined workers; read the project's docs/rewards.md first",
-            )
-        for rule in ("unevaluated", "named_numbers"):
-            if getattr(self, rule) not in ("accept", "refuse"):
-                raise ConfigError(f"rewards.{rule} is {getattr(self, rule)!r}", hint="use accept or refuse")
-        if self.workers < 0:
-            raise ConfigError(f"rewards.workers is {self.workers}", hint="use 1 or more, or 0 to score in process")
-        if not 0.0 <= self.failure_warning <= 1.0:
-            raise ConfigError(
-                f"rewards.failure_warning is {self.failure_warning}", hint="a share from 0 to 1, say 0.05"
-            )
-        if self.backlog < 1:
-            raise ConfigError(f"rewards.backlog is {self.backlog}", hint="use 1 or more, say 4096")
-        for field in ("timeout_seconds", "memory_gib"):
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"rewards.{field} is {value}", hint="use a finite number above 0")
-
-    @property
-    def verifier(self) -> str:
-        """The kind, with what of its rules is not the default, as workers and `score` understand it."""
-        rules = Rules(unevaluated=self.unevaluated, named_numbers=self.named_numbers)
-        return kind_with(rules) if self.kind == MATHEMATICS else self.kind
+if TYPE_CHECKING:
+    from megatron_fork.rewards.config import RewardsConfig
 
 
 def check_verifier(config: RewardsConfig) -> None:

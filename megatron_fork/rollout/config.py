@@ -6,84 +6,78 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
+
+from annotated_types import Gt, Lt
 
 from megatron_fork.errors import ConfigError
 from megatron_fork.extension import check_name
+from megatron_fork.field_types import (
+    Mebibytes,
+    NatsOrInfinite,
+    NonNegativeInt,
+    NonNegativeMebibytes,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Seconds,
+    Tokens,
+)
 from megatron_fork.masking import KEY_VARIABLE
 from megatron_fork.rollout.engines import ENGINES, EngineKind, SyncWay, check_settings
 from megatron_fork.serving import EntropyTemperature
+from megatron_fork.settings import Settings
 
 # Nothing but what stands in an address, or in a header.
 _PLAIN = re.compile(r"[!-~]+").fullmatch
 
 
 @dataclass
-class RemoteConfig:
+class RemoteConfig(Settings, room="rollout.remote"):
     """How rank 0 deals with servers."""
 
-    requests_per_server: int = 256
+    requests_per_server: PositiveInt = 256
     """Requests that one server works on at a time; the rest wait here, so that a free server finds work."""
-    stream_interval: int = 32
+    stream_interval: Tokens = 32
     """Tokens of a response that arrive together: what a failing server takes along is less than this."""
-    bucket_mebibytes: int = 512
+    bucket_mebibytes: Mebibytes = 512
     """Weights that travel, and lie in rank 0's memory, at a time."""
-    idle_seconds: float = 300.0
+    idle_seconds: Seconds = 300.0
     """A response of which fewer than `stream_interval` tokens arrive in this time, or not the first, is drawn elsewhere: but
     not while other responses of its server come as they should, for it may be queued there, nor while an update holds it."""
-    control_seconds: float = 600.0
+    control_seconds: Seconds = 600.0
     """Time-out of a step of a weight update."""
-    health_seconds: float = 5.0
+    health_seconds: Seconds = 5.0
     """Between two looks at a server's health."""
-    health_timeout_seconds: float = 10.0
+    health_timeout_seconds: Seconds = 10.0
     """SGLang draws a token before it answers, which takes a second on an idle server."""
-    patience_seconds: float = 1800.0
+    patience_seconds: Seconds = 1800.0
     """Without any server for this long, the run ends; its state was saved when the wait began."""
-    attempts: int = 5
+    attempts: PositiveInt = 5
     """How often a request may fail before the run ends; how often a server may fall without a token that counts in between."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ConfigError(f"rollout.remote.{name}={value} is not positive", hint="give a number above 0")
 
 
 @dataclass
-class ColocatedConfig:
+class ColocatedConfig(Settings, room="rollout.colocated"):
     """vLLM in the trainer's processes."""
 
-    tensor: int = 1
+    tensor: PositiveInt = 1
     """Consecutive ranks that form one engine, each with a part of every layer; `parallel.tensor` need not be the same."""
-    gpu_memory_utilization: float = 0.4
-    """Share of each GPU that the engine may hold while it is awake, beside the policy."""
-    kv_cache_mebibytes: int = 0
+    gpu_memory_utilization: Annotated[float, Gt(0), Lt(1)] = 0.4
+    """Share of each GPU that the engine may hold while it is awake, beside the policy: 0.4 leaves that more than half."""
+    kv_cache_mebibytes: NonNegativeMebibytes = 0
     """Cache of keys and values on each rank; 0: what that share leaves, on a CPU 512."""
     sleep: bool = True
     """Give the GPU's memory back while the policy trains."""
     eager: bool = False
     """Without CUDA graphs: starts sooner and holds less memory, decodes more slowly."""
-    bucket_mebibytes: int = 512
+    bucket_mebibytes: Mebibytes = 512
     """Weights that are handed over, and held twice, at a time."""
-
-    def __post_init__(self) -> None:
-        for name in ("tensor", "bucket_mebibytes"):
-            if vars(self)[name] < 1:
-                raise ConfigError(f"rollout.colocated.{name}={vars(self)[name]} is not a size", hint="give 1 or more")
-        if self.kv_cache_mebibytes < 0:
-            raise ConfigError(
-                f"rollout.colocated.kv_cache_mebibytes={self.kv_cache_mebibytes} is negative",
-                hint="0 takes what gpu_memory_utilization leaves",
-            )
-        if not 0.0 < self.gpu_memory_utilization < 1.0:
-            raise ConfigError(
-                f"rollout.colocated.gpu_memory_utilization={self.gpu_memory_utilization} is not in (0, 1)",
-                hint="the policy lives on the same GPU: 0.4 leaves it more than half",
-            )
 
 
 @dataclass
-class RolloutConfig:
+class RolloutConfig(Settings, room="rollout"):
     """How responses are drawn."""
 
     engine: str = "embedded"
@@ -95,51 +89,39 @@ class RolloutConfig:
     """How servers get new weights: a folder that trainer and servers see, or a broadcast from rank 0."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     colocated: ColocatedConfig = field(default_factory=ColocatedConfig)
-    samples: int = 16
+    samples: PositiveInt = 16
     """Responses per prompt: the group."""
-    temperature: float = 1.0
-    """Of the softmax that is sampled from, and whose log-probs are trained; above 0, 1 is the paper's."""
-    top_p: float = 1.0
-    """Share of probability that is sampled from, in (0, 1]; 1: all of it."""
-    top_k: int = 0
-    """0: the whole vocabulary."""
+    temperature: PositiveFloat = 1.0
+    """Of the softmax that is sampled from, and whose log-probs are trained; 1 is the paper's."""
+    top_p: PositiveFraction = 1.0
+    """Share of probability that is sampled from; 1: all of it."""
+    top_k: NonNegativeInt = 0
+    """Most likely tokens that are sampled from; 0: the whole vocabulary."""
     stop_tokens: list[int] = field(default_factory=list)
     """Token ids that end a response, beside those that the tokenizer, generation_config.json and config.json name."""
     entropy_temperature: EntropyTemperature = field(default_factory=EntropyTemperature)
-    max_response_tokens: int = 20480
-    """Where a response is cut, in tokens; 1 or more."""
-    batch_size: int = 256
+    max_response_tokens: Tokens = 20480
+    """Where a response is cut."""
+    batch_size: PositiveInt = 256
     """Sequences that an engine in the trainer's processes decodes at a time."""
     dynamic_sampling: bool = True
     """Replace groups whose rewards are all equal by new prompts."""
-    max_rounds: int = 10
+    max_rounds: PositiveInt = 10
     """How often a group without signal is replaced, at most; what has signal by then is trained on."""
-    max_staleness: int = 0
+    max_staleness: NonNegativeInt = 0
     """How many updates older than the policy the weights may be that began a response. 0: strictly on-policy. k: up to k
     further steps of groups are under way while the policy trains; needs `objective.correction`."""
     tail: Literal["generate", "stop"] = "generate"
     """What becomes of them meanwhile. generate: servers go on, and take new weights in the middle of responses. stop: they are
     aborted, kept with their tokens, and continued in the next step; for an engine that shares the trainer's processors."""
-    mismatch_limit: float = 0.01
-    """Largest |engine - trainer| log-prob of a token, in nats, that a step may show before the run stops."""
-    probe_limit: float = 0.01
+    mismatch_limit: NatsOrInfinite = 0.01
+    """Largest |engine - trainer| log-prob of a token that a step may show before the run stops."""
+    probe_limit: NatsOrInfinite = 0.01
     """The same, of a few responses that every server draws after each weight update."""
-    probe_prompts: int = 4
+    probe_prompts: NonNegativeInt = 4
     """Responses of that probe; 0 probes nothing."""
 
-    def __post_init__(self) -> None:
-        for name in ("samples", "max_response_tokens", "batch_size", "max_rounds"):
-            if vars(self)[name] < 1:
-                raise ConfigError(f"rollout.{name}={vars(self)[name]} is not a count", hint="give 1 or more")
-        for name in ("temperature", "mismatch_limit", "probe_limit"):
-            if not vars(self)[name] > 0.0:
-                raise ConfigError(
-                    f"rollout.{name}={vars(self)[name]} is not positive", hint="temperature 1 is the paper's"
-                )
-        if self.max_staleness < 0:
-            raise ConfigError(f"rollout.max_staleness={self.max_staleness} is negative", hint="0 is on-policy")
-        if self.probe_prompts < 0:
-            raise ConfigError(f"rollout.probe_prompts={self.probe_prompts} is negative", hint="0 probes nothing")
+    def check(self) -> None:
         if self.samples < 2 and self.dynamic_sampling:
             raise ConfigError(
                 "rollout.samples=1 with rollout.dynamic_sampling=true: a group of one never has mixed rewards",
@@ -177,10 +159,6 @@ class RolloutConfig:
             )
 
     def _check_sampling(self) -> None:
-        if not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"rollout.top_p={self.top_p} is not in (0, 1]", hint="1 keeps the whole vocabulary")
-        if self.top_k < 0:
-            raise ConfigError(f"rollout.top_k={self.top_k} is negative", hint="0 keeps the whole vocabulary")
         by_entropy = self.entropy_temperature
         if not by_entropy.is_plain and self.temperature != 1.0:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """What runs inside the engines' own processes, and what both sides of a weight transfer share.
 
 An engine's environment has torch and the engine, neither megatron-core nor transformers of this project's version: nothing
-here imports more than torch, `vocab_parallel` and, in the modules named after it, the engine.
+here imports more than torch, `vocab_parallel`, the types of settings and, in the modules named after it, the engine.
 """
 
 from typing import TYPE_CHECKING

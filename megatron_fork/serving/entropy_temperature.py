@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from megatron_fork.errors import ConfigError
+from annotated_types import Unit
+
+from megatron_fork.field_types import PositiveFloat
+from megatron_fork.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass
-class EntropyTemperature:
+class EntropyTemperature(Settings, room="rollout.entropy_temperature"):
     """`high` where the entropy at temperature 1 is above `threshold` nats, `low` elsewhere."""
 
-    threshold: float = 0.672
+    threshold: Annotated[float, Unit("nats")] = 0.672
     """The paper's: the 80th percentile of Qwen3-8B."""
-    high: float = 1.0
-    """Temperature above the threshold; above 0, 1 leaves a distribution as it is."""
-    low: float = 1.0
-    """Temperature up to the threshold; above 0, 1 leaves a distribution as it is."""
-
-    def __post_init__(self) -> None:
-        for name in ("high", "low"):
-            if not vars(self)[name] > 0.0:
-                raise ConfigError(
-                    f"rollout.entropy_temperature.{name}={vars(self)[name]} is not positive",
-                    hint="a small one, such as 0.05, comes close to the most likely token",
-                )
+    high: PositiveFloat = 1.0
+    """Temperature above the threshold; 1 leaves a distribution as it is."""
+    low: PositiveFloat = 1.0
+    """Temperature up to the threshold; 1 leaves a distribution as it is, 0.05 is close to the most likely token."""
 
     @property
     def is_plain(self) -> bool:

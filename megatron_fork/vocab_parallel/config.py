@@ -5,28 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fork.errors import ConfigError
+from megatron_fork.field_types import NonNegativeMebibytes
+from megatron_fork.settings import Settings
 
 KernelChoice = Literal["auto", "torch", "triton"]
 
 
 @dataclass
-class VocabParallelConfig:
+class VocabParallelConfig(Settings, room="vocab_parallel"):
     """Nothing here changes a result beyond rounding: only time and memory."""
 
     kernels: KernelChoice = "auto"
     """auto: Triton on a GPU where it is installed, else torch."""
-    chunk_mib: int = 0
+    chunk_mib: NonNegativeMebibytes = 0
     """Logits that live at a time, in MiB; 0: 160 on a CPU, 512 on a GPU: 256 rows of a vocabulary of 152k are what
     a CPU's products need to run at full speed (below 192 rows they lose a quarter)."""
-
-    def __post_init__(self) -> None:
-        if self.kernels not in ("auto", "torch", "triton"):
-            raise ConfigError(
-                f"vocab_parallel.kernels={self.kernels} is not a choice", hint="give auto, torch or triton"
-            )
-        if self.chunk_mib < 0:
-            raise ConfigError(f"vocab_parallel.chunk_mib={self.chunk_mib} is negative", hint="0 chooses by device")
 
     def chunk_bytes(self, device_type: str) -> int:
         """Bytes of float32 logits that may live at a time."""

@@ -59,7 +59,7 @@ def test_a_file_of_prompts_resumes_by_the_number_drawn(folder: Path, tmp_path: P
         (("data.source=arithmetic",), "rewards.kind=reach with data.source=arithmetic"),
         (("data.source=nowhere.jsonl", "rewards.kind=math"), "data.source=nowhere.jsonl needs a tokenizer"),
         (("data.preset=gsm8k",), "data.preset=gsm8k with data.source=reach"),
-        (("data.preset=gsm9k",), "data.preset=gsm9k is not a preset"),
+        (("data.preset=gsm9k",), "data.preset=gsm9k is not one of dapo_math_17k, math"),
         (("rewards.kind=code",), "rewards.kind=code runs what the model wrote"),
         (("rewards.kind=absent:verify",), "module absent cannot be imported"),
         (

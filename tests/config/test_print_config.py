@@ -9,7 +9,8 @@ import yaml
 from support.commands import PROJECT, QUICKSTART
 
 from megatron_fork.config import RunConfig, load_config, to_yaml
-from megatron_fork.recipe.meanings import described, meanings
+from megatron_fork.recipe import described
+from megatron_fork.settings import meanings
 
 RECIPES = sorted((PROJECT / "examples").rglob("*.yaml"))
 
@@ -38,5 +39,5 @@ def test_it_is_a_recipe_of_the_same_run(recipe: Path, tmp_path: Path) -> None:
 
 def test_a_comment_stands_above_its_field() -> None:
     lines = described(load_config(QUICKSTART)).splitlines()
-    assert lines[lines.index("  samples: 16") - 1] == "  # Responses per prompt: the group."
+    assert lines[lines.index("  samples: 16") - 1] == "  # Responses per prompt: the group. (1 or more)"
     assert max(map(len, lines)) <= 128

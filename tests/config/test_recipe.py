@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 import yaml
 from support.commands import QUICKSTART
+from support.recipe_fields import leaves
 
-from megatron_fork.config import RunConfig, differences, fingerprint, former_fingerprints, load_config, to_yaml
+from megatron_fork.config import (
+    RENAMED,
+    RunConfig,
+    differences,
+    fingerprint,
+    former_fingerprints,
+    load_config,
+    to_yaml,
+)
 from megatron_fork.errors import ConfigError
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -102,6 +111,58 @@ def test_a_run_is_the_same_one_whatever_fields_a_later_version_adds(monkeypatch:
     monkeypatch.undo()
     for word in ("seed=1", "data.columns.solution=how", "model.hf_config.new=1", "critic.epochs=3"):
         assert fingerprint(load_config(QUICKSTART, [word]), leave_out=("run.",)) != identity
+
+
+@pytest.mark.parametrize(
+    ("recipe", "identity", "formerly"),
+    [
+        ("quickstart", "0de84d40a95f", ("74a78a6ffaea", "0717d1407fee")),
+        ("maths", "64cc6dbd2b22", ("1f1fdc1b40b0", "795d227c204f")),
+        ("systems/ppo", "aaa2b583b85e", ("47d3876be57d", "9f533ca50f2a")),
+        ("ablations/random20", "ebcb773d433b", ("382b12741d45", "aef47c4deb7b")),
+    ],
+)
+def test_a_recipe_is_the_run_that_it_was(recipe: str, identity: str, formerly: tuple[str, str]) -> None:
+    """What commit ca5f2d0 wrote into the manifests of these recipes."""
+    config = load_config(PROJECT / "examples" / f"{recipe}.yaml")
+    assert fingerprint(config, leave_out=("run.",)) == identity
+    assert former_fingerprints(config, leave_out=("run.",)) == formerly
+
+
+def test_a_resolved_recipe_of_a_former_version_is_read(tmp_path: Path) -> None:
+    """Without the fields that came later; whole numbers stand where today's are written with a point."""
+    config = load_config(QUICKSTART)
+    tree = yaml.safe_load(to_yaml(config))
+    del tree["critic"], tree["data"]["columns"]["solution"], tree["rollout"]["probe_limit"]
+    tree["rollout"]["temperature"] = 1
+    resolved = write(tmp_path / "resolved.yaml", tree)
+    assert load_config(resolved) == config
+    assert differences(resolved.read_text(), config) == []
+
+
+@pytest.mark.parametrize(("former", "today"), [("rollout.steps", "train.steps"), ("loop", "train")])
+def test_what_has_another_name_today_is_told(
+    former: str, today: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a recipe, an override, and in what a run that is to go on has left."""
+    monkeypatch.setattr("megatron_fork.config.RENAMED", {former: today})
+    named = former if "." in former else f"{former}.steps"
+    room, name = named.split(".")
+    recipe = write(tmp_path / "old.yaml", {**MODEL, room: {name: 3}})
+    for read in (
+        lambda: load_config(recipe),
+        lambda: load_config(QUICKSTART, [f"{named}=3"]),
+        lambda: differences(recipe.read_text(), load_config(QUICKSTART)),
+    ):
+        with pytest.raises(ConfigError, match=f"^{former} has another name today") as caught:
+            read()
+        assert f"write {today}" in caught.value.hint
+
+
+def test_names_of_today_are_fields() -> None:
+    for former, today in RENAMED.items():
+        names = {part for name, _ in leaves(RunConfig) for part in (name, name.rpartition(".")[0])}
+        assert today in names and former not in names
 
 
 def test_a_run_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:

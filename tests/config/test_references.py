@@ -47,6 +47,30 @@ def test_in_a_list_and_under_the_home(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("30", 30),
+        ("1e-6", 1e-6),
+        ("true", True),
+        ("off", False),
+        ("word", "word"),
+        ("[1", "[1"),
+        ("inf", "inf"),
+        ("", ""),
+    ],
+)
+def test_within_a_mapping_of_anything(text: str, held: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no field says of what kind a value is, a variable's text is read as the recipe's own."""
+    monkeypatch.setenv("VALUE", text)
+    words = ["model.hf_config.one=${oc.env:VALUE}", "model.hf_config.more=[{below: '${oc.env:VALUE}'}]"]
+    config = load_config(QUICKSTART, words)
+    found = config.model.hf_config or {}
+    assert found["one"] == held and isinstance(found["one"], type(held))
+    assert found["more"] == [{"below": held}]
+    assert to_yaml(config).count("${oc.env:VALUE}") == (2 if isinstance(held, str) else 0)
+
+
+@pytest.mark.parametrize(
     "text", ["${oc.env:NOT_THERE}", "${no.such}", "${", "${a", "${run.name}", "${train}", "${x:1}"]
 )
 def test_one_that_leads_nowhere(text: str) -> None:

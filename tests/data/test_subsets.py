@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fork.data import DataConfig, load_prompts
+from megatron_fork.data import PRESETS, DataConfig, load_prompts
+from megatron_fork.data.generated import tokenizer_of_task
 from megatron_fork.data.overlap import named_file
 from megatron_fork.data.rows import data_files, read_rows
-from megatron_fork.errors import DataError
+from megatron_fork.errors import ConfigError, DataError
 
 
 def folder(at: Path, *names: str, readme: str = "") -> Path:
@@ -143,6 +144,19 @@ def test_what_a_readme_may_not_say(tmp_path: Path, readme: str, message: str) ->
     with pytest.raises(DataError, match=message) as caught:
         data_files(folder(tmp_path, "a.jsonl", readme=readme))
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["split", "subset"])
+def test_one_file_has_neither(name: str, tmp_path: Path) -> None:
+    """What a recipe says of a folder would be ignored of a file; a preset's own, which knows both, is."""
+    folder(tmp_path, "train.jsonl")
+    source = str(tmp_path / "train.jsonl")
+    with pytest.raises(ConfigError, match=rf"^data\.{name}=test with data\.source=.*train\.jsonl, which is one file"):
+        load_prompts(DataConfig(source=source, **{name: "test"}), tokenizer_of_task("reach"))
+    of_preset = PRESETS["math"]["data"][name]
+    for config in (DataConfig(source=source, preset="math", **{name: of_preset}), DataConfig(source=source)):
+        with pytest.raises(DataError, match=r"train\.jsonl"):  # it has one row, and not the preset's columns
+            load_prompts(config, tokenizer_of_task("reach"))
 
 
 def test_the_recipe_and_the_tools_choose(tmp_path: Path) -> None:

@@ -47,15 +47,25 @@ def test_a_choice_that_no_preset_makes_cannot_be_left_out(field: str) -> None:
         SelectionConfig(**{field: None})
 
 
-@pytest.mark.parametrize("ratio", [0, -1e-9, 1.0000001, math.inf, -math.inf, math.nan, "0.2", None])
-def test_ratios(ratio: object) -> None:
-    with pytest.raises(ConfigError, match=r"selection.ratio=.* is outside \(0, 1\]"):
-        SelectionConfig(ratio=ratio)
+@pytest.mark.parametrize(
+    ("wrong", "ratios"),
+    [
+        ("outside (0, 1]", [0, -1e-9, 1.0000001]),
+        ("not a finite number", [math.inf, -math.inf, math.nan]),
+        ("not a number", ["0.2", None, True]),
+    ],
+)
+def test_ratios(wrong: str, ratios: list[object]) -> None:
+    for ratio in ratios:
+        with pytest.raises(ConfigError) as error:
+            SelectionConfig(ratio=ratio)
+        assert error.value.message == f"selection.ratio={ratio} is {wrong}"
+        assert "in (0, 1]; the default is 0.2" in error.value.hint
 
 
-@pytest.mark.parametrize("seed", [0.5, "0", None])
+@pytest.mark.parametrize("seed", [0.5, "0", None, True])
 def test_seeds(seed: object) -> None:
-    with pytest.raises(ConfigError, match=f"selection.seed={seed} is not an integer"):
+    with pytest.raises(ConfigError, match=f"selection.seed={seed} is not a whole number"):
         SelectionConfig(seed=seed)
 
 

@@ -17,7 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 # By number on x86-64, where these tests run.
 NAMESPACES = (272, 308)  # unshare, setns
@@ -51,9 +53,13 @@ class Trainer:
         user: int | None = None,
         **settings: object,
     ) -> None:
+        # Here, since a Python for everybody has nothing that checks settings.
+        from megatron_fork.rewards import RewardsConfig
+
+        config = RewardsConfig(**(SETTINGS | settings))
         self.secret = "secret-" + secrets.token_hex(8)
         self.process = subprocess.Popen(
-            [interpreter, __file__, json.dumps(refusing), json.dumps(SETTINGS | settings)],
+            [interpreter, __file__, json.dumps(refusing), json.dumps(asdict(config) | {"verifier": config.verifier})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"API_KEY": self.secret, "PYTHONPATH": str(PROJECT)},
@@ -154,11 +160,11 @@ def eventually(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def main() -> None:
-    from megatron_fork.rewards import RewardError, RewardPool, RewardsConfig
+    from megatron_fork.rewards import RewardError, RewardPool
 
     refuse(tuple(json.loads(sys.argv[1])))
     try:
-        with RewardPool(RewardsConfig(**json.loads(sys.argv[2]))) as pool:
+        with RewardPool(SimpleNamespace(**json.loads(sys.argv[2]))) as pool:
             pool.warm(seconds=30.0)
             print(json.dumps({"confinement": pool.confinement}), flush=True)
             for line in sys.stdin:

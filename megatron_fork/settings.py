@@ -1,0 +1,131 @@
+"""The base of every class of settings: what its fields declare is checked when one is made, and told in one line.
+
+A class of settings is a dataclass whose fields have the types of `field_types.py` and a docstring each. Pydantic judges the
+values and leaves them as they are: text keeps the reference that it was written as.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+import textwrap
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from math import isfinite
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+
+from megatron_fork.errors import ConfigError, MegatronForkError
+from megatron_fork.field_types import choices_of, may_be_infinite, range_of
+from megatron_fork.masking import shown
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+_KINDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list, such as [a, b]",
+    "dict_type": "a mapping of fields",
+    "predicate_failed": "a path",
+    "finite_number": "a finite number",
+}
+_LONGEST_MEANING = 200
+
+
+@dataclass
+class Settings:
+    """A room of fields: `class RemoteConfig(Settings, room="rollout.remote")`."""
+
+    _room: ClassVar[str]
+    _error: ClassVar[type[MegatronForkError]]
+
+    def __init_subclass__(cls, *, room: str = "", error: type[MegatronForkError] = ConfigError) -> None:
+        """`room`: where its fields lie in a recipe; empty where that is in several places."""
+        cls._room, cls._error = f"{room}." if room else "", error
+
+    def __post_init__(self) -> None:
+        from pydantic import ValidationError
+
+        cls: Any = type(self)
+        for name, adapter in _adapters(cls).items():
+            try:
+                adapter.validate_python(vars(self)[name])
+            except ValidationError as error:
+                raise self._refusal(name, error.errors(include_url=False)[0]) from None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what is wrong with several fields together; each alone is what it declares."""
+
+    def _refusal(self, name: str, problem: ErrorDetails) -> MegatronForkError:
+        cls: Any = type(self)
+        (default,) = (entry.default for entry in fields(cls) if entry.name == name)
+        hint = types_of(cls)[name]
+        ways_out = [f"did you mean {each}?" for each in get_close_matches(str(problem["input"]), choices_of(hint), 1)]
+        if wanted := range_of(hint)[0]:
+            ways_out.append(f"give {wanted}" if wanted[0].isdigit() else f"give a number {wanted}")
+        if default not in (MISSING, None):
+            ways_out.append(f"the default is {shown(default)}")
+        meaning = textwrap.shorten(meanings(cls)[name], _LONGEST_MEANING, placeholder=" ...")
+        return cls._error(
+            f"{cls._room}{name}={shown(problem['input'])} is {_wrong(hint, problem)}",
+            hint="; ".join(filter(None, [*ways_out, f"{name}: {meaning}" if meaning else ""])),
+        )
+
+
+def _wrong(hint: Any, problem: ErrorDetails) -> str:
+    """What a value is that a field does not take."""
+    value, kind = problem["input"], problem["type"]
+    if kind == "is_instance_of":
+        return f"no {problem['ctx']['class']}"
+    if isinstance(value, float) and not isfinite(value):
+        return "not a finite number"
+    if choices_of(hint):
+        return f"not one of {', '.join(choices_of(hint))}"
+    if kind in _KINDS:
+        return f"not {_KINDS[kind]}"
+    return range_of(hint)[1] or f"refused: {problem['msg']}"
+
+
+@functools.cache
+def types_of(cls: Any) -> dict[str, Any]:
+    """The type of every field of a class, with its range and unit; empty for what is no class of fields."""
+    hints = get_type_hints(cls, include_extras=True) if is_dataclass(cls) else {}
+    return {name: hint for name, hint in hints.items() if not name.startswith("_")}
+
+
+@functools.cache
+def meanings(cls: Any) -> dict[str, str]:
+    """What the docstring below each field of a class of settings says, and what it may be where that is a list."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(node, ast.ClassDef)
+    found = dict.fromkeys(types_of(cls), "")
+    for pair in pairwise(node.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                found[name] = " ".join(text.split())
+    for name, hint in types_of(cls).items():
+        if not set(choices_of(hint)) <= set(re.findall(r"\w+", found[name])):
+            found[name] = f"{found[name]} One of {', '.join(choices_of(hint))}.".strip()
+    return found
+
+
+@functools.cache
+def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
+    """What checks each field; built for the first object of a class."""
+    return {name: _adapter(hint) for name, hint in types_of(cls).items()}
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, InstanceOf, TypeAdapter
+
+    if is_dataclass(hint):
+        return TypeAdapter(InstanceOf[hint])
+    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=may_be_infinite(hint)))
