@@ -267,14 +267,17 @@ def test_several_ranks_share_the_load_unless_each_draws_its_rounds() -> None:
         assert names == [LoadBalancedEngine.__name__, "Echo", LoadBalancedEngine.__name__]
 
 
-def test_the_example_trains(my_engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "more", [(), ("rollout.max_staleness=1", "rollout.tail=stop", "objective.correction=tis", "train.steps=2")]
+)
+def test_the_example_trains(my_engines: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """With log-probs that are the policy's, within the usual limit, and responses as short as one of two."""
     monkeypatch.setenv("PYTHONPATH", f"{PROJECT}:{my_engines}")
     words = [str(QUICKSTART), "rollout.engine=my_engines:shorter_of_two"]
     code, said = run("doctor", *words)
     assert code == 0 and "the shorter of two: " in said, said
     folder = my_engines / "run"
-    code, said = run("train", *words, f"run.folder={folder}", *SMALL)
+    code, said = run("train", *words, f"run.folder={folder}", *SMALL, *more)
     assert code == 0, said
     assert "engine: my_engines:shorter_of_two" in (folder / "resolved.yaml").read_text()
 
@@ -294,6 +297,9 @@ def test_the_example_hands_out_the_shorter(my_engines: Path) -> None:
     plain.update_weights(weights, 0)
     asked = [Request(number, (5, 6, 9), 11 + number, 1.0, 30) for number in range(12)]
     found = {each.number: len(each.tokens) for each in engine.generate(asked)}
+    engine.submit(asked)
+    streamed = [each for each, _ in zip(engine.completions(), asked, strict=False)]
+    assert found == {each.number: len(each.tokens) for each in streamed}
     both = [
         replace(each, number=2 * each.number + which, seed=2 * each.seed + which) for each in asked for which in (0, 1)
     ]
