@@ -106,13 +106,13 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
 
 def dying_run(phase: str, entry: int, seconds: float, words: list[str]) -> None:
     """`megatron-fork WORDS`, killed so many seconds after it has entered a phase for the `entry`-th time."""
-    from megatron_fork import train
+    from megatron_fork import run as rooms
     from megatron_fork.policy import Policy
     from megatron_fork.run import setup
 
     place, name = {
         "warm start": (setup, "fine_tune"),
-        "rollout": (train, "draw"),
+        "rollout": (rooms, "collect"),
         "between two updates": (Policy, "update"),
     }[phase]
     act, entered = getattr(place, name), iter(range(1, 1 << 30))

@@ -1,7 +1,8 @@
 """The errors that a user can mend.
 
 Each carries one line that names the field and the value, and a hint that names the way out. The command line prints
-exactly those two and exits with `exit_code`; anything else that reaches it is a defect of ours.
+exactly those two and exits with `exit_code`; anything else that reaches it is a defect of ours. `StopRequested` alone is no
+error: it never reaches the command line.
 """
 
 from __future__ import annotations
@@ -51,10 +52,6 @@ class RolloutError(MegatronForkError):
     """An engine that failed, or whose log-probs are not the policy's."""
 
 
-class RolloutStopped(RolloutError):
-    """Drawing, or a wait for servers, was given up because the run is to stop."""
-
-
 class StatisticsError(MegatronForkError):
     """Logits, targets or vocabulary shards that have no log-prob or entropy."""
 
@@ -69,6 +66,13 @@ class ObjectiveError(MegatronForkError):
 
 class RunFolderError(MegatronForkError):
     """The run folder cannot be written."""
+
+
+class StopRequested(Exception):
+    """The run was asked to stop, at a place from which it can go on later; whoever can save its state catches this.
+
+    Raised by stop points, which are handed down the house as functions: work that takes long calls one where it can stop.
+    """
 
 
 class Interrupted(MegatronForkError):

@@ -87,7 +87,7 @@ class Checkpoints:
         self.keep_every = keep_every
         self._write_model_files = write_model_files
         self.newest: int | None = None
-        """Step of the checkpoint that was last saved or resumed from, where it is of a whole step."""
+        """Step of the checkpoint that was last saved, or resumed from as the run says, where it is of a whole step."""
         self._say = say
         self._complete: set[str] = set()
         """Names of those that stay, on the first rank, which looks after them."""
@@ -97,8 +97,6 @@ class Checkpoints:
     def latest(self) -> Saved | None:
         """The checkpoint to resume from; None when the run has none."""
         saved = folder.latest(self.root, run=self.run, formerly=self._formerly, group=dist.group.WORLD)
-        if saved is not None and saved.progress.get("unfinished") is None:
-            self.newest = saved.progress["step"]
         self._complete = {path.name for path in folder.complete_folders(self.root)}
         return saved
 
@@ -118,6 +116,7 @@ class Checkpoints:
         networks: Mapping[str, Trained],
         progress: dict[str, Any],
         *,
+        is_whole: bool = True,
         write_beside: Callable[[Path], None] | None = None,
     ) -> None:
         """Begin to write `step-NNNNNN`, each network in a folder of its name; completes an earlier one first.
@@ -126,6 +125,7 @@ class Checkpoints:
             step: training steps that are finished.
             networks: by name.
             progress: what JSON can hold, `step` among it.
+            is_whole: whether nothing of the step after it has been done.
             write_beside: called on every rank, to put files of its own into the folder `BESIDE` of the checkpoint.
 
         """
@@ -150,7 +150,7 @@ class Checkpoints:
                 ]
                 writing.writers.schedule_async_request(one_after_the_other(requests))
             self._writing = writing
-            self.newest = step if progress.get("unfinished") is None else None
+            self.newest = step if is_whole else None
 
     def poll(self) -> None:
         """Complete what can be completed without waiting, and notice what is there no more."""

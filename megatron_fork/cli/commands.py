@@ -126,7 +126,7 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
 
         quiet_libraries()
         from megatron_fork import distributed
-        from megatron_fork.train import supervise
+        from megatron_fork.run import supervise
         from megatron_fork.train import train as train_recipe
 
         display = Display(speaks=distributed.rank() == 0)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from megatron_fork.errors import RolloutStopped
 from megatron_fork.evaluation.config import EvaluationConfig
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Failures
@@ -34,30 +33,23 @@ def evaluate(
     prompts: Sequence[Prompt],
     config: EvaluationConfig,
     *,
-    should_stop: Callable[[], bool] = lambda: False,
+    stop_point: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Sample and score `prompts` under the engine's current weights.
 
-    Raises `RolloutStopped` on every rank where one that draws is told to stop: responses are then missing.
+    Every rank raises `StopRequested` where `stop_point` does on one that draws.
     """
-    trajectories = collector.sample(prompts, config.samples, first_draw=_FIRST_DRAW, should_stop=should_stop)
-    _check_whole(trajectories, len(prompts) * config.samples)
+    trajectories = collector.sample(prompts, config.samples, first_draw=_FIRST_DRAW, stop_point=stop_point)
     rewards = [trajectory.reward for trajectory in trajectories]
     pass_rate, standard_error = average_at_k(rewards, config.samples)
     failures, greedy = Failures(), math.nan
     failures.add((trajectory.failure, trajectory.reason) for trajectory in trajectories)
     if config.greedy:
-        answers = collector.sample(prompts, 1, first_draw=_FIRST_DRAW, greedy=True, should_stop=should_stop)
-        _check_whole(answers, len(prompts))
+        answers = collector.sample(prompts, 1, first_draw=_FIRST_DRAW, greedy=True, stop_point=stop_point)
         greedy = sum(trajectory.reward for trajectory in answers) / len(answers)
         failures.add((trajectory.failure, trajectory.reason) for trajectory in answers)
     tokens = sum(len(trajectory.response) for trajectory in trajectories) / len(trajectories)
     return Evaluation(pass_rate, standard_error, greedy, tokens, trajectories, failures)
-
-
-def _check_whole(trajectories: Sequence[Trajectory], wanted: int) -> None:
-    if len(trajectories) < wanted:
-        raise RolloutStopped(f"the evaluation was stopped after {len(trajectories)} of {wanted} responses")
 
 
 def average_at_k(rewards: Sequence[float], samples: int) -> tuple[float, float]:

@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from megatron_fork.policy.actor import LossFunction, Policy
     from megatron_fork.policy.config import CriticConfig, OptimizerConfig, PolicyConfig
     from megatron_fork.policy.critic import Critic
-    from megatron_fork.policy.learner import Learner, LearningRates, Lesson, Taught
-    from megatron_fork.policy.mini_batches import split_into_mini_batches
+    from megatron_fork.policy.learner import Learner, LearningRates, StepResult
     from megatron_fork.policy.network import Network, Update
+    from megatron_fork.policy.step_batches import groups_with_signal, split_into_mini_batches, with_advantages
     from megatron_fork.policy.trained_models import TrainedModels
 else:
     __getattr__ = front_door.opened(__name__, __file__, former={"Config": "PolicyConfig"})
@@ -20,14 +20,15 @@ __all__ = [
     "Critic",
     "CriticConfig",
     "Learner",
-    "Lesson",
     "LossFunction",
     "Network",
     "TrainedModels",
     "OptimizerConfig",
     "Policy",
     "LearningRates",
-    "Taught",
+    "StepResult",
     "Update",
+    "groups_with_signal",
     "split_into_mini_batches",
+    "with_advantages",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from megatron_fork.clock import Clock
 from megatron_fork.distributed import collectives, device
 from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.experience import Batch
-from megatron_fork.policy.lesson_metrics import Metrics, mean, of_critic_update, of_mismatch, of_update
 from megatron_fork.policy.network import Update
 from megatron_fork.policy.preparation import candidates, filled, prepared
 from megatron_fork.policy.trained_models import TrainedModels
+from megatron_fork.policy.update_metrics import Metrics, mean, of_critic_update, of_mismatch, of_update
 from megatron_fork.vocab_parallel import TokenStatistics
 
 # Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 these differ in the last bits with
@@ -24,25 +24,23 @@ from megatron_fork.vocab_parallel import TokenStatistics
 _TIE_TOLERANCE = 1e-5
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What a step taught: metrics over all ranks, of the step and of each update; this rank's shares with their columns."""
+@dataclass
+class StepResult:
+    """What a trainer step has done: all of it, or the updates before a stop, of which a later run makes the rest."""
 
-    metrics: Metrics
-    shares: list[Batch]
-    updates: list[Metrics]
-    finished: bool = True
-    """False where it was stopped between two updates: the rest is for a later run."""
+    metrics: Metrics = field(default_factory=dict)
+    """Of the step, over all ranks."""
+    updates: list[Metrics] = field(default_factory=list)
+    """Of each update."""
+    shares: list[Batch] = field(default_factory=list)
+    """This rank's part of each mini-batch, with its columns."""
+    columns: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Of every sequence by its number, where an earlier run filled them in: what `shares` are made of again."""
 
-
-@dataclass(frozen=True)
-class Taught:
-    """The part of a lesson that was given before it was stopped."""
-
-    metrics: Metrics
-    updates: list[Metrics]
-    columns: Mapping[int, Mapping[str, Tensor]]
-    """Of every sequence, by its number."""
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is anything that a checkpoint must keep."""
+        return bool(self.shares or self.columns)
 
     def restored(self, share: Batch) -> Batch:
         """A share, of whatever layout, with the columns that it had."""
@@ -68,37 +66,37 @@ class Learner:
 
     def __init__(
         self,
-        networks: TrainedModels,
+        models: TrainedModels,
         selection_config: selection.SelectionConfig,
         objective_config: objective.ObjectiveConfig,
         *,
         mismatch_limit: float,
         critic_epochs: int = 1,
     ) -> None:
-        self.networks = networks
-        self.policy = networks.policy
+        self.models = models
+        self.policy = models.policy
         self.selection = selection_config
         self.objective = objective_config
         self.mismatch_limit = mismatch_limit
         self.critic_epochs = critic_epochs
-        self._group = networks.policy.layout.data
-        for needed, name, field in (
-            (objective_config.advantage == "gae", networks.critic, "advantage=gae needs a critic"),
-            (objective_config.kl_coef > 0, networks.reference, "kl_coef needs a reference policy"),
+        self._group = models.policy.layout.data
+        for needed, model, name in (
+            (objective_config.advantage == "gae", models.critic, "advantage=gae needs a critic"),
+            (objective_config.kl_coef > 0, models.reference, "kl_coef needs a reference policy"),
         ):
-            if needed and name is None:
-                raise ConfigError(f"objective.{field}", hint="build the learner with one")
+            if needed and model is None:
+                raise ConfigError(f"objective.{name}", hint="build the learner with one")
 
-    def learn(
+    def step(
         self,
         mini_batches: Sequence[Batch],
         *,
         step: int,
         rates: LearningRates,
         clock: Clock,
-        taught: Taught | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> Lesson:
+        result: StepResult | None = None,
+        stop_point: Callable[[], None] = lambda: None,
+    ) -> StepResult:
         """One optimizer step a mini-batch; every rank passes the same mini-batches and takes its share.
 
         Args:
@@ -106,34 +104,41 @@ class Learner:
             step: number of the training step.
             rates: learning rates of the step.
             clock: is told what took how long.
-            taught: what an earlier run has done of this lesson.
-            should_stop: asked before each update by every rank, with one answer for all.
+            result: filled in, update by update; where an earlier run has begun the step, what it did is not done again.
+            stop_point: called before each update by every rank; `result` can be kept where it raises.
 
         """
+        result = StepResult() if result is None else result
+        if not mini_batches:
+            return result
         shares = [self.policy.share(batch) for batch in mini_batches]
-        if taught is None:
-            shares = prepared(shares, self.networks, self.objective)
-            metrics, seen = self._checked_against_engine(shares, step - 1), []
+        if result.is_begun:
+            result.shares = [result.restored(share) for share in shares]
         else:
-            shares = [taught.restored(share) for share in shares]
-            metrics, seen = dict(taught.metrics), list(taught.updates)
+            shares = prepared(shares, self.models, self.objective)
+            result.metrics = self._checked_against_engine(shares, step - 1)
+            result.shares = shares
         clock.lap("statistics")
-        for index in range(len(seen), len(shares)):
-            if should_stop():
-                return Lesson(metrics, shares, seen, finished=False)
-            share = shares[index]
-            current = share if index == 0 or self.selection.entropy_policy == "old" else self._current(share)
-            number = step * len(shares) + index
-            chosen = self.select(current, number)
-            clock.lap("statistics")
-            shares[index] = current.with_columns(selected_t=chosen.mask)
-            seen.append(self._of_selection(chosen, current, share, number))
-            if rates.policy:
-                update = self.update(shares[index], chosen, number, learning_rate=rates.policy)
-                seen[-1] |= of_update(update)
-            clock.lap("update")
-        metrics |= mean(seen) | self._teach_critic(shares, rates.critic, clock)
-        return Lesson(metrics, shares, seen)
+        for index in range(len(result.updates), len(shares)):
+            stop_point()
+            result.updates.append(self._update(result.shares, index, step * len(shares) + index, rates, clock))
+        result.metrics |= mean(result.updates) | self._train_critic(result.shares, rates.critic, clock)
+        return result
+
+    def _update(
+        self, shares: list[Batch], index: int, number: int, rates: LearningRates, clock: Clock
+    ) -> dict[str, float]:
+        """Select the tokens of one mini-batch and make its optimizer step; the metrics of both."""
+        share = shares[index]
+        current = share if index == 0 or self.selection.entropy_policy == "old" else self._current(share)
+        chosen = self.select(current, number)
+        clock.lap("statistics")
+        shares[index] = current.with_columns(selected_t=chosen.mask)
+        metrics = self._of_selection(chosen, current, share, number)
+        if rates.policy:
+            metrics |= of_update(self.update(shares[index], chosen, number, learning_rate=rates.policy))
+        clock.lap("update")
+        return metrics
 
     def select(self, share: Batch, number: int) -> selection.Selection:
         """Which of this rank's response tokens carry gradient in update `number`; collective over the data ranks."""
@@ -209,9 +214,9 @@ class Learner:
             )
         return columns
 
-    def _teach_critic(self, shares: Sequence[Batch], learning_rate: float, clock: Clock) -> Metrics:
+    def _train_critic(self, shares: Sequence[Batch], learning_rate: float, clock: Clock) -> Metrics:
         """After the policy, so that all advantages are of the critic that estimated them."""
-        critic = self.networks.critic
+        critic = self.models.critic
         if critic is None or not shares:
             return {}
         seen: list[Metrics] = []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from megatron_fork.rollout.in_process.vllm import ColocatedEngine
     from megatron_fork.rollout.in_process.vllm_process import check_colocated
     from megatron_fork.rollout.probing import probe
-    from megatron_fork.rollout.scheduler import Tally
+    from megatron_fork.rollout.scheduler import RolloutCounts
     from megatron_fork.rollout.servers.reachability import server_states
     from megatron_fork.rollout.servers.remote import RemoteEngine
     from megatron_fork.rollout.weights import PolicyWeights
@@ -38,7 +38,7 @@ __all__ = [
     "RemoteEngine",
     "Request",
     "Rollouts",
-    "Tally",
+    "RolloutCounts",
     "check_colocated",
     "ends_in_words",
     "probe",

@@ -12,19 +12,20 @@ step, so that a step is what rounds one by one would have given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives
+from megatron_fork.errors import StopRequested
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Failures, RewardPool
 from megatron_fork.rollout.config import RolloutConfig
 from megatron_fork.rollout.engine import Completion, Engine, Request
 from megatron_fork.rollout.in_flight import PromptGroup
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
-from megatron_fork.rollout.scheduler import DROPPED_SHOWN, RolloutScheduler, Tally
+from megatron_fork.rollout.scheduler import DROPPED_SHOWN, RolloutCounts, RolloutScheduler
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,48 @@ class Rollouts:
     """The groups of a step: trajectories of one group stand together."""
 
     trajectories: list[Trajectory]
-    prompts_drawn: int
-    groups_sampled: int
-    """Finished in this step, with or without signal."""
+    counts: RolloutCounts
     groups_kept: int
-    rounds: int
     mean_reward: float
-    """Over all responses of the finished groups, those without signal included."""
-    failures: Failures = field(default_factory=Failures)
-    """Among those responses."""
-    groups_under_way: int = 0
+    """Over all responses of the judged groups, those without signal included."""
+    groups_in_flight: int = 0
     """Begun, and left for later steps."""
-    was_stopped: bool = False
-    """Before there were enough groups; there are no trajectories then."""
     dropped: list[Trajectory] = field(default_factory=list)
     """The first response of each of the first groups without signal, which were replaced."""
+
+    @property
+    def prompts_drawn(self) -> int:
+        return self.counts.drawn
+
+    @property
+    def groups_sampled(self) -> int:
+        """Finished in this step, with or without signal."""
+        return self.counts.judged
+
+    @property
+    def rounds(self) -> int:
+        return self.counts.rounds
+
+    @property
+    def failures(self) -> Failures:
+        return self.counts.failures
+
+    def metrics(self, *, version: int) -> dict[str, float]:
+        """What was sampled for a step that trains the weights of `version`; the pass rate counts groups without signal too."""
+        tokens = sum(len(trajectory.response) for trajectory in self.trajectories)
+        spans = [span for trajectory in self.trajectories for span in trajectory.versions]
+        stale = sum((version - span.version) * (span.end - span.start) for span in spans)
+        return {
+            "rollout/pass_rate": self.mean_reward,
+            **self.failures.metrics(),
+            "rollout/groups_sampled": self.groups_sampled,
+            "rollout/groups_kept": self.groups_kept,
+            "rollout/rounds": self.rounds,
+            "rollout/response_tokens": tokens / max(1, len(self.trajectories)),
+            "rollout/groups_under_way": self.groups_in_flight,
+            "rollout/staleness": stale / max(1, tokens),
+            "rollout/staleness_max": max((version - span.version for span in spans), default=0),
+        }
 
 
 class Collector:
@@ -76,30 +104,32 @@ class Collector:
             RolloutScheduler(config, engine, source, rewards, groups=groups, seed=seed) if streams else None
         )
 
-    def collect(self, *, start: int, version: int, should_stop: Callable[[], bool] = lambda: False) -> Rollouts:
+    def collect(self, *, start: int, version: int, stop_point: Callable[[], None] = lambda: None) -> Rollouts:
         """The groups of the next step, which trains the weights of `version`; new prompts from number `start` on.
 
-        Where it `should_stop`, which the first rank asks itself, what was begun is `under_way`. The embedded engine draws to
-        the end all the same: a response that goes on later does not repeat to the last bit.
+        Every rank raises `StopRequested` where `stop_point` does on the first; what was begun is `in_flight` then. The embedded
+        engine draws to the end all the same: a response that goes on later does not repeat to the last bit.
         """
         if self._scheduler is not None:
             goes_on = self.config.engine == "embedded"
-            return self._from_stream(self._scheduler, start, version, (lambda: False) if goes_on else should_stop)
+            return self._from_stream(self._scheduler, start, version, (lambda: None) if goes_on else stop_point)
         kept: list[list[Trajectory]] = []
         ahead: list[list[Trajectory]] = []  # drawn together with an earlier round, and not looked at yet
-        drawn = rounds = 0
-        reward, failures = 0.0, Failures()
+        counts = RolloutCounts()
         dropped: list[Trajectory] = []
-        while len(kept) < self.groups and rounds < self.config.max_rounds:
+        while len(kept) < self.groups and counts.rounds < self.config.max_rounds:
             missing = self.groups - len(kept)
             if len(ahead) < missing:
-                count = draws_to_come(missing, len(kept), drawn, self.config.max_rounds - rounds) - len(ahead)
-                ahead += self._draw_groups(count, start + drawn + len(ahead))
+                count = draws_to_come(missing, len(kept), counts.drawn, self.config.max_rounds - counts.rounds) - len(
+                    ahead
+                )
+                ahead += self._draw_groups(count, start + counts.drawn + len(ahead))
             judged, ahead = ahead[:missing], ahead[missing:]
-            drawn += missing
-            rounds += 1
-            reward += sum(trajectory.reward for group in judged for trajectory in group)
-            failures.add((trajectory.failure, trajectory.reason) for group in judged for trajectory in group)
+            counts.drawn += missing
+            counts.judged += missing
+            counts.rounds += 1
+            counts.reward += sum(trajectory.reward for group in judged for trajectory in group)
+            counts.failures.add((trajectory.failure, trajectory.reason) for group in judged for trajectory in group)
             for group in judged:
                 if _has_signal(group) or not self.config.dynamic_sampling:
                     kept.append(group)
@@ -109,12 +139,9 @@ class Collector:
                 break
         return Rollouts(
             _numbered(kept),
-            drawn,
-            drawn,
+            counts,
             len(kept),
-            rounds,
-            self._mean(reward, drawn),
-            failures,
+            self._mean(counts),
             dropped=dropped,
         )
 
@@ -126,51 +153,54 @@ class Collector:
 
     @property
     def is_stream(self) -> bool:
-        """Whether groups can be `under_way`."""
+        """Whether groups can be `in_flight`."""
         return self._scheduler is not None
 
-    def under_way(self) -> list[PromptGroup]:
+    def in_flight(self) -> list[PromptGroup]:
         """Groups that were begun and not handed out: what a checkpoint keeps. On the first rank; none on the others."""
         return self._scheduler.groups() if self._scheduler is not None else []
 
-    def tally(self) -> Tally:
+    def counts(self) -> RolloutCounts:
         """Of the next step, where it was begun and stopped, or failed; on the first rank."""
-        return self._scheduler.tally if self._scheduler is not None else Tally()
+        return self._scheduler.counts if self._scheduler is not None else RolloutCounts()
 
-    def restore(self, groups: Sequence[PromptGroup], tally: Tally | None = None) -> None:
-        """Go on with the groups and the `tally` that an earlier run left; the first rank's count."""
+    def restore(self, groups: Sequence[PromptGroup], counts: RolloutCounts | None = None) -> None:
+        """Go on with the groups and the `counts` that an earlier run left; the first rank's count."""
         if self._scheduler is not None and collectives.rank(self.world) == 0:
-            self._scheduler.restore(groups, tally or Tally())
+            self._scheduler.restore(groups, counts or RolloutCounts())
 
     def _from_stream(
-        self, scheduler: RolloutScheduler, start: int, version: int, should_stop: Callable[[], bool]
+        self, scheduler: RolloutScheduler, start: int, version: int, stop_point: Callable[[], None]
     ) -> Rollouts:
-        rollouts = None
+        outcome: Rollouts | StopRequested | None = None
         if collectives.rank(self.world) == 0:
-            harvest = scheduler.take(start=start, version=version, should_stop=should_stop)
-            tally = harvest.tally
-            groups = [[group.answers[sample] for sample in range(self.config.samples)] for group in harvest.groups]
-            rollouts = Rollouts(
-                _numbered(groups),
-                tally.drawn,
-                tally.judged,
-                len(groups),
-                tally.rounds,
-                self._mean(tally.reward, tally.judged),
-                tally.failures,
-                len(scheduler.in_flight.groups),
-                harvest.was_stopped,
-                harvest.dropped,
-            )
+            try:
+                outcome = self._taken(scheduler, start, version, stop_point)
+            except StopRequested as request:
+                outcome = request
         else:
             with closing(self.engine.completions()) as nothing:
                 for _ in nothing:
                     pass
-        received: Rollouts = collectives.broadcast_object(rollouts, self.world)
+        received: Rollouts | StopRequested = collectives.broadcast_object(outcome, self.world)
+        if isinstance(received, StopRequested):
+            raise received
         return received
 
-    def _mean(self, reward: float, groups: int) -> float:
-        return reward / max(1, groups * self.config.samples)
+    def _taken(self, scheduler: RolloutScheduler, start: int, version: int, stop_point: Callable[[], None]) -> Rollouts:
+        step = scheduler.take(start=start, version=version, stop_point=stop_point)
+        groups = [[group.answers[sample] for sample in range(self.config.samples)] for group in step.groups]
+        return Rollouts(
+            _numbered(groups),
+            step.counts,
+            len(groups),
+            self._mean(step.counts),
+            len(scheduler.in_flight.groups),
+            step.dropped,
+        )
+
+    def _mean(self, counts: RolloutCounts) -> float:
+        return counts.reward / max(1, counts.judged * self.config.samples)
 
     def sample(
         self,
@@ -179,11 +209,11 @@ class Collector:
         *,
         first_draw: int,
         greedy: bool = False,
-        should_stop: Callable[[], bool] = lambda: False,
+        stop_point: Callable[[], None] = lambda: None,
     ) -> list[Trajectory]:
         """`samples` scored responses to each prompt, in order; `first_draw` seeds them.
 
-        Where a rank that draws `should_stop`, there are fewer.
+        Every rank raises `StopRequested` where `stop_point` does on one that draws, before all are there.
         """
         requests = [
             request_for(
@@ -199,15 +229,11 @@ class Collector:
         answers: list[tuple[Completion, Prompt]] = []
         texts: list[str] = []
         with self.rewards.stream() as scoring:  # of what is finished, while the rest is generated
-            for completion in self.engine.generate(self._share(requests)):
+            for completion in self._answers(self._share(requests), stop_point):
                 prompt = prompts[completion.number // samples]
                 answers.append((completion, prompt))
                 texts.append(text_of(self.source.tokenizer, completion.tokens))
                 scoring.submit(texts[-1], prompt.answer)
-                if should_stop():
-                    self.engine.abort()
-                    self.engine.unfinished()  # what was aborted is asked for again by whoever goes on
-                    break
             scores = scoring.results()
         mine = [
             trajectory_of(completion, prompt, text, score)
@@ -217,7 +243,19 @@ class Collector:
             everyone = collectives.broadcast_object(mine, self.world)
         else:
             everyone = [trajectory for share in collectives.gather_objects(mine, self.world) for trajectory in share]
+        if len(everyone) < len(requests):
+            raise StopRequested(f"after {len(everyone)} of {len(requests)} responses")
         return sorted(everyone, key=lambda trajectory: trajectory.number)
+
+    def _answers(self, requests: Sequence[Request], stop_point: Callable[[], None]) -> Iterator[Completion]:
+        """Completions as they finish, all or those before a stop; what is aborted is asked for again by whoever goes on."""
+        try:
+            for completion in self.engine.generate(requests):
+                yield completion
+                stop_point()
+        except StopRequested:
+            self.engine.abort()
+            self.engine.unfinished()
 
     def _share(self, requests: Sequence[Request]) -> Sequence[Request]:
         """What this rank draws: every rank its share, or the first all."""

@@ -1,16 +1,16 @@
-"""Groups under way, and which of them a step may take: as they finish, but none later than the recipe allows.
+"""Groups in flight, and which of them a step may take: as they finish, but none later than the recipe allows.
 
 A group is as old as the weights that it began with. With `max_staleness = k` a step with the weights of version v may train on
 groups of version v - k and newer. Capacity and one rule see to it that no group ever grows too old, so that nothing drawn is
 thrown away:
 
-* at most (k + 1) n groups are under way when a step of n groups begins, and k n while it trains;
+* at most (k + 1) n groups are in flight when a step of n groups begins, and k n while it trains;
 * a younger group goes first only if all older ones still find a place in time (earliest deadline first with n places a step).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rollout.engine import PartialResponse
@@ -32,6 +32,10 @@ class PromptGroup:
     begun: dict[int, PartialResponse] = field(default_factory=dict)
     """What there is of others that were stopped."""
 
+    def copy(self) -> PromptGroup:
+        """As it is now."""
+        return replace(self, answers=dict(self.answers), begun=dict(self.begun))
+
     @property
     def has_signal(self) -> bool:
         """Whether the rewards differ: equal ones have no advantage."""
@@ -39,7 +43,7 @@ class PromptGroup:
 
 
 class InFlightGroups:
-    """The groups under way, in the order of their draws."""
+    """The groups in flight, in the order of their draws."""
 
     def __init__(self, groups_per_step: int, max_staleness: int) -> None:
         self.groups_per_step = groups_per_step

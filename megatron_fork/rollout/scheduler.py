@@ -2,7 +2,7 @@
 
 Without staleness a step's groups are those that drawing in rounds would give, under every order of arrival: a new prompt is
 drawn for each group without signal, so that after m draws n have signal, and m is the smallest such number.
-With `max_staleness = k` up to k steps of groups are under way while the policy trains (see `in_flight`).
+With `max_staleness = k` up to k steps of groups are in flight while the policy trains (see `in_flight`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from megatron_fork.data import PromptSource
-from megatron_fork.errors import RolloutError
+from megatron_fork.errors import RolloutError, StopRequested
 from megatron_fork.experience import Trajectory
 from megatron_fork.rewards import Failures, RewardPool, Score, ScoreStream
 from megatron_fork.rollout.config import RolloutConfig
@@ -26,7 +25,7 @@ DROPPED_SHOWN = 32
 
 
 @dataclass
-class Tally:
+class RolloutCounts:
     """What was begun and judged for a step; a checkpoint keeps it where the run is stopped in the middle."""
 
     drawn: int = 0
@@ -39,22 +38,14 @@ class Tally:
     failures: Failures = field(default_factory=Failures)
     """Among the responses of the judged groups."""
 
-    @classmethod
-    def of_record(cls, record: dict[str, Any]) -> Tally:
-        """What a checkpoint's manifest kept; earlier ones knew nothing of failures."""
-        return cls(**{**record, "failures": Failures(**record.get("failures", {}))})
-
 
 @dataclass
-class Harvest:
-    """What a step got."""
+class StepGroups:
+    """What a step got: its groups, the first response of each of the first groups without signal, and the counts."""
 
-    tally: Tally
+    counts: RolloutCounts
     groups: list[PromptGroup] = field(default_factory=list)
-    was_stopped: bool = False
-    """Before there were enough groups: all of them are still under way."""
     dropped: list[Trajectory] = field(default_factory=list)
-    """The first response of each of the first groups without signal."""
 
 
 class RolloutScheduler:
@@ -76,72 +67,73 @@ class RolloutScheduler:
         self.rewards = rewards
         self.seed = seed
         self.in_flight = InFlightGroups(groups, config.max_staleness)
+        self.counts = RolloutCounts()
+        """Of the next step, where it was begun: by this run, which was stopped, or by an earlier one."""
+        self._step = StepGroups(self.counts)
+        self._start = self._version = 0
         self._jobs: dict[int, tuple[Completion, str]] = {}
         self._running = 0
         """Requests that the engine has, or whose completions were not fetched yet."""
-        self.tally = Tally()
-        """Of the next step, where it was begun: by this run, which was stopped, or by an earlier one."""
 
-    def take(self, *, start: int, version: int, should_stop: Callable[[], bool] = lambda: False) -> Harvest:
+    def take(self, *, start: int, version: int, stop_point: Callable[[], None] = lambda: None) -> StepGroups:
         """The groups of the next step, for weights of `version`; new prompts are drawn from number `start` on.
 
-        Where it `should_stop`, or the engine fails, what there is stays under way, as far as it came.
+        Where `stop_point` raises `StopRequested`, or the engine fails, all stays in flight, as far as it came.
         """
-        harvest, self.tally = Harvest(self.tally), Tally()
+        step = self._step = StepGroups(self.counts)
+        self._start, self._version = start, version
         try:
-            self._draw(harvest, start, version, should_stop)
+            self._draw(stop_point)
         except RolloutError:
             self.engine.abort()
-            harvest.was_stopped = True
+            self._put_back()
             raise
-        finally:
-            self._keep_begun()
-            if harvest.was_stopped:
-                self.tally = harvest.tally
-                self._put_back(harvest)
-        if not self.stops and not harvest.was_stopped:
-            self._fill(harvest, start, version, training=True)
-        harvest.groups.sort(key=lambda group: group.draw)
-        return harvest
+        except StopRequested:
+            self._put_back()
+            raise
+        self._keep_begun()
+        if not self.stops:
+            self._fill(training=True)
+        self.counts = RolloutCounts()
+        step.groups.sort(key=lambda group: group.draw)
+        return step
 
-    def _draw(self, harvest: Harvest, start: int, version: int, should_stop: Callable[[], bool]) -> None:
+    def _draw(self, stop_point: Callable[[], None]) -> None:
         self._resume()
-        self._fill(harvest, start, version, training=False)
+        self._fill(training=False)
         with self.rewards.stream() as scoring, closing(self.engine.completions()) as arriving:
             try:
                 # Also where all groups are there already: ranks that follow wait for the end of what has been begun.
                 self._arrived(next(arriving), scoring)
-                self._take_whole(harvest, version)
-                while len(harvest.groups) < self.in_flight.groups_per_step and self.in_flight.groups:
-                    if should_stop():
-                        harvest.was_stopped = True
-                        break
-                    self._go_on(harvest, arriving, scoring, start, version)
-                if self.stops or harvest.was_stopped:
-                    self.engine.abort()
-                    while (completion := next(arriving)) is not None:
-                        self._arrived(completion, scoring)
+                self._take_whole()
+                while len(self._step.groups) < self.in_flight.groups_per_step and self.in_flight.groups:
+                    stop_point()
+                    self._go_on(arriving, scoring)
+                if self.stops:
+                    self._abort(arriving, scoring)
+            except StopRequested:
+                self._abort(arriving, scoring)
+                raise
             finally:  # what was answered before a failure counts
                 for job, score in scoring.drain():
-                    self._settle(job, score, harvest, start, version, replaces=False)
+                    self._settle(job, score, replaces=False)
 
-    def _go_on(
-        self,
-        harvest: Harvest,
-        arriving: Iterator[Completion | None],
-        scoring: ScoreStream,
-        start: int,
-        version: int,
-    ) -> None:
+    def _abort(self, arriving: Iterator[Completion | None], scoring: ScoreStream) -> None:
+        """Stop the engine, and take what it has finished."""
+        self.engine.abort()
+        while (completion := next(arriving)) is not None:
+            self._arrived(completion, scoring)
+
+    def _go_on(self, arriving: Iterator[Completion | None], scoring: ScoreStream) -> None:
         """Fetch a response, and judge what has been scored."""
         if self._running:
             self._arrived(next(arriving), scoring)
             scores: Iterable[tuple[int, Score]] = scoring.finished()
         else:
             scores = scoring.drain()  # the engine has nothing left: whether it gets more depends on these
-        whole = [self._settle(job, score, harvest, start, version) for job, score in scores]
+        whole = [self._settle(job, score) for job, score in scores]
         if any(whole):
-            self._take_whole(harvest, version)
+            self._take_whole()
 
     @property
     def stops(self) -> bool:
@@ -153,16 +145,16 @@ class RolloutScheduler:
         for group in self.in_flight.groups.values():
             self._submit(group, [sample for sample in range(self.config.samples) if sample in group.begun])
 
-    def _fill(self, harvest: Harvest, start: int, version: int, *, training: bool) -> None:
+    def _fill(self, *, training: bool) -> None:
         for _ in range(self.in_flight.room(training=training)):
-            self._begin(harvest, start, version, round=1)
+            self._begin(round=1)
 
-    def _begin(self, harvest: Harvest, start: int, version: int, *, round: int) -> None:
-        draw = start + harvest.tally.drawn
+    def _begin(self, *, round: int) -> None:
+        draw = self._start + self.counts.drawn
         (prompt,) = self.source.draw(1, start=draw, seed=self.seed)
-        harvest.tally.drawn += 1
-        harvest.tally.rounds = max(harvest.tally.rounds, round)
-        group = PromptGroup(draw, prompt, version, round)
+        self.counts.drawn += 1
+        self.counts.rounds = max(self.counts.rounds, round)
+        group = PromptGroup(draw, prompt, self._version, round)
         self.in_flight.add(group)
         self._submit(group, range(self.config.samples))
 
@@ -190,13 +182,11 @@ class RolloutScheduler:
         text = text_of(self.source.tokenizer, completion.tokens)
         self._jobs[scoring.submit(text, prompt.answer)] = (completion, text)
 
-    def _take_whole(self, harvest: Harvest, version: int) -> None:
-        places = self.in_flight.groups_per_step - len(harvest.groups)
-        harvest.groups += self.in_flight.take(self.config.samples, version, places)
+    def _take_whole(self) -> None:
+        places = self.in_flight.groups_per_step - len(self._step.groups)
+        self._step.groups += self.in_flight.take(self.config.samples, self._version, places)
 
-    def _settle(
-        self, job: int, score: Score, harvest: Harvest, start: int, version: int, *, replaces: bool = True
-    ) -> bool:
+    def _settle(self, job: int, score: Score, *, replaces: bool = True) -> bool:
         """One more response is judged; a whole group without signal leaves, and another prompt takes its place.
 
         Returns whether its group is whole.
@@ -206,15 +196,15 @@ class RolloutScheduler:
         group.answers[completion.number % self.config.samples] = trajectory_of(completion, group.prompt, text, score)
         if len(group.answers) < self.config.samples:
             return False
-        harvest.tally.judged += 1
-        harvest.tally.reward += sum(trajectory.reward for trajectory in group.answers.values())
-        harvest.tally.failures.add((answer.failure, answer.reason) for answer in group.answers.values())
+        self.counts.judged += 1
+        self.counts.reward += sum(trajectory.reward for trajectory in group.answers.values())
+        self.counts.failures.add((answer.failure, answer.reason) for answer in group.answers.values())
         if self.config.dynamic_sampling and not group.has_signal:
             self.in_flight.remove(group)
-            if len(harvest.dropped) < DROPPED_SHOWN:
-                harvest.dropped.append(group.answers[0])
+            if len(self._step.dropped) < DROPPED_SHOWN:
+                self._step.dropped.append(group.answers[0])
             if replaces and group.round < self.config.max_rounds:
-                self._begin(harvest, start, version, round=group.round + 1)
+                self._begin(round=group.round + 1)
         return True
 
     def _keep_begun(self) -> None:
@@ -224,11 +214,12 @@ class RolloutScheduler:
             group = self.in_flight.groups[request.number // self.config.samples]
             group.begun[request.number % self.config.samples] = request.begun
 
-    def _put_back(self, harvest: Harvest) -> None:
-        """All is under way again; what was not judged is drawn again, where it was not begun from the start."""
-        for group in harvest.groups:
+    def _put_back(self) -> None:
+        """All is in flight again; what was not judged is drawn again, where it was not begun from the start."""
+        self._keep_begun()
+        for group in self._step.groups:
             self.in_flight.add(group)
-        harvest.groups = []
+        self._step = StepGroups(self.counts)
         self._jobs.clear()
         self._running = 0
         for group in self.in_flight.groups.values():
@@ -241,16 +232,14 @@ class RolloutScheduler:
     def _group_of(self, completion: Completion) -> PromptGroup:
         return self.in_flight.groups[completion.number // self.config.samples]
 
-    def restore(self, groups: Iterable[PromptGroup], tally: Tally) -> None:
+    def restore(self, groups: Iterable[PromptGroup], counts: RolloutCounts) -> None:
         """Groups of an earlier run; responses that had not been finished begin where that run kept them."""
-        self.tally = tally
+        self.counts = replace(counts, failures=replace(counts.failures))
         for group in groups:
-            self._begin_missing(group)
-            self.in_flight.add(group)
+            mine = group.copy()
+            self._begin_missing(mine)
+            self.in_flight.add(mine)
 
     def groups(self) -> list[PromptGroup]:
-        """What is under way now, to be kept with a checkpoint; the lists are copies."""
-        return [
-            replace(group, answers=dict(group.answers), begun=dict(group.begun))
-            for group in self.in_flight.groups.values()
-        ]
+        """What is in flight now, to be kept with a checkpoint; copies, which later answers leave as they are."""
+        return [group.copy() for group in self.in_flight.groups.values()]

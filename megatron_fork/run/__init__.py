@@ -5,51 +5,50 @@ from typing import TYPE_CHECKING
 from megatron_fork import front_door
 
 if TYPE_CHECKING:
+    from megatron_fork.run.checkpointing import checkpoint, checkpointing, save
     from megatron_fork.run.checks import check, check_import, check_kernels
     from megatron_fork.run.console import Display, quiet_libraries
     from megatron_fork.run.context import RunContext, prepare
-    from megatron_fork.run.progress import Progress
-    from megatron_fork.run.record import (
-        finish,
-        is_due,
-        keep_responses,
-        keep_state,
-        measure,
-        note_signal,
-        save_state,
-        save_while_drawing,
-        stop_within_step,
-        warn_of_failures,
+    from megatron_fork.run.engine_side import collect, sync_weights
+    from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
+    from megatron_fork.run.setup import (
+        build_collector,
+        build_engine,
+        build_learner,
+        start,
+        warm_start,
+        write_model,
     )
-    from megatron_fork.run.setup import build_collector, build_engine, start, warm_start, write_model
-    from megatron_fork.run.traces import trace_records
-    from megatron_fork.run.unfinished import Unfinished
+    from megatron_fork.run.state import PartialStep, RunState, is_due
+    from megatron_fork.run.supervised import supervise
 else:
     __getattr__ = front_door.opened(__name__, __file__)
 
 __all__ = [
     "Display",
-    "Progress",
-    "Unfinished",
+    "PartialStep",
     "RunContext",
+    "RunState",
     "build_collector",
     "build_engine",
+    "build_learner",
     "check",
     "check_import",
     "check_kernels",
+    "checkpoint",
+    "checkpointing",
+    "collect",
+    "evaluate_held_out",
+    "evaluate_where_due",
     "finish",
     "is_due",
-    "keep_responses",
-    "keep_state",
-    "measure",
-    "note_signal",
+    "log_step",
     "prepare",
     "quiet_libraries",
-    "save_state",
-    "save_while_drawing",
+    "save",
     "start",
-    "stop_within_step",
-    "trace_records",
+    "supervise",
+    "sync_weights",
     "warm_start",
     "warn_of_failures",
     "write_model",

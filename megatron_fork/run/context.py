@@ -18,7 +18,7 @@ from megatron_fork import checkpoint, conversion, distributed
 from megatron_fork.config import RunConfig, fingerprint, former_fingerprints, to_yaml
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
-from megatron_fork.errors import Interrupted, MegatronForkError, Preempted
+from megatron_fork.errors import Interrupted, MegatronForkError, Preempted, StopRequested
 from megatron_fork.rollout import ends_in_words
 from megatron_fork.run.checks import check
 from megatron_fork.run.claim import claim, new_folder
@@ -68,6 +68,11 @@ class RunContext:
     def asked_to_stop(self) -> bool:
         """Whether any rank was; every rank must ask."""
         return self.stop.agreed(self.layout.world)
+
+    def stop_point(self) -> None:
+        """Raise `StopRequested` on every rank where any was asked to stop; every rank must call it."""
+        if self.asked_to_stop():
+            raise StopRequested
 
     def interrupted(self, what: str) -> Interrupted:
         """The error to end with, once the state is saved: a scheduler's request has an exit code of its own."""
@@ -131,7 +136,7 @@ def _stopping(stop: StopRequest) -> Iterator[None]:
         with stop.at_once():
             yield
     except (StoppedAtOnce, Exception) as error:
-        if not stop.has_raised or isinstance(error, Interrupted):
+        if isinstance(error, Interrupted) or not (stop.has_raised or isinstance(error, StopRequested)):
             raise
         kind = Interrupted if stop.by_user else Preempted
         raise kind(

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from megatron_fork.config import SupervisedConfig
-from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives, device
 from megatron_fork.experience import Batch
 from megatron_fork.objective import PolicyLoss, supervised_loss
 from megatron_fork.policy import Policy
-from megatron_fork.run.console import Display
-from megatron_fork.run.folder import RunFolder
+from megatron_fork.run.context import RunContext
 from megatron_fork.vocab_parallel import TokenStatistics
 
 
-def fine_tune(
-    policy: Policy,
-    source: PromptSource,
-    config: SupervisedConfig,
-    folder: RunFolder,
-    display: Display,
-    *,
-    seed: int,
-    first: int,
-    should_stop: Callable[[], bool],
-) -> int:
-    """Imitate the source's demonstrations from step `first` on; the steps done, fewer than all if asked to stop."""
-    with display.stage("sft", config.steps, done=first) as stage:
+def fine_tune(context: RunContext, policy: Policy, *, first: int) -> Iterator[int]:
+    """Imitate the source's demonstrations from step `first` on; after each step, how many are done."""
+    config, seed = context.config.sft, context.config.seed
+    with context.display.stage("sft", config.steps, done=first) as stage:
         for step in range(first, config.steps):
             started = time.perf_counter()
-            batch = policy.share(Batch(source.demonstrations(config.batch, step=step, seed=seed)))
+            batch = policy.share(Batch(context.source.demonstrations(config.batch, step=step, seed=seed)))
             tokens = _global_count(batch, policy)
 
             def loss_of(statistics: TokenStatistics, _: Tensor, tokens: int = tokens) -> PolicyLoss:
@@ -51,11 +39,9 @@ def fine_tune(
                 "tokens_per_second": tokens / seconds,
                 "time/step": seconds,
             }
-            folder.metrics("sft", step + 1, metrics)
+            context.folder.metrics("sft", step + 1, metrics)
             stage.advance(metrics, every_seconds=5.0)
-            if should_stop():
-                return step + 1
-    return config.steps
+            yield step + 1
 
 
 def _global_count(batch: Batch, policy: Policy) -> int:

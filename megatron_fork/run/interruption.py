@@ -19,6 +19,7 @@ from types import FrameType, TracebackType
 import torch
 
 from megatron_fork.distributed import collectives, device
+from megatron_fork.errors import StopRequested
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # One Ctrl-C reaches a rank twice: from the terminal, and passed on by torchrun.
@@ -101,9 +102,10 @@ class StopRequest:
             self.has_raised = True
             raise StoppedAtOnce
 
-    def is_asked(self) -> bool:
-        """Whether this rank was; the others may not know yet."""
-        return self.received is not None
+    def local_stop_point(self) -> None:
+        """Raise `StopRequested` where this rank was asked; the others may not know yet."""
+        if self.received is not None:
+            raise StopRequested
 
     def agreed(self, world: collectives.Group) -> bool:
         """Whether any rank was asked to stop; every rank must call it."""

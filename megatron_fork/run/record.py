@@ -1,36 +1,29 @@
-"""What a run writes down: evaluations, checkpoints, and at the end the summary and the report."""
+"""What a run writes down: metrics and traces of steps, evaluations, and at the end the summary and the report."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
 
 from megatron_fork.analysis import Outcome, read_outcome, write_report
+from megatron_fork.config import RunConfig
 from megatron_fork.evaluation import Evaluation, evaluate
 from megatron_fork.experience import Trajectory
-from megatron_fork.policy import Lesson, TrainedModels
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
 from megatron_fork.run.context import RunContext
-from megatron_fork.run.progress import Progress
 from megatron_fork.run.provenance import provenance
-from megatron_fork.run.traces import response_records
-from megatron_fork.run.unfinished import Unfinished, write_groups
+from megatron_fork.run.state import PartialStep, RunState, is_due
+from megatron_fork.run.traces import response_records, trace_records
 
 
-def is_due(step: int, every: int, last: int) -> bool:
-    """Every `every` steps, and at the end."""
-    return step == last or (every > 0 and step % every == 0)
-
-
-def measure(context: RunContext, collector: Collector, step: int) -> dict[str, float]:
+def evaluate_held_out(context: RunContext, collector: Collector, step: int) -> dict[str, float]:
     """Evaluate the engine's weights on the held-out prompts and write the result down."""
     began = time.perf_counter()
     result: Evaluation = evaluate(
-        collector, context.source.held_out, context.config.evaluation, should_stop=context.stop.is_asked
+        collector, context.source.held_out, context.config.evaluation, stop_point=context.stop.local_stop_point
     )
     warn_of_failures(context, collector, result.failures, f"the evaluation after step {step}")
     metrics = {
@@ -57,17 +50,57 @@ def keep_responses(
         context.folder.traces(step, records, of="evaluation" if kind == "evaluation" else "step")
 
 
-def note_signal(context: RunContext, progress: Progress, metrics: dict[str, float], *, updates: int) -> bool:
+def evaluate_where_due(context: RunContext, collector: Collector, state: RunState) -> dict[str, float]:
+    """The evaluation after the last step, where it is due and was not done yet."""
+    if not state.owes_evaluation:
+        return {}
+    state.after = evaluate_held_out(context, collector, state.step)
+    state.owes_evaluation = False
+    return state.after
+
+
+def log_step(context: RunContext, state: RunState, done: PartialStep, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Metrics, updates and traces of the step that `done` was; every rank calls it."""
+    assert done.trajectories is not None
+    metrics = {**done.rollout_metrics, **done.result.metrics, **seconds}
+    metrics["tokens_per_second"] = sum(len(each.response) for each in done.trajectories) / metrics["time/step"]
+    context.folder.metrics("train", state.step, metrics)
+    context.folder.updates(state.step, done.result.updates)
+    has_signal = note_signal(context, state, metrics, updates=len(done.result.updates))
+    if is_traced(state, context.config, has_signal=has_signal):
+        records = trace_records(
+            done.result.shares,
+            context.source.tokenizer,
+            step=state.step,
+            count=context.config.run.trace_trajectories,
+            group=context.layout.data,
+        )
+        context.folder.traces(state.step, records)
+        if not done.result.shares:
+            keep_responses(context, done.dropped, state.step, "without_signal")
+    return metrics
+
+
+def is_traced(state: RunState, config: RunConfig, *, has_signal: bool) -> bool:
+    """Whether trajectories of the step are kept: where that is due, and of ever fewer of the steps without signal."""
+    if not config.run.trace_every:
+        return False
+    nth = 0 if has_signal else state.steps_without_signal
+    is_power_of_two = nth > 0 and nth & (nth - 1) == 0
+    return state.step == 1 or is_power_of_two or is_due(state.step, config.run.trace_every, config.train.steps)
+
+
+def note_signal(context: RunContext, state: RunState, metrics: dict[str, float], *, updates: int) -> bool:
     """Whether any group of the step had signal; count the step, and say it, where none had."""
     # Of a step that an earlier version began it is not known.
     if metrics.get("rollout/groups_with_signal", 1) > 0:
         return True
-    progress.steps_without_signal += 1
+    state.steps_without_signal += 1
     rate = metrics["rollout/pass_rate"]
     alike = {0.0: ": every response was wrong", 1.0: ": every response was right"}.get(rate, "")
     made = "no update" if not updates else f"its {updates} updates had no advantages"
     context.display.say(
-        f"step {progress.step}: 0 of {metrics['rollout/groups_sampled']:.0f} groups had signal{alike}; {made}"
+        f"step {state.step}: 0 of {metrics['rollout/groups_sampled']:.0f} groups had signal{alike}; {made}"
     )
     return False
 
@@ -79,66 +112,18 @@ def warn_of_failures(context: RunContext, collector: Collector, failures: Failur
         context.display.say(warning)
 
 
-def keep_state(context: RunContext, networks: TrainedModels, progress: Progress, *, stop: bool) -> None:
-    """Save where it is due; where the run was asked to stop, save and raise `Interrupted`."""
-    context.checkpoints.poll()
-    finished = progress.step == context.config.train.steps
-    if stop or finished or is_due(progress.step, context.config.run.checkpoint_every, context.config.train.steps):
-        save_state(context, networks, progress)
-        if stop or finished or not context.config.run.checkpoint_async:
-            context.checkpoints.wait()
-    if stop and not finished:
-        raise context.interrupted(f"stopped after step {progress.step} of {context.config.train.steps}")
-
-
-def stop_within_step(
-    context: RunContext, networks: TrainedModels, progress: Progress, begun: Unfinished, lesson: Lesson | None
-) -> NoReturn:
-    """Save a step that was stopped between two updates, or before the first, and raise `Interrupted`."""
-    made = len(lesson.updates) if lesson else 0
-
-    def write_beside(folder: Path) -> None:
-        begun.write(folder, lesson, context.layout)
-        write_groups(folder, progress.under_way)
-
-    record = replace(progress, unfinished=begun.record()).record()
-    context.checkpoints.save(progress.step, networks.trained, record, write_beside=write_beside)
-    context.checkpoints.wait()
-    raise context.interrupted(
-        f"stopped within step {progress.step + 1} of {context.config.train.steps}, after {made} updates"
-    )
-
-
-def save_while_drawing(context: RunContext, networks: TrainedModels, progress: Progress, collector: Collector) -> None:
-    """A checkpoint of the last whole step with what was drawn for the next; every rank calls it."""
-    begun = replace(progress, under_way=collector.under_way(), drawing=asdict(collector.tally()))
-    groups = partial(write_groups, groups=begun.under_way)
-    context.checkpoints.save(progress.step, networks.trained, begun.record(), write_beside=groups)
-    context.checkpoints.wait()
-
-
-def save_state(context: RunContext, networks: TrainedModels, progress: Progress) -> None:
-    """A checkpoint of the last whole step, unless there is one; every rank calls it."""
-    if context.checkpoints.holds(progress.step):
-        return
-    ahead = context.config.rollout.max_staleness > 0
-    groups = partial(write_groups, groups=progress.under_way) if ahead else None
-    with context.stop.remembered():  # it may fork a writer, and what is raised in the middle of a fork is lost
-        context.checkpoints.save(progress.step, networks.trained, progress.record(), write_beside=groups)
-
-
-def finish(context: RunContext, progress: Progress, *, parameters: int, seconds: float) -> None:
+def finish(context: RunContext, state: RunState, *, parameters: int, seconds: float) -> None:
     """summary.json and the report, with what was before and after."""
     if not context.folder.writes:
         return
-    before, after = progress.before or {}, progress.after or progress.before or {}
+    before, after = state.before or {}, state.after or state.before or {}
     outcome = read_outcome(context.folder.path)
     summary: dict[str, Any] = {
         **{f"{name}_before": before[name] for name in ("pass_rate", "greedy")},
         **{f"{name}_after": after[name] for name in ("pass_rate", "greedy")},
         "pass_rate_before_se": before["pass_rate_se"],
         "pass_rate_after_se": after["pass_rate_se"],
-        "steps": progress.step,
+        "steps": state.step,
         "seed": context.config.seed,
         "parameters": parameters,
         "world_size": context.layout.world.size(),

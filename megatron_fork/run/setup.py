@@ -1,4 +1,4 @@
-"""How a run begins: resumed, warm-started, or as its model folder has it."""
+"""How a run begins, resumed, warm-started, or as its model folder has it, and the building of its parts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_fork import checkpoint, conversion, distributed, models
+from megatron_fork.config import RunConfig
 from megatron_fork.distributed import collectives
-from megatron_fork.policy import Critic, OptimizerConfig, Policy, TrainedModels
+from megatron_fork.errors import StopRequested
+from megatron_fork.policy import Critic, Learner, OptimizerConfig, Policy, TrainedModels
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import (
     Collector,
@@ -19,39 +21,46 @@ from megatron_fork.rollout import (
     LoadBalancedEngine,
     RemoteEngine,
 )
-from megatron_fork.run import unfinished
 from megatron_fork.run.context import RunContext
 from megatron_fork.run.fine_tuning import fine_tune
-from megatron_fork.run.progress import Progress
-from megatron_fork.run.unfinished import Unfinished
+from megatron_fork.run.state import RunState, checked, state_of
+from megatron_fork.run.step_files import read_groups, read_step
 
 
-def start(context: RunContext) -> tuple[Progress, TrainedModels, Unfinished | None]:
-    """TrainedModels as they stand: resumed, warm-started, or as the model folder has them; and a step that was begun."""
+def start(context: RunContext) -> tuple[RunState, TrainedModels]:
+    """Where the run stands and its models: resumed, warm-started, or as the model folder has them."""
     saved = context.checkpoints.latest()
     context.folder.begin()
     if saved is not None:
-        for reason in saved.refused:
-            context.display.say(f"not used: {reason}")
-        progress = Progress.of_record(saved.progress, f"{saved.folder}/manifest.json")
-        context.folder.forget(after=progress.step)
-        networks = build_networks(context, first_weights(context))
-        checkpoint.load_training_state(saved, networks.trained)
-        context.display.say(f"resuming {saved.folder} after step {progress.step} of {context.config.train.steps}")
-        begun, beside = None, saved.folder / checkpoint.BESIDE
-        if progress.unfinished is not None:
-            begun = unfinished.read(beside, progress.unfinished)
-        groups = unfinished.read_groups(beside) if distributed.rank() == 0 else []
-        return replace(progress, unfinished=None, under_way=groups), networks, begun
+        return _resumed(context, saved)
     began = time.monotonic()
     context.folder.forget(after=-1)  # of a start that left no checkpoint
     if context.config.sft.steps and not has_warm_start(context):
         warm_start(context)
-    networks = build_networks(context, first_weights(context))
-    for network in networks.trained.values():
+    trained = build_models(context, first_weights(context))
+    for network in trained.trained.values():
         conversion.load_initial(network.model, first_weights(context), seed=context.config.seed)
         network.weights_changed()
-    return Progress(seconds=time.monotonic() - began), networks, None
+    return RunState(seconds=time.monotonic() - began), trained
+
+
+def _resumed(context: RunContext, saved: checkpoint.Saved) -> tuple[RunState, TrainedModels]:
+    for reason in saved.refused:
+        context.display.say(f"not used: {reason}")
+    record = checked(saved.progress, f"{saved.folder}/manifest.json")
+    state, beside = state_of(record), saved.folder / checkpoint.BESIDE
+    context.folder.forget(after=state.step)
+    trained = build_models(context, first_weights(context))
+    checkpoint.load_training_state(saved, trained.trained)
+    context.display.say(f"resuming {saved.folder} after step {state.step} of {context.config.train.steps}")
+    in_flight = read_groups(beside) if distributed.rank() == 0 else []
+    if state.partial is None:
+        context.checkpoints.newest = state.step
+        state.in_flight = in_flight
+    else:
+        read_step(beside, record["partial"], state.partial)  # type: ignore[arg-type]
+        state.partial.in_flight, state.partial.is_saved = in_flight, True
+    return state, trained
 
 
 def first_weights(context: RunContext) -> models.ModelConfig:
@@ -59,7 +68,7 @@ def first_weights(context: RunContext) -> models.ModelConfig:
     return models.ModelConfig(path=str(context.warm_start)) if context.config.sft.steps else context.config.model
 
 
-def build_networks(context: RunContext, reference: models.ModelConfig) -> TrainedModels:
+def build_models(context: RunContext, reference: models.ModelConfig) -> TrainedModels:
     """What the objective asks for; the reference has its weights, the others' are still to be loaded."""
     config = context.config
     critic = frozen = None
@@ -103,20 +112,15 @@ def warm_start(context: RunContext) -> Policy:
     first = saved.progress["step"] if saved else 0
     context.folder.forget(warm_start_after=first)
     with context.stop.remembered():
-        done = fine_tune(
-            policy,
-            context.source,
-            context.config.sft,
-            context.folder,
-            context.display,
-            seed=context.config.seed,
-            first=first,
-            should_stop=context.asked_to_stop,
-        )
-        if done < context.config.sft.steps:
+        done, steps = first, context.config.sft.steps
+        try:
+            for done in fine_tune(context, policy, first=first):
+                if done < steps:
+                    context.stop_point()
+        except StopRequested as request:
             state.save(done, {"policy": policy}, {"step": done})
             state.wait()
-            raise context.interrupted(f"stopped after step {done} of {context.config.sft.steps} of the warm start")
+            raise context.interrupted(f"stopped after step {done} of {steps} of the warm start") from request
         write_model(context, policy, context.warm_start)
     return policy
 
@@ -147,7 +151,7 @@ def build_engine(context: RunContext, *, save: Callable[[], None] = lambda: None
             folder=context.folder.path / "engine_weights",
             world=world,
             save=save,
-            should_stop=context.stop.is_asked,
+            stop_point=context.stop.local_stop_point,
             say=context.display.say,
         )
     is_embedded = config.engine == "embedded"
@@ -184,9 +188,12 @@ def _build_colocated(context: RunContext) -> ColocatedEngine:
     )
 
 
-def build_collector(context: RunContext, engine: Engine, rewards: RewardPool) -> Collector:
+def build_collector(
+    context: RunContext, engine: Engine, rewards: RewardPool, state: RunState | None = None
+) -> Collector:
+    """What collects rollouts; it goes on with what the `state` of an earlier run has in flight."""
     config = context.config
-    return Collector(
+    collector = Collector(
         config.rollout,
         engine,
         context.source,
@@ -194,6 +201,21 @@ def build_collector(context: RunContext, engine: Engine, rewards: RewardPool) ->
         groups=config.train.prompts_per_step,
         world=context.layout.world,
         seed=config.seed,
+    )
+    if state is not None:
+        is_being_drawn = state.partial is not None and state.partial.trajectories is None
+        counts = state.partial.counts if state.partial is not None and is_being_drawn else None
+        collector.restore((state.partial or state).in_flight, counts)
+    return collector
+
+
+def build_learner(config: RunConfig, models: TrainedModels) -> Learner:
+    return Learner(
+        models,
+        config.selection,
+        config.objective,
+        mismatch_limit=config.rollout.mismatch_limit,
+        critic_epochs=config.critic.epochs,
     )
 
 

@@ -143,18 +143,18 @@ def two_updates(
         goal = objective.ObjectiveConfig(loss=loss, denominator=denominator)  # type: ignore[arg-type]
         learner = Learner(TrainedModels(policy), selection.SelectionConfig(), goal, mismatch_limit=100.0)
         batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
-        first = learner.learn(batches[:1], step=1, rates=LearningRates(3e-4), clock=Clock())
+        first = learner.step(batches[:1], step=1, rates=LearningRates(3e-4), clock=Clock())
         gradients = {} if distributed_optimizer else _gradients(policy)
-        second = learner.learn(batches[1:], step=2, rates=LearningRates(3e-4), clock=Clock())
-        lessons = [first, second]
-        shares = [share for lesson in lessons for share in lesson.shares]
+        second = learner.step(batches[1:], step=2, rates=LearningRates(3e-4), clock=Clock())
+        results = [first, second]
+        shares = [share for result in results for share in result.shares]
         columns = [(s.token_id_t, s.old_logprob_t, s.entropy_t, s.selected_t) for s in shares]
         everyone = collectives.gather_objects(columns, layout.data)
         trained = {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
         names = ["loss", "gradient_norm", "selection/threshold", "selection/selected", "entropy/mean"]
         names += ["experts/balance"] if balance else []
         return {
-            "metrics": [{name: lesson.metrics[name] for name in names} for lesson in lessons],
+            "metrics": [{name: result.metrics[name] for name in names} for result in results],
             "tokens": [_by_token(parts) for parts in zip(*everyone, strict=True)],
             "weights": trained,
             "gradients": gradients,

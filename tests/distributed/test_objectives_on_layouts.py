@@ -31,7 +31,7 @@ LAYOUTS = {
 }
 
 
-def lessons(parallel: dict, names: list[str]) -> dict:
+def results(parallel: dict, names: list[str]) -> dict:
     from megatron_fork import objective, selection
     from megatron_fork.clock import Clock
     from megatron_fork.conversion import iter_hf_weights, load_weights
@@ -74,7 +74,7 @@ def lessons(parallel: dict, names: list[str]) -> dict:
             )
             batches = split_into_mini_batches(trajectories(), 2, group_size=4, seed=5)
             metrics = [
-                learner.learn(batches, step=step, rates=LearningRates(1e-3, 1e-3), clock=Clock()).metrics
+                learner.step(batches, step=step, rates=LearningRates(1e-3, 1e-3), clock=Clock()).metrics
                 for step in (1, 2)
             ]
             found[name] = (metrics, {key: tensor.clone() for key, tensor in iter_hf_weights(policy.model)})
@@ -83,7 +83,7 @@ def lessons(parallel: dict, names: list[str]) -> dict:
 
 @pytest.fixture(scope="module")
 def reference() -> dict:
-    return run_on_ranks(lessons, 1, {}, list(OBJECTIVES))[0]
+    return run_on_ranks(results, 1, {}, list(OBJECTIVES))[0]
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_updates_equal_one_rank(layout: str, reference: dict) -> None:
     if not os.environ.get("EVERY_LAYOUT"):  # every second one, so that each objective meets two layouts
         names = names[list(LAYOUTS).index(layout) % 2 :: 2]
     # Sequence and pipeline touch what is inside the networks, the others also what is summed over ranks.
-    for result in run_on_ranks(lessons, ranks, parallel, names)[:2]:
+    for result in run_on_ranks(results, ranks, parallel, names)[:2]:
         assert list(result) == names
         for name, (metrics, weights) in result.items():
             for ours, theirs in zip(metrics, reference[name][0], strict=True):

@@ -76,7 +76,7 @@ def _resumed(
         learner = Learner(
             TrainedModels(policy), selection.SelectionConfig(), objective.ObjectiveConfig(), mismatch_limit=100.0
         )
-        learner.learn(batches[step : step + 1], step=step, rates=LearningRates(1e-3), clock=Clock())
+        learner.step(batches[step : step + 1], step=step, rates=LearningRates(1e-3), clock=Clock())
         return {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model, bucket_bytes=5000)}
 
     with parallel_layout(ParallelConfig(**written)) as layout:
@@ -159,7 +159,7 @@ def never_stepped(folder: str) -> list[float]:
         learner = Learner(
             TrainedModels(policy), selection.SelectionConfig(), objective.ObjectiveConfig(), mismatch_limit=100.0
         )
-        learner.learn(batches, step=0, rates=LearningRates(1e-3), clock=Clock())
+        learner.step(batches, step=0, rates=LearningRates(1e-3), clock=Clock())
         return {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
 
     found = []

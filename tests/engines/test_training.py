@@ -83,12 +83,14 @@ def test_two_tensor_ranks_and_one_server(server, tmp_path: Path) -> None:
 def test_a_run_is_stopped_in_the_middle_of_a_rollout(server, tmp_path: Path) -> None:
     """What was drawn is kept with its tokens, and goes on in the next run: nothing is drawn twice, nothing is lost."""
     folder = tmp_path / "run"
-    slowly = ["rollout.samples=16", "rollout.remote.requests_per_server=2", "rollout.remote.stream_interval=4"]
+    slowly = ["rollout.samples=16", "rollout.remote.requests_per_server=2", "rollout.remote.stream_interval=1"]
     process = start(*words(server, folder, "gloo"), *slowly, "train.steps=2")
     wait_for_rollout(folder, process)
     os.killpg(process.pid, signal.SIGTERM)
     code, output = finish(process, limit=120.0)
-    assert code == 75 and "stopped while step 2 of 2 was drawn; the state is saved" in output, output
+    assert code == 75 and "stopped while the rollouts of step 2 of 2 were collected; the state is saved" in output, (
+        output
+    )
     (saved,) = (folder / "checkpoints").glob("step-*/step/groups.pt")
     groups = torch.load(saved, weights_only=True)
     answers = sum(len(group["answers"]) for group in groups)

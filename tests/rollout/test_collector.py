@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from megatron_fork import data, evaluation, rewards, rollout
 from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
-from megatron_fork.errors import RolloutStopped
+from megatron_fork.errors import StopRequested
 from megatron_fork.rollout import Collector, EmbeddedEngine
 from megatron_fork.rollout.collector import draws_to_come
 
@@ -136,6 +136,14 @@ def test_how_many_are_kept_is_bounded(parts) -> None:
     assert rollouts.groups_sampled == 80 and len(rollouts.dropped) == 32
 
 
+def stops_where(asked):
+    def stop_point() -> None:
+        if asked():
+            raise StopRequested
+
+    return stop_point
+
+
 def test_an_evaluation_ends_with_the_response_that_it_is_stopped_at(parts) -> None:
     """And says so, where it cannot judge; asked for again it is the whole one."""
     drawer = collector(parts, 4)
@@ -143,10 +151,10 @@ def test_an_evaluation_ends_with_the_response_that_it_is_stopped_at(parts) -> No
     settings = evaluation.EvaluationConfig(samples=2)
     whole = evaluation.evaluate(drawer, prompts, settings)
     asked = iter([False] * 5)
-    with pytest.raises(RolloutStopped, match="after 6 of 80 responses"):
-        evaluation.evaluate(drawer, prompts, settings, should_stop=lambda: next(asked, True))
+    with pytest.raises(StopRequested, match="after 6 of 80 responses"):
+        evaluation.evaluate(drawer, prompts, settings, stop_point=stops_where(lambda: next(asked, True)))
     asked = iter([False] * 90)
-    with pytest.raises(RolloutStopped, match="of 40 responses"):
-        evaluation.evaluate(drawer, prompts, settings, should_stop=lambda: next(asked, True))
+    with pytest.raises(StopRequested, match="of 40 responses"):
+        evaluation.evaluate(drawer, prompts, settings, stop_point=stops_where(lambda: next(asked, True)))
     again = evaluation.evaluate(drawer, prompts, settings)
     assert [each.text for each in again.trajectories] == [each.text for each in whole.trajectories]

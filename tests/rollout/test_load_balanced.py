@@ -87,12 +87,12 @@ def steps_with_tails(steps: int) -> tuple[list[Rollouts], int]:
         engine.version = version
         rollouts.append(made.collect(start=drawn, version=version))
         drawn += rollouts[-1].prompts_drawn
-    return rollouts, len(made.under_way())
+    return rollouts, len(made.in_flight())
 
 
 def test_tails_are_stopped_on_all_ranks_and_go_on_anywhere() -> None:
-    (first, under_way), (second, nothing) = run_on_ranks(steps_with_tails, 2, 5)
-    assert first == second and nothing == 0 and under_way == first[-1].groups_under_way > 0
+    (first, in_flight), (second, nothing) = run_on_ranks(steps_with_tails, 2, 5)
+    assert first == second and nothing == 0 and in_flight == first[-1].groups_in_flight > 0
     mixed, seen = 0, set()
     for version, step in enumerate(first):
         assert len(step.trajectories) == 12

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import asdict, replace
 from itertools import pairwise
 
 import pytest
 import torch
-from test_collector import parity_pool, parts  # noqa: F401
+from test_collector import parity_pool, parts, stops_where  # noqa: F401
 
 from megatron_fork import rewards, rollout
-from megatron_fork.errors import ConfigError, RolloutError
-from megatron_fork.rollout import Collector, Tally
+from megatron_fork.errors import ConfigError, RolloutError, StopRequested
+from megatron_fork.rollout import Collector, RolloutCounts
 from megatron_fork.rollout.scheduler import RolloutScheduler
-from megatron_fork.run import unfinished
+from megatron_fork.run import step_files
 
 
 def config(**settings) -> rollout.RolloutConfig:
@@ -43,13 +44,13 @@ def test_without_staleness_the_stream_gives_what_rounds_give(parts, batch_size, 
     expected = collector(parts, 6, dynamic_sampling=dynamic_sampling).collect(start=0, version=0)
     engine.batch_size, before = batch_size, engine.batch_size
     try:
-        harvest = RolloutScheduler(settings, engine, source, parity_pool(), groups=6, seed=4).take(start=0, version=0)
+        step = RolloutScheduler(settings, engine, source, parity_pool(), groups=6, seed=4).take(start=0, version=0)
     finally:
         engine.batch_size = before
-    drawn = [trajectory for group in harvest.groups for _, trajectory in sorted(group.answers.items())]
+    drawn = [trajectory for group in step.groups for _, trajectory in sorted(group.answers.items())]
     assert [each.response for each in drawn] == [each.response for each in expected.trajectories]
-    assert (harvest.tally.drawn, harvest.tally.judged) == (expected.prompts_drawn, expected.groups_sampled)
-    assert harvest.tally.reward / (3 * harvest.tally.judged) == pytest.approx(expected.mean_reward)
+    assert (step.counts.drawn, step.counts.judged) == (expected.prompts_drawn, expected.groups_sampled)
+    assert step.counts.reward / (3 * step.counts.judged) == pytest.approx(expected.mean_reward)
 
 
 def fails_on_some(response: str, answer: str) -> bool:
@@ -62,22 +63,13 @@ def test_failures_of_a_verifier_are_counted_as_in_rounds(parts) -> None:  # noqa
     source, engine = parts
     pool = rewards.RewardPool(rewards.RewardsConfig(kind=f"{__name__}:fails_on_some", workers=0))
     expected = Collector(config(), engine, source, pool, groups=6, world=None, seed=4).collect(start=0, version=0)
-    tally = RolloutScheduler(config(), engine, source, pool, groups=6, seed=4).take(start=0, version=0).tally
-    counts = asdict(tally.failures)
-    assert {**counts, "example": ""} == {**asdict(expected.failures), "example": ""}
-    assert counts["responses"] == 3 * tally.judged > counts["error"] > 0
-    assert counts["example"].startswith("verifier raised LookupError: on this response (")
+    counts = RolloutScheduler(config(), engine, source, pool, groups=6, seed=4).take(start=0, version=0).counts
+    failures = asdict(counts.failures)
+    assert {**failures, "example": ""} == {**asdict(expected.failures), "example": ""}
+    assert failures["responses"] == 3 * counts.judged > failures["error"] > 0
+    assert failures["example"].startswith("verifier raised LookupError: on this response (")
     kept = [trajectory for trajectory in expected.trajectories if trajectory.failure == "error"]
     assert all(trajectory.reward == 0.0 and "LookupError" in trajectory.reason for trajectory in kept)
-
-
-def test_a_tally_survives_its_record() -> None:
-    failures = rewards.Failures()
-    failures.add([("died", "verifier died"), (None, "right")])
-    tally = Tally(drawn=3, judged=2, reward=1.5, rounds=1, failures=failures)
-    assert Tally.of_record(asdict(tally)) == tally
-    before = {name: value for name, value in asdict(tally).items() if name != "failures"}
-    assert Tally.of_record(before) == replace(tally, failures=rewards.Failures())
 
 
 def test_tails_are_kept_and_go_on_under_newer_weights(parts) -> None:  # noqa: F811
@@ -90,8 +82,8 @@ def test_tails_are_kept_and_go_on_under_newer_weights(parts) -> None:  # noqa: F
         for version, rollouts in enumerate(steps_of(made, 6)):
             drawn += rollouts.prompts_drawn
             judged += rollouts.groups_sampled
-            kept += sum(len(begun.tokens) for group in made.under_way() for begun in group.begun.values())
-            assert len(rollouts.trajectories) == 12 and rollouts.groups_under_way == len(made.under_way())
+            kept += sum(len(begun.tokens) for group in made.in_flight() for begun in group.begun.values())
+            assert len(rollouts.trajectories) == 12 and rollouts.groups_in_flight == len(made.in_flight())
             for first in range(0, 12, 3):
                 group = rollouts.trajectories[first : first + 3]
                 assert len({each.prompt.index for each in group}) == 1 and len({each.reward for each in group}) == 2
@@ -104,7 +96,7 @@ def test_tails_are_kept_and_go_on_under_newer_weights(parts) -> None:  # noqa: F
     finally:
         made.engine.batch_size = before
     assert mixed > 0 and len(seen) == 24
-    waiting = made.under_way()
+    waiting = made.in_flight()
     assert all(len(group.answers) < 3 or group.has_signal for group in waiting)
     assert kept > 0
     finished = sum(len(group.answers) == 3 for group in waiting)
@@ -119,11 +111,11 @@ def test_what_is_under_way_is_kept_with_a_checkpoint(parts, tmp_path) -> None:  
     made.engine.batch_size, before = 7, made.engine.batch_size
     try:
         first = list(steps_of(made, 3))
-        unfinished.write_groups(tmp_path, made.under_way())
+        step_files.write_groups(tmp_path, made.in_flight())
         drawn = sum(rollouts.prompts_drawn for rollouts in first)
         expected = list(steps_of(made, 3, drawn, first=3))
         again = collector(parts, 4, **settings)
-        again.restore(unfinished.read_groups(tmp_path))
+        again.restore(step_files.read_groups(tmp_path))
         assert list(steps_of(again, 3, drawn, first=3)) == expected
     finally:
         made.engine.batch_size = before
@@ -135,28 +127,31 @@ def test_a_draw_that_is_stopped_again_and_again_goes_on(parts, tmp_path, max_sta
     source, engine = parts
     settings = config(max_response_tokens=30, max_staleness=max_staleness, tail="stop" if max_staleness else "generate")
     expected = collector(parts, 6, max_response_tokens=30).collect(start=0, version=0)
-    left, tally, stops, begun = [], Tally(), 0, 0
+    left, counts, stops, begun = [], RolloutCounts(), 0, 0
     while True:
         scheduler = RolloutScheduler(settings, engine, source, parity_pool(), groups=6, seed=4)
-        scheduler.restore(left, tally)
+        scheduler.restore(left, counts)
         polls = itertools.count(1)
-        harvest = scheduler.take(start=0, version=0, should_stop=lambda polls=polls: next(polls) > 12)
-        left, tally = scheduler.groups(), scheduler.tally
-        unfinished.write_groups(tmp_path, left)
-        left = unfinished.read_groups(tmp_path)
-        if not harvest.was_stopped:
+        step = None
+        with contextlib.suppress(StopRequested):
+            stop_point = stops_where(lambda polls=polls: next(polls) > 12)
+            step = scheduler.take(start=0, version=0, stop_point=stop_point)
+        left, counts = scheduler.groups(), scheduler.counts
+        step_files.write_groups(tmp_path, left)
+        left = step_files.read_groups(tmp_path)
+        if step is not None:
             break
         stops += 1
         begun += sum(len(each.tokens) > 0 for group in left for each in group.begun.values())
-        assert not harvest.groups and tally == harvest.tally
-    assert stops > 1 and begun > 0 and tally == Tally()
+        assert len(left) >= 6 and counts.drawn >= 6
+    assert stops > 1 and begun > 0 and counts == RolloutCounts()
     if max_staleness == 0:
-        drawn = [trajectory for group in harvest.groups for _, trajectory in sorted(group.answers.items())]
+        drawn = [trajectory for group in step.groups for _, trajectory in sorted(group.answers.items())]
         assert [each.response for each in drawn] == [each.response for each in expected.trajectories]
-        assert (harvest.tally.drawn, harvest.tally.judged) == (expected.prompts_drawn, expected.groups_sampled)
-        assert harvest.tally.reward / (3 * harvest.tally.judged) == pytest.approx(expected.mean_reward)
+        assert (step.counts.drawn, step.counts.judged) == (expected.prompts_drawn, expected.groups_sampled)
+        assert step.counts.reward / (3 * step.counts.judged) == pytest.approx(expected.mean_reward)
     else:
-        assert len(harvest.groups) == 6 and all(group.has_signal for group in harvest.groups)
+        assert len(step.groups) == 6 and all(group.has_signal for group in step.groups)
 
 
 def test_what_was_drawn_before_a_failure_is_kept(parts) -> None:  # noqa: F811
@@ -188,16 +183,16 @@ def test_what_was_drawn_before_a_failure_is_kept(parts) -> None:  # noqa: F811
     answered = sum(len(group.answers) for group in scheduler.groups())
     assert answered > 0 and failing.asked >= 18
     again = RolloutScheduler(config(max_response_tokens=30), engine, source, parity_pool(), groups=6, seed=4)
-    again.restore(scheduler.groups(), scheduler.tally)
-    harvest = again.take(start=0, version=0)
-    drawn = [trajectory for group in harvest.groups for _, trajectory in sorted(group.answers.items())]
+    again.restore(scheduler.groups(), scheduler.counts)
+    step = again.take(start=0, version=0)
+    drawn = [trajectory for group in step.groups for _, trajectory in sorted(group.answers.items())]
     assert [each.response for each in drawn] == [each.response for each in expected.trajectories]
-    assert (harvest.tally.drawn, harvest.tally.judged) == (expected.prompts_drawn, expected.groups_sampled)
+    assert (step.counts.drawn, step.counts.judged) == (expected.prompts_drawn, expected.groups_sampled)
 
 
 def test_nothing_under_way_is_no_file(tmp_path) -> None:
-    unfinished.write_groups(tmp_path, [])
-    assert list(tmp_path.iterdir()) == [] and unfinished.read_groups(tmp_path) == []
+    step_files.write_groups(tmp_path, [])
+    assert list(tmp_path.iterdir()) == [] and step_files.read_groups(tmp_path) == []
 
 
 def test_an_engine_that_shares_the_processors_must_stop() -> None:

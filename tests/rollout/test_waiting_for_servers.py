@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from commands import QUICKSTART
 
 from megatron_fork.config import load_config
 from megatron_fork.conversion import resolve_config
-from megatron_fork.errors import RolloutError, RolloutStopped
+from megatron_fork.errors import RolloutError, StopRequested
 from megatron_fork.rollout import RemoteConfig, RemoteEngine, RolloutConfig
 from megatron_fork.rollout.servers.weight_sync import DiskDelivery
 
@@ -31,6 +31,14 @@ def nobody(answers: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
+def stops_where(asked: Callable[[], bool]) -> Callable[[], None]:
+    def stop_point() -> None:
+        if asked():
+            raise StopRequested
+
+    return stop_point
+
+
 def engine_of(url: str, folder: Path, kind: str, lines: list[str], asked: threading.Event, **remote) -> RemoteEngine:
     return RemoteEngine(
         RolloutConfig(engine=kind, servers=[url], remote=RemoteConfig(health_seconds=0.2, **remote)),
@@ -38,7 +46,7 @@ def engine_of(url: str, folder: Path, kind: str, lines: list[str], asked: thread
         stop_tokens=(1,),
         folder=folder,
         world=None,
-        should_stop=asked.is_set,
+        stop_point=stops_where(asked.is_set),
         say=lines.append,
     )
 
@@ -50,7 +58,7 @@ def test_it_is_said_and_ends_when_asked(tmp_path: Path, answers: str, kind: str)
     asked = threading.Event()
     with nobody(answers) as url, closing(engine_of(url, tmp_path, kind, lines, asked)) as engine:
         threading.Timer(1.0, asked.set).start()
-        with pytest.raises(RolloutStopped):
+        with pytest.raises(StopRequested):
             engine.update_weights(WEIGHTS, 0)
         assert asked.is_set()
         # The first look at a silent server takes longer than the run has here.

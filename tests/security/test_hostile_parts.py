@@ -15,16 +15,26 @@ sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 from layouts import trajectories
 
 from megatron_fork.errors import CheckpointError
-from megatron_fork.rollout import PartialResponse, PromptGroup
-from megatron_fork.run import unfinished
+from megatron_fork.rollout import PartialResponse, PromptGroup, RolloutCounts
+from megatron_fork.run import step_files
+from megatron_fork.run.state import PartialRecord, PartialStep
 
 DRAWN = trajectories()
-RECORD = {**unfinished.Unfinished(DRAWN, {"rollout/pass_rate": 0.5}, 6).record(), "metrics": {"loss": 1.0}}
+RECORD: PartialRecord = {
+    **PartialStep(RolloutCounts(drawn=6), DRAWN, {"rollout/pass_rate": 0.5}).record(),  # type: ignore[typeddict-item]
+    "metrics": {"loss": 1.0},
+}
+
+
+def read(folder: Path) -> PartialStep:
+    step = PartialStep(RolloutCounts(drawn=6))
+    step_files.read_step(folder, RECORD, step)
+    return step
 
 
 def parts() -> list[dict[str, Any]]:
     names = ("advantage_t", "rollout_logprob_t", "entropy_t")
-    return [unfinished._plain(each, {name: torch.ones(len(each.response)) for name in names}) for each in DRAWN]
+    return [step_files._plain(each, {name: torch.ones(len(each.response)) for name in names}) for each in DRAWN]
 
 
 def write(folder: Path, content: object) -> None:
@@ -35,8 +45,8 @@ def test_parts_come_back(tmp_path: Path) -> None:
     middle = len(DRAWN) // 2
     torch.save(parts()[:middle], tmp_path / "part-00001.pt")
     torch.save(parts()[middle:], tmp_path / "part-00000.pt")
-    found = unfinished.read(tmp_path, RECORD)
-    assert found.trajectories == DRAWN and found.taught is not None
+    found = read(tmp_path)
+    assert found.trajectories == DRAWN and set(found.result.columns) == {each.number for each in DRAWN}
 
 
 class Marker:
@@ -51,7 +61,7 @@ class Marker:
 
 def refused(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        unfinished.read(folder, RECORD)
+        read(folder)
     assert "\n" not in caught.value.message and caught.value.hint
     return caught.value.message
 
@@ -73,7 +83,7 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
     refused(tmp_path)
     torch.save([Marker(tmp_path / "executed")], tmp_path / "groups.pt")
     with pytest.raises(CheckpointError, match=r"groups\.pt is no part"):
-        unfinished.read_groups(tmp_path)
+        step_files.read_groups(tmp_path)
     assert not (tmp_path / "executed").exists()
 
 
@@ -127,8 +137,8 @@ def test_groups_come_back_or_are_refused(tmp_path: Path) -> None:
         answers={0: DRAWN[0]},
         begun={1: PartialResponse(DRAWN[1].response, DRAWN[1].rollout_logprob)},
     )
-    unfinished.write_groups(tmp_path, [group])
-    (found,) = unfinished.read_groups(tmp_path)
+    step_files.write_groups(tmp_path, [group])
+    (found,) = step_files.read_groups(tmp_path)
     assert found.answers == group.answers and list(found.begun[1].tokens) == list(DRAWN[1].response)
     plain = torch.load(tmp_path / "groups.pt", weights_only=True)
     for name in list(plain[0]):
@@ -137,4 +147,4 @@ def test_groups_come_back_or_are_refused(tmp_path: Path) -> None:
             changed[0][name] = value
             torch.save(changed, tmp_path / "groups.pt")
             with pytest.raises(CheckpointError, match=r"groups\.pt is no part"):
-                unfinished.read_groups(tmp_path)
+                step_files.read_groups(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from megatron_fork.checkpoint import folder as folders
 from megatron_fork.checkpoint import latest, manifest
 from megatron_fork.errors import CheckpointError
-from megatron_fork.run.progress import Progress
+from megatron_fork.run.state import RunState, checked, state_of
 
 STEP = 7
 PROGRESS: dict[str, Any] = {
@@ -22,6 +22,24 @@ PROGRESS: dict[str, Any] = {
     "after": None,
     "steps_without_signal": 2,
     "owes_evaluation": True,
+    "partial": {
+        "counts": {
+            "drawn": 16,
+            "judged": 2,
+            "rounds": 1,
+            "reward": 1.5,
+            "failures": {"responses": 4, "example": "late"},
+        },
+        "trajectories": 2,
+        "rollout_metrics": {"rollout/pass_rate": 0.5},
+        "metrics": {"loss": -0.125},
+        "updates": [{"loss": -0.25, "gradient_norm": 1e-3}],
+    },
+}
+# As the version before wrote a step of which some updates were made, and one whose rollouts were being collected.
+_FORMER = {name: value for name, value in PROGRESS.items() if name != "partial"} | {"unfinished": None, "drawing": None}
+FORMER_UNFINISHED: dict[str, Any] = {
+    **_FORMER,
     "unfinished": {
         "rollout_metrics": {"rollout/pass_rate": 0.5},
         "prompts_drawn": 16,
@@ -29,8 +47,15 @@ PROGRESS: dict[str, Any] = {
         "metrics": {"loss": -0.125},
         "updates": [{"loss": -0.25, "gradient_norm": 1e-3}],
     },
+}
+FORMER_DRAWING: dict[str, Any] = {
+    **_FORMER,
     "drawing": {"drawn": 3, "judged": 2, "rounds": 1, "reward": 1.5, "failures": {"responses": 4, "example": "late"}},
 }
+
+
+def read(record: dict[str, Any]) -> RunState:
+    return state_of(checked(record, "here"))
 
 
 @pytest.fixture
@@ -128,7 +153,7 @@ HOSTILE = [None, True, -5, 10**13, 2.5, math.nan, math.inf, "12", [], [1], {}, {
 
 @pytest.mark.parametrize("place", places(PROGRESS), ids=lambda place: ".".join(map(str, place)))
 def test_progress_is_what_a_run_writes_or_is_refused_by_its_field(place: tuple[Any, ...]) -> None:
-    expected = Progress.of_record(PROGRESS, "here")
+    expected = read(PROGRESS)
     assert (expected.step, expected.prompts_drawn) == (STEP, 112)
     for value in HOSTILE:
         record = json.loads(json.dumps(PROGRESS))
@@ -138,7 +163,7 @@ def test_progress_is_what_a_run_writes_or_is_refused_by_its_field(place: tuple[A
             holder = holder[key]
         holder[last] = value
         try:
-            found = Progress.of_record(record, "here")
+            found = read(record)
         except CheckpointError as error:
             assert "\n" not in error.message and error.message.startswith(f"here has progress.{place[0]}")
             assert error.hint
@@ -151,4 +176,42 @@ def test_progress_is_what_a_run_writes_or_is_refused_by_its_field(place: tuple[A
 
 def test_unknown_fields_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"progress\.under_way, which this version does not know"):
-        Progress.of_record({**PROGRESS, "under_way": []}, "here")
+        read({**PROGRESS, "under_way": []})
+
+
+def test_what_a_run_writes_comes_back() -> None:
+    failures = {"responses": 4, "error": 0, "timed_out": 0, "died": 0, "example": "late"}
+    # Its columns lie in files: until they are read nothing of them is there to be written.
+    partial = {**PROGRESS["partial"], "trajectories": None, "metrics": None}
+    expected = {**PROGRESS, "partial": {**partial, "counts": {**partial["counts"], "failures": failures}}}
+    found = checked(read(PROGRESS).record(), "here")
+    assert json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
+
+
+@pytest.mark.parametrize("former", [FORMER_UNFINISHED, FORMER_DRAWING], ids=["unfinished", "drawing"])
+def test_the_record_of_the_version_before_is_read(former: dict[str, Any]) -> None:
+    state = read(former)
+    assert (state.step, state.prompts_drawn, state.steps_without_signal) == (STEP, 112, 2)
+    assert state.partial is not None
+    if former is FORMER_UNFINISHED:
+        assert state.partial.counts.drawn == 16 and state.partial.rollout_metrics == {"rollout/pass_rate": 0.5}
+        assert state.partial.result.metrics == {"loss": -0.125} and len(state.partial.result.updates) == 1
+        assert checked(former, "here")["partial"]["trajectories"] == 2
+    else:
+        counts = state.partial.counts
+        assert (counts.drawn, counts.judged, counts.reward, counts.failures.example) == (3, 2, 1.5, "late")
+        assert checked(former, "here")["partial"]["trajectories"] is None
+    for place in places(former):
+        for value in HOSTILE:
+            record = json.loads(json.dumps(former))
+            *before, last = place
+            holder = record
+            for key in before:
+                holder = holder[key]
+            holder[last] = value
+            try:
+                found = read(record)
+            except CheckpointError as error:
+                assert "\n" not in error.message and error.message.startswith("here has progress.") and error.hint
+                continue
+            assert type(found.step) is int and type(found.prompts_drawn) is int and math.isfinite(found.seconds)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from megatron_fork.distributed import collectives
-from megatron_fork.errors import RolloutError
+from megatron_fork.errors import RolloutError, StopRequested
 
-Order = Literal["wait", "weights", "save", "done", "failed"]
+Order = Literal["wait", "weights", "save", "done", "stopped", "failed"]
 
 # Far below any time-out of a collective.
 HEARTBEAT_SECONDS = 10.0
@@ -32,11 +32,13 @@ class ControlRequests:
         collectives.broadcast_object((order, message, hint), self.world)
 
     def follow(self, actions: dict[Order, Callable[[], None]]) -> None:
-        """Until the work is done; raises `RolloutError` with rank 0's words where it failed."""
+        """Until the work is done; raises what rank 0 does where it failed, or was asked to stop."""
         while True:
             order, message, hint = collectives.broadcast_object(None, self.world)
             if order == "done":
                 return
+            if order == "stopped":
+                raise StopRequested
             if order == "failed":
                 raise RolloutError(message, hint=hint)
             if order in actions:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_fork.distributed import collectives
-from megatron_fork.errors import RolloutError, RolloutStopped
+from megatron_fork.errors import RolloutError, StopRequested
 from megatron_fork.rollout.config import RolloutConfig
 from megatron_fork.rollout.engine import Completion, Request, answers
 from megatron_fork.rollout.servers.control import HEARTBEAT_SECONDS, ControlRequests
@@ -55,12 +55,12 @@ class RemoteEngine:
         folder: Path,
         world: collectives.Group,
         save: Callable[[], None] = lambda: None,
-        should_stop: Callable[[], bool] = lambda: False,
+        stop_point: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """`folder` is where weights on disk go; every rank calls `save` before a wait that may end the run.
 
-        Waits are told to `say`, and end with `RolloutStopped` where the first rank `should_stop`.
+        Waits are told to `say`. `stop_point` raises `StopRequested` on the first rank; then every rank does.
         """
         self.config = config
         self.version = -1
@@ -68,7 +68,7 @@ class RemoteEngine:
         self.update_seconds = 0.0
         self.update_bytes = 0
         self._save = save
-        self._should_stop = should_stop
+        self._stop_point = stop_point
         self._say = say
         self._closed = False
         self._aborted = False
@@ -120,8 +120,7 @@ class RemoteEngine:
         arrived: queue.Queue[Completion] = queue.Queue()
         with self._leading():
             self._loop.call(self.fleet.submit(requests, arrived))
-            gives_up = lambda: self._aborted or self._should_stop()  # noqa: E731
-            yield from answers(lambda: self._next(arrived), len(requests), gives_up)
+            yield from answers(lambda: self._next(arrived), len(requests), self._is_given_up)
 
     def submit(self, requests: Sequence[Request]) -> None:
         if self._control.leads:
@@ -175,6 +174,10 @@ class RemoteEngine:
             self._loop.call(self.fleet.close())
             self._loop.close()
 
+    def _is_given_up(self) -> bool:
+        self._stop_point()
+        return self._aborted
+
     def _next(self, arrived: queue.Queue[Completion]) -> Completion | None:
         """The next to arrive, None where there is none for a while; servers that are back get their weights first."""
         error = self.fleet.error
@@ -198,7 +201,7 @@ class RemoteEngine:
         """Give weights to the servers in want of them; wait while there is no server at all."""
         began: float | None = None
         while True:
-            stale = self._loop.call(self.fleet.look(), self._should_stop)
+            stale = self._loop.call(self.fleet.look(), self._stop_point)
             if stale:
                 self._deliver(stale)
             if self.fleet.ready:
@@ -217,8 +220,7 @@ class RemoteEngine:
                 self._say(self._waiting(began))
             self._control.give("wait")
             time.sleep(min(1.0, self.config.remote.health_seconds))
-            if self._should_stop():
-                raise RolloutStopped("stopped while it waited for rollout.servers")
+            self._stop_point()
 
     def _waiting(self, began: float) -> str:
         waited, patience = time.monotonic() - began, self.config.remote.patience_seconds
@@ -243,12 +245,12 @@ class RemoteEngine:
         """One pass over the weights, which all ranks make together, whatever becomes of the servers."""
         self._control.give("weights")
         before, self.parameters = self._delivery.bytes_sent, 0
-        self._loop.call(self._delivery.start(servers), self._should_stop)
+        self._loop.call(self._delivery.start(servers), self._stop_point)
         pieces = buckets(self._weights, self.config.remote.bucket_mebibytes << 20, self._delivery.device)
         try:
             for bucket in pieces:
                 self.parameters += sum(tensor.numel() for _, tensor in bucket)
-                self._loop.call(self._delivery.send(bucket), self._should_stop)
+                self._loop.call(self._delivery.send(bucket), self._stop_point)
         finally:
             for _ in pieces:  # the other ranks are in the middle of it
                 pass
@@ -257,7 +259,7 @@ class RemoteEngine:
                 "a server came back and there are no weights to give it",
                 hint="give `update_weights` something that can be iterated again",
             )
-        for server in self._loop.call(self._delivery.finish(self.fleet.label), self._should_stop):
+        for server in self._loop.call(self._delivery.finish(self.fleet.label), self._stop_point):
             self._loop.call(self.fleet.welcome(server))
         self.update_bytes = self._delivery.bytes_sent - before
 
@@ -272,6 +274,9 @@ class RemoteEngine:
         """The other ranks follow until the end of this context, and fail as it fails."""
         try:
             yield
+        except StopRequested:
+            self._control.give("stopped")
+            raise
         except RolloutError as error:
             self._control.give("failed", error.message, error.hint)
             raise
@@ -291,13 +296,15 @@ class _Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout servers", daemon=True)
         self._thread.start()
 
-    def call(self, work: Coroutine[Any, Any, T], should_stop: Callable[[], bool] = lambda: False) -> T:
-        """Raises `RolloutStopped` where it is told to stop before the end."""
+    def call(self, work: Coroutine[Any, Any, T], stop_point: Callable[[], None] = lambda: None) -> T:
+        """The result of `work`, which is given up where `stop_point` raises."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        while not futures.wait([future], _GLANCE_SECONDS).done:
-            if should_stop():
-                future.cancel()
-                raise RolloutStopped("stopped while it waited for rollout.servers")
+        try:
+            while not futures.wait([future], _GLANCE_SECONDS).done:
+                stop_point()
+        except StopRequested:
+            future.cancel()
+            raise
         return future.result()
 
     def close(self) -> None:

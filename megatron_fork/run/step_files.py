@@ -1,15 +1,15 @@
-"""A training step that was stopped between two of its updates, and how a later run takes it up.
+"""The large parts of a partial step and of what is in flight, as files beside a checkpoint's tensors, and how they are read.
 
 Rollouts are what a step costs most, and updates that were made cannot be unmade: both are kept. Each rank writes the sequences
-that it taught with their columns, and whoever resumes, under any layout, picks from all of them.
+that it trains on with their columns, and whoever resumes, under any layout, picks from all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,76 +20,53 @@ from torch import Tensor
 from megatron_fork.distributed import Layout
 from megatron_fork.errors import CheckpointError
 from megatron_fork.experience import Batch, Prompt, Trajectory, VersionSpan, logprob_array, token_array
-from megatron_fork.policy import Lesson, Taught
 from megatron_fork.rollout import PartialResponse, PromptGroup
+from megatron_fork.run.state import DAMAGED, MOST, PartialRecord, PartialStep
 
-_Columns = dict[str, Tensor]
+_Columns = Mapping[str, Tensor]
 _GROUPS = "groups.pt"
 _OF_EVERY_BATCH = {"advantage_t", "rollout_logprob_t"}
-_MOST = 10**12  # that any run counts
-_DAMAGED = "the checkpoint is damaged or another version's: point LATEST to an earlier one, or begin anew"
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """The rollouts of a step, and what was taught of them so far."""
-
-    trajectories: list[Trajectory]
-    """With their advantages, in the order of their numbers."""
-    rollout_metrics: dict[str, float]
-    prompts_drawn: int
-    taught: Taught | None = None
-    """None: nothing yet, not even the statistics pass."""
-    dropped: list[Trajectory] = field(default_factory=list)
-    """Of groups without signal, to be shown; a checkpoint does not keep them."""
-
-    def record(self) -> dict[str, Any]:
-        """What a manifest keeps of it."""
-        return {
-            "rollout_metrics": self.rollout_metrics,
-            "prompts_drawn": self.prompts_drawn,
-            "trajectories": len(self.trajectories),
-            "metrics": self.taught.metrics if self.taught else None,
-            "updates": self.taught.updates if self.taught else [],
-        }
-
-    def write(self, folder: Path, lesson: Lesson | None, layout: Layout) -> None:
-        """This rank's part: its share of every mini-batch, or, where nothing was taught, all from the first rank."""
-        if lesson is None:
-            mine = [_plain(each, {}) for each in self.trajectories] if layout.world.rank() == 0 else []
-        elif layout.tensor.rank() == layout.context.rank() == layout.pipeline.rank() == 0:
-            mine = [part for share in lesson.shares for part in _parts(share)]
-        else:
-            mine = []
-        if mine:
-            torch.save(mine, folder / f"part-{layout.world.rank():05d}.pt")
+def write_step(folder: Path, step: PartialStep, layout: Layout) -> None:
+    """This rank's part: its share of every mini-batch, or, where these are not there, all from the first rank."""
+    if step.result.shares:
+        is_first = layout.tensor.rank() == layout.context.rank() == layout.pipeline.rank() == 0
+        mine = [part for share in step.result.shares for part in _parts(share)] if is_first else []
+    elif layout.world.rank() == 0:
+        columns = step.result.columns
+        mine = [_plain(each, columns.get(each.number, {})) for each in step.trajectories or []]
+    else:
+        mine = []
+    if mine:
+        torch.save(mine, folder / f"part-{layout.world.rank():05d}.pt")
 
 
-def read(folder: Path, record: dict[str, Any]) -> Unfinished:
-    """What `write` and `record` kept; raises `CheckpointError` where the parts are not those of the step."""
+def read_step(folder: Path, record: PartialRecord, step: PartialStep) -> None:
+    """Fill in what `write_step` kept; raises `CheckpointError` where the parts are not those of the step."""
+    if record["trajectories"] is None:
+        return
     parts: list[tuple[Trajectory, _Columns]] = []
     for file in sorted(folder.glob("part-*.pt")):
         with _reading(file):
             parts += [(_trajectory(part["trajectory"]), part["columns"]) for part in _entries(file)]
             for trajectory, columns in parts:
-                _check_columns(trajectory, columns, taught=record["metrics"] is not None)
+                _check_columns(trajectory, columns, trained=record["metrics"] is not None)
     parts.sort(key=lambda part: part[0].number)
     numbers = [trajectory.number for trajectory, _ in parts]
     if len(set(numbers)) < len(numbers) or len(numbers) != record["trajectories"]:
         raise CheckpointError(
             f"{folder} holds {len(set(numbers))} trajectories in {len(numbers)} parts, not the {record['trajectories']} of "
             "the step that was begun",
-            hint=_DAMAGED,
+            hint=DAMAGED,
         )
-    by_number = {trajectory.number: columns for trajectory, columns in parts}
-    taught = Taught(record["metrics"], record["updates"], by_number) if record["metrics"] is not None else None
-    return Unfinished(
-        [trajectory for trajectory, _ in parts], record["rollout_metrics"], record["prompts_drawn"], taught
-    )
+    step.trajectories = [trajectory for trajectory, _ in parts]
+    if record["metrics"] is not None:
+        step.result.columns = {trajectory.number: columns for trajectory, columns in parts}
 
 
 def write_groups(folder: Path, groups: Sequence[PromptGroup]) -> None:
-    """Groups under way, from whichever rank has any."""
+    """Prompt groups in flight, from whichever rank has any."""
     if groups:
         torch.save([_plain_group(group) for group in groups], folder / _GROUPS)
 
@@ -110,7 +87,7 @@ def _reading(file: Path) -> Iterator[None]:
         yield
     except Exception as error:  # torch's reader and the classes below raise whatever they like
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{file} is no part of a step that was begun: {reason}", hint=_DAMAGED) from error
+        raise CheckpointError(f"{file} is no part of a step that was begun: {reason}", hint=DAMAGED) from error
 
 
 def _entries(file: Path) -> list[dict[str, Any]]:
@@ -120,10 +97,10 @@ def _entries(file: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _check_columns(trajectory: Trajectory, columns: _Columns, *, taught: bool) -> None:
-    """Those of a batch, one value a token; of a step of which nothing was taught there are none."""
+def _check_columns(trajectory: Trajectory, columns: _Columns, *, trained: bool) -> None:
+    """Those of a batch, one value a token; of a step of which nothing was trained on there are none."""
     known = {column.name for column in fields(Batch)} - {"sequences"}
-    needed = _OF_EVERY_BATCH if taught else set()
+    needed = _OF_EVERY_BATCH if trained else set()
     if not needed <= set(columns) <= known:
         raise ValueError(f"trajectory {trajectory.number} has the columns {sorted(columns)}")
     for name, column in columns.items():
@@ -204,7 +181,7 @@ def _prompt(plain: dict[str, Any]) -> Prompt:
 
 def _check_counts(**counts: object) -> None:
     for name, value in counts.items():
-        if type(value) is not int or not 0 <= value <= _MOST:
+        if type(value) is not int or not 0 <= value <= MOST:
             raise ValueError(f"{name}={value!r} is no count")
 
 
@@ -218,7 +195,7 @@ def _versions(plain: Sequence[Any]) -> tuple[VersionSpan, ...]:
     versions = tuple(VersionSpan(*span) for span in plain)
     if any(type(number) is not int for span in versions for number in span):
         raise ValueError("a version's span is not of whole numbers")
-    if any(span.version < 0 or not 0 <= span.start <= span.end <= _MOST for span in versions):
+    if any(span.version < 0 or not 0 <= span.start <= span.end <= MOST for span in versions):
         raise ValueError("a version's span is none")
     return versions
 

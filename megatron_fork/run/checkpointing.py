@@ -1,0 +1,70 @@
+"""When a run is saved, and how it ends where it is asked to stop: one `save`, whatever the place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_fork.errors import RolloutError, StopRequested
+from megatron_fork.policy import TrainedModels
+from megatron_fork.run.context import RunContext
+from megatron_fork.run.state import RunState, is_due
+from megatron_fork.run.step_files import write_groups, write_step
+
+
+@contextmanager
+def checkpointing(context: RunContext, models: TrainedModels, state: RunState) -> Iterator[None]:
+    """Whatever ends the steps of this context early, a stop request or an engine that fails, leaves a checkpoint.
+
+    `StopRequested` becomes `Interrupted`, which the command line understands; what fails since the run is to stop does too.
+    """
+    with context.stop.remembered():
+        try:
+            yield
+        except (StopRequested, RolloutError) as error:
+            _forget_untrusted(state, error)
+            save(context, models, state)
+            context.checkpoints.wait()
+            if context.asked_to_stop():
+                raise context.interrupted(f"stopped {state.reached(context.config.train.steps)}") from error
+            raise
+
+
+def _forget_untrusted(state: RunState, error: Exception) -> None:
+    """Rollouts whose log-probs are not the policy's are drawn anew by whoever resumes."""
+    partial = state.partial
+    is_whole = partial is not None and partial.trajectories is not None and not partial.result.is_begun
+    if isinstance(error, RolloutError) and is_whole:
+        state.partial = None
+
+
+def checkpoint(context: RunContext, models: TrainedModels, state: RunState) -> None:
+    """Save after a whole step, where that is due; the last one is complete when this returns."""
+    context.checkpoints.poll()
+    config, is_last = context.config.run, state.step == context.config.train.steps
+    if is_due(state.step, config.checkpoint_every, context.config.train.steps):
+        save(context, models, state)
+        if is_last or not config.checkpoint_async:
+            context.checkpoints.wait()
+
+
+def save(context: RunContext, models: TrainedModels, state: RunState) -> None:
+    """A checkpoint of the state as it is, unless there is one; every rank calls it."""
+    if state.partial.is_saved if state.partial is not None else context.checkpoints.holds(state.step):
+        return
+
+    def write_beside(folder: Path) -> None:
+        if state.partial is not None:
+            write_step(folder, state.partial, context.layout)
+        write_groups(folder, (state.partial or state).in_flight)
+
+    has_files = state.partial is not None or context.config.rollout.max_staleness > 0
+    with context.stop.remembered():  # it may fork a writer, and what is raised in the middle of a fork is lost
+        context.checkpoints.save(
+            state.step,
+            models.trained,
+            dict(state.record()),
+            is_whole=state.partial is None,
+            write_beside=write_beside if has_files else None,
+        )

@@ -1,0 +1,212 @@
+"""Where a run stands: with the tensors of a checkpoint, all that it needs to go on as if it had never stopped.
+
+A checkpoint's manifest keeps `RunState.record`; prompt groups in flight and the trajectories of a partial step, which are
+large, lie in files beside it (see `step_files`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, cast
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from megatron_fork.errors import CheckpointError
+from megatron_fork.experience import Trajectory
+from megatron_fork.policy import StepResult
+from megatron_fork.rewards import Failures
+from megatron_fork.rollout import PromptGroup, RolloutCounts
+
+DAMAGED = "the checkpoint is damaged or another version's: point LATEST to an earlier one, or begin anew"
+# Nothing that a run counts is as large; what says so was written by something else.
+MOST = 10**12
+_Count = Annotated[int, Field(ge=0, le=MOST)]
+_Size = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+_Metrics = dict[str, float]
+_exact = with_config(ConfigDict(strict=True, extra="forbid"))
+
+
+@_exact
+class FailuresRecord(TypedDict, total=False):
+    responses: _Count
+    error: _Count
+    timed_out: _Count
+    died: _Count
+    example: str
+
+
+@_exact
+class CountsRecord(TypedDict, total=False):
+    drawn: _Count
+    judged: _Count
+    rounds: _Count
+    reward: Annotated[float, Field(allow_inf_nan=False)]
+    failures: FailuresRecord
+
+
+@_exact
+class PartialRecord(TypedDict):
+    counts: CountsRecord
+    trajectories: _Count | None
+    """How many lie in the files; None while they are collected."""
+    rollout_metrics: _Metrics
+    metrics: _Metrics | None
+    """Of the step; None before its statistics pass."""
+    updates: list[_Metrics]
+
+
+@_exact
+class StateRecord(TypedDict, total=False):
+    """What a manifest keeps of a run. Metrics may be NaN, which stands for what was not measured."""
+
+    step: _Count
+    prompts_drawn: _Count
+    seconds: _Size
+    before: _Metrics | None
+    after: _Metrics | None
+    steps_without_signal: _Count
+    owes_evaluation: bool
+    partial: PartialRecord | None
+
+
+_RECORD = TypeAdapter(StateRecord)
+
+
+@dataclass
+class PartialStep:
+    """The step after the last whole one, as far as it came.
+
+    Its rollouts are being collected, or they are there, and some of its updates are made.
+    """
+
+    counts: RolloutCounts
+    trajectories: list[Trajectory] | None = None
+    """With their advantages, in the order of their numbers; None while they are collected."""
+    rollout_metrics: dict[str, float] = field(default_factory=dict)
+    result: StepResult = field(default_factory=StepResult)
+    dropped: list[Trajectory] = field(default_factory=list)
+    """Of groups without signal, to be shown; a checkpoint does not keep them."""
+    in_flight: list[PromptGroup] = field(default_factory=list)
+    """As in `RunState`, since this step's rollouts were taken from them; not part of `record` either."""
+    is_saved: bool = False
+    """It is as a checkpoint has it: an earlier run's, with which this one has not gone on yet."""
+
+    def record(self) -> PartialRecord:
+        return {
+            "counts": asdict(self.counts),  # type: ignore[typeddict-item]
+            "trajectories": None if self.trajectories is None else len(self.trajectories),
+            "rollout_metrics": self.rollout_metrics,
+            "metrics": self.result.metrics if self.result.is_begun else None,
+            "updates": self.result.updates,
+        }
+
+
+@dataclass
+class RunState:
+    """The last whole step, and at most one partial step after it."""
+
+    step: int = 0
+    """Trainer steps that are done."""
+    prompts_drawn: int = 0
+    seconds: float = 0.0
+    """That the run has taken, in all its parts."""
+    before: dict[str, float] | None = None
+    after: dict[str, float] | None = None
+    """Metrics of the first and the last evaluation."""
+    steps_without_signal: int = 0
+    owes_evaluation: bool = False
+    """The evaluation after `step` is due and not done yet."""
+    partial: PartialStep | None = None
+    in_flight: list[PromptGroup] = field(default_factory=list)
+    """Prompt groups that were begun and not trained on, on the first rank, after `step`; not part of `record`."""
+
+    def finish_step(self, *, evaluation_every: int, last: int) -> None:
+        """The partial step is whole; evaluations are due every so many steps and after the last."""
+        assert self.partial is not None
+        self.step += 1
+        self.prompts_drawn += self.partial.counts.drawn
+        self.in_flight, self.partial = self.partial.in_flight, None
+        self.owes_evaluation = is_due(self.step, evaluation_every, last)
+
+    def reached(self, steps: int) -> str:
+        """How far the run came, of so many steps, in words."""
+        if self.partial is None:
+            return f"after step {self.step} of {steps}"
+        if self.partial.trajectories is None:
+            return f"while the rollouts of step {self.step + 1} of {steps} were collected"
+        return f"within step {self.step + 1} of {steps}, after {len(self.partial.result.updates)} updates"
+
+    def record(self) -> StateRecord:
+        """What a checkpoint's manifest keeps."""
+        return {
+            "step": self.step,
+            "prompts_drawn": self.prompts_drawn,
+            "seconds": self.seconds,
+            "before": self.before,
+            "after": self.after,
+            "steps_without_signal": self.steps_without_signal,
+            "owes_evaluation": self.owes_evaluation,
+            "partial": self.partial.record() if self.partial else None,
+        }
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Every `every` steps, and at the end."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def checked(record: Mapping[str, Any], where: str) -> StateRecord:
+    """A manifest's record as it is, or `CheckpointError` that names the field of `where` which is not what a run writes."""
+    renamed = _renamed(record)
+    try:
+        _RECORD.validate_python({"step": None, "prompts_drawn": None, **renamed})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, ("progress", *first["loc"])))
+        if first["type"] == "extra_forbidden":
+            raise CheckpointError(f"{where} has {name}, which this version does not know", hint=DAMAGED) from error
+        value = repr(first["input"])
+        value = value if len(value) <= 60 else value[:60] + "..."
+        raise CheckpointError(f"{where} has {name}={value}: {first['msg']}", hint=DAMAGED) from error
+    return cast(StateRecord, renamed)  # whole numbers among the metrics stay whole: a resumed run writes the same lines
+
+
+def state_of(record: StateRecord) -> RunState:
+    """The state but for what lies in files: trajectories, their columns, and groups in flight."""
+    plain = dict(record)
+    partial = record.get("partial")
+    if partial is not None:
+        plain["partial"] = PartialStep(
+            _counts_of(partial["counts"]),
+            rollout_metrics=partial["rollout_metrics"],
+            result=StepResult(partial["metrics"] or {}, list(partial["updates"])),
+        )
+    return RunState(**plain)  # type: ignore[arg-type]
+
+
+def _counts_of(record: CountsRecord) -> RolloutCounts:
+    return RolloutCounts(**{**record, "failures": Failures(**record.get("failures", {}))})  # type: ignore[arg-type]
+
+
+def _renamed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of the version before, which kept a partial step under two names: `unfinished`, and while drawn `drawing`."""
+    renamed = dict(record)
+    unfinished, drawing = renamed.pop("unfinished", None), renamed.pop("drawing", None)
+    if isinstance(unfinished, dict):
+        renamed["partial"] = {
+            "counts": {"drawn": unfinished.get("prompts_drawn")},
+            **{name: unfinished.get(name) for name in unfinished.keys() - {"prompts_drawn"}},
+        }
+    elif drawing is not None:
+        renamed["partial"] = {
+            "counts": drawing,
+            "trajectories": None,
+            "rollout_metrics": {},
+            "metrics": None,
+            "updates": [],
+        }
+    elif unfinished is not None:
+        renamed["partial"] = unfinished
+    return renamed

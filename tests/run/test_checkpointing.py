@@ -1,0 +1,150 @@
+"""Wherever a step is broken off, a checkpoint has what there is of it, and what cannot be trusted is not kept."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "distributed"))
+from commands import QUICKSTART
+from layouts import model_config, trajectories
+
+from megatron_fork import distributed
+from megatron_fork.checkpoint import BESIDE, Checkpoints
+from megatron_fork.config import load_config
+from megatron_fork.errors import Interrupted, Preempted, RolloutError, StopRequested
+from megatron_fork.policy import OptimizerConfig, Policy, PolicyConfig, StepResult, TrainedModels
+from megatron_fork.rewards import Failures
+from megatron_fork.rollout import PartialResponse, PromptGroup, RolloutCounts
+from megatron_fork.run import PartialStep, RunContext, RunState, checkpointing, save
+from megatron_fork.run.interruption import StopRequest
+from megatron_fork.run.state import checked, state_of
+from megatron_fork.run.step_files import read_groups, read_step
+
+DRAWN = trajectories()
+GROUP = PromptGroup(3, DRAWN[0].prompt, 1, answers={0: DRAWN[0]}, begun={1: PartialResponse((5, 6), (-0.5, -0.25))})
+COUNTS = RolloutCounts(drawn=9, judged=4, reward=6.0, rounds=2, failures=Failures(responses=16, died=1, example="died"))
+COLUMNS = {
+    each.number: {name: torch.rand(len(each.response)) for name in ("advantage_t", "rollout_logprob_t", "entropy_t")}
+    for each in DRAWN
+}
+PARTIAL = {
+    "drawing": PartialStep(COUNTS, in_flight=[GROUP]),
+    "drawn": PartialStep(COUNTS, DRAWN, {"rollout/pass_rate": 0.5}, in_flight=[GROUP]),
+    "updating": PartialStep(
+        COUNTS, DRAWN, {"rollout/rounds": 2}, StepResult({"loss": 0.5}, [{"loss": 0.5}], columns=COLUMNS)
+    ),
+}
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Any]:
+    """What `checkpointing` needs of a run, around real checkpoints, signals and ranks."""
+    distributed.initialize()
+    with distributed.parallel_layout(distributed.ParallelConfig()) as layout, StopRequest() as stop:
+        surroundings = SimpleNamespace(
+            config=load_config(
+                QUICKSTART, ["rollout.max_staleness=1", "rollout.tail=stop", "objective.correction=tis"]
+            ),
+            layout=layout,
+            stop=stop,
+            folder=SimpleNamespace(path=tmp_path),
+            checkpoints=Checkpoints(tmp_path / "checkpoints"),
+        )
+        policy = Policy(PolicyConfig(), OptimizerConfig(), model_config(tied=True, experts=False), layout)
+        surroundings.models = TrainedModels(policy)
+        surroundings.asked_to_stop = lambda: RunContext.asked_to_stop(surroundings)  # type: ignore[arg-type]
+        surroundings.interrupted = lambda what: RunContext.interrupted(surroundings, what)  # type: ignore[arg-type]
+        yield surroundings
+
+
+def read(folder: Path) -> RunState:
+    saved = Checkpoints(folder / "checkpoints").latest()
+    assert saved is not None
+    record = checked(saved.progress, "here")
+    state = state_of(record)
+    holder = state.partial or state
+    if state.partial is not None:
+        read_step(saved.folder / BESIDE, record["partial"], state.partial)  # type: ignore[arg-type]
+    holder.in_flight = read_groups(saved.folder / BESIDE)
+    return state
+
+
+def same(found: PartialStep, expected: PartialStep) -> bool:
+    columns = (found.result.columns, expected.result.columns)
+    are_alike = all(
+        name in columns[0][number] and columns[0][number][name].equal(column)
+        for number, named in columns[1].items()
+        for name, column in named.items()
+    )
+    for each in (found, expected):
+        each.result = replace(each.result, columns={})
+    begun = [[list(part.tokens) for part in group.begun.values()] for group in found.in_flight]
+    return (
+        are_alike
+        and replace(found, in_flight=[]) == replace(expected, in_flight=[])
+        and begun == [[list(part.tokens) for part in group.begun.values()] for group in expected.in_flight]
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("", "stopped after step 4 of 50"),
+        ("drawing", "stopped while the rollouts of step 5 of 50 were collected"),
+        ("drawn", "stopped within step 5 of 50, after 0 updates"),
+        ("updating", "stopped within step 5 of 50, after 1 updates"),
+    ],
+)
+def test_a_stop_leaves_what_there_is(place: str, said: str, context: Any, tmp_path: Path) -> None:
+    state = RunState(step=4, prompts_drawn=70, partial=replace(PARTIAL[place]) if place else None, in_flight=[GROUP])
+    with pytest.raises(Preempted, match=said), checkpointing(context, context.models, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        context.stop.local_stop_point()
+    found = read(tmp_path)
+    assert (found.step, found.prompts_drawn) == (4, 70)
+    if place:
+        assert found.partial is not None and same(found.partial, replace(PARTIAL[place]))
+    else:
+        assert found.partial is None and found.in_flight[0].answers == GROUP.answers
+
+
+@pytest.mark.parametrize(("place", "is_kept"), [("drawing", True), ("drawn", False), ("updating", True)])
+def test_a_failure_keeps_all_but_rollouts_that_are_not_the_policys(
+    place: str, is_kept: bool, context: Any, tmp_path: Path
+) -> None:
+    """Before any update what fails is the comparison of log-probs: the same rollouts would fail whoever resumes."""
+    state = RunState(step=4, partial=replace(PARTIAL[place]))
+    with pytest.raises(RolloutError, match="it is gone"), checkpointing(context, context.models, state):
+        raise RolloutError("it is gone")
+    assert (read(tmp_path).partial is not None) == is_kept
+
+
+def test_what_is_saved_already_is_not_written_again(context: Any, tmp_path: Path) -> None:
+    state = RunState(step=4, partial=replace(PARTIAL["updating"]))
+    save(context, context.models, state)
+    context.checkpoints.wait()
+    (folder,) = (tmp_path / "checkpoints").glob("step-*")
+    written = folder.stat().st_ino
+    resumed = read(tmp_path)
+    assert resumed.partial is not None
+    resumed.partial.is_saved = True
+    with pytest.raises(Interrupted), checkpointing(context, context.models, resumed):
+        os.kill(os.getpid(), signal.SIGINT)
+        context.stop.local_stop_point()
+    assert folder.stat().st_ino == written
+
+
+def test_other_errors_are_no_reason_to_save(context: Any, tmp_path: Path) -> None:
+    """The state may be in the middle of a change then."""
+    with pytest.raises(ValueError, match="ours"), checkpointing(context, context.models, RunState(step=4)):
+        raise ValueError("ours")
+    assert not (tmp_path / "checkpoints").exists()
+    assert not issubclass(StopRequested, (RolloutError, ValueError))
