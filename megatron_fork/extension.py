@@ -16,9 +16,11 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from megatron_fork.errors import ConfigError
+from megatron_fork.field_types import CUSTOM
+from megatron_fork.masking import shown
 
 T = TypeVar("T")
-_CUSTOM = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_CUSTOM = re.compile(CUSTOM)
 
 
 def is_custom(name: object) -> bool:
@@ -26,20 +28,14 @@ def is_custom(name: object) -> bool:
     return isinstance(name, str) and _CUSTOM.fullmatch(name) is not None
 
 
-def check_name(field: str, name: object, table: Mapping[str, object], kind: str) -> None:
+def check_name(field: str, name: object, table: Mapping[str, object]) -> None:
     """Raise `ConfigError` unless `name` is in `table` or has the form of one of the user's own, which is not imported yet."""
     if is_custom(name) or (isinstance(name, str) and name in table):
         return
     raise ConfigError(
-        f"{field}={shown(name)} is no {kind}",
-        hint=f"{suggestion(name, table)}one of {', '.join(table)}, or module:name",
+        f"{field}={shown(name)} is not one of {', '.join(table)}",
+        hint=f"{suggestion(name, table)}or module:name of something of your own",
     )
-
-
-def shown(name: object) -> str:
-    """What was given, on one line and without anything that a terminal would obey."""
-    text = str(name) if str(name).isprintable() else ascii(name)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
@@ -62,7 +58,7 @@ def entry_named(field: str, name: str, table: Mapping[str, T], kind: str, *, mad
         ConfigError: nothing has this name, or what has it is no entry.
 
     """
-    check_name(field, name, table, kind)
+    check_name(field, name, table)
     if name in table:
         return table[name]
     module, _, attribute = name.partition(":")

@@ -25,6 +25,17 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class EntryOf:
+    """Text that is a key of a table, or names something of the user's own as `module:name`."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        entry = {"type": "literal", "expected": list(self.names)}
+        return {"type": "union", "choices": [entry, {"type": "str", "strict": True, "pattern": f"^(?:{CUSTOM})$"}]}
+
+
+@dataclass(frozen=True)
 class Pattern:
     """Text that a regular expression matches."""
 
@@ -34,6 +45,8 @@ class Pattern:
         return {**handler(source), "pattern": self.expression}
 
 
+# `module:name`, of something outside the package.
+CUSTOM = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 # What torch takes, in 64 bits.
 Seed = Annotated[int, Ge(-(2**63)), Lt(2**64)]
 PositiveInt = Annotated[int, Ge(1)]
@@ -92,8 +105,13 @@ def limits_of(hint: Any) -> str:
 def choices_of(hint: Any) -> tuple[str, ...]:
     """The words that a field takes; empty where it takes any."""
     inner, annotated = bare(hint)
-    tables = (each.names for each in annotated if isinstance(each, OneOf))
+    tables = (each.names for each in annotated if isinstance(each, OneOf | EntryOf))
     return get_args(inner) if get_origin(inner) is Literal else next(tables, ())
+
+
+def may_be_custom(hint: Any) -> bool:
+    """Whether a field takes `module:name` beside its choices."""
+    return any(isinstance(each, EntryOf) for each in bare(hint)[1])
 
 
 def range_of(hint: Any) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from megatron_fork.errors import ConfigError, MegatronForkError
-from megatron_fork.field_types import choices_of, may_be_infinite, range_of
+from megatron_fork.field_types import choices_of, may_be_custom, may_be_infinite, range_of
 from megatron_fork.masking import shown
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Settings:
         (default,) = (entry.default for entry in fields(cls) if entry.name == name)
         hint = types_of(cls)[name]
         ways_out = [f"did you mean {each}?" for each in get_close_matches(str(problem["input"]), choices_of(hint), 1)]
+        if may_be_custom(hint):
+            ways_out.append("or module:name of something of your own")
         if wanted := range_of(hint)[0]:
             ways_out.append(f"give {wanted}" if wanted[0].isdigit() else f"give a number {wanted}")
         if default not in (MISSING, None):

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin
 from pydantic import TypeAdapter
 
 from megatron_fork.config import RunConfig
-from megatron_fork.field_types import bare, choices_of, is_path, limits_of, unit_of, without_none
+from megatron_fork.field_types import bare, choices_of, is_path, limits_of, may_be_custom, unit_of, without_none
 from megatron_fork.settings import meanings, types_of
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -77,8 +77,11 @@ def _kind(hint: Any) -> str:
     kind = "path" if is_path(hint) else _KINDS.get(get_origin(inner) or inner, "")
     if choices := choices_of(hint):
         kind = ", ".join(f"`{each}`" for each in choices)
+    if may_be_custom(hint):
+        kind += " or `module:name`"
     if get_origin(inner) is list:
-        kind = f"list of {_KINDS[get_args(inner)[0]]}" + ("s" if get_args(inner)[0] is not str else "")
+        (each,) = get_args(inner)
+        kind = f"list of {_kind(each) if get_args(each) else _KINDS[each] + ('s' if each is not str else '')}"
     return kind + (" or `null`" if without_none(hint)[1] else "")
 
 

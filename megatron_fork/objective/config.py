@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Unit
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.extension import check_name
 from megatron_fork.field_types import (
+    EntryOf,
     Fraction,
     FractionBelowOne,
     NonNegativeFloat,
@@ -90,7 +90,7 @@ class Gae(Settings, room="objective.gae"):
 class ObjectiveConfig(Settings, room="objective"):
     """A policy gradient under a token mask: which surrogate, of which advantages, averaged how, with which penalties."""
 
-    loss: str = "ppo"
+    loss: Annotated[str, EntryOf(tuple(LOSSES))] = "ppo"
     """ppo: min(r A, clip(r) A), with separate low and high clips and dual clip.
     gspo: the same with one ratio for a response, the geometric mean over its marked tokens (arXiv 2507.18071, which
     clips at clip_low=3e-4, clip_high=4e-4 and averages over responses: average=sequence).
@@ -153,7 +153,6 @@ class ObjectiveConfig(Settings, room="objective"):
     overlong: Overlong = field(default_factory=Overlong)
 
     def check(self) -> None:
-        check_name("objective.loss", self.loss, LOSSES, "loss")
         self._check_clips()
         self._check_correction()
         if not self.cov_low < self.cov_high:

@@ -23,6 +23,7 @@ from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Failures, RewardPool
 from megatron_fork.rollout.config import RolloutConfig
 from megatron_fork.rollout.engine import Completion, Engine, Request
+from megatron_fork.rollout.engines import engine_kind
 from megatron_fork.rollout.in_flight import PromptGroup
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
 from megatron_fork.rollout.scheduler import DROPPED_SHOWN, RolloutCounts, RolloutScheduler
@@ -99,7 +100,8 @@ class Collector:
         self.groups = groups
         self.world = world
         self.seed = seed
-        streams = engine.is_coordinated or config.max_staleness > 0 or config.engine == "vllm_colocated"
+        self._draws_in_rounds = engine_kind(config.engine).draws_in_rounds
+        streams = engine.is_coordinated or config.max_staleness > 0 or not self._draws_in_rounds
         self._scheduler = (
             RolloutScheduler(config, engine, source, rewards, groups=groups, seed=seed) if streams else None
         )
@@ -107,11 +109,11 @@ class Collector:
     def collect(self, *, start: int, version: int, stop_point: Callable[[], None] = lambda: None) -> Rollouts:
         """The groups of the next step, which trains the weights of `version`; new prompts from number `start` on.
 
-        Every rank raises `StopRequested` where `stop_point` does on the first; what was begun is `in_flight` then. The embedded
-        engine draws to the end all the same: a response that goes on later does not repeat to the last bit.
+        Every rank raises `StopRequested` where `stop_point` does on the first; what was begun is `in_flight` then. An engine
+        that draws in rounds goes on to the end all the same: a response that goes on later does not repeat to the last bit.
         """
         if self._scheduler is not None:
-            goes_on = self.config.engine == "embedded"
+            goes_on = self._draws_in_rounds
             return self._from_stream(self._scheduler, start, version, (lambda: None) if goes_on else stop_point)
         kept: list[list[Trajectory]] = []
         ahead: list[list[Trajectory]] = []  # drawn together with an earlier round, and not looked at yet

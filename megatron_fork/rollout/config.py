@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from annotated_types import Gt, Lt
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.extension import check_name
 from megatron_fork.field_types import (
+    EntryOf,
     Mebibytes,
     NatsOrInfinite,
     NonNegativeInt,
@@ -80,7 +80,7 @@ class ColocatedConfig(Settings, room="rollout.colocated"):
 class RolloutConfig(Settings, room="rollout"):
     """How responses are drawn."""
 
-    engine: str = "embedded"
+    engine: Annotated[str, EntryOf(tuple(ENGINES))] = "embedded"
     """embedded, vllm_colocated: in the trainer's processes; vllm, sglang: servers; module:name: one of your own
     (docs/extending.md)."""
     servers: list[str] = field(default_factory=list)
@@ -129,7 +129,6 @@ class RolloutConfig(Settings, room="rollout"):
             )
         self._check_servers()
         self._check_sampling()
-        check_name("rollout.engine", self.engine, ENGINES, "engine")
         if self.engine in ENGINES:  # one of the user's own is imported by whoever is to run it
             self.check_kind(ENGINES[self.engine])
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from megatron_fork.extension import check_name
-from megatron_fork.field_types import PositiveFraction
+from megatron_fork.field_types import EntryOf, PositiveFraction
 from megatron_fork.selection.choices import TOKENS
 from megatron_fork.settings import Settings
 
@@ -26,7 +25,7 @@ class SelectionConfig(Settings, room="selection"):
 
     preset: Preset = "paper"
     """What the fields of None are filled with: `paper`, the `authors_code`, or what `trl` does (docs/semantics.md)."""
-    tokens: str = "top"
+    tokens: Annotated[str, EntryOf(tuple(TOKENS))] = "top"
     """top: highest entropies. bottom: lowest. random: the control arm. all: no selection. module:name: highest scores of a
     function of your own (docs/extending.md)."""
     ratio: PositiveFraction = 0.2
@@ -45,7 +44,6 @@ class SelectionConfig(Settings, room="selection"):
         for name, value in PRESETS[self.preset]["selection"].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        check_name("selection.tokens", self.tokens, TOKENS, "choice of tokens")
 
 
 # Values below are relative to the whole recipe, since the denominator belongs to the objective.

@@ -91,7 +91,7 @@ def test_it_trains(my_losses: Path, name: str, monkeypatch: pytest.MonkeyPatch) 
         ("my_losses:PROBE", "objective.loss=my_losses:PROBE is of type int, which makes no loss"),
         ("no_such_module_here:f", "cannot be imported"),
         ("my_broken:f", "cannot be imported: ValueError by me"),
-        ("pppo", "objective.loss=pppo is no loss"),
+        ("pppo", "objective.loss=pppo is not one of ppo"),
     ],
 )
 def test_what_is_no_loss_is_told_by_name(my_losses: Path, name: str, told: str) -> None:

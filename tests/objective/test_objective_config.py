@@ -13,7 +13,7 @@ from megatron_fork.objective import Archer, EntropyShaping, Gae, ObjectiveConfig
 @pytest.mark.parametrize(
     ("cls", "fields", "named"),
     [
-        (ObjectiveConfig, {"loss": "pppo"}, "objective.loss=pppo is no loss"),
+        (ObjectiveConfig, {"loss": "pppo"}, "objective.loss=pppo is not one of ppo"),
         (ObjectiveConfig, {"advantage": "best"}, "objective.advantage=best"),
         (ObjectiveConfig, {"average": "median"}, "objective.average=median"),
         (ObjectiveConfig, {"denominator": "some"}, "objective.denominator=some"),
