@@ -1,11 +1,12 @@
 """Packaging of megatron-fork; the settings of the tools are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-VERSION = {}
-exec((Path(__file__).parent / "megatron_fork" / "version.py").read_text(), VERSION)
+SOURCE = (Path(__file__).parent / "megatron_fork" / "__init__.py").read_text()
+(VERSION,) = re.findall(r"^__version__ = \"(.+)\"$", SOURCE, re.MULTILINE)
 
 RUNTIME = [
     "torch>=2.11",
@@ -45,7 +46,7 @@ DEVELOPMENT = [
 
 setup(
     name="megatron-fork",
-    version=VERSION["__version__"],
+    version=VERSION,
     description="Reinforcement learning on the forking tokens of a reasoning model, on megatron-core",
     long_description=(Path(__file__).parent / "README.md").read_text(),
     long_description_content_type="text/markdown",

@@ -17,16 +17,19 @@ import yaml
 from megatron_fork.data import PRESETS as DATA_PRESETS
 from megatron_fork.data import DataConfig
 from megatron_fork.distributed import ParallelConfig
-from megatron_fork.errors import ConfigError
+from megatron_fork.errors import MASK, ConfigError, hide_logins, shown
 from megatron_fork.evaluation import EvaluationConfig
-from megatron_fork.field_types import FilePath, NonNegativeInt, PositiveInt, Seed
 from megatron_fork.files import UTF8, at_home, can_be_path
-from megatron_fork.masking import MASK, hide_logins, shown
 from megatron_fork.models import ComputeConfig, ExpertsConfig, ModelConfig
 from megatron_fork.objective import ObjectiveConfig
 from megatron_fork.policy import CriticConfig, OptimizerConfig, PolicyConfig
 from megatron_fork.recipe import (
     FieldReader,
+    FilePath,
+    NonNegativeInt,
+    PositiveInt,
+    Seed,
+    Settings,
     as_written,
     different,
     flat,
@@ -41,7 +44,6 @@ from megatron_fork.recipe import (
 from megatron_fork.rewards import RewardsConfig
 from megatron_fork.rollout import RolloutConfig
 from megatron_fork.selection import PRESETS, SelectionConfig
-from megatron_fork.settings import Settings
 from megatron_fork.vocab_parallel import VocabParallelConfig
 
 # Dotted names that fields and rooms had once, with those of today: who has an old recipe or `resolved.yaml` is told.

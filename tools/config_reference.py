@@ -15,8 +15,17 @@ from typing import Any, get_args, get_origin
 from pydantic import TypeAdapter
 
 from megatron_fork.config import RunConfig
-from megatron_fork.field_types import bare, choices_of, is_path, limits_of, may_be_custom, unit_of, without_none
-from megatron_fork.settings import meanings, types_of
+from megatron_fork.recipe import (
+    bare,
+    choices_of,
+    is_path,
+    limits_of,
+    may_be_custom,
+    meanings,
+    types_of,
+    unit_of,
+    without_none,
+)
 
 DOCS = Path(__file__).parent.parent / "docs"
 HEAD = """# Every field of a recipe

@@ -10,9 +10,8 @@ from typing import Annotated, Any, cast
 import typer
 
 from megatron_fork.cli.guard import Debug, guarded
-from megatron_fork.errors import CheckpointError, ConfigError
+from megatron_fork.errors import CheckpointError, ConfigError, size
 from megatron_fork.files import path_at_home
-from megatron_fork.wording import size
 
 app = typer.Typer(
     no_args_is_help=True, help="Checkpoints between Hugging Face and Megatron, without ranks and without a GPU."

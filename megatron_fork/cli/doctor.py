@@ -22,16 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
 
-from megatron_fork import conversion, distributed, models, vocab_parallel
+from megatron_fork import __version__, conversion, distributed, models, vocab_parallel
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import launch
-from megatron_fork.errors import ConfigError
-from megatron_fork.masking import masked
+from megatron_fork.errors import ConfigError, masked, size
 from megatron_fork.policy import OptimizerConfig
 from megatron_fork.rollout import ends_in_words, engine_kind, server_states
 from megatron_fork.run import check, check_import, check_kernels
-from megatron_fork.version import __version__
-from megatron_fork.wording import size
 
 _GIB = 2**30
 # Module, distribution, and what a run gains by it.

@@ -20,8 +20,7 @@ from typing import Annotated
 import typer
 
 from megatron_fork.distributed import another_tells, launch
-from megatron_fork.errors import ConfigError, Interrupted, LayoutError, MegatronForkError, Preempted
-from megatron_fork.masking import masked
+from megatron_fork.errors import ConfigError, Interrupted, LayoutError, MegatronForkError, Preempted, masked
 
 _FIRST_RANK_SECONDS = 10.0
 _NOTHING_YET = "interrupted before there was anything to save"

@@ -20,10 +20,9 @@ from megatron_fork.conversion.published import PublishedWeights
 from megatron_fork.conversion.stream import hf_specifications, iter_hf_weights
 from megatron_fork.conversion.weight_files import INDEX, SINGLE, WeightFiles
 from megatron_fork.conversion.weight_folder import WeightFolder
-from megatron_fork.errors import CheckpointError, ModelError
+from megatron_fork.errors import CheckpointError, ModelError, way_out
 from megatron_fork.files import replaced_folder
 from megatron_fork.models import EMBEDDING, LM_HEAD, Entry, PackedModel, ValueModel
-from megatron_fork.wording import way_out
 
 
 class HasModel(Protocol):

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.data.columns import Columns
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from megatron_fork.data.presets import PRESETS
     from megatron_fork.data.source import PromptCounts, PromptSource, load_prompts
 else:
-    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "DataConfig"})
+    __getattr__ = opened(__name__, __file__, former={"Config": "DataConfig"})
 
 __all__ = [
     "GENERATED",

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_fork.data.answers import short
 from megatron_fork.data.conversations import question_in
 from megatron_fork.errors import DataError
-from megatron_fork.settings import Settings
+from megatron_fork.recipe import Settings
 
 
 @dataclass

@@ -9,8 +9,7 @@ from megatron_fork.data.answers import NO_ANSWER, AnswerForm, AnswerLists, Boxes
 from megatron_fork.data.columns import Columns
 from megatron_fork.data.presets import PRESETS
 from megatron_fork.errors import ConfigError
-from megatron_fork.field_types import FilePath, OneOf, Pattern, PositiveInt, Tokens
-from megatron_fork.settings import Settings
+from megatron_fork.recipe import FilePath, OneOf, Pattern, PositiveInt, Settings, Tokens
 
 # Tasks that are made here and need no file; each has a verifier of its own name.
 GENERATED = ("reach", "arithmetic", "reasoning_gym")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.distributed.backend import (
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from megatron_fork.distributed.launcher import another_tells, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
 else:
-    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "ParallelConfig"})
+    __getattr__ = opened(__name__, __file__, former={"Config": "ParallelConfig"})
 
 __all__ = [
     "ParallelConfig",

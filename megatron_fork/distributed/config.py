@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_fork.errors import LayoutError
-from megatron_fork.field_types import PositiveInt
-from megatron_fork.settings import Settings
+from megatron_fork.recipe import PositiveInt, Settings
 
 
 @dataclass

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_fork.field_types import NonNegativeInt, PositiveInt
-from megatron_fork.settings import Settings
+from megatron_fork.recipe import NonNegativeInt, PositiveInt, Settings
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.models.architecture import check_divides, config_from_recipe, tokens_where_attention_is_half
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from megatron_fork.models.statistics_model import StatisticsModel
     from megatron_fork.models.value_model import PackedModel, ValueModel
 else:
-    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "ModelConfig"})
+    __getattr__ = opened(__name__, __file__, former={"Config": "ModelConfig"})
 
 __all__ = [
     "EMBEDDING",

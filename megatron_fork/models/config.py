@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.field_types import FilePath, NonNegativeFloat, NonNegativeInt, PositiveInt
-from megatron_fork.settings import Settings
+from megatron_fork.recipe import FilePath, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings
 
 Backend = Literal["auto", "local", "transformer_engine"]
 

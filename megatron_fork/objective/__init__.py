@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.objective.advantage import generalized_advantages, group_advantages, overlong_penalty, whiten
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from megatron_fork.objective.losses.table import Loss, loss_named
     from megatron_fork.objective.selected_tokens import SelectedTokens
 else:
-    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "ObjectiveConfig"})
+    __getattr__ = opened(__name__, __file__, former={"Config": "ObjectiveConfig"})
 
 __all__ = [
     "Archer",

@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Unit
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.field_types import (
+from megatron_fork.objective.losses import LOSSES
+from megatron_fork.recipe import (
     EntryOf,
     Fraction,
     FractionBelowOne,
     NonNegativeFloat,
     PositiveFloat,
     PositiveFraction,
+    Settings,
     Tokens,
 )
-from megatron_fork.objective.losses import LOSSES
-from megatron_fork.settings import Settings
 
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "gae"]
 Average = Literal["token", "sequence", "constant"]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.policy.actor import LossFunction, Policy
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from megatron_fork.policy.step_batches import groups_with_signal, split_into_mini_batches, with_advantages
     from megatron_fork.policy.trained_models import TrainedModels
 else:
-    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "PolicyConfig"})
+    __getattr__ = opened(__name__, __file__, former={"Config": "PolicyConfig"})
 
 __all__ = [
     "PolicyConfig",

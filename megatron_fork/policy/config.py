@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.field_types import (
+from megatron_fork.recipe import (
     Fraction,
     FractionBelowOne,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Settings,
     Tokens,
 )
-from megatron_fork.settings import Settings
 
 if TYPE_CHECKING:
     import torch

@@ -1,22 +1,93 @@
-"""A recipe as text and as typed fields: reading without loss, references, checks of names and kinds, meanings."""
+"""A recipe: what fields of settings declare and how they are checked; its text, read without loss; entries by name."""
 
-from megatron_fork.recipe.comparison import different, flat, letters
-from megatron_fork.recipe.fields import FieldReader, one_line
-from megatron_fork.recipe.meanings import described
-from megatron_fork.recipe.references import as_written, resolve
-from megatron_fork.recipe.text import key_text, plain, read_yaml, write_yaml
+from typing import TYPE_CHECKING
+
+from megatron_fork import opened
+
+if TYPE_CHECKING:
+    from megatron_fork.recipe.comparison import different, flat, letters
+    from megatron_fork.recipe.description import described
+    from megatron_fork.recipe.extension import entry_named, is_custom, part
+    from megatron_fork.recipe.field_types import (
+        EntryOf,
+        FilePath,
+        Fraction,
+        FractionBelowOne,
+        Gibibytes,
+        Mebibytes,
+        NatsOrInfinite,
+        NonNegativeFloat,
+        NonNegativeInt,
+        NonNegativeMebibytes,
+        OneOf,
+        Pattern,
+        PositiveFloat,
+        PositiveFraction,
+        PositiveInt,
+        Seconds,
+        Seed,
+        Tokens,
+        bare,
+        choices_of,
+        is_path,
+        limits_of,
+        may_be_custom,
+        may_be_infinite,
+        range_of,
+        unit_of,
+        without_none,
+    )
+    from megatron_fork.recipe.fields import FieldReader, one_line
+    from megatron_fork.recipe.references import as_written, resolve
+    from megatron_fork.recipe.settings import Settings, meanings, types_of
+    from megatron_fork.recipe.text import key_text, plain, read_yaml, write_yaml
+else:
+    __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "EntryOf",
     "FieldReader",
+    "FilePath",
+    "Fraction",
+    "FractionBelowOne",
+    "Gibibytes",
+    "Mebibytes",
+    "NatsOrInfinite",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "NonNegativeMebibytes",
+    "OneOf",
+    "Pattern",
+    "PositiveFloat",
+    "PositiveFraction",
+    "PositiveInt",
+    "Seconds",
+    "Seed",
+    "Settings",
+    "Tokens",
     "as_written",
+    "bare",
+    "choices_of",
     "described",
     "different",
+    "entry_named",
     "flat",
+    "is_custom",
+    "is_path",
     "key_text",
     "letters",
+    "limits_of",
+    "may_be_custom",
+    "may_be_infinite",
+    "meanings",
     "one_line",
+    "part",
     "plain",
+    "range_of",
     "read_yaml",
     "resolve",
+    "types_of",
+    "unit_of",
+    "without_none",
     "write_yaml",
 ]

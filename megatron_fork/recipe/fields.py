@@ -15,13 +15,12 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from megatron_fork.errors import ConfigError
-from megatron_fork.field_types import bare, is_path, without_none
+from megatron_fork.errors import ConfigError, shown
 from megatron_fork.files import at_home
-from megatron_fork.masking import shown
+from megatron_fork.recipe.field_types import bare, is_path, without_none
 from megatron_fork.recipe.references import Resolved
+from megatron_fork.recipe.settings import types_of
 from megatron_fork.recipe.text import Written, key_text, plain, read_yaml
-from megatron_fork.settings import types_of
 
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
 _DIGITS = re.compile(r"[-+]?\d[\d_]*")

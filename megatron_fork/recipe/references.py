@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megatron_fork.errors import ConfigError
-from megatron_fork.masking import hide, masked
+from megatron_fork.errors import ConfigError, hide, masked
 from megatron_fork.recipe.text import Written, plain
 
 _OPENING, _ESCAPED = "${", "\\${"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 from megatron_fork.rewards.dispatcher import PoolCounts
 from megatron_fork.rewards.extraction import stated_answer
 from megatron_fork.rewards.failures import Failures, FailureWatch
@@ -17,7 +17,7 @@ from megatron_fork.rewards.verifiers import score, takes_row
 if TYPE_CHECKING:
     from megatron_fork.rewards.config import RewardsConfig
 else:
-    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "RewardsConfig"})
+    __getattr__ = opened(__name__, __file__, former={"Config": "RewardsConfig"})
 
 __all__ = [
     "MAX_OPERATIONS",

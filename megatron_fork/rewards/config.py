@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.field_types import Fraction, Gibibytes, NonNegativeInt, PositiveInt, Seconds
+from megatron_fork.recipe import Fraction, Gibibytes, NonNegativeInt, PositiveInt, Seconds, Settings
 from megatron_fork.rewards.rules import MATHEMATICS, Policy, Rules, kind_with
 from megatron_fork.rewards.verifiers import KNOWN_KINDS, RUNS_PROGRAMS, is_kind
-from megatron_fork.settings import Settings
 
 
 @dataclass

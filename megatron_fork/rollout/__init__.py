@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.rollout.collector import Collector, Rollouts
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from megatron_fork.rollout.servers.wire import server_states
     from megatron_fork.rollout.weights import PolicyWeights
 else:
-    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "RolloutConfig"})
+    __getattr__ = opened(__name__, __file__, former={"Config": "RolloutConfig"})
 
 __all__ = [
     "PartialResponse",

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from annotated_types import Gt, Lt
 
-from megatron_fork.errors import ConfigError
-from megatron_fork.field_types import (
+from megatron_fork.errors import KEY_VARIABLE, ConfigError
+from megatron_fork.recipe import (
     EntryOf,
     Mebibytes,
     NatsOrInfinite,
@@ -22,12 +22,11 @@ from megatron_fork.field_types import (
     PositiveFraction,
     PositiveInt,
     Seconds,
+    Settings,
     Tokens,
 )
-from megatron_fork.masking import KEY_VARIABLE
 from megatron_fork.rollout.engines import ENGINES, EngineKind, SyncWay, check_settings
 from megatron_fork.serving import EntropyTemperature
-from megatron_fork.settings import Settings
 
 # Nothing but what stands in an address, or in a header.
 _PLAIN = re.compile(r"[!-~]+").fullmatch

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.extension import entry_named, part
+from megatron_fork.recipe import entry_named, part
 
 if TYPE_CHECKING:  # the table is read before anything of these is needed
     import torch

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.run.checkpointing import checkpoint, checkpointing, save
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.state import PartialStep, RunState, is_due
     from megatron_fork.run.supervised import supervise
 else:
-    __getattr__ = front_door.opened(__name__, __file__)
+    __getattr__ = opened(__name__, __file__)
 
 __all__ = [
     "Display",

@@ -20,9 +20,8 @@ from typing import TextIO
 import yaml
 
 from megatron_fork.config import RunConfig, differences
-from megatron_fork.errors import RunFolderError
+from megatron_fork.errors import RunFolderError, command
 from megatron_fork.run.folder import writing_to
-from megatron_fork.wording import command
 
 RESOLVED = "resolved.yaml"
 LOCK = "lock"

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from megatron_fork.masking import masked
+from megatron_fork.errors import masked
 
 # What is shown of a step's metrics: label, name, format.
 _SHOWN = (

@@ -18,7 +18,7 @@ from megatron_fork import checkpoint, conversion, distributed
 from megatron_fork.config import RunConfig, fingerprint, former_fingerprints, to_yaml
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
-from megatron_fork.errors import Interrupted, MegatronForkError, Preempted, StopRequested
+from megatron_fork.errors import Interrupted, MegatronForkError, Preempted, StopRequested, command
 from megatron_fork.rollout import ends_in_words
 from megatron_fork.run.checks import check
 from megatron_fork.run.claim import claim, new_folder
@@ -27,7 +27,6 @@ from megatron_fork.run.folder import RunFolder
 from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
 from megatron_fork.run.metric_names import PeerNames
 from megatron_fork.run.provenance import as_comments, provenance
-from megatron_fork.wording import command
 
 # What a resumed run may change without becoming another run.
 _MAY_CHANGE = (

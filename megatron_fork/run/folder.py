@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from megatron_fork.analysis import StepMetrics
-from megatron_fork.errors import RunFolderError
+from megatron_fork.errors import RunFolderError, masked, way_out
 from megatron_fork.files import replace_file
-from megatron_fork.masking import masked
 from megatron_fork.run.metric_names import PeerNames
-from megatron_fork.wording import way_out
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_fork.masking import masked
+from megatron_fork import __version__
+from megatron_fork.errors import masked
 from megatron_fork.recipe import write_yaml
-from megatron_fork.version import __version__
 
 _PACKAGES = ("torch", "megatron-core", "transformers", "transformer-engine", "vllm")
 _PROJECT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def commit(project: Path = _PROJECT) -> str | None:
 
     try:
         # Of an enclosing repository, as around a virtual environment, the commit would be another project's.
-        git("ls-files", "--error-unmatch", "megatron_fork/version.py")
+        git("ls-files", "--error-unmatch", "megatron_fork/__init__.py")
         return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.selection.choices import SCOPES, TokenChoice, token_choice
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from megatron_fork.selection.scores import TokenColumns
     from megatron_fork.selection.select import Selection, select_tokens
 else:
-    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "SelectionConfig"})
+    __getattr__ = opened(__name__, __file__, former={"Config": "SelectionConfig"})
 
 __all__ = [
     "PRESETS",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from megatron_fork.extension import entry_named
+from megatron_fork.recipe import entry_named
 
 if TYPE_CHECKING:  # settings are checked without torch
     from torch import Tensor

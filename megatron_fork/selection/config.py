@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from megatron_fork.field_types import EntryOf, PositiveFraction
+from megatron_fork.recipe import EntryOf, PositiveFraction, Settings
 from megatron_fork.selection.choices import TOKENS
-from megatron_fork.settings import Settings
 
 Scope = Literal["minibatch", "microbatch_global", "microbatch", "sequence"]
 Rule = Literal["threshold", "exact_k", "quantile"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import SelectionError
-from megatron_fork.extension import part
+from megatron_fork.recipe import part
 from megatron_fork.selection.choices import RULES, CutRule, TokenChoice, token_choice
 from megatron_fork.selection.config import SelectionConfig
 from megatron_fork.selection.kth import floats_of_keys, global_count, kth_of_numbers, ordered_keys, refuse_nan

@@ -6,13 +6,13 @@ here imports more than torch, `vocab_parallel`, the types of settings and, in th
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.serving.entropy_temperature import EntropyTemperature, scale_by_entropy
     from megatron_fork.serving.transfer import Backend, TransferGroup, TransferStore, address_towards, join_transfer
 else:
-    __getattr__ = front_door.opened(__name__, __file__)
+    __getattr__ = opened(__name__, __file__)
 
 __all__ = [
     "Backend",

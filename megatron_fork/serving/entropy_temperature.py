@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Unit
 
-from megatron_fork.field_types import PositiveFloat
-from megatron_fork.settings import Settings
+from megatron_fork.recipe import PositiveFloat, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ import os
 import runpy
 import sys
 
-from megatron_fork.masking import KEY_VARIABLE
+from megatron_fork.errors import KEY_VARIABLE
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megatron_fork import front_door
+from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.vocab_parallel.config import VocabParallelConfig
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from megatron_fork.vocab_parallel.shard import TokenStatistics
     from megatron_fork.vocab_parallel.statistics import token_statistics
 else:
-    __getattr__ = front_door.opened(__name__, __file__, former={"Config": "VocabParallelConfig"})
+    __getattr__ = opened(__name__, __file__, former={"Config": "VocabParallelConfig"})
 
 __all__ = [
     "VocabParallelConfig",

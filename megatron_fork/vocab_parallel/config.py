@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fork.field_types import NonNegativeMebibytes
-from megatron_fork.settings import Settings
+from megatron_fork.recipe import NonNegativeMebibytes, Settings
 
 KernelChoice = Literal["auto", "torch", "triton"]
 

@@ -9,8 +9,7 @@ import yaml
 from support.commands import PROJECT, QUICKSTART
 
 from megatron_fork.config import RunConfig, load_config, to_yaml
-from megatron_fork.recipe import described
-from megatron_fork.settings import meanings
+from megatron_fork.recipe import described, meanings
 
 RECIPES = sorted((PROJECT / "examples").rglob("*.yaml"))
 

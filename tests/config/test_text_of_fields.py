@@ -15,7 +15,7 @@ from support.recipe_fields import leaves
 
 from megatron_fork.config import RunConfig, load_config, to_yaml
 from megatron_fork.errors import ConfigError, MegatronForkError
-from megatron_fork.field_types import bare, is_path
+from megatron_fork.recipe import bare, is_path
 from megatron_fork.recipe.text import plain, read_yaml, write_yaml
 
 PATHS = {"run.folder", "model.path", "data.source"}

@@ -7,7 +7,7 @@ import pytest
 from support.engine_models import new_model, requests, weights_of
 from support.engine_servers import ENGINES, serving
 
-from megatron_fork.masking import KEY_VARIABLE
+from megatron_fork.errors import KEY_VARIABLE
 
 KEY = "key-77c1e0a9"
 # Of those that the key guards; vLLM's routes for training are none of them.

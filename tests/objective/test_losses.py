@@ -9,9 +9,9 @@ import torch
 from support.commands import QUICKSTART, run
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.extension import is_custom
 from megatron_fork.objective import ObjectiveConfig, loss_named, needs_whole_sequences, policy_loss
 from megatron_fork.objective.losses import LOSSES
+from megatron_fork.recipe import is_custom
 
 PROJECT = Path(__file__).parent.parent.parent
 SMALL = (

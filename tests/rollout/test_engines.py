@@ -21,7 +21,7 @@ from support.commands import QUICKSTART, run
 from megatron_fork.config import load_config
 from megatron_fork.errors import ConfigError
 from megatron_fork.experience import VersionSpan
-from megatron_fork.extension import part
+from megatron_fork.recipe import part
 from megatron_fork.rollout import (
     Completion,
     EngineContext,

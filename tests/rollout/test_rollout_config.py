@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from megatron_fork.errors import ConfigError
-from megatron_fork.masking import KEY_VARIABLE
+from megatron_fork.errors import KEY_VARIABLE, ConfigError
 from megatron_fork.rollout import ColocatedConfig, RemoteConfig, RolloutConfig
 from megatron_fork.rollout.servers.vllm import VllmServer
 from megatron_fork.serving import EntropyTemperature

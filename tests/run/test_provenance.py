@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.commands import QUICKSTART, TINY, run
 
+from megatron_fork import __version__
 from megatron_fork.config import differences, load_config, to_yaml
 from megatron_fork.run import provenance as told
-from megatron_fork.version import __version__
 
 NEEDED = {"written", "command", "host", "device", "layout", "commit", "versions"}
 
@@ -45,7 +45,7 @@ def test_the_commit_is_this_projects_own(tmp_path: Path) -> None:
     git("init")
     (tmp_path / "other").write_text("another project's\n")
     (tmp_path / "megatron_fork").mkdir()
-    (tmp_path / "megatron_fork" / "version.py").write_text("# installed into its environment\n")
+    (tmp_path / "megatron_fork" / "__init__.py").write_text("# installed into its environment\n")
     git("add", "other")
     git("commit", "-m", "first")
     assert told.commit(tmp_path) is None
@@ -53,7 +53,7 @@ def test_the_commit_is_this_projects_own(tmp_path: Path) -> None:
     git("commit", "-m", "second")
     found = told.commit(tmp_path)
     assert found is not None and len(found) == 40
-    (tmp_path / "megatron_fork" / "version.py").write_text("# changed\n")
+    (tmp_path / "megatron_fork" / "__init__.py").write_text("# changed\n")
     assert told.commit(tmp_path) == f"{found} with changes"
 
 

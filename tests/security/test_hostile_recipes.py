@@ -11,8 +11,8 @@ from support.recipe_fields import leaves
 
 from megatron_fork.config import RunConfig, load_config
 from megatron_fork.errors import ConfigError
-from megatron_fork.field_types import bare, may_be_infinite
 from megatron_fork.policy import OptimizerConfig
+from megatron_fork.recipe import bare, may_be_infinite
 
 FLOATS = sorted(name for name, hint in leaves(RunConfig) if bare(hint)[0] is float)
 MAY_BE_INFINITE = {"rollout.mismatch_limit", "rollout.probe_limit"}

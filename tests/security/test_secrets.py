@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from support.commands import QUICKSTART, run
 
 from megatron_fork.config import load_config, to_yaml
-from megatron_fork.errors import ConfigError
-from megatron_fork.masking import KEY_VARIABLE, masked
-from megatron_fork.recipe.meanings import described
+from megatron_fork.errors import KEY_VARIABLE, ConfigError, masked
+from megatron_fork.recipe.description import described
 from megatron_fork.run.folder import RunFolder
 from megatron_fork.run.provenance import provenance
 

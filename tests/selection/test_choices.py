@@ -22,7 +22,7 @@ from support.ranks import run_on_ranks
 
 from megatron_fork.config import load_config
 from megatron_fork.errors import ConfigError, SelectionError
-from megatron_fork.extension import part
+from megatron_fork.recipe import part
 from megatron_fork.run import check
 from megatron_fork.selection import SelectionConfig, TokenChoice, TokenColumns, select_tokens, token_choice
 from megatron_fork.selection.choices import RULES, SCOPES, TOKENS

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from megatron_fork.settings import types_of
+from megatron_fork.recipe import types_of
 
 
 def leaves(cls: Any, path: str = "") -> Iterator[tuple[str, Any]]:

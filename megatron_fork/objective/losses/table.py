@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.extension import entry_named, part
+from megatron_fork.recipe import entry_named, part
 
 if TYPE_CHECKING:  # settings are checked without torch
     from megatron_fork.objective.losses.surrogate import Surrogate

@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import RolloutError, StopRequested
-from megatron_fork.extension import part
+from megatron_fork.recipe import part
 from megatron_fork.rollout.config import RolloutConfig
 from megatron_fork.rollout.engine import Completion, Request, answers
 from megatron_fork.rollout.engines import EngineContext, engine_kind

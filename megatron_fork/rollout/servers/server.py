@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from megatron_fork.masking import KEY_VARIABLE, masked
+from megatron_fork.errors import KEY_VARIABLE, masked
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk
 from megatron_fork.rollout.servers.pace import Allowance, Pace

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
-from megatron_fork.masking import KEY_VARIABLE, masked
+from megatron_fork.errors import KEY_VARIABLE, masked
 
 if TYPE_CHECKING:
     from megatron_fork.rollout.servers.pace import Allowance

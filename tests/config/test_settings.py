@@ -12,9 +12,8 @@ from support.recipe_fields import leaves
 
 from megatron_fork.config import RunConfig
 from megatron_fork.errors import MegatronForkError
-from megatron_fork.field_types import bare, choices_of, may_be_infinite, range_of, without_none
 from megatron_fork.policy import OptimizerConfig
-from megatron_fork.settings import types_of
+from megatron_fork.recipe import bare, choices_of, may_be_infinite, range_of, types_of, without_none
 
 
 def rooms(cls: Any, path: str = "") -> dict[str, Any]:

@@ -17,9 +17,8 @@ from itertools import pairwise
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
-from megatron_fork.errors import ConfigError, MegatronForkError
-from megatron_fork.field_types import choices_of, may_be_custom, may_be_infinite, range_of
-from megatron_fork.masking import shown
+from megatron_fork.errors import ConfigError, MegatronForkError, shown
+from megatron_fork.recipe.field_types import choices_of, may_be_custom, may_be_infinite, range_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

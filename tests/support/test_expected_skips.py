@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.commands import PROJECT
 from support.expected_skips import EXPECTED, SWITCH
 

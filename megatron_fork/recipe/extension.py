@@ -15,9 +15,8 @@ from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from megatron_fork.errors import ConfigError
-from megatron_fork.field_types import CUSTOM
-from megatron_fork.masking import shown
+from megatron_fork.errors import ConfigError, shown
+from megatron_fork.recipe.field_types import CUSTOM
 
 T = TypeVar("T")
 _CUSTOM = re.compile(CUSTOM)

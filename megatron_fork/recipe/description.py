@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from megatron_fork.field_types import limits_of
+from megatron_fork.recipe.field_types import limits_of
 from megatron_fork.recipe.references import as_written
+from megatron_fork.recipe.settings import meanings, types_of
 from megatron_fork.recipe.text import write_yaml
-from megatron_fork.settings import meanings, types_of
 
 _WIDTH = 118
 
