@@ -259,7 +259,7 @@ def balanced() -> list[str]:
 
 @pytest.mark.slow
 def test_several_ranks_share_the_load_unless_each_draws_its_rounds() -> None:
-    from ranks import run_on_ranks
+    from support.ranks import run_on_ranks
 
     for names in run_on_ranks(balanced, 2):
         assert names == [LoadBalancedEngine.__name__, "Echo", LoadBalancedEngine.__name__]

@@ -124,14 +124,14 @@ def test_a_score_that_is_the_entropy_has_its_threshold() -> None:
     assert torch.equal(found.mask, top.mask) and found.threshold == top.threshold
 
 
-def select_share(names: tuple[str, ...]) -> list[list[int]]:
-    """Ids that each choice marks on this rank; the last rank has no token."""
+def select_share(names: tuple[str, ...], *, alone: bool = False) -> list[list[int]]:
+    """Ids that each choice marks on this rank, of which the last has no token; or, `alone`, of all tokens."""
     generator = torch.Generator().manual_seed(3)
     score = torch.randint(-5, 5, (60,), generator=generator) / 8
     ids = torch.arange(60)
-    if dist.is_initialized():
+    if not alone:
         ids = ids[ids % 2 == dist.get_rank()]
-    group = dist.group.WORLD if dist.is_initialized() else None
+    group = None if alone else dist.group.WORLD
     marked = []
     for name in names:
         found = select_tokens(
@@ -150,7 +150,7 @@ def select_share(names: tuple[str, ...]) -> list[list[int]]:
 def test_the_same_tokens_however_they_lie_on_ranks() -> None:
     names = tuple(own(name) for name in ("given_score", "lowest_score", "rank_of_score", "lowest_rank"))
     shares = run_on_ranks(select_share, 3, names)
-    for place, whole in enumerate(select_share(names)):
+    for place, whole in enumerate(select_share(names, alone=True)):
         assert sorted(token for share in shares for token in share[place]) == whole
 
 
