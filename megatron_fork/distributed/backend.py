@@ -25,6 +25,29 @@ def device() -> torch.device:
     return torch.device("cuda", place.local_rank if place and torch.cuda.device_count() > 1 else 0)
 
 
+# Dense products of bf16 a second, as NVIDIA's data sheets have them; the more particular name first.
+_PEAK_FLOPS = {
+    "GB200": 2.5e15,
+    "B200": 2.25e15,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+}
+
+
+def peak_flops(name: str | None = None) -> float | None:
+    """Floating-point operations a second that this rank's GPU, or one of that name, can make in bf16; None where unknown."""
+    if name is None:
+        name = torch.cuda.get_device_name(device()) if torch.cuda.is_available() else ""
+    return next((peak for each, peak in _PEAK_FLOPS.items() if each in name), None)
+
+
 def is_launched() -> bool:
     """True under torchrun, srun or mpirun with several ranks."""
     return launch() is not None

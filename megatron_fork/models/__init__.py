@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         family_of,
     )
     from megatron_fork.models.fields import check_fields, shown
+    from megatron_fork.models.flops import training_flops
     from megatron_fork.models.footprint import Footprint, count_parameters, fullest_rank, hugging_face_outline
     from megatron_fork.models.rotary import longest_sequence
     from megatron_fork.models.routing import Routing
@@ -27,6 +28,7 @@ else:
     __getattr__ = opened(__name__, __file__, former={"Config": "ModelConfig"})
 
 __all__ = [
+    "training_flops",
     "EMBEDDING",
     "FAMILIES",
     "FINAL_NORM",

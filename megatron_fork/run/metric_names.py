@@ -38,6 +38,7 @@ ALIASES: dict[Peer, dict[str, Callable[[Metrics, int], float]]] = {
         "timing_s/step": _named("time/step"),
         "timing_s/update_actor": _named("time/update"),
         "timing_s/update_weights": _named("time/synchronise"),
+        "perf/mfu/actor": _named("update/mfu"),
         "perf/time_per_step": _named("time/step"),
         "perf/total_num_tokens": _named("responses/tokens"),
         "perf/throughput": lambda metrics, ranks: metrics["responses/tokens"] / (metrics["time/step"] * ranks),

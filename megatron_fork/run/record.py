@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+from megatron_fork import distributed, models
 from megatron_fork.analysis import Outcome, read_outcome, write_report
 from megatron_fork.config import RunConfig
 from megatron_fork.evaluation import Evaluation, evaluate
@@ -64,6 +65,7 @@ def log_step(context: RunContext, state: RunState, done: PartialStep, seconds: M
     assert done.trajectories is not None
     metrics = {**done.rollout_metrics, **done.result.metrics, **seconds}
     metrics["tokens_per_second"] = sum(len(each.response) for each in done.trajectories) / metrics["time/step"]
+    metrics |= utilization(context, done.trajectories, metrics.get("time/update", 0.0))
     context.folder.metrics("train", state.step, metrics)
     context.folder.updates(state.step, done.result.updates)
     has_signal = note_signal(context, state, metrics, updates=len(done.result.updates))
@@ -79,6 +81,15 @@ def log_step(context: RunContext, state: RunState, done: PartialStep, seconds: M
         if not done.result.shares:
             keep_responses(context, done.dropped, state.step, "without_signal")
     return metrics
+
+
+def utilization(context: RunContext, trained: Sequence[Trajectory], seconds: float) -> dict[str, float]:
+    """Model FLOPs utilization of the updates, on GPUs whose peak is known: all tokens count, whichever were selected."""
+    peak = distributed.peak_flops()
+    if peak is None or not seconds:
+        return {}
+    flops = models.training_flops(context.hf_config, [len(each.prompt.tokens) + len(each.response) for each in trained])
+    return {"update/mfu": flops / (seconds * peak * context.layout.world.size())}
 
 
 def is_traced(state: RunState, config: RunConfig, *, has_signal: bool) -> bool:
