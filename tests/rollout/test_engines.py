@@ -91,7 +91,11 @@ def mute(context: EngineContext) -> Mute:
 
 
 NO_WEIGHTS = EngineKind(echo, reports_experts=True, ranks_per_engine=lambda config: 2)
-OF_SERVERS = EngineKind("megatron_fork.rollout.servers.remote:RemoteEngine.of", server="x:y", sync_ways=("gloo",))
+OF_SERVERS = EngineKind(
+    "megatron_fork.rollout.servers.remote:RemoteEngine.of",
+    server="megatron_fork.rollout.servers.vllm:VllmServer",
+    sync_ways=("gloo",),
+)
 PROBE = 3
 
 
@@ -102,7 +106,9 @@ def own(name: str) -> str:
 def context(engine: str, **settings) -> EngineContext:
     tokenizer = SimpleNamespace(pad_token_id=None)
     config = RolloutConfig(engine=engine, **settings)
-    return EngineContext(config, None, tokenizer, (7, 8), 4, Path(), None, torch.device("cpu"), torch.float32)
+    return EngineContext(
+        config, SimpleNamespace(vocab_size=1000), tokenizer, (7, 8), 4, Path(), None, torch.device("cpu"), torch.float32
+    )
 
 
 @pytest.mark.parametrize("name", ENGINES)
