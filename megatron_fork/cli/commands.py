@@ -11,7 +11,7 @@ import typer
 from megatron_fork import __version__
 from megatron_fork.cli import convert as convert_commands
 from megatron_fork.cli import data as data_commands
-from megatron_fork.cli.guard import Debug, guarded, is_first_rank, stops_at_once
+from megatron_fork.cli.guard import Debug, guarded, is_first_rank, stops_at_once, stops_no_more
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import path_at_home
 
@@ -116,6 +116,7 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
 
             if is_first_rank():
                 typer.echo(described(config), nl=False)
+            stops_no_more()
             return
         if command == "sft" and not config.sft.steps:
             raise ConfigError(
@@ -131,6 +132,7 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
 
         display = Display(speaks=distributed.rank() == 0)
         (train_recipe if command == "train" else supervise)(config, display)
+        stops_no_more()
         distributed.finalize()
 
     guarded(work, debug=debug)

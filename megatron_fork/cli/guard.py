@@ -23,6 +23,7 @@ from megatron_fork.distributed import another_tells, launch
 from megatron_fork.errors import ConfigError, Interrupted, LayoutError, MegatronForkError, Preempted, masked
 
 _FIRST_RANK_SECONDS = 10.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _NOTHING_YET = "interrupted before there was anything to save"
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
@@ -63,9 +64,15 @@ def stops_at_once() -> None:
 
     No exception: the libraries that are imported meanwhile catch what they can.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for number in _SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` leaves it
             signal.signal(number, partial(_stop, os.getpid()))
+
+
+def stops_no_more() -> None:
+    """All is done: a signal cannot make a failure of it, neither now nor while Python ends, which drops all handlers."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(process: int, number: int, frame: FrameType | None) -> None:
@@ -86,7 +93,7 @@ def _tell_defect(kind: type[BaseException], defect: BaseException | None, trace:
 def _explain(error: MegatronForkError, *, debug: bool) -> None:
     if debug:
         typer.echo(masked(traceback.format_exc()), err=True, nl=False)
-    speaks = is_first_rank()
+    speaks = is_first_rank() or error.is_of_one_rank
     _tell_torchrun(error if speaks else MegatronForkError("as the first rank says"))
     if not speaks:
         return

@@ -17,6 +17,8 @@ class MegatronForkError(Exception):
     """Base of every error that is the user's to mend."""
 
     exit_code = 1
+    is_of_one_rank = False
+    """Whether a rank may meet it alone: then it speaks for itself."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(_printable(message))
@@ -62,6 +64,18 @@ class SelectionError(MegatronForkError):
 
 class ObjectiveError(MegatronForkError):
     """Rewards, advantages or log-probs from which no loss can be formed."""
+
+
+class ExtensionError(MegatronForkError):
+    """What code of the user's own, which a recipe names, has raised or given back."""
+
+    is_of_one_rank = True
+
+
+class GradientError(ObjectiveError):
+    """Gradients that are no numbers."""
+
+    is_of_one_rank = True
 
 
 class RunFolderError(MegatronForkError):

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_fork.errors import ObjectiveError
+from megatron_fork.errors import ExtensionError, ObjectiveError
 from megatron_fork.objective.config import ObjectiveConfig
 from megatron_fork.objective.correction import correct
 from megatron_fork.objective.losses import loss_named
 from megatron_fork.objective.losses.surrogate import Surrogate
 from megatron_fork.objective.selected_tokens import SelectedTokens, exponential
+from megatron_fork.recipe import is_custom, told_by_name
 
 # KL(policy || reference) from tokens of the policy, with d = logp - reference logp (J. Schulman, "Approximating KL
 # divergence", 2020). As losses they differ: see `ObjectiveConfig.kl_estimator`.
@@ -99,7 +100,10 @@ def policy_loss(
     tokens = SelectedTokens.of(logprob, old_logprob, advantage, mask, config, optional)
     tokens = replace(tokens, advantage=shaped_advantage(tokens))
     loss = loss_named(config.loss)
-    surrogate = loss(tokens)
+    with told_by_name("objective.loss", config.loss):
+        surrogate = loss(tokens)
+    if is_custom(config.loss):
+        _refuse_unfit(surrogate, tokens)
     columns = {
         "tokens": torch.ones_like(tokens.ratio),
         "ratio": tokens.ratio,
@@ -123,6 +127,35 @@ def policy_loss(
         objective = objective * weight[mask]
     sums = {name: column.detach().sum(dtype=tokens.ratio.dtype) for name, column in (columns | more).items()}
     return PolicyLoss(-objective.sum() / normalizer, sums)
+
+
+def _refuse_unfit(surrogate: Surrogate, tokens: SelectedTokens) -> None:
+    """Raises where a loss of the user's own gives back anything but one number a token, which might train all the same."""
+    name = f"objective.loss={tokens.config.loss}"
+    if not isinstance(surrogate, Surrogate):
+        raise ExtensionError(
+            f"{name} gives back {type(surrogate).__name__}",
+            hint="a Surrogate, as megatron_fork.objective.clipped makes it",
+        )
+    for column, values in surrogate._asdict().items():
+        if values is None and column in Surrogate._field_defaults:
+            continue
+        kind = torch.bool if "clipped" in column else tokens.ratio.dtype
+        if not isinstance(values, Tensor) or values.shape != tokens.ratio.shape or values.dtype != kind:
+            found = f"{list(values.shape)} {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
+            raise ExtensionError(
+                f"{name}: its {column} is {found}", hint=f"one a selected token: {list(tokens.ratio.shape)} {kind}"
+            )
+        if values.is_floating_point() and not torch.isfinite(values).all():
+            raise ExtensionError(
+                f"{name}: its {column} holds a value that is not finite",
+                hint="look for a division by 0, a logarithm, an overflow",
+            )
+    given = [surrogate.value, surrogate.penalty]
+    if tokens.logprob.requires_grad and not any(values is not None and values.requires_grad for values in given):
+        raise ExtensionError(
+            f"{name}: its value has no gradient", hint="compute it from tokens.logprob or tokens.ratio"
+        )
 
 
 def _constant(column: Tensor | None) -> Tensor | None:

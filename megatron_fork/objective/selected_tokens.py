@@ -60,7 +60,7 @@ class SelectedTokens:
         if column is None:
             raise ObjectiveError(
                 f"objective.{field} needs {name}; {field} is {vars(self.config)[field]}",
-                hint=f"pass {name} to policy_loss",
+                hint=f"pass {name} to policy_loss; a loss of your own names it: Loss(..., columns=('{name}',))",
             )
         return column
 

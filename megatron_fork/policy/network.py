@@ -21,6 +21,7 @@ from transformers import PretrainedConfig
 
 from megatron_fork.data import MicroBatch, RowShape, deal, micro_batches_needed, pack
 from megatron_fork.distributed import Layout, collectives, device, threads_of_a_pass
+from megatron_fork.errors import GradientError
 from megatron_fork.experience import Batch
 from megatron_fork.models import PackedModel, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
@@ -151,7 +152,15 @@ class Network:
             assert isinstance(wrapped, DistributedDataParallel)
             wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
-        results = self._run(micro_batches, rows, tasks, forward_only=False)
+        try:
+            results = self._run(micro_batches, rows, tasks, forward_only=False)
+        except RuntimeError as error:
+            if "local grad norm" not in str(error):
+                raise
+            raise GradientError(
+                "gradients of an update are NaN or infinite",
+                hint="lower the learning rate; a loss of your own may divide by 0, or take the root of it",
+            ) from error
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         _, gradient_norm, _ = self.optimizer.step()

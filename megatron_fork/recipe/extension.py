@@ -10,16 +10,19 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from megatron_fork.errors import ConfigError, shown
+from megatron_fork.errors import ConfigError, ExtensionError, MegatronForkError, StopRequested, shown
 from megatron_fork.recipe.field_types import CUSTOM
 
 T = TypeVar("T")
 _CUSTOM = re.compile(CUSTOM)
+_LONGEST_REASON = 300
 
 
 def is_custom(name: object) -> bool:
@@ -65,10 +68,9 @@ def entry_named(field: str, name: str, table: Mapping[str, T], kind: str, *, mad
         sys.path.append("")
     try:
         holds = vars(importlib.import_module(module))
-    except Exception as error:  # whatever the user's module does when it is imported
-        said = " ".join(str(error).split())
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise ConfigError(
-            f"{field}={name}: {module} cannot be imported: {type(error).__name__} {said}",
+            f"{field}={name}: {module} cannot be imported: {_reason(error)}",
             hint="put its folder on PYTHONPATH, or run where it lies",
         ) from error
     if attribute not in holds:
@@ -82,6 +84,44 @@ def entry_named(field: str, name: str, table: Mapping[str, T], kind: str, *, mad
             hint="the project's docs/extending.md shows one",
         )
     return entry
+
+
+@contextmanager
+def told_by_name(field: str, name: str) -> Iterator[None]:
+    """Within, code of the user's own is called, where `name` is of that: what it raises is one line with its place."""
+    try:
+        yield
+    except (MegatronForkError, StopRequested):
+        raise
+    except (Exception, SystemExit) as error:
+        if not is_custom(name):
+            raise  # a defect of the package
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ExtensionError(
+            f"{field}={name} failed: {_reason(error)} ({place.filename}, line {place.lineno})",
+            hint="mend it, and start again with the same run.folder; --debug shows the traceback",
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    said = " ".join(str(error).split())
+    said = said if len(said) <= _LONGEST_REASON else said[:_LONGEST_REASON] + "..."
+    return f"{type(error).__name__} {said}".strip()
+
+
+def check_part(field: str, name: str, what: str, named: object) -> None:
+    """Raise `ConfigError` where `what` of a user's entry is neither a function nor `module:name` of one, nor None."""
+    if named is None or callable(named):
+        return
+    found: object = None
+    if isinstance(named, str):
+        with suppress(Exception):
+            found = _imported(named)
+    if not callable(found):
+        raise ConfigError(
+            f"{field}={name} has {what}={shown(named)}, which is no function",
+            hint="give a function, or module:name of one that can be imported",
+        )
 
 
 @cache

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.recipe import entry_named, part
+from megatron_fork.recipe import check_part, entry_named, is_custom, part, told_by_name
 
 if TYPE_CHECKING:  # the table is read before anything of these is needed
     import torch
@@ -133,7 +133,11 @@ ENGINES: dict[str, EngineKind] = {
 @cache
 def engine_kind(name: str) -> EngineKind:
     """The engine of this name; raises `ConfigError` where there is none."""
-    return entry_named("rollout.engine", name, ENGINES, "engine", made=_made)
+    kind = entry_named("rollout.engine", name, ENGINES, "engine", made=_made)
+    if is_custom(name):
+        for what, named in (("build", kind.build), ("server", kind.server), ("check", kind.check)):
+            check_part("rollout.engine", name, what, named)
+    return kind
 
 
 def _made(found: object) -> EngineKind | None:
@@ -172,9 +176,16 @@ def check_engine(config: RolloutConfig, *, ranks: int, replays_experts: bool = F
             f"experts.replay=true with rollout.engine={config.engine}, which does not say where it routes tokens",
             hint=f"set experts.replay=false, or rollout.engine to one of {those}",
         )
-    if kind.check is not None:
-        part(kind.check)(config, ranks)
-    if ranks % (together := kind.ranks_per_engine(config)):
+    with told_by_name("rollout.engine", config.engine):
+        if kind.check is not None:
+            part(kind.check)(config, ranks)
+        together = kind.ranks_per_engine(config)
+    if not (isinstance(together, int) and together > 0):
+        raise ConfigError(
+            f"rollout.engine={config.engine} has ranks_per_engine={together!r}",
+            hint="give a function of a count from 1 on",
+        )
+    if ranks % together:
         raise ConfigError(
             f"rollout.engine={config.engine} has engines of {together} ranks, into which {ranks} ranks do not divide",
             hint="choose a divisor of the number of ranks",
@@ -187,8 +198,13 @@ def build_engine(context: EngineContext) -> Engine:
 
     config = context.config
     kind = engine_kind(config.engine)
-    engine = part(kind.build)(context)
+    with told_by_name("rollout.engine", config.engine):
+        engine = part(kind.build)(context)
     _refuse_incomplete(engine, config.engine)
+    if is_custom(config.engine):
+        from megatron_fork.rollout.outside import OutsideEngine
+
+        engine = OutsideEngine(engine, config.engine, vocabulary=context.hf_config.vocab_size)
     draws_alone = engine.is_coordinated or (kind.draws_in_rounds and config.max_staleness == 0)
     if draws_alone or collectives.size(context.world) == 1:
         return engine

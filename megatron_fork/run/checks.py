@@ -74,6 +74,22 @@ def check_machine(config: RunConfig) -> None:
         raise RunFolderError(
             f"run.folder={config.run.folder} is a file", hint="name a folder, which is made where there is none"
         )
+    if config.run.folder:
+        _check_place(Path(config.run.folder))
+
+
+def _check_place(folder: Path) -> None:
+    """Raise `RunFolderError` where a run's folder could not be made, or nothing written there."""
+    place = next(each for each in (folder, *folder.parents) if each.exists())
+    if not place.is_dir():
+        raise RunFolderError(
+            f"run.folder={folder} cannot be written: {place} is a file", hint="choose another run.folder"
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunFolderError(
+            f"run.folder={folder} cannot be written: this user may not write in {place}",
+            hint="choose another run.folder, where this user may write",
+        )
 
 
 def check_kernels(config: RunConfig) -> None:

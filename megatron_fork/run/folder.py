@@ -114,17 +114,20 @@ class RunFolder:
         if self.writes:
             write_atomically(self.path / "summary.json", json.dumps(_finite(values), indent=2) + "\n")
 
-    def forget(self, *, warm_start_after: int | None = None, after: int | None = None) -> None:
+    def forget(
+        self, *, warm_start_after: int | None = None, after: int | None = None, evaluations_after: int | None = None
+    ) -> None:
         """Drop what a run that goes on writes again; None drops nothing of that stage.
 
         Args:
             warm_start_after: lines of the warm start past this step.
-            after: lines, updates and traces of training and evaluation past this step; -1 drops all.
+            after: lines, updates and traces of training past this step; -1 drops all.
+            evaluations_after: lines and traces of evaluations past this step; -1 drops all.
 
         """
         if not self.writes:
             return
-        last = {"sft": warm_start_after, "train": after, "evaluation": after}
+        last = {"sft": warm_start_after, "train": after, "evaluation": evaluations_after}
         for name in ("metrics.jsonl", "updates.jsonl"):
             file = self.path / name
             if file.is_file():
@@ -133,7 +136,8 @@ class RunFolder:
         with writing_to(self.path):
             (self.path / "summary.json").unlink(missing_ok=True)  # it says that the run has finished
             for trace in (self.path / "traces").glob("*-*.jsonl"):
-                if after is not None and not _step_of(trace) <= after:
+                kept_to = evaluations_after if trace.name.startswith("evaluation-") else after
+                if kept_to is not None and not _step_of(trace) <= kept_to:
                     trace.unlink()
 
     def close(self) -> None:

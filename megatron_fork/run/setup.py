@@ -26,7 +26,7 @@ def start(context: RunContext) -> tuple[RunState, TrainedModels]:
     if saved is not None:
         return _resumed(context, saved)
     began = time.monotonic()
-    context.folder.forget(after=-1)  # of a start that left no checkpoint
+    context.folder.forget(after=-1, evaluations_after=-1)  # of a start that left no checkpoint
     if context.config.sft.steps and not has_warm_start(context):
         warm_start(context)
     trained = build_models(context, first_weights(context))
@@ -41,7 +41,7 @@ def _resumed(context: RunContext, saved: checkpoint.Saved) -> tuple[RunState, Tr
         context.display.say(f"not used: {reason}")
     record = checked(saved.progress, f"{saved.folder}/manifest.json")
     state, beside = state_of(record), saved.folder / checkpoint.BESIDE
-    context.folder.forget(after=state.step)
+    context.folder.forget(after=state.step, evaluations_after=state.evaluated)
     trained = build_models(context, first_weights(context))
     checkpoint.load_training_state(saved, trained.trained)
     context.display.say(f"resuming {saved.folder} after step {state.step} of {context.config.train.steps}")

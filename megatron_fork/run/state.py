@@ -122,6 +122,11 @@ class RunState:
     in_flight: list[PromptGroup] = field(default_factory=list)
     """Prompt groups that were begun and not trained on, on the first rank, after `step`; not part of `record`."""
 
+    @property
+    def evaluated(self) -> int:
+        """The last step whose evaluation, if one was due, is done; -1 where that before the first step is not."""
+        return -1 if self.before is None else self.step - self.owes_evaluation
+
     def finish_step(self, *, evaluation_every: int, last: int) -> None:
         """The partial step is whole; evaluations are due every so many steps and after the last."""
         assert self.partial is not None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from megatron_fork.recipe import entry_named
+from megatron_fork.recipe import check_part, entry_named, is_custom
 
 if TYPE_CHECKING:  # settings are checked without torch
     from torch import Tensor
@@ -47,7 +47,10 @@ TOKENS: dict[str, TokenChoice] = {
 @cache
 def token_choice(name: str) -> TokenChoice:
     """The choice of this name; raises `ConfigError` where there is none."""
-    return entry_named("selection.tokens", name, TOKENS, "choice of tokens", made=_made)
+    choice = entry_named("selection.tokens", name, TOKENS, "choice of tokens", made=_made)
+    if is_custom(name):
+        check_part("selection.tokens", name, "score", choice.score)
+    return choice
 
 
 def _made(found: object) -> TokenChoice | None:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
-from megatron_fork.errors import SelectionError
-from megatron_fork.recipe import part
+from megatron_fork.errors import ExtensionError, SelectionError
+from megatron_fork.recipe import part, told_by_name
 from megatron_fork.selection.choices import RULES, CutRule, TokenChoice, token_choice
 from megatron_fork.selection.config import SelectionConfig
 from megatron_fork.selection.kth import floats_of_keys, global_count, kth_of_numbers, ordered_keys, refuse_nan
@@ -106,8 +106,15 @@ def select_tokens(
 def _score(choice: TokenChoice, tokens: TokenColumns) -> Tensor:
     """float32 or int64 `[tokens]`, the highest to be chosen: the lowest there is at those that are no candidates."""
     assert choice.score is not None
-    score: Tensor = part(choice.score)(tokens)
     name = f"selection.tokens={tokens.config.tokens}"
+    columns = {"entropy": tokens.entropy, "candidate": tokens.candidate, **tokens.others}
+    versions = {column: tensor._version for column, tensor in columns.items()}
+    with told_by_name("selection.tokens", tokens.config.tokens):
+        score: Tensor = part(choice.score)(tokens)
+    if changed := [column for column, tensor in columns.items() if tensor._version != versions[column]]:
+        raise ExtensionError(
+            f"{name} changes {', '.join(changed)} in place", hint="compute with copies: tokens are read alone"
+        )
     if not isinstance(score, Tensor) or score.shape != tokens.candidate.shape or score.is_complex():
         found = f"{list(score.shape)} {score.dtype}" if isinstance(score, Tensor) else type(score).__name__
         raise SelectionError(

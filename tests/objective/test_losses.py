@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.commands import QUICKSTART, run
 
-from megatron_fork.errors import ConfigError
+from megatron_fork.errors import ConfigError, ExtensionError
 from megatron_fork.objective import ObjectiveConfig, loss_named, needs_whole_sequences, policy_loss
 from megatron_fork.objective.losses import LOSSES
 from megatron_fork.recipe import is_custom
@@ -113,3 +113,119 @@ def test_names_outside_the_package(name: str) -> None:
 def test_no_names(name: str) -> None:
     with pytest.raises(ConfigError, match=r"objective\.loss="):
         ObjectiveConfig(loss=name)
+
+
+BAD_LOSSES = """
+from megatron_fork.objective import Loss, clipped
+import torch
+
+def _ppo(tokens):
+    return clipped(tokens.ratio, tokens.advantage, 0.2, 0.28, 10.0)
+
+def _with(**columns):
+    return lambda tokens: _ppo(tokens)._replace(**{name: make(_ppo(tokens).value) for name, make in columns.items()})
+
+def raises(tokens): raise KeyError("no column\\nof this name")
+def ends(tokens): raise SystemExit(0)
+def opens(tokens): open("/no/such/file")
+def takes_nothing(): return None
+def nothing(tokens): return None
+def tensor(tokens): return tokens.ratio
+mean = _with(value=lambda value: value.mean())
+total = _with(value=lambda value: value.sum()[None])
+short = _with(value=lambda value: value[:-1])
+column = _with(value=lambda value: value[:, None])
+double = _with(value=lambda value: value.double())
+whole = _with(value=lambda value: value.long())
+nan = _with(value=lambda value: value * float("nan"))
+infinite = _with(value=lambda value: value / 0)
+constant = _with(value=lambda value: value.detach())
+penalty_mean = _with(penalty=lambda value: value.mean())
+penalty_number = _with(penalty=lambda value: 0.1)
+shares = _with(kl_share=lambda value: value[:3])
+no_flag = _with(clipped_low=lambda value: None)
+flags = _with(dual_clipped=lambda value: value)
+"""
+
+
+@pytest.fixture
+def bad_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "bad_losses.py").write_text(BAD_LOSSES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("bad_losses", None)
+    loss_named.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("raises", r"failed: KeyError 'no column\\nof this name' \(.*bad_losses\.py, line \d+\)"),
+        ("ends", "failed: SystemExit 0"),
+        ("opens", "failed: FileNotFoundError"),
+        ("takes_nothing", "failed: TypeError"),
+        ("nothing", "gives back NoneType"),
+        ("tensor", "gives back Tensor"),
+        ("mean", r"its value is \[\] torch.float32"),
+        ("total", r"its value is \[1\]"),
+        ("short", "its value is"),
+        ("column", "its value is"),
+        ("double", r"its value is \[\d+\] torch.float64"),
+        ("whole", r"its value is \[\d+\] torch.int64"),
+        ("nan", "its value holds a value that is not finite"),
+        ("infinite", "its value holds a value that is not finite"),
+        ("constant", "its value has no gradient"),
+        ("penalty_mean", r"its penalty is \[\]"),
+        ("penalty_number", "its penalty is float"),
+        ("shares", r"its kl_share is \[3\]"),
+        ("no_flag", "its clipped_low is NoneType"),
+        ("flags", "its dual_clipped is"),
+    ],
+)
+def test_what_one_of_your_own_does_wrong_is_one_line_with_its_name(bad_losses: Path, name: str, told: str) -> None:
+    """A sum in place of one value a token would train all the same, on something else."""
+    with pytest.raises(ExtensionError, match=rf"^objective\.loss=bad_losses:{name}:? ?{told}") as caught:
+        policy_loss(**columns(), config=ObjectiveConfig(loss=f"bad_losses:{name}"), normalizer=3.0)
+    assert caught.value.hint and caught.value.is_of_one_rank
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("Loss(3)", "has surrogate=3, which is no function"),
+        ("Loss('no_such_module_here:f')", "has surrogate=no_such_module_here:f, which is no function"),
+        ("Loss('bad_losses:BAD')", "has surrogate=bad_losses:BAD, which is no function"),
+        ("Loss(tensor, columns='sequence')", "columns=sequence"),
+        ("Loss(tensor, columns=('tokens',))", "columns=tokens"),
+        ("Loss(tensor, trains='everything')", "trains=everything"),
+        ("Loss(tensor, covers='low')", "covers=low"),
+    ],
+)
+def test_an_entry_that_cannot_be_used_is_refused_before_the_start(bad_losses: Path, entry: str, told: str) -> None:
+    with (bad_losses / "bad_losses.py").open("a") as file:
+        file.write(f"\nBAD = 1\nentry = {entry}\n")
+    with pytest.raises(ConfigError, match=re.escape(told)) as caught:
+        loss_named("bad_losses:entry")
+    assert caught.value.message.startswith("objective.loss=bad_losses:entry") and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "leaves", ["raise SystemExit(0)", "import sys; sys.exit(3)", "raise ValueError('x' * 9999)", "def ("]
+)
+def test_a_module_that_leaves_when_it_is_imported_is_told(bad_losses: Path, leaves: str) -> None:
+    """An exit code of 0 would say that the run is through."""
+    (bad_losses / "my_leaving.py").write_text(leaves)
+    with pytest.raises(ConfigError, match=r"^objective\.loss=my_leaving:f: my_leaving cannot be imported: ") as caught:
+        loss_named("my_leaving:f")
+    assert len(caught.value.message) < 500
+
+
+def test_gradients_that_are_no_numbers_are_one_line(bad_losses: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root of 0 is finite, and its slope is not."""
+    with (bad_losses / "bad_losses.py").open("a") as file:
+        file.write("\ndef root(tokens): return _ppo(tokens)._replace(penalty=(tokens.log_ratio * 0).abs().sqrt())\n")
+    monkeypatch.setenv("PYTHONPATH", f"{PROJECT}:{bad_losses}")
+    words = (f"run.folder={bad_losses / 'run'}", "objective.loss=bad_losses:root", *SMALL, *SMALLER)
+    code, said = run("train", str(QUICKSTART), *words, "objective.entropy_coef=0.01")
+    assert code == 1 and "error: gradients of an update are NaN or infinite" in said, said
+    assert "Traceback" not in said

@@ -7,7 +7,7 @@ import ast
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,16 +17,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import QUICKSTART, run
+from support.echo_engine import Echo
+from support.ranks import run_on_ranks
 
 from megatron_fork.config import load_config
 from megatron_fork.errors import ConfigError
-from megatron_fork.experience import VersionSpan
 from megatron_fork.recipe import part
 from megatron_fork.rollout import (
-    Completion,
     EngineContext,
     EngineKind,
-    InProcessEngine,
     LoadBalancedEngine,
     Request,
     RolloutConfig,
@@ -35,6 +34,7 @@ from megatron_fork.rollout import (
     engine_kind,
 )
 from megatron_fork.rollout.engines import ENGINES
+from megatron_fork.rollout.outside import OutsideEngine
 from megatron_fork.run import check
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -57,25 +57,6 @@ def my_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     engine_kind.cache_clear()
 
 
-class Echo(InProcessEngine):
-    """Says the prompt back."""
-
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        for request in requests:
-            tokens = request.tokens[: request.max_tokens]
-            yield Completion(
-                request.number,
-                tokens,
-                [0.0] * len(tokens),
-                "length",
-                (VersionSpan(self.version, 0, len(tokens)),),
-            )
-
-    def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        self.parameters = sum(tensor.numel() for _, tensor in weights)
-        self.version = version
-
-
 class Mute:
     """No engine: it lacks all but one thing."""
 
@@ -91,7 +72,11 @@ def mute(context: EngineContext) -> Mute:
 
 
 NO_WEIGHTS = EngineKind(echo, reports_experts=True, ranks_per_engine=lambda config: 2)
-OF_SERVERS = EngineKind("megatron_fork.rollout.servers.remote:RemoteEngine.of", server="x:y", sync_ways=("gloo",))
+OF_SERVERS = EngineKind(
+    "megatron_fork.rollout.servers.remote:RemoteEngine.of",
+    server="megatron_fork.rollout.servers.vllm:VllmServer",
+    sync_ways=("gloo",),
+)
 PROBE = 3
 
 
@@ -102,7 +87,9 @@ def own(name: str) -> str:
 def context(engine: str, **settings) -> EngineContext:
     tokenizer = SimpleNamespace(pad_token_id=None)
     config = RolloutConfig(engine=engine, **settings)
-    return EngineContext(config, None, tokenizer, (7, 8), 4, Path(), None, torch.device("cpu"), torch.float32)
+    return EngineContext(
+        config, SimpleNamespace(vocab_size=1000), tokenizer, (7, 8), 4, Path(), None, torch.device("cpu"), torch.float32
+    )
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -221,7 +208,7 @@ def test_an_engine_that_lacks_something_is_told_what() -> None:
 def test_an_engine_of_a_few_lines_answers_in_every_way() -> None:
     """It draws a batch at a time; what is submitted meanwhile waits, and an abort leaves it unfinished."""
     engine = build_engine(context(own("echo")))
-    assert isinstance(engine, Echo) and not engine.health()
+    assert isinstance(engine, OutsideEngine) and not engine.health()
     engine.update_weights([("a", torch.zeros(3))], 2)
     assert engine.health() and engine.parameters == 3 and engine.replicas([]) == {}
     asked = [Request(number, (5, 6, number), 0, 1.0, 9) for number in range(3)]
@@ -259,10 +246,8 @@ def balanced() -> list[str]:
 
 @pytest.mark.slow
 def test_several_ranks_share_the_load_unless_each_draws_its_rounds() -> None:
-    from support.ranks import run_on_ranks
-
     for names in run_on_ranks(balanced, 2):
-        assert names == [LoadBalancedEngine.__name__, "Echo", LoadBalancedEngine.__name__]
+        assert names == [LoadBalancedEngine.__name__, OutsideEngine.__name__, LoadBalancedEngine.__name__]
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def test_names_by_the_second_are_not_shared(tmp_path: Path) -> None:
     lines=st.lists(st.tuples(st.sampled_from(["sft", "train", "evaluation"]), st.integers(0, 6)), max_size=20),
     warm=st.none() | st.integers(0, 6),
     after=st.none() | st.integers(-1, 6),
+    evaluated=st.none() | st.integers(-1, 6),
     torn=st.sampled_from(["", '{"stage": "tr', "[]", '{"stage": "unknown", "step": 1}', '{"stage": "sft"}']),
 )
 def test_what_is_written_again_is_forgotten_first(
@@ -168,6 +169,7 @@ def test_what_is_written_again_is_forgotten_first(
     lines: list[tuple[str, int]],
     warm: int | None,
     after: int | None,
+    evaluated: int | None,
     torn: str,
 ) -> None:
     folder = RunFolder(tmp_path_factory.mktemp("run"), writes=True)
@@ -176,10 +178,10 @@ def test_what_is_written_again_is_forgotten_first(
         folder.traces(step, [{"step": step}])
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write(torn)
-    folder.forget(warm_start_after=warm, after=after)
+    folder.forget(warm_start_after=warm, after=after, evaluations_after=evaluated)
     text = (folder.path / "metrics.jsonl").read_text()
     kept = [(record["stage"], record["step"]) for record in map(json.loads, text.splitlines())]
-    limits = {"sft": warm, "train": after, "evaluation": after}
+    limits = {"sft": warm, "train": after, "evaluation": evaluated}
     assert kept == [(stage, step) for stage, step in lines if limits[stage] is None or step <= limits[stage]]
     traced = {int(path.stem.removeprefix("step-")) for path in (folder.path / "traces").glob("*")}
     assert traced == {step for _, step in lines if after is None or step <= after}

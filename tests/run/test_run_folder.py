@@ -5,8 +5,11 @@ import math
 from pathlib import Path
 
 import pytest
+from support.commands import QUICKSTART
 
+from megatron_fork.config import load_config
 from megatron_fork.errors import RunFolderError
+from megatron_fork.run import check
 from megatron_fork.run.folder import RunFolder, write_atomically
 from megatron_fork.run.metric_names import PeerNames
 
@@ -95,3 +98,12 @@ def test_a_folder_that_is_removed_during_the_run_is_one_line(tmp_path: Path) -> 
     with pytest.raises(RunFolderError, match=r"metrics\.jsonl cannot be written: its folder was removed while the run"):
         folder.metrics("train", 1, {"loss": 0.5})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = load_config(QUICKSTART, [f"run.folder={tmp_path / 'file' / 'below' / 'run'}"])
+    with pytest.raises(RunFolderError, match=r"^run\.folder=.* cannot be written: .*file is a file$"):
+        check(config, ranks=1)
+    check(load_config(QUICKSTART, [f"run.folder={tmp_path / 'new' / 'below' / 'run'}"]), ranks=1)
+    assert not (tmp_path / "new").exists()

@@ -21,7 +21,7 @@ from support.commands import QUICKSTART, run
 from support.ranks import run_on_ranks
 
 from megatron_fork.config import load_config
-from megatron_fork.errors import ConfigError, SelectionError
+from megatron_fork.errors import ConfigError, ExtensionError, SelectionError
 from megatron_fork.recipe import part
 from megatron_fork.run import check
 from megatron_fork.selection import SelectionConfig, TokenChoice, TokenColumns, select_tokens, token_choice
@@ -202,3 +202,52 @@ def test_the_examples_train(my_choices: Path, name: str, monkeypatch: pytest.Mon
     code, said = run("train", str(QUICKSTART), f"run.folder={folder}", f"selection.tokens=my_choices:{name}", *SMALL)
     assert code == 0, said
     assert f"tokens: my_choices:{name}" in (folder / "resolved.yaml").read_text()
+
+
+def fails(tokens: TokenColumns) -> torch.Tensor:
+    raise ValueError("no\nscore")
+
+
+def leaves(tokens: TokenColumns) -> torch.Tensor:
+    raise SystemExit(0)
+
+
+def writes_entropy(tokens: TokenColumns) -> torch.Tensor:
+    return tokens.entropy.fill_(1.0)
+
+
+def writes_candidates(tokens: TokenColumns) -> torch.Tensor:
+    tokens.candidate.logical_and_(tokens.entropy > 0.5)
+    return tokens.entropy
+
+
+def writes_a_column(tokens: TokenColumns) -> torch.Tensor:
+    return tokens.needed("logprob").neg_()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("fails", "failed: ValueError no score"),
+        ("leaves", "failed: SystemExit 0"),
+        ("writes_entropy", "changes entropy in place"),
+        ("writes_candidates", "changes candidate in place"),
+        ("writes_a_column", "changes logprob in place"),
+    ],
+)
+def test_what_a_choice_of_your_own_does_wrong_is_one_line_with_its_name(name: str, told: str) -> None:
+    """What it writes into would be trained on, and be the mask of the updates to come."""
+    entropy, mask = torch.rand(40, generator=torch.Generator().manual_seed(1)), torch.ones(40, dtype=torch.bool)
+    with pytest.raises(ExtensionError, match=rf"^selection\.tokens={own(name)} {told}") as caught:
+        select_tokens(entropy, mask, SelectionConfig(tokens=own(name)), columns={"logprob": -entropy})
+    assert caught.value.hint and caught.value.is_of_one_rank
+
+
+no_score = TokenChoice(3)
+no_such_score = TokenChoice("no_such_module_here:f")
+
+
+@pytest.mark.parametrize("name", ["no_score", "no_such_score"])
+def test_a_score_that_is_no_function_is_refused_before_the_start(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"has score=.*, which is no function"):
+        token_choice(own(name))

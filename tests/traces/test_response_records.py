@@ -86,6 +86,6 @@ def test_resuming_forgets_evaluations_that_come_after(tmp_path: Path) -> None:
     for step in (0, 2, 4):
         folder.traces(step, [{"step": step}], of="evaluation")
         folder.traces(step, [{"step": step}])
-    folder.forget(after=2)
+    folder.forget(after=2, evaluations_after=0)
     kept = {path.name for path in (tmp_path / "traces").iterdir()}
-    assert kept == {f"{of}-00000{step}.jsonl" for of in ("evaluation", "step") for step in (0, 2)}
+    assert kept == {"evaluation-000000.jsonl", "step-000000.jsonl", "step-000002.jsonl"}

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.recipe import entry_named, part
+from megatron_fork.recipe import check_part, entry_named, is_custom, part
 
 if TYPE_CHECKING:  # settings are checked without torch
     from megatron_fork.objective.losses.surrogate import Surrogate
@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # settings are checked without torch
 
 Column = Literal["sequence", "forking", "covered"]
 """Columns of `policy_loss` that a loss may ask for: the response of each token, the high-entropy class, `covariance_tokens`."""
+
+Trains = Literal["selected", "candidates"]
+Covers = Literal["top", "random"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class Loss:
     """Optional columns that it cannot do without."""
     whole_responses: bool = False
     """One call must hold all selected tokens of each of its responses: micro-batches do not cut them."""
-    trains: Literal["selected", "candidates"] = "selected"
+    trains: Trains = "selected"
     """candidates: all of them carry gradient, and the selected ones are its column `forking`."""
-    covers: Literal["top", "random"] = "top"
+    covers: Covers = "top"
     """Which tokens of high covariance are in `covered`: those with the highest, or some drawn among the high ones."""
     unbounded_below: bool = False
     """`clip_low` of 1 or more means something: no lower bound."""
@@ -62,11 +65,20 @@ LOSSES: dict[str, Loss] = {
 def loss_named(name: str) -> Loss:
     """The loss of this name; raises `ConfigError` where there is none."""
     loss = entry_named("objective.loss", name, LOSSES, "loss", made=_made)
-    if not set(loss.columns) <= set(get_args(Column)):
+    if not is_custom(name):
+        return loss
+    check_part("objective.loss", name, "surrogate", loss.surrogate)
+    if isinstance(loss.columns, str) or not set(loss.columns) <= set(get_args(Column)):
+        given = loss.columns if isinstance(loss.columns, str) else ", ".join(map(str, loss.columns))
         raise ConfigError(
-            f"objective.loss={name} is a Loss with columns={', '.join(loss.columns)}",
-            hint=f"there are {', '.join(get_args(Column))}",
+            f"objective.loss={name} is a Loss with columns={given}",
+            hint=f"there are {', '.join(get_args(Column))}, in a tuple such as ('sequence',)",
         )
+    for what, given, known in (("trains", loss.trains, get_args(Trains)), ("covers", loss.covers, get_args(Covers))):
+        if given not in known:
+            raise ConfigError(
+                f"objective.loss={name} is a Loss with {what}={given}", hint=f"there are {', '.join(known)}"
+            )
     return loss
 
 
