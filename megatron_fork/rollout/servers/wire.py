@@ -124,7 +124,7 @@ class Wire:
                 request = self.http.build_request("POST", path, json=body)
                 answer = await self.http.send(request, stream=True)
             try:
-                if answer.status_code != 200 or not _may_be_a_stream(answer):
+                if answer.status_code != 200 or _kind_of(answer) in ("text/html", "application/json"):
                     async with allowance.in_time():
                         start = await _body_of(answer, path, _QUOTED_BYTES, cut=True)
                     if answer.status_code != 200:
@@ -202,10 +202,6 @@ async def _bytes_of(answer: httpx.Response, path: str) -> AsyncGenerator[bytes, 
 
 def _kind_of(answer: httpx.Response) -> str:
     return answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _may_be_a_stream(answer: httpx.Response) -> bool:
-    return _kind_of(answer) not in ("text/html", "application/json")
 
 
 def _in_words(error: Exception) -> str:
