@@ -1,4 +1,4 @@
-"""The charts of a run, each drawn when its series were written and left out otherwise, as SVG that can stand inside a page."""
+"""The charts of a run as inline SVG; a chart is left out if the run has not written its series."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ STYLE: list[str | Path | dict[str, Any]] = [
         "lines.linewidth": 1.5,
         "lines.solid_capstyle": "round",
         "lines.solid_joinstyle": "round",
-        # Every point that was written is drawn.
+        # Draw every point that was written.
         "path.simplify": False,
-        # Text stays text, which takes the font of the page and can be searched.
+        # Keep text as text, so that it takes the font of the page and can be searched.
         "svg.fonttype": "none",
         "xtick.color": MUTED,
         "ytick.color": MUTED,
@@ -64,7 +64,7 @@ STYLE: list[str | Path | dict[str, Any]] = [
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure as inline SVG with the words around it; `wide_svg` takes its place where the page has room for it."""
+    """A figure as inline SVG with its title and caption; the page shows `wide_svg` instead if there is room for it."""
 
     title: str
     caption: str
@@ -74,7 +74,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class ChartPlan:
-    """How to draw one chart: `draw` returns None when the run has written no point of it."""
+    """How to draw one chart: `draw` returns None if the run has written no point of it."""
 
     identifier: str
     title: str
@@ -90,7 +90,7 @@ def draw_curves(record: RunRecord) -> list[Chart]:
 
 
 def draw_entropy_distribution(record: RunRecord) -> Chart | None:
-    """Draw the histogram of the entropy of traced tokens, None when no token was traced."""
+    """Draw the histogram of the entropy of traced tokens; None if no token was traced."""
     return draw_chart(DISTRIBUTION, record)
 
 
@@ -108,8 +108,8 @@ def draw_chart(plan: ChartPlan, record: RunRecord) -> Chart | None:
 def inline_svg(figure: Figure, identifier: str, label: str) -> Markup:
     """Return a figure as one `<svg>` element, the same text for the same figure.
 
-    `identifier` opens every id in it, so that figures on one page do not share ids; `label` is what a screen reader
-    says. Colours of the palette become CSS variables of the page. The figure must have been made under `STYLE`.
+    Every id in it begins with `identifier`, so that figures on one page do not share ids; `label` is for screen readers.
+    Colours of the palette become CSS variables of the page. The figure must have been made under `STYLE`.
     """
     buffer = io.StringIO()
     with matplotlib.style.context([*STYLE, {"svg.hashsalt": identifier}]):

@@ -1,4 +1,4 @@
-"""The colours of the report: one palette for page and charts, one sequential map for entropy."""
+"""The colours of the report: one palette for page and charts, and one sequential colour map for entropy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EntropyScale:
     top: float
 
     def level(self, entropy: float) -> int | None:
-        """Return the colour level of an entropy in nats, None where it is not finite."""
+        """Return the colour level of an entropy in nats, None if it is not finite."""
         if not math.isfinite(entropy):
             return None
         return min(max(int(entropy / self.top * LEVELS), 0), LEVELS - 1)
@@ -53,8 +53,7 @@ def entropy_scale(entropies: Iterable[float]) -> EntropyScale:
 def entropy_colours(*, dark: bool) -> list[str]:
     """Return the `LEVELS` colours of rising entropy as CSS.
 
-    They are even steps of lightness and chroma in OKLCH, in which even steps look even. Text in the page's ink stays
-    readable on each.
+    They are even steps of lightness and chroma in OKLCH, where even steps look even. The page's text stays readable on each.
     """
     lightness, chroma, hue = ((0.22, 0.52), (0.0, 0.15), (60, 32)) if dark else ((1.0, 0.68), (0.0, 0.17), (90, 42))
     shares = [level / (LEVELS - 1) for level in range(LEVELS)]

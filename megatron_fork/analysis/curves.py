@@ -1,4 +1,4 @@
-"""What each chart of the course of a run shows."""
+"""The charts of a run's metrics over its steps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def draw_pass_rate(record: RunRecord, size: Size) -> Drawing | None:
 
 
 def standard_errors(metrics: Metrics, held_out: Series) -> numpy.ndarray:
-    """Return one standard error a held-out point, 0 where none was written: the point then has no bar."""
+    """Return one standard error for each held-out point; 0 if none was written: the point then has no bar."""
     errors = metrics.series("evaluation", "pass_rate_se")
     written = dict(zip(errors.steps, errors.values, strict=True))
     return numpy.array([max(numpy.nan_to_num(written.get(step, 0.0)), 0.0) for step in held_out.steps])
@@ -196,13 +196,13 @@ def draw_time(record: RunRecord, size: Size) -> Drawing | None:
 
 
 def on_steps(series: Series, steps: numpy.ndarray) -> numpy.ndarray:
-    """Return the values at `steps`, 0 where none was written."""
+    """Return the values at `steps`, 0 if none was written."""
     written = dict(zip(series.steps, numpy.nan_to_num(series.values), strict=True))
     return numpy.array([written.get(step, 0.0) for step in steps])
 
 
 def step_edges(steps: numpy.ndarray) -> numpy.ndarray:
-    """Return the borders of the bars around `steps` [points], halfway to the neighbour: [points + 1]."""
+    """Return the edges of the bars around `steps` [points], halfway to the neighbours: [points + 1]."""
     middles = (steps[1:] + steps[:-1]) / 2
     first, last = (middles[0], middles[-1]) if len(middles) else (steps[0] + 0.5, steps[0] - 0.5)
     return numpy.concatenate([[2 * steps[0] - first], middles, [2 * steps[-1] - last]])

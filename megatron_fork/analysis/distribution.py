@@ -1,7 +1,7 @@
-"""How the entropy of the traced tokens is distributed, and where the selection cuts.
+"""The distribution of the entropy of traced tokens, with the threshold of the selection.
 
-Entropy spans decades: most tokens are all but decided. Bins are even steps of its logarithm, and what is too small to fork,
-zero and rounding below it included, has a bin of its own at the left end.
+Entropy spans decades, and is nearly zero for most tokens. Bins are even steps of its logarithm; values too small for a fork,
+including zero and negative rounding errors, have a bin of their own at the left end.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from megatron_fork.analysis.run_record import RunRecord
 
 STONE, ORANGE, BLUE, INK = (PALETTE[name][0] for name in ("stone", "orange", "blue", "ink"))
 
-# Nats: what lies below is in the first bin, and what is called decided in the caption.
+# In nats: entropies below `LOWEST` are in the first bin, those below `DECIDED` are counted in the caption.
 LOWEST, DECIDED = 1e-4, 1e-2
 BINS_PER_DECADE = 8
-# Where the first bin stands, in decades below `LOWEST`.
+# Place of the first bin, in decades below `LOWEST`.
 FIRST = (-0.55, -0.1)
 
 
@@ -34,7 +34,7 @@ def draw_distribution(record: RunRecord, size: Size) -> Drawing | None:
         return None
     edges = bin_edges(float(entropy[finite].max()))
     figure, axes = new_figure("entropy of a response token (nats)", "traced tokens, log count", size)
-    # The bars of a log axis cannot be stacked: both stand on the axis, the selected share in front.
+    # Bars cannot be stacked on a log axis: both start at the axis, with the selected ones in front.
     for values, colour, label in (
         (entropy[finite], STONE, "all traced tokens"),
         (entropy[finite & selected], ORANGE, "carried gradient"),
@@ -52,7 +52,7 @@ def draw_distribution(record: RunRecord, size: Size) -> Drawing | None:
 
 
 def bin_edges(highest: float) -> numpy.ndarray:
-    """Return edges from `LOWEST` to past the highest entropy, even in their logarithm, to the end of a decade or a bin."""
+    """Return edges in even steps of their logarithm, from `LOWEST` to just above the highest entropy."""
     bins = max(math.floor(math.log10(max(highest, DECIDED) / LOWEST) * BINS_PER_DECADE) + 1, 1)
     return LOWEST * 10 ** (numpy.arange(bins + 1) / BINS_PER_DECADE)
 
@@ -60,7 +60,7 @@ def bin_edges(highest: float) -> numpy.ndarray:
 def counts(entropy: numpy.ndarray, edges: numpy.ndarray) -> numpy.ndarray:
     """Return how many entropies are below all edges, then how many in each bin: [bins + 1]."""
     places = numpy.searchsorted(edges, entropy, side="right")
-    # Rounding may leave the highest a hair past the last edge.
+    # Rounding may leave the highest entropy slightly above the last edge.
     return numpy.bincount(numpy.minimum(places, len(edges) - 1), minlength=len(edges))
 
 
@@ -75,27 +75,24 @@ def label_decades(axes: Axes, edges: numpy.ndarray) -> None:
 
 
 def place_of(entropy: float) -> float:
-    """Return where an entropy stands on the axis."""
+    """Return the place of an entropy on the axis."""
     return math.log10(entropy) if entropy >= LOWEST else math.log10(LOWEST) + sum(FIRST) / 2
 
 
 def in_words(entropy: numpy.ndarray, trajectories: int) -> str:
     finite = entropy[numpy.isfinite(entropy)]
+    percentile = number_text(float(f"{numpy.percentile(finite, 80):.2g}"))
     sentences = [
         f"{len(finite):,} tokens of {trajectories:,} trajectories: {100 * numpy.mean(finite < DECIDED):.1f} % are below "
-        f"{DECIDED:g} nats, and the 80th percentile is {nats_text(float(numpy.percentile(finite, 80)))}."
+        f"{DECIDED:g} nats, and the 80th percentile is {percentile} nats."
     ]
     if len(entropy) > len(finite):
         sentences.append(f"{len(entropy) - len(finite):,} tokens whose entropy is not finite are left out.")
     return " ".join(sentences)
 
 
-def nats_text(nats: float) -> str:
-    return f"{number_text(float(f'{nats:.2g}'))} nats"
-
-
 def mark_thresholds(axes: Axes, record: RunRecord, *, wide: bool) -> None:
-    """Mark the threshold of the traced steps: a line for one, a band from lowest to highest for more."""
+    """Mark the threshold of the last traced step by a line, and the range over all traced steps by a band."""
     series = record.metrics.series("train", "selection/threshold")
     traced = numpy.isin(series.steps, list(record.traces.by_step)) & numpy.isfinite(series.values)
     if not traced.any():

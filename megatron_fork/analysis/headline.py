@@ -1,4 +1,4 @@
-"""The head of the report: the big numbers, and where the run came from, as far as it is written."""
+"""The head of the report: the main numbers, and the provenance of the run, as far as the run wrote it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ABSENT = "n/a"
 
 @dataclass(frozen=True)
 class Headline:
-    """One number; `before` is empty unless the number is a change, and `detail` stands below in small print."""
+    """One number; `before` is empty unless the number is a change, and `detail` is shown below in small print."""
 
     label: str
     value: str
@@ -28,7 +28,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Score:
-    """A share from 0 to 1 at a step, with its standard error where one was written."""
+    """A fraction from 0 to 1 at a step, with its standard error if one was written."""
 
     step: int
     share: float
@@ -36,7 +36,7 @@ class Score:
 
 
 def headlines(record: RunRecord) -> list[Headline]:
-    """Return the big numbers, the two changes first, taken from the metrics while there is no summary."""
+    """Return the main numbers, the two changes first; they come from the metrics while there is no summary."""
     return [
         change(record, "Pass rate, held out", "pass_rate"),
         change(record, "Greedy, held out", "greedy"),
@@ -49,7 +49,7 @@ def headlines(record: RunRecord) -> list[Headline]:
 
 
 def change(record: RunRecord, label: str, name: str) -> Headline:
-    """Return what the first and the last evaluation scored."""
+    """Return the scores of the first and the last evaluation."""
     scores = summarised(record, name) or evaluated(record, name)
     if not scores:
         return Headline(label, ABSENT, detail="not evaluated" if record.finished else "not evaluated yet")
@@ -139,20 +139,20 @@ def duration_text(seconds: float | None) -> str:
 
 
 def facts(record: RunRecord) -> list[tuple[str, str]]:
-    """Return labels with their texts, made visible; what the run folder does not hold is left out."""
-    told = provenance(record)
+    """Return labels with their texts, made visible; facts that the run folder does not hold are left out."""
+    origin = provenance(record)
     found = {
         "Model": model_of(record),
         "Data": text_of(record.configured("data", "source")),
         "Verifier": text_of(record.configured("rewards", "kind")),
         "Recipe": text_of(record.configured("run", "name")),
         "Engine": engine_of(record),
-        "Layout": text_of(record.summary.fields.get("layout")) or text_of(told.get("layout")),
-        "Date": text_of(told.get("written")).replace("T", " "),
-        "Machine": ", ".join(filter(None, [text_of(told.get("host")), text_of(told.get("device"))])),
-        "Versions": versions_of(told.get("versions")),
-        "Commit": text_of(told.get("commit")),
-        "Command": text_of(told.get("command")),
+        "Layout": text_of(record.summary.fields.get("layout")) or text_of(origin.get("layout")),
+        "Date": text_of(origin.get("written")).replace("T", " "),
+        "Machine": ", ".join(filter(None, [text_of(origin.get("host")), text_of(origin.get("device"))])),
+        "Versions": versions_of(origin.get("versions")),
+        "Commit": text_of(origin.get("commit")),
+        "Command": text_of(origin.get("command")),
     }
     return [(label, visible(text)) for label, text in found.items() if text]
 
@@ -181,15 +181,15 @@ def text_of(value: object) -> str:
 
 
 def provenance(record: RunRecord) -> Mapping[str, Any]:
-    """Return what the summary says of it; before there is one, the comments above the resolved config do."""
-    told = record.summary.fields.get("provenance")
-    if isinstance(told, Mapping):
-        return told
+    """Return the provenance in the summary, or before there is one, in the comments above the resolved config."""
+    written = record.summary.fields.get("provenance")
+    if isinstance(written, Mapping):
+        return written
     lines = record.config_text.splitlines()
     comments = [line.removeprefix("#").removeprefix(" ") for line in lines if line.startswith("#")]
     try:
         head = plain(read_yaml("\n".join(comments)))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # comments of a person's
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # comments that a person wrote
         return {}
     found = head.get("provenance") if isinstance(head, dict) else None
     return found if isinstance(found, dict) else {}

@@ -1,8 +1,9 @@
-"""JSON lines, read so that every complaint names the file, the line and the field."""
+"""Reads JSON lines; every error names the file, the line and the field."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,18 @@ class AnalysisError(MegatronForkError):
 
 @dataclass(frozen=True)
 class JsonLine:
-    """One JSON object and the place it was read from, such as `metrics.jsonl line 7`."""
+    """One JSON object and its place, such as `metrics.jsonl line 7`."""
 
     where: str
     fields: dict[str, Any]
 
     def number(self, name: str) -> float | None:
-        """Return the field as a float, which may be NaN or infinite; None where it is missing or null."""
+        """Return the field as a float, which may be NaN or infinite; None if it is missing or null."""
         value = self.fields.get(name)
         return None if value is None else self._as_number(name, value)
 
-    def step(self) -> int:
-        """Return the field `step`, a whole number from 0 that an axis has room for."""
-        return self.whole("step")
-
     def whole(self, name: str) -> int:
-        """Return the field as a whole number from 0 that a float can tell from its neighbours."""
+        """Return the field as a whole number from 0 that a float can represent exactly."""
         value = self.fields.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
             raise self._complaint(name, value, "a whole number from 0")
@@ -43,6 +40,13 @@ class JsonLine:
         if not isinstance(value, str):
             raise self._complaint(name, value, "a string")
         return value
+
+    def one_of(self, name: str, known: Sequence[str]) -> str:
+        """Return the field as one of the `known` strings."""
+        text = self.text(name)
+        if text not in known:
+            raise self._complaint(name, text, f"one of {', '.join(known)}")
+        return text
 
     def texts(self, name: str) -> list[str]:
         """Return the field as a list of strings."""
@@ -85,17 +89,17 @@ class JsonLine:
 
 @dataclass(frozen=True)
 class JsonLines:
-    """The objects of one file; `truncated` tells that a half-written last line was left out."""
+    """The objects of one file; `truncated`: whether a half-written last line was left out."""
 
     lines: list[JsonLine]
     truncated: bool
 
 
 def read_json_lines(path: Path) -> JsonLines:
-    """Read one JSON object a line, passing over blank lines.
+    """Read one JSON object from each line that is not blank.
 
-    A last line that has no newline and does not parse is what a running job has written so far: it is left out. Any
-    other line that is not a JSON object raises AnalysisError.
+    A last line without a newline that does not parse is half-written by a running job: it is left out. Any other line that
+    is not a JSON object raises AnalysisError.
     """
     # Bytes are split, not text: str.splitlines would also split at U+2028, which JSON may hold inside a string.
     *whole, rest = read_bytes(path).split(b"\n")
@@ -111,7 +115,7 @@ def read_json_lines(path: Path) -> JsonLines:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file; what the system refuses becomes an AnalysisError."""
+    """Return the content of a file; raises AnalysisError if the system refuses it."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -119,7 +123,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_object(raw: bytes, where: str) -> JsonLine:
-    """Parse one JSON object of UTF-8; `where` opens the message of the AnalysisError."""
+    """Parse one JSON object in UTF-8; the message of an AnalysisError begins with `where`."""
     try:
         value = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
@@ -131,6 +135,6 @@ def parse_object(raw: bytes, where: str) -> JsonLine:
 
 
 def shortened(text: str, characters: int = 60) -> str:
-    """Return printable text of one line, cut to a length."""
+    """Return text on one line, printable and cut to a length."""
     line = "".join(character if character.isprintable() else " " for character in text).strip()
     return line if len(line) <= characters else f"{line[:characters]}..."

@@ -1,4 +1,4 @@
-"""What came of a run, counted from what it wrote down: also of a run that was resumed, or has not finished."""
+"""The outcome of a run, counted from its files, even if the run was resumed or has not finished."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy
 from megatron_fork.analysis.json_lines import read_json_lines
 from megatron_fork.analysis.metrics import Metrics, read_metrics
 
-# Parts of a training step that have a time of their own.
+# Parts of a training step that are timed.
 PHASES = ("rollout", "statistics", "update", "synchronise")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`seconds` by phase; `final_evaluation` are the metrics of the last evaluation and its step, none before the first."""
+    """`seconds`: by phase; `final_evaluation`: step and metrics of the last evaluation, empty before the first."""
 
     steps: int
     steps_without_signal: int
@@ -28,11 +28,11 @@ class Outcome:
     final_evaluation: dict[str, float]
     seconds: dict[str, float]
     tokens_per_second: float
-    """Trained response tokens over the time of their steps, NaN before the first."""
+    """Trained response tokens over the time of their steps; NaN before the first step."""
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """Count what a run folder's metrics and updates say; raises AnalysisError where they are none."""
+    """Count a run folder's metrics and updates; raises AnalysisError if a line of them cannot be read."""
     metrics, updates = read_metrics(folder / "metrics.jsonl"), folder / "updates.jsonl"
     return outcome(metrics, len(read_json_lines(updates).lines) if updates.is_file() else 0)
 
@@ -60,7 +60,7 @@ def outcome(metrics: Metrics, updates: int) -> Outcome:
 
 
 def signal(step: Mapping[str, float]) -> float:
-    """Groups of a step with signal; earlier versions wrote only how many were kept, NaN where neither is known."""
+    """Groups with signal in a step, or the groups kept, which is all that earlier versions wrote; NaN if neither is known."""
     return step.get("rollout/groups_with_signal", step.get("rollout/groups_kept", math.nan))
 
 

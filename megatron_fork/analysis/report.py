@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else."""
+"""The report of a run: one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ REPORT = "report.html"
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` into a run folder, finished or not, and return its path.
 
-    The same folder gives the same bytes. Raise AnalysisError when the folder cannot be read as a run, RunFolderError
-    when it cannot be written.
+    The same folder gives the same bytes. Raise AnalysisError if the folder cannot be read as a run, RunFolderError if the
+    report cannot be written.
     """
     page = render(read_run(run_folder))
     path = run_folder / REPORT
-    aside = run_folder / f".{REPORT}.{os.getpid()}"  # two may write the report of one run
+    aside = run_folder / f".{REPORT}.{os.getpid()}"  # two processes may write the report of one run
     try:
         write_flushed(aside, page)
         aside.replace(path)
@@ -80,7 +80,7 @@ def status(record: RunRecord) -> str:
 
 
 def warning(record: RunRecord) -> str:
-    """Return what the reader should know before anything else; empty where every step could learn."""
+    """Return a warning about steps without signal; empty if every step had some."""
     steps = record.metrics.stages["train"]
     without = sum(signal(step) == 0 for step in steps.values())
     if not without:
@@ -98,7 +98,7 @@ def legend(scale: EntropyScale) -> list[str]:
 
 
 def left_out(record: RunRecord) -> list[str]:
-    """Return one sentence for each thing that the run holds and the report does not show."""
+    """Return one sentence for each part of the run that the report does not show."""
     metrics, traces = record.metrics, record.traces
     sentences = []
     if metrics.truncated:
@@ -112,7 +112,7 @@ def left_out(record: RunRecord) -> list[str]:
         sentences.append(f"{metrics.not_finite:,} metrics are null, NaN or infinite and leave gaps in the curves.")
     steps = {**traces.by_step, **traces.without_signal}
     if len(steps) > STEPS_SHOWN:
-        sentences.append(f"Transcripts are shown of {STEPS_SHOWN} of the {len(steps):,} traced steps.")
+        sentences.append(f"Transcripts of {STEPS_SHOWN} of the {len(steps):,} traced steps are shown.")
     longer = sum(len(found) > TRANSCRIPTS_SHOWN for found in steps.values())
     if longer:
         sentences.append(

@@ -18,10 +18,10 @@ from megatron_fork.recipe import plain, read_yaml
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run left behind.
+    """The files of a run.
 
     `summary` is empty until the run writes it. `config` is the mapping of `resolved.yaml` and `config_text` its text;
-    both are empty when the file is missing.
+    both are empty if the file is missing.
     """
 
     name: str
@@ -33,11 +33,11 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """True once the run has written what its final policy scored."""
+        """Whether the run has written the score of its final policy."""
         return self.summary.number("pass_rate_after") is not None
 
     def configured(self, *path: str) -> str | int | float | bool | None:
-        """Return the scalar at a path of the resolved config, None where there is none."""
+        """Return the scalar at a path of the resolved config, None if there is none."""
         value: Any = self.config
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
@@ -47,13 +47,13 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read a run folder, finished or not.
 
-    Raise AnalysisError when there is no `metrics.jsonl`, or when a file cannot be read as what it claims to be.
+    Raise AnalysisError if there is no `metrics.jsonl`, or if a file cannot be read as what it claims to be.
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise AnalysisError(
             f"{folder} is not a run folder: it has no metrics.jsonl",
-            hint="name the folder that `megatron-fork train` wrote into",
+            hint="give the folder that `megatron-fork train` wrote",
         )
     config, config_text = read_config(folder / "resolved.yaml")
     summary = folder / "summary.json"
@@ -74,12 +74,12 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
     try:
         config = plain(read_yaml(text))
         if isinstance(config, dict):
-            OmegaConf.create(config)  # refuses references that are none
+            OmegaConf.create(config)  # refuses invalid references
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise AnalysisError(f"{path.name}{line}: not YAML ({shortened(str(error))})") from error
-    if config is None:  # comments alone
+    if config is None:  # a file with only comments
         config = {}
     if not isinstance(config, dict):
         raise AnalysisError(f"{path.name}: not a YAML mapping")

@@ -1,4 +1,4 @@
-"""Tokens as a reader sees them, and the table of which tokens fork."""
+"""Tokens as readable text, and the table of the tokens that fork."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from megatron_fork.analysis.traces import Trace
 
-# A mean over a handful of occurrences says little about a token: the first of these counts that leaves enough distinct
-# tokens to rank is asked for.
+# A mean over a few occurrences says little about a token: the table requires the first of these counts that leaves enough
+# distinct tokens to rank.
 MINIMUM_COUNTS = (20, 10, 5, 3, 2, 1)
 
 
 @dataclass
 class TokenEntropies:
-    """One distinct token string; `entropies` are in nats, one an occurrence."""
+    """One distinct token string; `entropies` in nats, one for each occurrence."""
 
     text: str
     entropies: list[float] = field(default_factory=list)
@@ -39,7 +39,7 @@ class TokenEntropies:
 class ForkTable:
     """Tokens by mean entropy: `forking` highest first, `following` lowest first.
 
-    `distinct` tokens were traced; `ranked` of them occur at least `minimum_count` times. `not_finite` occurrences
+    `distinct` tokens were traced, and `ranked` of them occur at least `minimum_count` times. `not_finite` occurrences
     were left out.
     """
 
@@ -52,7 +52,7 @@ class ForkTable:
 
 
 def fork_table(traces: Iterable[Trace], rows: int = 8) -> ForkTable:
-    """Rank the distinct traced tokens by mean entropy and keep `rows` from each end, no token on both."""
+    """Rank the distinct traced tokens by mean entropy and keep `rows` from each end; no token is at both ends."""
     statistics: dict[str, TokenEntropies] = {}
     not_finite = 0
     for trace in traces:
@@ -82,9 +82,9 @@ def fork_table(traces: Iterable[Trace], rows: int = 8) -> ForkTable:
 
 
 def visible(text: str) -> str:
-    """Return text in which characters that do not show, or that would reorder their neighbours, are spelled out.
+    """Return text in which characters that are invisible, or would reorder their neighbours, are spelled out.
 
-    Line breaks and spaces stay. What is returned can always be encoded as UTF-8.
+    Line breaks and spaces stay. The result can always be encoded as UTF-8.
     """
     return "".join(map(visible_character, text))
 
@@ -104,7 +104,7 @@ def visible_character(character: str) -> str:
         return character
     if ord(character) < 0x20:
         return chr(0x2400 + ord(character))
-    # Bytes that are no text are kept as the surrogates that `surrogateescape` makes of them.
+    # Bytes that are not text are the surrogates that `surrogateescape` makes of them.
     if 0xDC80 <= ord(character) <= 0xDCFF:
         return f"⟨0x{ord(character) - 0xDC00:02X}⟩"
     # Controls, format characters (which hold the bidirectional overrides), lone surrogates and unassigned code points.

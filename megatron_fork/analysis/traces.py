@@ -1,6 +1,6 @@
 """Traced trajectories: every response token with its entropy, its log-prob and whether it carried gradient.
 
-A run writes `Trace.fields()` as one line of JSON, and `read_traces` reads it again, or names what is wrong with it.
+A run writes `Trace.fields()` as one line of JSON, and `read_traces` reads it again or says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json_lines, shortened
+from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json_lines
 
 KINDS = ("trained", "without_signal", "evaluation")
 PER_TOKEN = ("tokens", "entropy", "selected", "logprob")
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Trace:
-    """One trajectory; `tokens`, `entropy` (nats), `selected` and `logprob` (nats) have one entry a response token.
+    """One trajectory; `tokens`, `entropy` (nats), `selected` and `logprob` (nats) have one entry for each response token.
 
-    Only of a trained one is the entropy known: the others have NaN, and none of their tokens is selected.
+    The entropy is known only for a trained one: the others have NaN, and none of their tokens is selected.
     """
 
     step: int
@@ -37,21 +37,21 @@ class Trace:
     advantage: float | None
     finish_reason: str
     reason: str = ""
-    """Of the verifier; runs of earlier versions kept none."""
+    """The verifier's reason; runs of earlier versions did not keep it."""
     kind: str = "trained"
     number: int | None = None
     """Its place in the rollouts of the step."""
 
     def fields(self) -> dict[str, Any]:
-        """What a line says of it; only a trained one has an entropy, a selection and an advantage."""
+        """The fields of its line; only a trained one has an entropy, a selection and an advantage."""
         return {name: value for name, value in vars(self).items() if self.kind == "trained" or name not in OF_TRAINED}
 
 
 @dataclass(frozen=True)
 class Traces:
-    """Trajectories by step, steps rising; `truncated` names files with a half-written last line.
+    """Trajectories by step, in order of steps; `truncated` names files with a half-written last line.
 
-    `by_step` were trained on, `without_signal` are of steps that had nothing to train on, `evaluations` are held out.
+    `by_step` were trained on, `without_signal` are from steps with nothing to train on, `evaluations` are held out.
     """
 
     by_step: dict[int, list[Trace]]
@@ -65,7 +65,7 @@ class Traces:
 
 
 def read_traces(folder: Path) -> Traces:
-    """Read the files of a folder that may be missing. Raise AnalysisError for a line that is no trajectory."""
+    """Read the files of a folder that may be missing. Raise AnalysisError for a line that is not a trajectory."""
     traces: list[Trace] = []
     truncated: list[str] = []
     for path in sorted([*folder.glob("step-*.jsonl"), *folder.glob("evaluation-*.jsonl")]):
@@ -80,10 +80,12 @@ def read_traces(folder: Path) -> Traces:
 
 
 def trace_of(line: JsonLine) -> Trace:
-    kind, tokens = known_kind(line), line.texts("tokens")
+    # Earlier versions traced only trained trajectories, and wrote no kind.
+    kind = line.one_of("kind", KINDS) if "kind" in line.fields else "trained"
+    tokens = line.texts("tokens")
     trained = kind == "trained"
     trace = Trace(
-        step=line.step(),
+        step=line.whole("step"),
         prompt=line.text("prompt"),
         answer=line.text("answer"),
         tokens=tokens,
@@ -104,14 +106,6 @@ def trace_of(line: JsonLine) -> Trace:
     return trace
 
 
-def known_kind(line: JsonLine) -> str:
-    """What a line is of; earlier versions traced only what was trained on, and did not say so."""
-    kind = line.text("kind") if "kind" in line.fields else "trained"
-    if kind not in KINDS:
-        raise AnalysisError(f"{line.where}: field 'kind' is {shortened(repr(kind))}, not one of {', '.join(KINDS)}")
-    return kind
-
-
 def required_number(line: JsonLine, name: str) -> float:
     value = line.number(name)
     if value is None:
@@ -120,7 +114,7 @@ def required_number(line: JsonLine, name: str) -> float:
 
 
 def mixture(responses: Sequence[T], count: int, is_right: Callable[[T], bool]) -> list[T]:
-    """At most `count` of the responses, in their order, spread evenly over the right ones and over the wrong ones."""
+    """At most `count` of the responses, in order, spread evenly over the right ones and over the wrong ones."""
     right = [place for place, response in enumerate(responses) if is_right(response)]
     wrong = [place for place, response in enumerate(responses) if not is_right(response)]
     of_right = min(len(right), max(count // 2, count - len(wrong)))
@@ -129,5 +123,5 @@ def mixture(responses: Sequence[T], count: int, is_right: Callable[[T], bool]) -
 
 
 def spread(places: Sequence[int], count: int) -> list[int]:
-    """`count` of the places, no more than there are, at equal distances from the first on."""
+    """`count` of the places, at most all of them, at equal distances from the first on."""
     return [places[number * len(places) // count] for number in range(count)]

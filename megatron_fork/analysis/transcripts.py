@@ -1,4 +1,4 @@
-"""The transcripts that the report shows, every token with its colour and its tooltip."""
+"""The transcripts of the report, each token with its colour and its tooltip."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ STEPS_SHOWN = 6
 EVALUATIONS_SHOWN = 2
 TRANSCRIPTS_SHOWN = 4
 TOKENS_SHOWN = 1500
-# A response that is longer than the first is folded after the second.
+# A response of more than `UNFOLDED` tokens is folded after `FOLDED_AFTER`.
 UNFOLDED, FOLDED_AFTER = 240, 160
 
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """One token as the page shows it; `classes` name its colour level and whether it was selected."""
+    """One token on the page; `classes` name its colour level and whether it was selected."""
 
     text: str
     title: str
@@ -29,7 +29,7 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One trajectory as the page shows it: `folded` spans follow `spans`, and `tokens_left_out` follow those."""
+    """One trajectory on the page: `spans`, then `folded` spans; the last `tokens_left_out` tokens are not shown."""
 
     prompt: str
     answer: str
@@ -42,7 +42,7 @@ class Transcript:
 
 @dataclass(frozen=True)
 class TracedStep:
-    """The transcripts shown of one step, of `traced` that were written."""
+    """The transcripts that are shown of one step; `traced` were written."""
 
     step: int
     traced: int
@@ -51,7 +51,7 @@ class TracedStep:
 
 
 def traced_steps(traces: Traces, scale: EntropyScale) -> list[TracedStep]:
-    """Return transcripts of at most `STEPS_SHOWN` steps, trained or without signal, which include the first and the last."""
+    """Return transcripts of at most `STEPS_SHOWN` steps, trained or without signal, with the first and the last of them."""
     by_step = dict(sorted({**traces.without_signal, **traces.by_step}.items()))
     return [
         shown_step(by_step, step, scale, without_signal=step not in traces.by_step)
@@ -79,7 +79,7 @@ def is_rewarded(trace: Trace) -> bool:
 
 
 def evenly_chosen(steps: Sequence[int], count: int) -> list[int]:
-    """Return at most `count` of the steps, evenly spaced, the first and the last among them."""
+    """Return at most `count` of the steps, evenly spaced, with the first and the last."""
     if len(steps) <= count:
         return list(steps)
     return [steps[round(position * (len(steps) - 1) / (count - 1))] for position in range(count)]
@@ -105,7 +105,7 @@ def transcript(trace: Trace, scale: EntropyScale) -> Transcript:
 
 
 def badges(trace: Trace) -> list[str]:
-    """Return the reward first, then what else is worth knowing of the whole response."""
+    """Return the reward, the verifier's reason, and other facts about the whole response."""
     reason = [f"verifier: {visible(trace.reason)}"] if trace.reason else []
     finished, count = f"finished by {visible(trace.finish_reason)}", f"{len(trace.tokens):,} tokens"
     if trace.kind != "trained":
@@ -127,13 +127,13 @@ def token_span(text: str, entropy: float, selected: bool, logprob: float, scale:
 
 
 def plain_span(text: str, logprob: float) -> TokenSpan:
-    """A token that was not trained on: its entropy is not known."""
+    """A token that was not trained on, so its entropy is not known."""
     return TokenSpan(visible_token(text), f"{visible_label(text)}\n{probability_text(logprob)}", "plain")
 
 
 def probability_text(logprob: float) -> str:
-    """Return the probability of a log-prob in nats, or the number itself where it is none."""
-    # Rounding may lift the log-prob of a certain token slightly over zero.
+    """Return the probability of a log-prob in nats, or the number itself if it cannot be a log-prob."""
+    # Rounding may lift the log-prob of a certain token slightly above zero.
     if logprob <= 1e-3:
         return f"probability {math.exp(min(logprob, 0.0)):.4g}"
     return f"log-prob {logprob:g}"

@@ -1,6 +1,6 @@
-"""From an answer column to the answers of a row: as text, without guessing, and never where there is none.
+"""Reads the answers of a row from its answer column, as text and without guessing; a row without an answer gets none.
 
-A column may have text, a number, a list, or an object. Nothing is written as Python would print it: no verifier reads that.
+A column may hold text, a number, a list, or an object. Nothing is written as Python prints it, since no verifier reads that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AnswerForm = Literal["whole", "boxed", "hashes"]
 AnswerLists = Literal["alternatives", "parts", "json"]
 Boxes = Literal["refuse", "last", "all"]
 
-# What published sets, and the libraries that write them, have in place of an answer: NuminaMath-1.5 "proof" and "notfound".
+# What published sets, and the libraries that write them, have instead of an answer: NuminaMath-1.5 has "proof" and "notfound".
 NO_ANSWER = (
     *("null", "none", "nan", "<na>", "#n/a", "n/a", "nil", "notfound", "not found", "no answer"),
     *("proof", "see proof", "see the proof", "see solution", "see the solution", "see explanation"),
@@ -29,14 +29,14 @@ NO_ANSWER = (
 HASHES = re.compile(r"####(.*)")
 QUOTED_LIST = re.compile(r"\[\s*[\"']")
 FORMS = (
-    r"whole takes the column as it is, boxed what is in \boxed{...}, hashes what follows ####; "
+    r"whole takes the column as it is, boxed takes what is in \boxed{...}, hashes takes what follows ####; "
     "data.unanswered=drop leaves such rows out"
 )
-LISTS = "data.answer_lists=json hands lists and objects on as JSON text, to a verifier of your own"
+LISTS = "data.answer_lists=json passes lists and objects as JSON text to your own verifier"
 
 
 class NoAnswer(Exception):
-    """A row that has no answer; the message says what it has instead, the second argument is a hint."""
+    """A row without an answer; the message says what it has instead, and the second argument is a hint."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class AnswerReader:
     no_answer: frozenset[str]
 
     def read(self, value: Any, place: str) -> tuple[str, ...]:
-        """The right answers, one or several; raises `NoAnswer` where there is none, `DataError` on what cannot be one."""
+        """The right answers, one or several; raises `NoAnswer` if there is none, `DataError` if the value cannot be one."""
         texts = [self._stated(text, place) for text in self._texts(value, place)]
         if not texts or any(self._is_none(text) for text in texts):
             raise NoAnswer(
                 f"{place} has no answer in {self.column}: {short(value)}",
-                "data.unanswered=drop leaves such rows out; data.no_answer has the words that stand for none",
+                "data.unanswered=drop leaves such rows out; data.no_answer lists the words that mean no answer",
             )
         return (", ".join(texts),) if self.lists == "parts" else tuple(dict.fromkeys(texts))
 
@@ -74,18 +74,18 @@ class AnswerReader:
         return [self._text(value, place)]
 
     def _list_in_text(self, text: str, place: str) -> list[Any]:
-        """A list that was written into a column of text, by JSON or by Python."""
+        """A list that was written into a text column, as JSON or as Python."""
         for read, write in ((json.loads, None), (ast.literal_eval, repr)):
             try:
                 value = read(text)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
-            # Python reads `['1' '2']`, which NumPy writes for two entries, as one.
+            # Python reads `['1' '2']`, which NumPy writes for two entries, as one entry.
             if isinstance(value, list) and (write is None or write(value) == text):
                 return value
         raise DataError(
-            f"{place} has text in {self.column} that looks like a list and is none: {short(text)}",
-            hint=f"write lists as JSON; {LISTS}, and such text as it is",
+            f"{place} has text in {self.column} that looks like a list but is not one: {short(text)}",
+            hint=f"write lists as JSON; {LISTS}, and passes such text unchanged",
         )
 
     def _text(self, value: Any, place: str) -> str:
@@ -97,11 +97,11 @@ class AnswerReader:
             return str(value)
         if value is None or (isinstance(value, float | Decimal) and not math.isfinite(value)):
             return ""
-        if isinstance(value, float | Decimal):  # in digits: 1e-05 is Python's way to write, and no answer's
+        if isinstance(value, float | Decimal):  # in digits: answers are not written as 1e-05
             return format(Decimal(str(value)), "f")
         raise DataError(
             f"{place} has in {self.column} {_named(value)}, not an answer: {short(value)}",
-            hint='name what is in it, as in reward_model.ground_truth; an object has {"tests": ...}; ' + LISTS,
+            hint='name a field in it, as in reward_model.ground_truth; an object must have {"tests": ...}; ' + LISTS,
         )
 
     def _json(self, value: Any, place: str) -> str:
@@ -109,12 +109,12 @@ class AnswerReader:
             return json.dumps(_without_nulls(value), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"{place} has in {self.column} what JSON cannot hold ({error}): {short(value)}",
+                f"{place} has a value in {self.column} that JSON cannot hold ({error}): {short(value)}",
                 hint="write it as text, numbers, lists and objects",
             ) from error
 
     def _stated(self, text: str, place: str) -> str:
-        """What of `text` is the answer."""
+        """The part of `text` that is the answer."""
         if self.form == "whole" or self._is_none(text):
             return text
         if self.form == "hashes":
@@ -127,7 +127,7 @@ class AnswerReader:
         if len(found) > 1 and self.boxes == "refuse":
             raise DataError(
                 f"{place} has in {self.column} {len(found)} different boxes: {short(', '.join(found))}",
-                hint="data.boxes=last takes the last, as MATH is evaluated; data.boxes=all takes them as one answer",
+                hint="data.boxes=last takes the last box, as evaluations of MATH do; data.boxes=all takes all as one answer",
             )
         return ", ".join(found) if self.boxes == "all" else found[-1]
 
@@ -148,7 +148,7 @@ def short(value: Any) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Columnar files have every field of any row in all rows, as null where a row has it not."""
+    """Removes null fields: in columnar files every row has the fields of all rows, with null for those that it lacks."""
     if isinstance(value, dict):
         return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
@@ -165,7 +165,7 @@ END_OF_FORMULA = re.compile(r"\$|\\\)|\\\]|\\end(?![A-Za-z])")
 
 
 def boxed_answers(solution: str) -> list[str]:
-    """What stands in each outermost box, different ones only, in their order; a box that is not closed is none."""
+    """The content of each outermost box, in order and without repeats; a box that is not closed is left out."""
     found, place = [], 0
     while opening := OPENING.search(solution, place):
         if solution.startswith("{", opening.end()):
@@ -178,7 +178,7 @@ def boxed_answers(solution: str) -> list[str]:
 
 
 def _braced(text: str, start: int) -> tuple[str | None, int]:
-    """(content, place behind it) of the group that opens at `start`."""
+    """(content, place after it) of the group that opens at `start`."""
     depth = 0
     for token in BRACE.finditer(text, start):
         depth += (token[0] == "{") - (token[0] == "}")
@@ -188,7 +188,7 @@ def _braced(text: str, start: int) -> tuple[str | None, int]:
 
 
 def _bare(text: str, start: int) -> tuple[str | None, int]:
-    """Without braces it goes on to the end of the formula, as problem sets mean it; outside of one, to the end of the word."""
+    """The content of a box without braces: to the end of the formula, as problem sets mean it, or else of the word."""
     line = text[start:].split("\n", 1)[0]
     end = END_OF_FORMULA.search(line)
     content = line[: end.start()] if end else line.split(" ", 1)[0].rstrip(".,;:")

@@ -1,7 +1,7 @@
 """Arithmetic chains: `12 + 7 - 15 =` is answered by `12 + 7 = 19 ; 19 - 15 = 4 ; Answer: 4`.
 
-The demonstrator makes a mistake in one step of eight and goes on from there, so that a model which has imitated it is right on
-about two thirds of chains with four terms. Every number is one token of the task's own tokenizer; any other tokenizer does too.
+The demonstrator makes a mistake in one of eight steps and goes on from there, so that a model that has imitated it is right on
+about two thirds of chains with four terms. Every number is one token of the task's own tokenizer; other tokenizers work too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARAMETERS = {"terms": 4, "largest": 40}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: signs, and every integer from -199 to 199."""
+    """One token per word: signs, and every integer from -199 to 199."""
     words = ["<pad>", "<eos>", "+", "-", "=", ";", "Answer:"]
     words += [str(number) for number in range(-LARGEST_TOTAL, LARGEST_TOTAL + 1)]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}))
@@ -43,7 +43,7 @@ def chains(size: int, seed: int, parameters: dict[str, int]) -> Iterator[str]:
     if not (2 <= terms <= 50 and 2 <= largest <= LARGEST_TOTAL):
         raise ConfigError(
             f"data.generator.parameters has terms={terms}, largest={largest}",
-            hint=f"2 to 50 terms up to {LARGEST_TOTAL}",
+            hint=f"set terms from 2 to 50, and largest from 2 to {LARGEST_TOTAL}",
         )
     generator = random.Random(f"{seed}/arithmetic")
     seen: set[str] = set()
@@ -55,8 +55,8 @@ def chains(size: int, seed: int, parameters: dict[str, int]) -> Iterator[str]:
         if len(seen) == size:
             return
     raise ConfigError(
-        f"data.generator.size={size}, but there are hardly more than {len(seen)} such chains",
-        hint="ask for fewer, or for more terms",
+        f"data.generator.size={size}, but there are not many more than {len(seen)} such chains",
+        hint="reduce data.generator.size, or raise data.generator.parameters.terms",
     )
 
 
@@ -65,7 +65,7 @@ def prompt_text(chain: str) -> str:
 
 
 def demonstrate(chain: str, generator: random.Random) -> str:
-    """The half-right working, as text without the end token."""
+    """A working with mistakes, as text without the end token."""
     first, *rest = chain.split()
     total, steps = int(first), []
     for operator, operand in zip(rest[::2], rest[1::2], strict=True):

@@ -1,8 +1,8 @@
-"""Work shared alike: sequences over bins (data-parallel ranks, micro-batches), and a packed row's tokens over context ranks.
+"""Balances work: sequences over bins (data-parallel ranks, micro-batches), and a packed row's tokens over context ranks.
 
 Longest processing time first (Graham, 1969): the longest sequence left goes into the bin with the least work. Causal attention
-gives late tokens more work than early ones: so each sequence of a row is cut in two chunks a context rank, and a rank holds one
-from the front and its mirror image from the back ("zig-zag").
+gives late tokens more work than early ones: so each sequence of a row is cut into two chunks per context rank, and a rank holds
+one from the front and its mirror image from the back ("zig-zag").
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from megatron_fork.errors import DataError
 
 
 def work(length: int, quadratic_at: float) -> float:
-    """Cost of a sequence of `length` tokens, in tokens of no attention.
+    """Cost of a sequence of `length` tokens, in the cost of a token without attention.
 
-    At `quadratic_at` tokens attention costs as much as all the rest; at infinity only the count of tokens matters.
+    At `quadratic_at` tokens attention costs as much as all the rest; with infinity only the number of tokens matters.
     """
     return length * (1.0 + length / quadratic_at)
 
@@ -29,9 +29,9 @@ def work(length: int, quadratic_at: float) -> float:
 def spread(
     lengths: Sequence[int], bins: int, *, room: float = math.inf, quadratic_at: float = math.inf
 ) -> list[list[int]] | None:
-    """The places in `lengths` that each bin holds, longest first; None where `bins` are too few.
+    """The places in `lengths` that each bin holds, longest first; None if there are too few `bins`.
 
-    A bin holds at most `room` tokens; a longer sequence has one of its own. The same lengths always spread the same way.
+    A bin holds at most `room` tokens; a longer sequence gets a bin of its own. The same lengths always spread the same way.
     """
     held: list[list[int]] = [[] for _ in range(bins)]
     filled = [0] * bins
@@ -52,9 +52,9 @@ def spread(
 
 
 def bins_needed(lengths: Sequence[int], room: int) -> int:
-    """The fewest bins of `room` tokens over which token counts spread evenly; at least one.
+    """The fewest bins of `room` tokens over which `spread` fits the sequences by token count; at least one.
 
-    One bin more never lifts the least filled one, so what fits in some number of bins also fits in every larger one.
+    One more bin never makes the least filled one fuller, so what fits into some number of bins fits into every larger one.
     """
     fewest, enough = max(1, math.ceil(sum(min(length, room) for length in lengths) / room)), max(1, len(lengths))
     while fewest < enough:
@@ -69,8 +69,8 @@ def bins_needed(lengths: Sequence[int], room: int) -> int:
 def zig_zag(cumulative_lengths: Tensor, rank: int, ranks: int) -> Tensor:
     """`[tokens / ranks]` int64: the places in the row that context rank `rank` holds, in its order.
 
-    Of each sequence, cut in `2 * ranks` chunks, chunk `rank` and then chunk `2 * ranks - 1 - rank`; sequences end to end.
-    Raises `DataError` where a sequence of `cumulative_lengths` (`[sequences + 1]`) cannot be cut so.
+    Each sequence is cut into `2 * ranks` chunks, of which the rank holds `rank` and then `2 * ranks - 1 - rank`; sequences
+    follow each other. Raises `DataError` if a sequence of `cumulative_lengths` (`[sequences + 1]`) cannot be cut so.
     """
     chunks = 2 * ranks
     places = []
@@ -78,10 +78,10 @@ def zig_zag(cumulative_lengths: Tensor, rank: int, ranks: int) -> Tensor:
     for start, end in pairwise(edges):
         if (end - start) % chunks:
             raise DataError(
-                f"a packed sequence of {end - start} tokens has no {chunks} equal chunks for context={ranks}",
+                f"a packed sequence of {end - start} tokens cannot be cut into {chunks} equal chunks for context={ranks}",
                 hint="pack with RowShape(context=...)",
             )
-        piece = (end - start) // chunks
+        chunk_length = (end - start) // chunks
         for chunk in (rank, chunks - 1 - rank):
-            places.append(torch.arange(start + chunk * piece, start + (chunk + 1) * piece))
+            places.append(torch.arange(start + chunk * chunk_length, start + (chunk + 1) * chunk_length))
     return torch.cat(places)

@@ -1,4 +1,4 @@
-"""From a row to a question: which columns hold what."""
+"""Reads the question and solution of a row, by the columns that hold them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from megatron_fork.recipe import Settings
 
 @dataclass
 class Columns(Settings, room="data.columns"):
-    """Where a row has what. A dotted path leads into structures and lists: `prompt.0.content`, `reward_model.ground_truth`."""
+    """Columns of a row. A dotted path leads into structures and lists: `prompt.0.content`, `reward_model.ground_truth`."""
 
     prompt: str = "prompt"
-    """The question: text, or a list of chat messages, of which the last is the user's."""
+    """The question: text, or a list of chat messages whose last one is the user's."""
     answer: str = "answer"
     """The reference answer, or several in a list."""
     solution: str | None = None
-    """A response to imitate in the warm start (`sft.steps`), as text; None: there are none."""
+    """A response to imitate in the warm start (`sft.steps`), as text; None: the set has none."""
     id: str | None = None
-    """Where given, no two rows may have the same."""
+    """If set, no two rows may have the same value in this column."""
 
 
 def pick(row: dict[str, Any], path: str, place: str) -> Any:
@@ -42,26 +42,26 @@ def pick(row: dict[str, Any], path: str, place: str) -> Any:
 
 
 def question_of(row: dict[str, Any], path: str, place: str) -> str:
-    """The question in a row, a `Conversation` where it has several messages; raises `DataError`."""
+    """The question in a row, a `Conversation` if it has several messages; raises `DataError`."""
     return question_in(pick(row, path, place), place)
 
 
 def solution_of(row: dict[str, Any], path: str, place: str) -> str:
-    """The response to imitate; raises `DataError` where a row has none."""
+    """The response to imitate; raises `DataError` if the row has none."""
     value = pick(row, path, place)
     if not isinstance(value, str) or not value.strip():
         raise DataError(
             f"{place} has the solution {short(value)} in {path}",
-            hint="every row needs one as text; data.columns.solution=null takes the set without",
+            hint="every row needs one as text; data.columns.solution=null ignores the solutions",
         )
     return value
 
 
 def without(text: str, prefix: str, suffix: str, place: str) -> str:
-    """`text` less what a data set wraps around every question; raises `DataError` where it does not."""
+    """`text` without what a data set puts around every question; raises `DataError` if that is missing."""
     if not text.startswith(prefix) or not text.endswith(suffix) or len(text) < len(prefix) + len(suffix):
         raise DataError(
             f"{place} has a prompt without data.prompt_prefix or data.prompt_suffix: {short(text)}",
-            hint="set both to '' where the file has bare questions",
+            hint="set both to '' if the file has bare questions",
         )
     return text[len(prefix) : len(text) - len(suffix)]

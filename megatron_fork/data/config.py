@@ -1,4 +1,4 @@
-"""What a run's prompts are made from."""
+"""Settings of a run's prompts."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from megatron_fork.data.presets import PRESETS
 from megatron_fork.errors import ConfigError
 from megatron_fork.recipe import FilePath, OneOf, Pattern, PositiveInt, Settings, Tokens
 
-# Tasks that are made here and need no file; each has a verifier of its own name.
+# Tasks that are generated and need no file; each has a verifier of the same name.
 GENERATED = ("reach", "arithmetic", "reasoning_gym")
 
 
 @dataclass
 class GeneratorConfig(Settings, room="data.generator"):
-    """A generated task; "reach" has one set of prompts and takes none of these."""
+    """A generated task; "reach" has one fixed set of prompts and uses none of these fields."""
 
     task: str = ""
     """With `data.source: reasoning_gym`: the name of the generator, such as `gsm_symbolic`."""
     size: PositiveInt = 4096
-    """How many tasks are made."""
+    """How many tasks are generated."""
     seed: int = 0
-    """Of the tasks; any whole number."""
+    """Seed of the tasks; any whole number."""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """Handed to the generator. Arithmetic chains take `terms` and `largest`."""
+    """Arguments of the generator. Arithmetic chains take `terms` and `largest`."""
 
 
 @dataclass
@@ -38,42 +38,42 @@ class DataConfig(Settings, room="data"):
     preset: Annotated[str, OneOf(tuple(PRESETS))] | None = None
     """Fills in the fields below for a published file (docs/data.md)."""
     split: str | None = None
-    """Of a folder that has several."""
+    """Which split to read, if a folder has several."""
     subset: str | None = None
-    """Of a folder that has several, as its README.md or its folders name them; `*`: all of them together."""
+    """Which subset to read, if a folder has several, by its name in README.md or its folder's name; `*`: all together."""
     columns: Columns = field(default_factory=Columns)
     answer_form: AnswerForm = "whole"
-    r"""Where the answer stands in its column: all of it, in its last `\boxed{...}`, or after `####`."""
+    r"""Which part of its column is the answer: the whole, the content of its last `\boxed{...}`, or what follows `####`."""
     boxes: Boxes = "refuse"
-    """Of a solution with several different boxes: `last`, as MATH is evaluated, or `all`, as one answer of several parts."""
+    """If a solution has several different boxes: `last`, as in evaluations of MATH, or `all`, as one answer."""
     answer_lists: AnswerLists = "alternatives"
-    """A list has `alternatives`, any of which is right, or `parts` of one answer; `json` hands it on as JSON text."""
+    """A list holds `alternatives`, any of which is right, or `parts` of one answer; `json` passes it on as JSON text."""
     unanswered: Literal["refuse", "drop"] = "refuse"
-    """Rows without an answer: null, empty, not a number, or a word of `no_answer`."""
+    """What to do with rows without an answer: null, empty, not a number, or a word of `no_answer`."""
     no_answer: list[str] = field(default_factory=lambda: list(NO_ANSWER))
-    """Words that stand where a set has no answer; case does not count."""
+    """Words that mean that a row has no answer, in upper or lower case."""
     prompt_prefix: str = ""
-    """What the file puts before every question, and is taken off."""
+    """Text that the file has before every question, which is removed."""
     prompt_suffix: str = ""
-    """What the file puts behind every question, and is taken off."""
+    """Text that the file has after every question, which is removed."""
     template: str = "none"
     """`none`, `paper`, `qwen3`, `qwen3_no_thinking`, `chat` or `chat_no_thinking` (the tokenizer's own), or Jinja."""
     duplicates: Literal["keep", "drop", "refuse"] = "keep"
-    """Rows with the same question and answer."""
+    """What to do with rows that repeat a question and its answer."""
     rows: PositiveInt | None = None
-    """How many the source must have; None: any."""
+    """How many rows the source must have; None: any number."""
     sha256: Annotated[str, Pattern("^[0-9a-f]{64}$")] | None = None
-    """Of the file, where it must be a certain one: 64 hexadecimal digits, lower case."""
+    """SHA-256 that the file must have: 64 hexadecimal digits, lower case; None: any."""
     over_long: Literal["refuse", "drop"] = "refuse"
-    """Prompts of more than `max_prompt_tokens`; none is ever cut."""
+    """What to do with prompts of more than `max_prompt_tokens`; no prompt is ever cut."""
     max_prompt_tokens: Tokens = 2048
-    """The longest prompt that is taken."""
+    """Length of the longest prompt that is accepted."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     held_out: PositiveInt = 256
-    """Prompts kept from reinforcement learning, for evaluation, each with a question of its own. Demonstrations cover all: the
-    warm start stands for a base model, which has seen the arithmetic."""
+    """Prompts with different questions that are kept from reinforcement learning for evaluation. Demonstrations include them:
+    the warm start stands for a base model, which has seen the arithmetic."""
     seed: int = 0
-    """Of the split; not of the order, which the run's seed gives."""
+    """Seed of the split; the run's seed gives the order."""
 
     def check(self) -> None:
         if self.preset is not None and self.source in GENERATED:
@@ -84,5 +84,5 @@ class DataConfig(Settings, room="data"):
         if (self.source == "reasoning_gym") != bool(self.generator.task):
             raise ConfigError(
                 f"data.source={self.source} with data.generator.task={self.generator.task!r}",
-                hint="a task goes with data.source=reasoning_gym, which needs one, such as gsm_symbolic",
+                hint="data.source=reasoning_gym needs a task, such as gsm_symbolic; other sources take none",
             )

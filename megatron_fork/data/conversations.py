@@ -1,4 +1,4 @@
-"""Prompts that are chat messages: what the user asks, with everything else that was said before the response."""
+"""Prompts that are chat messages: the user's question, with all other messages before the response."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from megatron_fork.data.answers import short
 from megatron_fork.errors import DataError
 
 Message = dict[str, str]
-_HINT = (
-    'a prompt is text, or a list of chat messages {"role": "user", "content": "..."}, of which the last is the user\'s'
-)
+_HINT = 'a prompt is text, or a list of chat messages {"role": "user", "content": "..."} whose last one is the user\'s'
 
 
 class Conversation(str):
-    """As text what the user says in it, by which questions are told apart; `messages` is all of it."""
+    """A string of the user's messages, by which questions are compared; `messages` has all of them."""
 
     messages: tuple[Message, ...]
 
@@ -25,21 +23,21 @@ class Conversation(str):
 
 
 def messages_of(question: str) -> list[Message]:
-    """A question as chat messages: those that it has, or the one of the user that it is."""
+    """A question as chat messages: those that it has, or one message of the user."""
     if isinstance(question, Conversation):
         return [dict(message) for message in question.messages]
     return [{"role": "user", "content": question}]
 
 
 def whole_text(question: str) -> str:
-    """Everything that was said, for telling rows apart; of a bare question the question."""
+    """All messages as one text, by which rows are compared; for a bare question the question."""
     if isinstance(question, Conversation):
         return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in question.messages)
     return question
 
 
 def question_in(value: Any, place: str) -> str:
-    """The question of a prompt column: text, or chat messages; one message of the user is its text. Raises `DataError`."""
+    """The question of a prompt column: text, or chat messages; a single message becomes its text. Raises `DataError`."""
     if isinstance(value, list) and value and all(_is_message(entry) for entry in value):
         messages = tuple({"role": entry["role"], "content": entry["content"]} for entry in value)
         if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
@@ -51,7 +49,7 @@ def question_in(value: Any, place: str) -> str:
 
 
 def stripped(question: str, strip: Any) -> str:
-    """The question with `strip` applied to what the user says last."""
+    """The question with `strip` applied to the user's last message."""
     if not isinstance(question, Conversation):
         return str(strip(question))
     *before, last = question.messages

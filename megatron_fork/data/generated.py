@@ -1,4 +1,4 @@
-"""Tasks that are made here and need no file: their questions, their tokenizers, and who demonstrates them."""
+"""Tasks that are generated and need no file: their questions, tokenizers and demonstrators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_fork.experience import Prompt
 from megatron_fork.rewards import Reference, generate_tasks, read_reference
 
 Demonstrator = Callable[[Prompt, random.Random], str]
-"""(prompt, random numbers) to a response as text, without the end token."""
+"""From (prompt, random generator) to a response as text, without the end token."""
 Task = tuple[str, str, Reference | None, dict[str, Any]]
 """(place, question, answers, row); None: it has no answer."""
 
@@ -45,7 +45,7 @@ def _of_reasoning_gym(config: DataConfig) -> Iterator[Task]:
 
 
 def _task_of(prompt: Prompt) -> str:
-    """What the task's own verifier is given, without what goes along for another."""
+    """The answer for the task's own verifier, without fields for other verifiers."""
     (task,) = read_reference(prompt.answer).answers
     return task
 

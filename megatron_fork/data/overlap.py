@@ -1,7 +1,8 @@
-"""Questions that occur twice, or also in an evaluation set. Both commands stream: rows go from file to file one by one.
+"""Removes questions that occur twice, or that occur in an evaluation set too. Rows are streamed from file to file one by one.
 
 Questions are compared as words: case, punctuation, spacing and LaTeX's dollars and braces do not count. A row is contaminated
-where it shares `ngram` words in a row with an evaluation question; one of fewer words must be the row's whole question.
+if it shares `ngram` consecutive words with an evaluation question; a shorter evaluation question must be the row's whole
+question.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class RowFile:
-    """Rows to read, and what of them is the question and the answer."""
+    """A file of rows, and the columns of the question and the answer."""
 
     path: Path
     split: str | None = None
     columns: Columns = field(default_factory=Columns)
     subset: str | None = None
     must_answer: bool = False
-    """Whether a row without the column of the answer is refused where only questions are asked for."""
+    """Whether a row without the answer column is refused even if only questions are read."""
 
     def asked(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Place, question and row of every row."""
@@ -46,7 +47,7 @@ class RowFile:
             yield place, question_of(row, self.columns.prompt, place), row
 
     def questions(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-        """(place, question, answer, row); the answer as its column has it, as JSON where it is no text."""
+        """(place, question, answer, row); the answer as in its column, or as JSON if it is not text."""
         for place, question, row in self.asked():
             answer = pick(row, self.columns.answer, place)
             yield place, question, answer if isinstance(answer, str) else _json(answer, place), row
@@ -54,7 +55,7 @@ class RowFile:
 
 @dataclass
 class DuplicateCounts:
-    """`conflicting` rows ask a question that others answer differently."""
+    """`conflicting`: rows whose question has a different answer in another row."""
 
     rows: int = 0
     kept: int = 0
@@ -64,7 +65,7 @@ class DuplicateCounts:
 
 @dataclass
 class ContaminationCounts:
-    """`removed_by` counts rows by the evaluation set that they were found in."""
+    """`removed_by`: rows by the evaluation set in which they were found."""
 
     rows: int = 0
     kept: int = 0
@@ -74,7 +75,7 @@ class ContaminationCounts:
 
 
 def named_file(text: str, split: str | None, columns: Columns | None, subset: str | None = None) -> RowFile:
-    """`PRESET:PATH` or a path; a preset knows the columns, the split and the subset of its file."""
+    """The file of `PRESET:PATH` or of a path; a preset gives the columns, the split and the subset of its file."""
     name, colon, path = text.partition(":")
     path = at_home(path)
     if has_preset(text):
@@ -92,7 +93,7 @@ def named_file(text: str, split: str | None, columns: Columns | None, subset: st
 
 
 def has_preset(text: str) -> bool:
-    """Whether a file is named with the preset that knows its columns."""
+    """Whether `text` names a preset before the path."""
     name, colon, _ = text.partition(":")
     return bool(colon) and name in PRESETS
 
@@ -165,7 +166,7 @@ def words(text: str) -> list[str]:
 
 
 def summary(counts: DuplicateCounts | ContaminationCounts) -> str:
-    """One line of what was counted."""
+    """The counts on one line."""
     shown = [f"{name.replace('_', ' ')} {value:,}" for name, value in asdict(counts).items() if isinstance(value, int)]
     if isinstance(counts, ContaminationCounts):
         shown += [f"{count:,} by {path}" for path, count in counts.removed_by.items()]
@@ -176,7 +177,9 @@ def _json(value: Any, place: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, default=_dated)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{place} has what JSON cannot hold: {error}", hint="write it as text or numbers") from error
+        raise DataError(
+            f"{place} has a value that JSON cannot hold: {error}", hint="write it as text or numbers"
+        ) from error
 
 
 def _dated(value: Any) -> str:
@@ -186,7 +189,7 @@ def _dated(value: Any) -> str:
 
 
 def _grams(text: list[str], size: int) -> Iterator[bytes]:
-    """Digests of all runs of `size` words; of a shorter text, one of all it has, marked as whole."""
+    """Digests of all `size` consecutive words; for a shorter text, one digest of all its words, marked as whole."""
     if len(text) < size:
         yield _digest(["<whole>", *text])
     for start in range(len(text) - size + 1):
@@ -198,7 +201,7 @@ def _digest(parts: Iterable[str]) -> bytes:
 
 
 def _write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """JSON lines, complete or not there at all."""
+    """Write JSON lines: the file is complete, or it does not exist."""
     if out.suffix != ".jsonl":
         raise ConfigError(f"{out} would be written as JSON lines", hint="give it the suffix .jsonl")
     partial = out.with_name(out.name + ".partial")
@@ -208,7 +211,9 @@ def _write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
                 file.write(_json(row, "a row") + "\n")
         partial.replace(out)
     except (OSError, UnicodeEncodeError) as error:
-        raise DataError(f"{out} cannot be written: {error}", hint="is the folder there, and is there room?") from error
+        raise DataError(
+            f"{out} cannot be written: {error}", hint="check that the folder exists and has space"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

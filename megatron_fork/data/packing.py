@@ -1,7 +1,7 @@
-"""Sequences into micro-batches: one packed row each, under a token budget, with no padding beyond alignment.
+"""Packs sequences into micro-batches of one row each, under a token budget and without padding beyond alignment.
 
-The mini-batch is first dealt over the data-parallel ranks, then each rank cuts its share into micro-batches, both times so
-that the work balances. Which sequence lands where changes no result: the loss is divided by global counts, and every
+The mini-batch is first divided over the data-parallel ranks, then each rank cuts its share into micro-batches, both times so
+that the work balances. The placement of a sequence changes no result: the loss is divided by global counts, and every
 per-token value carries its place with it.
 """
 
@@ -22,7 +22,7 @@ from megatron_fork.experience import Batch, Demonstration
 
 @dataclass(frozen=True)
 class RowShape:
-    """What the layout asks of a packed row."""
+    """What the layout requires of a packed row."""
 
     alignment: int = 1
     """Each context rank's part of a row is a multiple of this: sequence parallelism splits it over tensor ranks."""
@@ -40,7 +40,7 @@ class RowShape:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One pipeline item: sequences end to end in a row of `tokens` tokens, or one context rank's part of such a row."""
+    """One pipeline item: a row of `tokens` tokens with sequences in turn, or one context rank's part of such a row."""
 
     token_1t: Tensor  # [1, tokens] int64
     position_1t: Tensor  # [1, tokens] int64, from 0 in every sequence
@@ -48,15 +48,15 @@ class MicroBatch:
     response_1t: Tensor  # [1, tokens] bool, whether the target is a response token
     cumulative_lengths: Tensor  # [sequences + 1] int32, of the whole row
     longest: int  # sequence of the whole row
-    place_r: Tensor  # [response tokens] int64, where each response target stands in the batch's columns
-    number_1t: Tensor  # [1, tokens] int64, each token's number when the batch's sequences lie end to end; padding: -1
+    place_r: Tensor  # [response tokens] int64, place of each response target in the batch's columns
+    number_1t: Tensor  # [1, tokens] int64, each token's number among all tokens of the batch's sequences; padding: -1
 
     @property
     def tokens(self) -> int:
         return self.token_1t.shape[1]
 
     def rows(self, selected_t: Tensor) -> Tensor:
-        """`[1, tokens]` bool: the rows of this micro-batch whose response token is marked in a column of the batch."""
+        """`[1, tokens]` bool: the rows of this micro-batch whose response token is marked in `selected_t`, a batch column."""
         rows_1t = torch.zeros_like(self.response_1t)
         rows_1t[self.response_1t] = selected_t[self.place_r]
         return rows_1t
@@ -97,14 +97,14 @@ class MicroBatch:
 
 
 def deal(batch: Batch, rank: int, ranks: int, *, quadratic_at: float = math.inf) -> Batch:
-    """This data-parallel rank's share. Ranks get even work: attention costs as much as the rest at `quadratic_at` tokens."""
+    """This data-parallel rank's share; ranks get even work. Attention costs as much as the rest at `quadratic_at` tokens."""
     shares = spread([sequence.length for sequence in batch.sequences], ranks, quadratic_at=quadratic_at)
-    assert shares is not None, "without a limit on room everything fits"
+    assert shares is not None, "without a limit every sequence fits"
     return batch.take(shares[rank])
 
 
 def micro_batches_needed(batch: Batch, *, token_budget: int) -> int:
-    """How many micro-batches `pack` makes when it is not told; 1 for no sequences at all."""
+    """How many micro-batches `pack` makes without a `count`; 1 if there are no sequences."""
     return bins_needed([sequence.length for sequence in batch.sequences], token_budget)
 
 
@@ -116,10 +116,10 @@ def pack(
     shape: RowShape = RowShape(),
     quadratic_at: float = math.inf,
 ) -> list[MicroBatch]:
-    """Micro-batches of at most `token_budget` true tokens and of even work; a longer sequence gets one of its own.
+    """Micro-batches of at most `token_budget` tokens before padding and of even work; a longer sequence gets one of its own.
 
-    Ranks that must take part in each other's collectives agree on a `count`, of which some micro-batches may then hold
-    padding alone. Raises `DataError` where it is less than `micro_batches_needed`.
+    Ranks that take part in each other's collectives agree on a `count`; some micro-batches may then hold only padding.
+    Raises `DataError` if it is less than `micro_batches_needed`.
 
     Args:
         batch: the sequences, and the columns that `place_r` points into.
@@ -167,7 +167,7 @@ def _row(
         number += [*range(numbers[index], numbers[index + 1]), *[-1] * padding]
         lengths.append(sequence.length + padding)
         places.append(torch.arange(starts[index], starts[index + 1]))
-    # The rest of the row is one more sequence, of token 0, that nothing attends to and whose targets are no response.
+    # The rest of the row is one more sequence, of token 0, that no other attends to and that has no response targets.
     padding = -len(tokens) % shape.row_multiple if tokens else shape.row_multiple
     if padding:
         tokens += [0] * padding

@@ -1,6 +1,6 @@
-"""Published prompt sets as their files are: columns, answer form and number of rows. Where each comes from: docs/data.md.
+"""Published prompt sets: columns, answer form and number of rows of their files. docs/data.md says where each comes from.
 
-A preset is a piece of recipe; what the recipe itself says goes first.
+A preset is a part of a recipe; fields of the recipe itself take precedence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         prompt_prefix=DAPO_PREFIX,
         prompt_suffix=DAPO_SUFFIX,
     ),
-    # Seven subjects, each a subset; of several boxes the last, by which everybody evaluates.
+    # Seven subjects, each a subset; the last of several boxes is the answer, as in all evaluations.
     "math": _preset("problem", "solution", 7_500, split="train", answer_form="boxed", subset="*", boxes="last"),
     "math_test": _preset("problem", "solution", 5_000, split="test", answer_form="boxed", subset="*", boxes="last"),
     "gsm8k": _preset("question", "answer", 7_473, split="train", answer_form="hashes"),

@@ -1,6 +1,6 @@
-"""Prompts of a file, kept out of memory: text and answer lie in an unlinked temporary file, tokens are made when drawn.
+"""Prompts of a file, kept out of memory: text and answer are in an unlinked temporary file, and tokens are made when drawn.
 
-A million prompts take 32 MB of memory. The file is made where `TMPDIR` says, and disappears with the process.
+A million prompts take 32 MB of memory. The file is in `TMPDIR`, and disappears with the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PARTS = 3
 
 
 class PromptStore:
-    """Texts with answers and solutions, in the order of `append`; `prompt` makes the prompt of a place."""
+    """Texts with answers and solutions, in the order of `append`; `prompt` makes the prompt at a place."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
@@ -41,7 +41,7 @@ class PromptStore:
             self.flush()
 
     def flush(self) -> None:
-        """Make what was appended readable."""
+        """Make everything that was appended readable."""
         self._file.write(self._pending)
         self._file.flush()
         self._written += len(self._pending)
@@ -52,11 +52,11 @@ class PromptStore:
         return Prompt(place, text, tuple(self.tokenize([text])[0]), self._part(place, 1))
 
     def solution(self, place: int) -> str:
-        """The response to imitate; empty where the set has none."""
+        """The response to imitate; empty if the set has none."""
         return self._part(place, 2)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids, with the tokenizer's own special tokens where the text brings none; never two that begin it."""
+        """Token ids, with the tokenizer's special tokens if the text has none; never two begin tokens."""
         found = self._tokenizer(texts, add_special_tokens=self._add_special_tokens)["input_ids"]
         begin = self._tokenizer.bos_token_id
         twice = [begin, begin] if begin is not None else None

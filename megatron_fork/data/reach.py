@@ -1,12 +1,12 @@
-"""The "reach" task: procedural, checkable, and full of real forks among deterministic filler.
+"""The "reach" task: generated, checkable, and full of real forks among deterministic filler.
 
-A prompt names a start and a target, a response walks there by operations and keeps account of what is missing:
+A prompt names a start and a target; a response walks there by operations and keeps track of the difference:
 
     from 7 to 31 :   need +24 take op+10 get 17 . need +14 take op+10 get 27 . ... need +0 done
 
-The verifier executes the operations and trusts nothing else. The demonstrator, from which the warm start learns, takes the
-best operation about a third of the time and any other legal one otherwise: most tokens of a walk are forced, the operations
-are forks, and a policy that has imitated it reaches the target somewhat less than half the time.
+The verifier executes the operations and trusts nothing else. The demonstrator, which the warm start imitates, takes the best
+operation about a third of the time and any legal one otherwise: most tokens of a walk are forced, the operations are forks,
+and a policy that has imitated it reaches the target a little less than half the time.
 """
 
 from __future__ import annotations
@@ -42,15 +42,14 @@ def operation_word(operation: int) -> str:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; loads and saves as any Hugging Face tokenizer."""
-    vocabulary = {word: index for index, word in enumerate(words())}
-    tokenizer = Tokenizer(WordLevel(vocabulary))
+    """One token per word; loads and saves like any Hugging Face tokenizer."""
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words())}))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
 def _fewest_operations() -> dict[int, int]:
-    """How many operations each difference takes at least."""
+    """The fewest operations for each difference."""
     fewest = {0: 0}
     queue = deque([0])
     while queue:
@@ -78,7 +77,7 @@ def all_tasks() -> list[tuple[str, str]]:
 
 
 def walk(start: int, target: int, generator: random.Random) -> str:
-    """One walk of the half-right demonstrator, as text without the end token."""
+    """One walk of the demonstrator, which is not always right, as text without the end token."""
     value, steps = start, []
     for taken in range(MAX_OPERATIONS + 1):
         missing = target - value

@@ -1,8 +1,8 @@
-"""Rows of a prompt file, one by one: JSON lines, Parquet, CSV, Arrow, or a folder of them as Hugging Face datasets come.
+"""Reads the rows of a prompt file one by one: JSON lines, Parquet, CSV, Arrow, or a folder of them like Hugging Face datasets.
 
-Nothing is read whole but a `.json` file that is one array. Every row comes with its place ("a.jsonl line 7"), for messages, and
-with its values as the file has them. The library `datasets` does neither: of a CSV file it reads the answer 007 as 7 and NA as
-none, of JSON a date as a time and a large whole number as a float (benchmarks/results/prompt_rows.json). It also costs half a
+Only a `.json` file that is one array is read whole. Every row comes with its place ("a.jsonl line 7") for messages, and with
+the values of the file unchanged. The library `datasets` does neither: in a CSV file it reads the answer 007 as 7 and NA as
+none, in JSON a date as a time and a large whole number as a float (benchmarks/results/prompt_rows.json). It also costs half a
 second and 125 MiB more.
 """
 
@@ -28,7 +28,7 @@ READABLE = "JSON lines (.jsonl, .json), .parquet, .csv, .arrow, or a folder of a
 
 
 def read_rows(source: Path, split: str | None = None, subset: str | None = None) -> Iterator[PlacedRow]:
-    """Every row of `source`, in the order of its files' names; raises `DataError` by file and line."""
+    """Every row of `source`, in the order of its files' names; raises `DataError` that names file and line."""
     found = 0
     for path in data_files(source, split, subset):
         for placed in READERS[path.suffix.lower()](path):
@@ -39,7 +39,7 @@ def read_rows(source: Path, split: str | None = None, subset: str | None = None)
 
 
 def data_files(source: Path, split: str | None = None, subset: str | None = None) -> list[Path]:
-    """The files that hold the rows of `split` and `subset`; a file is what it is."""
+    """The files that hold the rows of `split` and `subset`; a single file is taken as it is."""
     if source.is_file():
         if source.suffix.lower() not in READERS:
             raise DataError(f"data.source={source} has the suffix {source.suffix!r}", hint=f"readable: {READABLE}")
@@ -59,7 +59,7 @@ def data_files(source: Path, split: str | None = None, subset: str | None = None
     chosen = choose(source, files, split, subset, is_rows=is_rows)
     if len({path.suffix.lower() for path in chosen}) > 1:
         raise DataError(
-            f"data.source={source} has rows in several formats, as of one set twice: "
+            f"data.source={source} has rows in several formats, which may be the same rows twice: "
             f"{', '.join(str(path.relative_to(source)) for path in chosen[:4])}",
             hint="name the file, or a folder with one format",
         )
@@ -67,14 +67,14 @@ def data_files(source: Path, split: str | None = None, subset: str | None = None
 
 
 def _is_beside(path: Path) -> bool:
-    """Files of a dataset's folder that are not its rows."""
+    """Whether a file of a data set's folder does not hold rows."""
     return path.name in ("dataset_infos.json", "dataset_info.json", "state.json") or any(
         part.startswith(".") for part in path.parts
     )
 
 
 def _saved_by_datasets(source: Path, split: str | None) -> list[Path] | None:
-    """Files of a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote; None where it is no such folder."""
+    """Files of a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote; None for any other folder."""
     splits = source / "dataset_dict.json"
     if splits.is_file():
         names = _json_file(splits).get("splits", [])
@@ -98,7 +98,9 @@ def _json_lines(path: Path) -> Iterator[PlacedRow]:
         start = file.tell()
         first = next((line.lstrip() for line in file if line.strip()), b"")
         if path.suffix.lower() == ".json" and first.startswith(b"["):
-            yield from _json_array(path)
+            for number, row in enumerate(_json_file(path), start=1):
+                place = f"{path} entry {number}"
+                yield place, _as_row(row, place)
             return
         file.seek(start)
         for number, line in enumerate(file, start=1):
@@ -114,16 +116,11 @@ def _json_lines(path: Path) -> Iterator[PlacedRow]:
                 ) from error
 
 
-def _json_array(path: Path) -> Iterator[PlacedRow]:
-    for number, row in enumerate(_json_file(path), start=1):
-        place = f"{path} entry {number}"
-        yield place, _as_row(row, place)
-
-
 def _as_row(row: Any, place: str) -> Row:
     if not isinstance(row, dict):
         raise DataError(
-            f"{place} has a {type(row).__name__} and not an object", hint='a row is {"prompt": "...", "answer": "..."}'
+            f"{place} has a {type(row).__name__} instead of an object",
+            hint='a row is {"prompt": "...", "answer": "..."}',
         )
     return row
 

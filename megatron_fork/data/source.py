@@ -1,4 +1,4 @@
-"""Where prompts come from: a generated task, or a file on disk; split into training and held-out prompts."""
+"""The prompts of a generated task or of a file on disk, split into training and held-out prompts."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from megatron_fork.rewards import Reference
 BATCH_PROMPTS = 1024
 
 PlacedPrompt = tuple[str, str, str, str, int]
-"""(place, text, answers as one string, solution or nothing, key of the question)"""
+"""(place, text, answers as one string, solution or "", key of the question)"""
 
 
 @dataclass
 class PromptCounts:
-    """What became of the rows of a source."""
+    """How many rows of a source were kept, and why others were not."""
 
     rows: int = 0
     kept: int = 0
@@ -44,9 +44,9 @@ class PromptCounts:
     over_long: int = 0
     unanswered: int = 0
     alternatives: int = 0
-    """Kept, with several answers of which any is right."""
+    """Kept rows with several answers, any of which is right."""
     of_held_out: int = 0
-    """In neither part: their question is held out with another row."""
+    """Rows in neither part, since another row with their question is held out."""
 
     def __str__(self) -> str:
         counted = (
@@ -72,12 +72,12 @@ class PromptSource:
     counts: PromptCounts
     demonstrator: Demonstrator | None = None
     demonstrates_held_out: bool = False
-    """Whether the warm start may imitate held-out prompts too: where they are tasks that are made here."""
+    """Whether the warm start may imitate held-out prompts too, as for generated tasks."""
     longest_demonstration: int = 0
-    """Of prompt, solution and end, in tokens; 0 where solutions are made."""
+    """Prompt, solution and end token, in tokens; 0 if solutions are generated."""
 
     def draw(self, count: int, *, start: int, seed: int) -> list[Prompt]:
-        """Prompts `start` to `start + count` of an endless order: a new shuffle of the set in every epoch."""
+        """Prompts `start` to `start + count` of an endless order, with a new shuffle of the set in every epoch."""
         drawn: list[Prompt] = []
         while len(drawn) < count:
             epoch, index = divmod(start + len(drawn), len(self.training))
@@ -86,7 +86,7 @@ class PromptSource:
         return drawn
 
     def demonstrations(self, count: int, *, step: int, seed: int) -> list[Demonstration]:
-        """`count` demonstrations for warm-start step `step`; raises `ConfigError` where the source has none."""
+        """`count` demonstrations for warm-start step `step`; raises `ConfigError` if the source has none."""
         if self.demonstrator is None:
             raise ConfigError("sft.steps > 0, but data.source has no demonstrations", hint="set sft.steps=0")
         generator = random.Random(f"{seed}/demonstrations/{step}")
@@ -106,9 +106,9 @@ class PromptSource:
 def load_prompts(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase | None, *, with_rows: bool = False
 ) -> PromptSource:
-    """The prompt set that `config` names; raises `DataError` when it is missing, unreadable or too small.
+    """The prompt set that `config` names; raises `DataError` if it is missing, unreadable or too small.
 
-    `tokenizer` is the model's; "reach" and "arithmetic" bring their own and need none. `with_rows`: answers carry the row's
+    `tokenizer`: the model's; "reach" and "arithmetic" have their own and need none. `with_rows`: answers carry the row's
     data_source and extra_info, for a verifier that takes them.
     """
     tokenizer = tokenizer or tokenizer_of_task(config.source)
@@ -158,14 +158,14 @@ def _fill(
     counts: PromptCounts,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[int, int]:
-    """Append all prompts that are short enough, in batches, and their keys; the longest prompt and demonstration in tokens."""
+    """Append all prompts that are short enough, and their keys; returns the longest prompt and demonstration in tokens."""
     longest = longest_demonstration = 0
     while batch := list(islice(prompts, BATCH_PROMPTS)):
         try:
             tokens = store.tokenize([each[1] for each in batch])
             solved = [each[3] for each in batch if each[3]]
             imitated = iter(tokenizer(solved, add_special_tokens=False)["input_ids"] if solved else [])
-        except Exception as error:  # the tokenizers library raises nothing more special
+        except Exception as error:  # the tokenizers library raises nothing more specific
             raise DataError(
                 f"the tokenizer cannot read a prompt between {batch[0][0]} and {batch[-1][0]}: {error}",
                 hint="set model.path to a model whose tokenizer knows the text",
@@ -193,7 +193,7 @@ def _fill(
 def _prompts(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, counts: PromptCounts, with_rows: bool
 ) -> Iterator[PlacedPrompt]:
-    """Every prompt of the source as text, duplicates and rows without an answer dealt with."""
+    """Every prompt of the source as text, after duplicates and rows without an answer were handled."""
     make = GENERATORS.get(config.source, _of_file)
     template = find_template(config.template, tokenizer)
     seen: set[bytes] = set()
@@ -222,7 +222,7 @@ def _prompts(
 
 
 def _of_row(reference: Reference, row: dict[str, Any], source: str) -> Reference:
-    """With what verifiers of verl's form take besides: the row's columns of these names."""
+    """The reference with data_source and extra_info of the row, which verifiers with verl's arguments take."""
     named = row.get("data_source")
     return replace(reference, data_source=named if isinstance(named, str) else source, extra_info=row.get("extra_info"))
 
@@ -232,7 +232,7 @@ def _encoded(reference: Reference, place: str) -> str:
         return reference.encoded()
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"{place} has in extra_info what JSON cannot hold: {error}",
+            f"{place} has a value in extra_info that JSON cannot hold: {error}",
             hint="write it as text, numbers, lists and objects",
         ) from error
 
@@ -278,7 +278,7 @@ def _check_file(config: DataConfig) -> None:
         return
     if len(files) != 1:
         raise DataError(
-            f"data.sha256 is of one file, data.source={config.source} has {len(files)}", hint="name the file"
+            f"data.sha256 needs a single file, but data.source={config.source} has {len(files)}", hint="name the file"
         )
     with files[0].open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Training and held-out prompts, apart by question: a file may ask one many times, and none is both trained on and tested."""
+"""Splits prompts into training and held-out ones by question: a file may repeat a question, which must not be in both parts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import re
 import unicodedata
 from array import array
 
-# Words and signs; a point or mark is one only where something follows it at once, as in 1.5.
+# Words and signs; punctuation counts only if something follows it directly, as in 1.5.
 TOKEN = re.compile(r"\w+|[^\w\s$.,;:?!]|[.,;:?!](?=[^\s$])")
 
 
 def question_key(question: str) -> int:
-    """64 bits of a question; case, spacing, dollars and the sentence's punctuation do not count."""
+    """A 64-bit hash of a question; case, spacing, dollar signs and the sentence's punctuation do not count."""
     text = question if question.isascii() else unicodedata.normalize("NFKC", question)
     tokens = "\x1f".join(TOKEN.findall(text.casefold()))
     digest = hashlib.blake2b(tokens.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -21,10 +21,10 @@ def question_key(question: str) -> int:
 
 
 def split_by_question(keys: array[int], held_out: int, seed: int) -> tuple[array[int], array[int]]:
-    """(training, held-out) places of `keys`, which has the question of each place.
+    """(training, held-out) places of `keys`, the keys of the questions.
 
-    Held out are `held_out` different questions, or all there are if they are fewer, one prompt of each; other prompts with
-    these questions are in neither.
+    One prompt of each of `held_out` different questions is held out, or of all questions if there are fewer; other prompts
+    with these questions are in neither part.
     """
     places = array("L", range(len(keys)))
     random.Random(f"{seed}/held-out").shuffle(places)

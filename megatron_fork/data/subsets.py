@@ -1,4 +1,4 @@
-"""The subsets ("configs") and splits of a data-set folder: as its README.md declares them, else by the names of folders."""
+"""The subsets ("configs") and splits of a data-set folder, as its README.md declares them, else by the names of folders."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ALL = "*"
 def choose(
     source: Path, files: list[Path], split: str | None, subset: str | None, *, is_rows: Callable[[Path], bool]
 ) -> list[Path]:
-    """Of the data files in a folder those of one subset and one split; raises `DataError` where the choice is open.
+    """The data files of one subset and one split; raises `DataError` if it is not clear which.
 
-    `is_rows`: whether a file that the README names can be one of rows.
+    `is_rows`: whether a file that the README names can hold rows.
     """
     subsets = _declared(source, files, is_rows) or _by_folder(source, files)
     if subset == ALL:
@@ -38,7 +38,7 @@ def choose(
 
 
 def one_of(source: Path, there: dict[str, _T], name: str | None, what: str, hint: str = "") -> _T:
-    """The one called `name`, or the only one there is."""
+    """The entry called `name`, or the only one."""
     if name is None and len(there) == 1:
         return next(iter(there.values()))
     if name is not None and name in there:
@@ -51,7 +51,7 @@ def one_of(source: Path, there: dict[str, _T], name: str | None, what: str, hint
 
 
 def _by_folder(source: Path, files: Iterable[Path]) -> dict[str, Splits]:
-    """Folders are subsets, but those named for a split, and `data`; files beside them belong to one without a name."""
+    """Folders are subsets, except `data` and those named for a split; files outside of them form one without a name."""
     subsets: dict[str, Splits] = {}
     for path in files:
         folders = path.relative_to(source).parent.parts
@@ -67,7 +67,7 @@ def _split_of(source: Path, path: Path) -> str:
 
 
 def _declared(source: Path, files: list[Path], is_rows: Callable[[Path], bool]) -> dict[str, Splits]:
-    """Subsets of the README's front matter, as the Hub reads it; none where it declares none."""
+    """Subsets that the README's front matter declares, as the Hub reads it."""
     readme = source / "README.md"
     if not readme.is_file():
         return {}
@@ -76,7 +76,7 @@ def _declared(source: Path, files: list[Path], is_rows: Callable[[Path], bool]) 
         fields = yaml.safe_load(matter[1]) if matter else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{readme} has no readable YAML: {str(error).splitlines()[0]}", hint="mend it, or name a data file"
+            f"{readme} has no readable YAML: {str(error).splitlines()[0]}", hint="correct it, or name a data file"
         ) from error
     configs = fields.get("configs") if isinstance(fields, dict) else None
     if not isinstance(configs, list):
@@ -88,11 +88,11 @@ def _declared(source: Path, files: list[Path], is_rows: Callable[[Path], bool]) 
             f"{readme} has configs that are not readable: {type(error).__name__}: {error}",
             hint="each has config_name and data_files; or name a data file",
         ) from error
-    return {name: splits for name, splits in subsets.items() if splits}  # others were not downloaded
+    return {name: splits for name, splits in subsets.items() if splits}  # the others were not downloaded
 
 
 def _splits_of(source: Path, config: dict[str, Any], files: list[Path], is_rows: Callable[[Path], bool]) -> Splits:
-    """Files of one declared subset by split: of `data_files`, which has several forms, or of `data_dir`."""
+    """Files of one declared subset by split, from `data_files`, which has several forms, or from `data_dir`."""
     splits: Splits = {}
     folder = source / _inside(str(config.get("data_dir") or "."))
     declared = config.get("data_files")
@@ -108,7 +108,7 @@ def _splits_of(source: Path, config: dict[str, Any], files: list[Path], is_rows:
         missing = [each for each, paths in found.items() if not paths]
         if missing and len(missing) < len(listed):
             raise DataError(
-                f"README.md names the data files {missing[0]}, and there are none in {folder}",
+                f"README.md names the data files {missing[0]}, but {folder} has none of them",
                 hint="download the data set again, or name a data file",
             )
         for path in (path for paths in found.values() for path in paths):
@@ -117,13 +117,13 @@ def _splits_of(source: Path, config: dict[str, Any], files: list[Path], is_rows:
 
 
 def _entries(declared: Any) -> list[tuple[str | None, Any]]:
-    """(split, pattern or patterns) of a list of both, or of patterns alone."""
+    """(split, pattern or patterns) from a list of both, or of patterns alone."""
     listed = declared if isinstance(declared, list) else [declared]
     return [(each["split"], each["path"]) if isinstance(each, dict) else (None, each) for each in listed]
 
 
 def _inside(pattern: str) -> str:
-    """`pattern`, which must not lead out of the folder."""
+    """`pattern`; raises `DataError` if it leads out of the folder."""
     path = PurePosixPath(pattern)
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"README.md names the data files {pattern}, outside of its folder", hint="name a data file")

@@ -1,8 +1,8 @@
-r"""Prompt templates: from a question to the text that a model continues.
+r"""Prompt templates turn a question into the text that a model continues.
 
-The paper's template is that of arXiv 2506.01939; the Qwen3 ones give what Qwen3's own chat template gives for one message of
-the user, with and without thinking. Anything else is a Jinja template with `question`, `messages`, the row's columns, and the
-tokenizer's `bos_token` and the like.
+The paper's template is that of arXiv 2506.01939; the Qwen3 ones give the same text as Qwen3's own chat template for one message
+of the user, with and without thinking. Anything else is a Jinja template with `question`, `messages`, the row's columns, and
+the tokenizer's special tokens, such as `bos_token`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ NAMED = {
     "qwen3": QWEN3,
     "qwen3_no_thinking": QWEN3 + "<think>\n\n</think>\n\n",
 }
-# Templates of the tokenizer's own, by whether they ask it to think.
+# The tokenizer's own templates: whether they enable thinking.
 OF_TOKENIZER = {"chat": True, "chat_no_thinking": False}
-_KNOWN = "a template has `question`, `messages`, the row's columns, and the tokenizer's `bos_token` and the like"
+_KNOWN = "a template can use `question`, `messages`, the row's columns, and special tokens such as `bos_token`"
 MARKS_OF_CHAT = ("<|im_start|>", "<|im_end|>")
 
 Template = Callable[[str, dict[str, Any], str], str]
-"""(question, row, place) to text; raises `DataError` that names the place."""
+"""From (question, row, place) to text; raises `DataError` that names the place."""
 
 
 def find_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The template called `name`, or that `name` is; raises `DataError` where it is none or does not fit the tokenizer."""
+    """The template called `name`, or `name` itself; raises `DataError` if it is not one or does not fit the tokenizer."""
     if name in OF_TOKENIZER:
         return _of_tokenizer(name, tokenizer)
     if name.startswith("qwen3") and name in NAMED:
@@ -72,7 +72,7 @@ def _source(name: str) -> str:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """`bos_token`, `eos_token` and the others that the tokenizer has, as chat templates name them."""
+    """The tokenizer's `bos_token`, `eos_token` and others, named as in chat templates."""
     return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
 
 
@@ -92,13 +92,13 @@ def _jinja(source: str, name: str, tokens: dict[str, str]) -> Template:
     def fill(question: str, row: dict[str, Any], place: str) -> str:
         if isinstance(question, Conversation) and not writes_messages:
             raise DataError(
-                f"{place} has a prompt of {len(question.messages)} messages, of which data.template={name[:60]!r} would "
-                "write but the user's",
-                hint="set data.template=chat, or write a template of `messages`",
+                f"{place} has a prompt of {len(question.messages)} messages, but data.template={name[:60]!r} would only "
+                "write the user's",
+                hint="set data.template=chat, or write a template with `messages`",
             )
         try:
             return template.render({**tokens, **row, "question": str(question), "messages": messages_of(question)})
-        except Exception as error:  # expressions of a template raise whatever they like
+        except Exception as error:  # expressions in a template may raise anything
             raise DataError(
                 f"{place} does not fit data.template={name[:60]!r}: {_reason(error)}", hint=_KNOWN
             ) from error
@@ -107,13 +107,13 @@ def _jinja(source: str, name: str, tokens: dict[str, str]) -> Template:
 
 
 def _as_text(value: Any) -> Any:
-    """What a template writes; a list or nothing would come out as Python prints it."""
+    """A value as a template writes it; raises TypeError for a list or None, which Jinja would print as Python does."""
     if (
         value is None
         or isinstance(value, list | tuple | dict | set)
         or (isinstance(value, float) and math.isnan(value))
     ):
-        raise TypeError(f"{short(value)} is not text; take what is in it, or use join or default")
+        raise TypeError(f"{short(value)} is not text; write an item of it, or use join or default")
     return value
 
 
@@ -129,10 +129,10 @@ def _of_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
             text = tokenizer.apply_chat_template(
                 messages_of(question), tokenize=False, add_generation_prompt=True, enable_thinking=OF_TOKENIZER[name]
             )
-        except Exception as error:  # a model folder's template raises whatever it likes
+        except Exception as error:  # a model folder's template may raise anything
             raise DataError(
                 f"{place} cannot be written by the tokenizer's chat template: {_reason(error)}",
-                hint="mend chat_template.jinja in the model folder, or set data.template to one of your own",
+                hint="correct chat_template.jinja in the model folder, or set data.template to your own template",
             ) from error
         return str(text)
 
@@ -146,5 +146,5 @@ def _reason(error: Exception) -> str:
 
 
 def brings_special_tokens(name: str) -> bool:
-    """Whether the text has its special tokens in it, so that the tokenizer must not add its own."""
+    """Whether the template writes special tokens, so that the tokenizer must not add its own."""
     return name in OF_TOKENIZER or name.startswith("qwen3")

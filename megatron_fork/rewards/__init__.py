@@ -3,17 +3,15 @@
 from typing import TYPE_CHECKING
 
 from megatron_fork import opened
-from megatron_fork.rewards.dispatcher import PoolCounts
-from megatron_fork.rewards.extraction import stated_answer
 from megatron_fork.rewards.failures import Failures, FailureWatch
 from megatron_fork.rewards.pool import RewardPool, ScoreStream, check_verifier
 from megatron_fork.rewards.procedural import generate_tasks
 from megatron_fork.rewards.reach import MAX_OPERATIONS, OPERATIONS
 from megatron_fork.rewards.reference import Reference, read_reference
-from megatron_fork.rewards.score import Failure, RewardError, Score
+from megatron_fork.rewards.score import RewardError, Score
 from megatron_fork.rewards.verifiers import score, takes_row
 
-# Workers start without what checks settings.
+# Workers start without importing what checks settings.
 if TYPE_CHECKING:
     from megatron_fork.rewards.config import RewardsConfig
 else:
@@ -23,10 +21,8 @@ __all__ = [
     "MAX_OPERATIONS",
     "OPERATIONS",
     "RewardsConfig",
-    "Failure",
     "FailureWatch",
     "Failures",
-    "PoolCounts",
     "Reference",
     "RewardError",
     "RewardPool",
@@ -36,6 +32,5 @@ __all__ = [
     "generate_tasks",
     "read_reference",
     "score",
-    "stated_answer",
     "takes_row",
 ]

@@ -1,4 +1,4 @@
-"""Arithmetic chains: `12 + 7 - 15 + 3`, worked off from the left. The reference is the chain; it is computed here."""
+"""Arithmetic chains: `12 + 7 - 15 + 3`, computed from left to right. The reference is the chain; its value is computed here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHAIN = re.compile(r"[0-9]{1,9}(?: [+*-] [0-9]{1,9}){0,99}")
 def verify(response: str, answer: str) -> Score:
     r"""Reward 1 if the last `\boxed{...}` of the response, or else its last `Answer: ...` line, is the value of the chain."""
     if not CHAIN.fullmatch(answer):
-        return Score(0.0, f"the reference answer {excerpt(answer)} is no chain of integers with + - *", "error")
+        return Score(0.0, f"the reference answer {excerpt(answer)} is not a chain of integers with + - *", "error")
     stated = stated_answer(response)
     if stated is None:
         return Score(0.0, r"neither \boxed{...} nor an 'Answer:' line")
@@ -27,7 +27,7 @@ def verify(response: str, answer: str) -> Score:
 
 
 def chain_value(chain: str) -> int:
-    """Worked off from the left, without precedence."""
+    """Value of a chain, computed from left to right without precedence."""
     first, *rest = chain.split()
     value = int(first)
     for operator, word in zip(rest[::2], rest[1::2], strict=True):

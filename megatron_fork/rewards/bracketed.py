@@ -21,7 +21,7 @@ MAX_ITEMS = 300
 
 
 class Bracketed(Measured, ABC):
-    """`joined` is the word between the statements read last; statements are read by the class that has both."""
+    """`joined` is the word between the last statements that were read; a subclass reads statements."""
 
     joined: Joined = ","
 
@@ -37,7 +37,7 @@ class Bracketed(Measured, ABC):
     def set_or_value(self) -> Value:
         token = self.peek()
         if token is None:
-            raise NotAValueError("ends where a value would be")
+            raise NotAValueError("ends where a value is expected")
         if token.kind == "begin":
             return self._matrix(self.next())
         if self.take(*EMPTY):
@@ -68,7 +68,7 @@ class Bracketed(Measured, ABC):
         return letter
 
     def _is_plain_set(self) -> bool:
-        """Whether the brace here is meant to be seen: `{1, 2}` and `{x | x > 2}`, in plain text."""
+        """Whether the brace here belongs to a set in plain text: `{1, 2}` and `{x | x > 2}`."""
         variable, mark = self.peek(1), self.peek(2)
         described = variable is not None and variable.kind == "word" and mark is not None and mark.text in SUCH_THAT
         return described or self._is_list(self.tokens[self.place])
@@ -99,7 +99,7 @@ class Bracketed(Measured, ABC):
             if not self.take(*SEPARATORS):
                 break
         if len(items) < 2 or len(items) > MAX_ITEMS:
-            raise NotAValueError("has brackets around what is no list")
+            raise NotAValueError("has brackets around something that is not a list")
         closing = self.next()
         first = "(" if outward else SPELLED.get(opening.text, opening.text)
         last = SPELLED.get(closing.text, closing.text)
@@ -124,7 +124,7 @@ class Bracketed(Measured, ABC):
         return Items(tuple(items), braces=True)
 
     def _described(self) -> Value | None:
-        r"""`\{x \mid x > 2\}` and `\{x \in \mathbb{R} : x > 2\}`, from behind the brace."""
+        r"""Reads `\{x \mid x > 2\}` and `\{x \in \mathbb{R} : x > 2\}` after the opening brace."""
         variable = self.peek()
         if variable is None or variable.kind != "word" or len(variable.text) != 1:
             return None
@@ -142,7 +142,7 @@ class Bracketed(Measured, ABC):
 
     def _matrix(self, begin: Token) -> Value:
         if begin.text not in MATRICES | DETERMINANTS:
-            raise NotAValueError(f"has {begin}, which is no matrix")
+            raise NotAValueError(f"has {begin}, which is not a matrix")
         rows: list[tuple[Value, ...]] = []
         cells: list[Value] = []
         while True:
@@ -164,7 +164,7 @@ class Bracketed(Measured, ABC):
         return Matrix(tuple(rows), begin.text in DETERMINANTS)
 
     def _skip_length(self) -> None:
-        r"""The `[2pt]` of `\\[2pt]`."""
+        r"""Skips the `[2pt]` of `\\[2pt]`."""
         texts = [token.text if (token := self.peek(ahead)) is not None else "" for ahead in range(4)]
         if texts[0] == "[" and texts[1].isdigit() and texts[2] in ("pt", "ex", "em", "mm") and texts[3] == "]":
             self.place += 4

@@ -1,8 +1,8 @@
-# ruff: noqa: RUF001 (characters that look like others are what this is about)
-r"""The characters that may stand in an answer, in one spelling: full-width digits, `√`, `½`, `x²`, `−`, `π` and their like.
+# ruff: noqa: RUF001 (this file is about characters that look alike)
+r"""The characters that an answer may hold, in one spelling: full-width digits, `√`, `½`, `x²`, `−`, `π` and others.
 
-A character that is not known here makes the text no answer: what a zero-width space, a control character or a letter of
-another alphabet that looks like a known one does to a value is for nobody to guess.
+A text with an unknown character is not an answer: nobody can say what value a zero-width space, a control character or a letter
+of another alphabet that looks like a known one gives.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from megatron_fork.rewards.score import NotAValueError
 
 SPACES = "\t\n\r\f\v\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 WHITE = " " + SPACES
-# Every full-width form of ASCII but those that TeX gives a meaning of their own.
+# Every full-width form of ASCII except those that have a meaning in TeX.
 FULL_WIDTH = {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F) if chr(code) not in "\\#$&@_`~\"'{}"}
 GREEK = dict(
     zip(
@@ -68,5 +68,5 @@ def canonical(text: str) -> str:
     text = text.translate(SPELLINGS)
     unknown = UNKNOWN.search(text)
     if unknown:
-        raise NotAValueError(f"has the character U+{ord(unknown[0]):04X}, which is in no answer")
+        raise NotAValueError(f"has the character U+{ord(unknown[0]):04X}, which no answer may have")
     return text

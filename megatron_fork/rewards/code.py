@@ -1,8 +1,8 @@
-"""Programs judged by tests of standard input and output. Off by default: this runs what a model wrote.
+"""Judges programs by tests of standard input and output. Off by default: this runs what a model wrote.
 
-The worker that calls `verify` judges. A process that it has forked before runs programs (`runner.py`) and never gets an output
-that is expected. Each test is a Python process that has no network, opens no file but Python's own, starts no process, signals
-nobody, dies with the worker, and is bounded in time, memory and threads.
+The worker that calls `verify` judges. A process that it forked earlier runs the programs (`runner.py`) and never gets an
+expected output. Each test is a Python process that has no network, opens only Python's own files, starts and signals no
+process, dies with the worker, and is bounded in time, memory and threads.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FAILURES = {
 
 
 class _Permission:
-    """The runner of this process, if it is a confined worker; nothing else may run programs."""
+    """The runner of this process if it is a confined worker; no other process may run programs."""
 
     programs: Programs | None = None
 
 
 def permit_programs() -> list[str]:
-    """Called by a worker before it has seen an answer; what confines its programs. Raises RewardError where nothing does."""
+    """Called by a worker before it sees an answer; returns what confines its programs. Raises RewardError if nothing does."""
     _Permission.programs = Programs()
     return _Permission.programs.holds
 
@@ -64,7 +64,7 @@ def verify(response: str, answer: str) -> Score:
     for number, (given, expected) in enumerate(tests, start=1):
         ending, output = programs.run(program, given, seconds)
         if ending != FINISHED or _lines(output) != _lines(expected):
-            # Nothing of what the program wrote, nor the status it chose: reasons end up in files that others read.
+            # Without the program's output or exit status: reasons end up in files that others read.
             return Score(0.0, f"test {number} of {len(tests)}: {FAILURES[ending].format(seconds=seconds)}")
     return Score(1.0, f"passes {len(tests)} tests")
 

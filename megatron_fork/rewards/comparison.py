@@ -1,4 +1,4 @@
-"""Whether two answers are equal: part by part within a kind, and between kinds only where they are spellings of one thing."""
+"""Whether two answers are equal: part by part within a kind, and between kinds only if they are spellings of one thing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from megatron_fork.rewards.values import (
     describe,
 )
 
-# How many times the parts of a set may be in what is compared with it: each costs a comparison with each.
+# A list may have at most this many times the parts of the set that it is compared with: every pair costs a comparison.
 MOST_REPETITIONS = 3
 
 DEGREE: Unit = (("degree", 1),)
@@ -31,7 +31,7 @@ TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
 def compare(reference: Value, claimed: Value, rules: Rules) -> tuple[bool, str]:
-    """Whether they are equal, and the rest of a sentence about `claimed`. Raises NotAValueError where that cannot be told."""
+    """Whether they are equal, and the rest of a sentence about `claimed`. Raises NotAValueError if that cannot be decided."""
     reference, claimed = _as_named(reference), _as_named(claimed)
     if isinstance(reference, Named) or isinstance(claimed, Named):
         return _compare_named(reference, claimed, rules)
@@ -94,7 +94,7 @@ def _compare_named(reference: Value, claimed: Value, rules: Rules) -> tuple[bool
 
 
 def _names_of_a_function(*sides: Named) -> frozenset[str]:
-    """`y` and `f(x)`, where the value is one in x."""
+    """`y` and `f(x)`, if the value is a function of x."""
     applied = [side.name for side in sides if side.name.endswith(")") and side.name[1:2] == "("]
     return frozenset(("y", *applied)) if len(applied) == 1 else frozenset()
 
@@ -107,7 +107,7 @@ def _as_relation(value: Value) -> Value:
 
 def _compare_scalars(reference: Scalar, claimed: Scalar, rules: Rules) -> tuple[bool, str]:
     if claimed.node.symbols - reference.node.symbols:
-        return False, "has variables that the answer has not"
+        return False, "has variables that the answer does not have"
     if claimed.node.bases != reference.node.bases:
         return False, "is not in the base of the answer"
     if rules.unevaluated == "refuse" and reference.node.is_literal and not claimed.node.is_literal:
@@ -137,7 +137,7 @@ def _converted(reference: Scalar, claimed: Scalar) -> tuple[Node, Node] | None:
 
 
 def _angle(reference: Scalar, claimed: Scalar) -> tuple[Node, Node] | None:
-    """Degrees beside a multiple of pi that has no unit: the latter is in radians."""
+    """Degrees compared with a multiple of pi without a unit, which is in radians."""
     for one, other in ((reference, claimed), (claimed, reference)):
         if one.unit == DEGREE and not other.unit and other.node.has("pi"):
             return Node("degrees", (one.node,)), other.node
@@ -209,7 +209,7 @@ def _distinct(items: list[Value], rules: Rules) -> list[Value]:
 
 
 def _one_name(items: Items) -> str | None:
-    """The one letter that all parts are named by, an index aside: `x_1 = 2, x_2 = 3`, `x = 2` or `x = 3`."""
+    """The letter that names all parts, without its index: `x_1 = 2, x_2 = 3`, `x = 2` or `x = 3`."""
     names = {item.name.partition("_")[0] if isinstance(item, Named) else "" for item in items.items}
     return names.pop() or None if len(names) == 1 else None
 
@@ -224,7 +224,7 @@ def _by_name(items: Items) -> tuple[Value, ...]:
 
 
 def _compare_assignments(reference: Value, claimed: Value, rules: Rules) -> tuple[bool, str]:
-    """`x = 2, y = -3` beside the point (2,-3): values in the order of their names."""
+    """`x = 2, y = -3` compared with the point (2,-3): values in the order of their names."""
     sides = []
     for side in (reference, claimed):
         if isinstance(side, Items):
@@ -267,7 +267,7 @@ def _all_relations(*sides: Items) -> bool:
 
 
 def _compare_sets(reference: Value, claimed: Value) -> tuple[bool, str]:
-    """Relations and what has intervals."""
+    """Compare relations and other sets of intervals."""
     if isinstance(reference, Relation) and isinstance(claimed, Relation):
         return _compare_relations(reference, claimed)
     kinds = (Relation, Combined, NumberSet)

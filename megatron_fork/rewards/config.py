@@ -15,30 +15,30 @@ class RewardsConfig(Settings, room="rewards"):
     """How responses are scored."""
 
     kind: str = "math"
-    """`math`, `math_verify`, `reach`, `arithmetic`, `reasoning_gym`, `code`, or a function of yours as `module:function`."""
+    """`math`, `math_verify`, `reach`, `arithmetic`, `reasoning_gym`, `code`, or your own function as `module:function`."""
     unevaluated: Policy = "accept"
-    r"""Whether `math` takes an expression that is still to be computed, `17 \times 23`, where the answer is a number."""
+    r"""Whether `math` accepts an expression that is not computed, such as `17 \times 23`, if the answer is a number."""
     named_numbers: Policy = "refuse"
-    """Whether `math` takes `x = 5` where the answer is the number 5."""
+    """Whether `math` accepts `x = 5` if the answer is the number 5."""
     workers: NonNegativeInt = 1
-    """Processes. 0 scores in the calling process, without time or memory limit, which suits only verifiers that are bounded
-    by construction ("reach")."""
+    """Worker processes. 0 scores in the calling process without a time or memory limit; use it only for verifiers that always
+    end quickly ("reach")."""
     timeout_seconds: Seconds = 5.0
-    """Per response, of CPU time. On the clock three times as much where the verifier sleeps, 20 where the machine is busy."""
+    """CPU time for a response. The wall-clock limit is 3 times as long, and 20 times while the machine is busy."""
     memory_gib: Gibibytes = 2.0
     """Address space of each worker."""
     backlog: PositiveInt = 4096
     """Responses that may wait for a worker before `submit` makes the caller wait."""
     failure_warning: Fraction = 0.05
-    """Share of a step's responses on which the verifier may fail, by an error, its time-out or its death, without a warning."""
+    """A warning is printed if the verifier fails (by an error, a time-out or its death) on more of a step's responses."""
     allow_code: bool = False
-    """`kind: code` runs programs that the model wrote, in confined workers; it must be allowed by this."""
+    """Allows `kind: code`, which runs programs that the model wrote, in confined workers."""
     confined: bool = True
-    """Workers have no network, change no file and start no process; false only for a `module:function` that must."""
+    """Workers have no network, change no file and start no process; false only for a `module:function` that needs these."""
 
     def check(self) -> None:
         if not is_kind(self.kind):
-            raise ConfigError(f"rewards.kind is {self.kind!r}, which is no verifier", hint=KNOWN_KINDS)
+            raise ConfigError(f"rewards.kind is {self.kind!r}, which is not a verifier", hint=KNOWN_KINDS)
         if self.kind in RUNS_PROGRAMS and not (self.allow_code and self.confined and self.workers):
             raise ConfigError(
                 f"rewards.kind={self.kind} runs what the model wrote, with rewards.allow_code={self.allow_code}, "
@@ -48,6 +48,6 @@ class RewardsConfig(Settings, room="rewards"):
 
     @property
     def verifier(self) -> str:
-        """The kind, with what of its rules is not the default, as workers and `score` understand it."""
+        """The kind with its rules that differ from the default, as workers and `score` read it."""
         rules = Rules(unevaluated=self.unevaluated, named_numbers=self.named_numbers)
         return kind_with(rules) if self.kind == MATHEMATICS else self.kind

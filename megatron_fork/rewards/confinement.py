@@ -1,6 +1,6 @@
-"""What a worker gives up, so that it can only compute, and what the process that runs programs does: limits, rights, networks.
+"""Limits, rights and networks that a worker gives up, so that it can only compute, and those of the process that runs programs.
 
-The limits hold everywhere. The others hold where the kernel lets an unprivileged process have them, which `confine` reports.
+The limits hold everywhere. The rest holds if the kernel allows it to an unprivileged process; `confine` reports what holds.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MAX_DIGITS = 4300
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x08000000, 0x10000000, 0x40000000
 NOBODY = 65534
 CAPABILITY_VERSION = 0x20080522
-PIDFD_OPEN = 434  # on all architectures; not every Python was built where the system had it
+PIDFD_OPEN = 434  # on all architectures; not every Python was built on a system that has it
 MAX_FILES = 64
 
 
 def limit(memory_bytes: int) -> None:
-    """Bound memory, recursion and digits, let no file grow, and leave signals of the scheduler or keyboard to the parent."""
+    """Bound memory, recursion and digits, let no file grow, and ignore signals of the scheduler and keyboard."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     most = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -47,15 +47,15 @@ def limit(memory_bytes: int) -> None:
 
 
 def confine() -> list[str]:
-    """Give up network, files and other processes, as far as this kernel allows; the names of what holds.
+    """Give up network, files and other processes, as far as this kernel allows; returns the names of what holds.
 
-    From here on others without privileges cannot look into the process. It must have one thread.
+    Afterwards other unprivileged processes cannot read this one. It must have one thread.
     """
     holds = ["no file may grow"]
     if leave_networks():
         holds.append("no network (namespace)")
     hide()
-    die_with_parent()  # again: what has changed above undoes it
+    die_with_parent()  # again: the changes above undo it
     if forbid_side_effects(processes=False):
         holds.append("no network, no change to files (seccomp)")
         holds.append("no new processes, no signals (seccomp)")
@@ -68,7 +68,7 @@ def leave_networks() -> bool:
 
 
 def require_means_for_programs() -> None:
-    """Raises RewardError where this machine cannot confine a program: before a worker is started."""
+    """Raises RewardError if this machine cannot confine a program; called before a worker is started."""
     missing = []
     if not filters.available():
         missing.append("filters of system calls (seccomp), on x86-64 or AArch64")
@@ -77,12 +77,12 @@ def require_means_for_programs() -> None:
     if missing:
         raise RewardError(
             f"rewards.kind=code runs programs that nobody has read, and this machine lacks {' and '.join(missing)}",
-            hint="run it where these are, or choose another rewards.kind; the project's docs/security.md says what each is for",
+            hint="use a machine that has them, or another rewards.kind; the project's docs/security.md says what each is for",
         )
 
 
 def become_nobody(interpreter: Path) -> bool:
-    """Leave root for a user who owns nothing, where there is one who can read Python. False also where this is not root."""
+    """Change from root to a user who owns nothing, if that user can read Python. False also if this is not root."""
     if os.geteuid() != 0 or not _can_nobody_run(interpreter):
         return False
     _change_user()
@@ -90,7 +90,7 @@ def become_nobody(interpreter: Path) -> bool:
 
 
 def _can_nobody_run(interpreter: Path) -> bool:
-    """Tried in a child: there is no way back from it."""
+    """Tries it in a child process, since it cannot be undone."""
     child = os.fork()
     if child == 0:
         try:
@@ -109,7 +109,7 @@ def _change_user() -> None:
 
 
 def drop_capabilities() -> None:
-    """All of them, and for ever: nothing that is executed from now on gains any. Raises OSError."""
+    """Drop all capabilities for good: nothing that is executed from now on gains any. Raises OSError."""
     library = ctypes.CDLL(None, use_errno=True)
     header, none = struct.pack("=Ii", CAPABILITY_VERSION, 0), struct.pack("=6I", *[0] * 6)
     if library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 or library.capset(header, none) != 0:
@@ -117,14 +117,14 @@ def drop_capabilities() -> None:
 
 
 def bound_descriptors() -> None:
-    """Open files, each of which may hold memory of the kernel's; memory that cannot be swapped; messages."""
+    """Bound open files, each of which may hold kernel memory, memory that cannot be swapped, and message queues."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
     resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 0))
 
 
 def hide() -> None:
-    """No process without the capability to trace may read this one's memory or environment."""
+    """Let no process without the capability to trace read this one's memory or environment."""
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
@@ -137,5 +137,5 @@ def descriptor_of(child: int) -> int:
     """A descriptor that is readable once this child has ended, with all its threads. Raises OSError."""
     descriptor = int(ctypes.CDLL(None, use_errno=True).syscall(PIDFD_OPEN, child, 0))
     if descriptor < 0:
-        raise OSError("no descriptor of a process")
+        raise OSError("the kernel gives no descriptor of a process")
     return descriptor

@@ -1,4 +1,4 @@
-"""A place among the tokens of an answer, and the few steps that a parser takes from it."""
+"""A position among the tokens of an answer, and the steps that a parser takes from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_fork.rewards.tokens import Token
 
 
 class Cursor:
-    """Reads `tokens` from `place` on to `stop`."""
+    """Reads `tokens` from `place` on."""
 
     def __init__(self, tokens: list[Token], *, units_allowed: bool = True) -> None:
         self.tokens = list(tokens)
@@ -33,7 +33,7 @@ class Cursor:
     def next(self) -> Token:
         token = self.peek()
         if token is None:
-            raise NotAValueError("ends where a value would be")
+            raise NotAValueError("ends where a value is expected")
         self.place += 1
         return token
 
@@ -57,12 +57,12 @@ class Cursor:
             raise NotAValueError(f"has no {text} {self.here}")
 
     def split(self, token: Token, length: int = 1, *, back: bool = False) -> None:
-        """Put two tokens for `token`, its first `length` characters and the rest; `back`: it has been read already."""
+        """Replace `token` by two: its first `length` characters and the rest; `back`: it was read already."""
         place = self.place - 1 if back else self.place
         first, rest = token.text[:length], token.text[length:]
         whole = token.kind == "number"
         if whole and not token.text.isdigit():
-            raise NotAValueError(f"has {token} where one digit would be")
+            raise NotAValueError(f"has {token} where one digit is expected")
         middle = token.start + length
         parts = [
             replace(token, text=first, end=middle, value=Fraction(int(first)) if whole else None),
@@ -72,7 +72,7 @@ class Cursor:
         self.place = place
 
     def at_degrees(self) -> bool:
-        r"""At `^\circ`, `^{\circ}` or `\degree`."""
+        r"""Whether the next tokens are `^\circ`, `^{\circ}` or `\degree`."""
         if self.at(r"\degree", r"\degrees"):
             return True
         if not self.at("^"):
@@ -93,7 +93,7 @@ class Cursor:
             self.expect("}")
 
     def subscript(self) -> str:
-        """The text of an index behind `_`: letters and digits."""
+        """The text of an index after `_`: letters and digits."""
         if not self.take("{"):
             token = self.next()
             if token.kind not in ("word", "number") and token.text not in (r"\max", r"\min"):

@@ -1,8 +1,8 @@
-"""A verifier of the user's own: `rewards.kind: module:function`.
+"""The user's own verifier: `rewards.kind: module:function`.
 
-The function takes `(response, answer)`, or what verl's functions take, by name: `data_source, solution_str, ground_truth,
-extra_info`. It returns a number from 0 to 1, a bool, a `Score`, or `(value, reason)`; one of verl's form also a dict with
-"score". The module is searched where Python searches, and in the current folder.
+The function takes `(response, answer)`, or by name the arguments of verl's functions: `data_source, solution_str, ground_truth,
+extra_info`. It returns a number from 0 to 1, a bool, a `Score`, or `(value, reason)`; one with verl's arguments may also return
+a dict with "score". The module is searched on Python's path and in the current folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megatron_fork.rewards.reference import Reference
 from megatron_fork.rewards.score import Failure, RewardError, Score, printable
 
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-# The two that a function must name, of either form; then it may name what a row has besides.
+# The two arguments that a function of either form must name; it may then name other fields of a row.
 OURS = ("response", "answer")
 VERL = ("solution_str", "ground_truth")
 OF_ROW = ("data_source", "extra_info")
@@ -34,7 +34,7 @@ MAX_REASON_CHARACTERS = 1000
 
 @dataclass(frozen=True)
 class CustomVerifier:
-    """A function with the names of what it is given."""
+    """A function with the names of its arguments."""
 
     function: Callable[..., Any]
     positional: tuple[str, ...]
@@ -42,11 +42,11 @@ class CustomVerifier:
 
     @property
     def takes_row(self) -> bool:
-        """Whether it asks for more of a row than its answer."""
+        """Whether it needs other fields of a row than its answer."""
         return not set(OF_ROW).isdisjoint((*self.positional, *self.named))
 
     def __call__(self, response: str, answer: str, reference: Reference) -> Score:
-        """Judge by one of the answers of `reference`; raises whatever the function does."""
+        """Judge by one of the answers of `reference`; raises what the function raises."""
         values = {
             **dict.fromkeys(("response", "solution_str"), response),
             **dict.fromkeys(("answer", "ground_truth"), answer),
@@ -61,7 +61,9 @@ class CustomVerifier:
         except (TypeError, ValueError, OverflowError):
             if inspect.iscoroutine(result):
                 result.close()  # else Python complains that it was never awaited
-            reason = f"verifier returned {printable(repr(result), 100)}, which is no finite number, bool, Score or pair"
+            reason = (
+                f"verifier returned {printable(repr(result), 100)}, which is not a finite number, bool, Score or pair"
+            )
             return Score(0.0, f"{reason} of a number and a reason ({_place(self.function)})", "error")
 
 
@@ -71,17 +73,17 @@ def is_custom(kind: str) -> bool:
 
 @lru_cache(maxsize=8)
 def load_custom(kind: str) -> CustomVerifier:
-    """The verifier that `module:function` names; raises RewardError where there is none, or it takes something else."""
+    """The verifier that `module:function` names; raises RewardError if there is none, or its arguments do not fit."""
     module_name, _, function_name = kind.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user's may fail in any way there is
+    except Exception as error:  # the user's module may fail in any way
         raise RewardError(
             f"rewards.kind={kind}: module {module_name} cannot be imported: {type(error).__name__}: {error}",
-            hint="install it, or put its file into the folder that the run is started from",
+            hint="install it, or put its file into the folder where you start the run",
         ) from error
     function = vars(module).get(function_name)
     if not callable(function):
@@ -92,7 +94,7 @@ def load_custom(kind: str) -> CustomVerifier:
         if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
             raise RewardError(
                 f"rewards.kind={kind} is an async function, which gives no score when it is called",
-                hint="write it with def; asyncio.run(...) in it may await something",
+                hint="write it with def; it may call asyncio.run(...)",
             )
         if inspect.isgeneratorfunction(called):
             raise RewardError(
@@ -103,7 +105,7 @@ def load_custom(kind: str) -> CustomVerifier:
 
 
 def _with_arguments(function: Callable[..., Any], kind: str) -> CustomVerifier:
-    """What `function` is to be given; raises RewardError that names its parameters where it fits neither form."""
+    """`function` with its arguments; raises RewardError that names its parameters if it fits neither form."""
     try:
         signature = inspect.Signature.from_callable(function)
     except (TypeError, ValueError):  # some functions written in C do not say
@@ -122,12 +124,12 @@ def _with_arguments(function: Callable[..., Any], kind: str) -> CustomVerifier:
     if _fits_by_position(signature):
         return CustomVerifier(function, OURS)
     raise RewardError(
-        f"rewards.kind={kind} takes {signature}, which a verifier cannot be given", hint=f"it must take {FORMS}"
+        f"rewards.kind={kind} takes {signature}, which are not a verifier's arguments", hint=f"it must take {FORMS}"
     )
 
 
 def _fits_by_position(signature: inspect.Signature) -> bool:
-    """Whether two values fit, and no name says that they would be taken for something else."""
+    """Whether two values fit, and no parameter's name means something else."""
     try:
         signature.bind("response", "answer")
     except TypeError:
@@ -139,9 +141,9 @@ def _fits_by_position(signature: inspect.Signature) -> bool:
 
 
 def as_score(result: Any, *, may_have_fields: bool = False) -> Score:
-    """What a verifier may return, as a `Score`; raises ValueError, TypeError or OverflowError on anything else.
+    """The result of a verifier as a `Score`; raises ValueError, TypeError or OverflowError if it cannot be one.
 
-    `may_have_fields`: also a mapping with "score", whose other fields become the reason.
+    `may_have_fields`: accept a mapping with "score" too, whose other fields become the reason.
     """
     failure: Failure | None = None
     if isinstance(result, Score):
@@ -154,7 +156,7 @@ def as_score(result: Any, *, may_have_fields: bool = False) -> Score:
     else:
         value, reason = result, "custom verifier"
     if isinstance(value, str | bytes | bytearray):
-        raise TypeError("a reward of text")  # which float() would read
+        raise TypeError("a reward of text")  # float() would read it
     value = float(value)
     if not math.isfinite(value):
         raise ValueError(f"a reward of {value}")

@@ -1,6 +1,6 @@
-"""The thread that keeps a pool's workers busy: hands out jobs, reads replies, kills who is late, starts others.
+"""The thread that keeps a pool's workers busy: it assigns jobs, reads replies, kills late workers and starts others.
 
-It alone touches workers. Callers share with it the jobs that wait, under one condition variable, and wake it by a byte.
+Only this thread touches workers. Callers share the waiting jobs with it under one condition variable, and wake it by a byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from megatron_fork.rewards.process import WorkerProcess
 from megatron_fork.rewards.score import Failure, RewardError, Score
 
-START_SECONDS = 120.0  # a cold shared file system needs its time to serve sympy
+START_SECONDS = 120.0  # a cold shared file system takes long to load sympy
 START_ATTEMPTS = 3
 
 Outcome = Score | RewardError
@@ -27,7 +27,7 @@ Outcome = Score | RewardError
 
 @dataclass(eq=False)
 class Job:
-    """One response to score. `finish` is called once, under the pool's condition, with the score or what prevented it."""
+    """One response to score. `finish` is called once, under the pool's condition, with the score or the error."""
 
     response: str
     answer: str
@@ -37,9 +37,8 @@ class Job:
 
 @dataclass
 class PoolCounts:
-    """What a pool has done so far. A job that cost its worker was `timed_out` or made it die; each is scored 0, once.
-
-    So is one on which the verifier fails by an error of its own, counted in `errors`.
+    """What a pool has done so far. Jobs that timed out, that made their worker die, or on which the verifier raised an error
+    (`errors`) are each scored 0, once.
     """
 
     scored: int = 0
@@ -57,22 +56,22 @@ class Dispatcher:
         self.waiting: deque[Job] = deque()
         self.counts = PoolCounts()
         self.holds: list[str] = []
-        """What confines the workers, as the last one to start has reported."""
+        """What confines the workers, as reported by the last one that started."""
         self.refusal: RewardError | None = None
-        """Why no worker can do its work on this machine, if one has said so."""
+        """Why no worker can work on this machine, if one has reported that."""
         self._start_worker = start_worker
-        self._most = workers
+        self._max_workers = workers
         self._describe = describe
-        self._wanted = 0
+        self._target = 0
         self._workers: list[WorkerProcess] = []
         self._jobs: dict[int, Job] = {}
-        self._given = 0
+        self._assigned = 0
         self._failed_starts = 0
         self._closing = False
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
-            end.setblocking(False)  # whoever wakes holds the lock that the thread may be waiting for
+            end.setblocking(False)  # the caller of `wake` holds the lock that the thread may be waiting for
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._thread: threading.Thread | None = None
 
@@ -82,15 +81,15 @@ class Dispatcher:
         self.want(len(self.waiting) + len(self._jobs))
 
     def want(self, workers: int) -> None:
-        """See that so many workers run, as far as the pool may; the caller holds `changed`."""
-        self._wanted = max(self._wanted, min(workers, self._most))
+        """Make sure that this many workers run, up to the pool's size; the caller holds `changed`."""
+        self._target = max(self._target, min(workers, self._max_workers))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="reward pool", daemon=True)
             self._thread.start()
         self.wake()
 
     def cancel(self, jobs: list[Job]) -> None:
-        """Give up jobs that are not finished; a worker that is at one of them is killed. The caller holds `changed`."""
+        """Give up unfinished jobs; a worker that works on one of them is killed. The caller holds `changed`."""
         for job in jobs:
             job.cancelled = True
         self.waiting = deque(job for job in self.waiting if not job.cancelled)
@@ -104,7 +103,7 @@ class Dispatcher:
             self._wake.send(b"\0")
 
     def close(self) -> None:
-        """Kill the workers, wait for them and the thread; jobs that wait are failed."""
+        """Kill the workers, and wait for them and the thread; waiting jobs fail."""
         with self.changed:
             self._closing = True
         self.wake()
@@ -116,32 +115,32 @@ class Dispatcher:
     def _run(self) -> None:
         try:
             while not self._closing:
-                self._turn()
+                self._run_once()
             self._fail_all(RewardError("the reward pool is closed", hint="score before close(), or make a new pool"))
         except BaseException as error:
-            # Whoever waits for a score must hear of it, whatever it is; nobody else would.
+            # The callers that wait for a score must get the error; nobody else would notice it.
             self._fail_all(RewardError(f"the reward pool broke: {type(error).__name__}: {error}"))
             raise
         finally:
             self._end()
 
-    def _turn(self) -> None:
-        self._drop_cancelled()
-        self._hand_out()
+    def _run_once(self) -> None:
+        self._discard_cancelled()
+        self._assign()
         self._start()
-        # What has arrived is read before deadlines are looked at: a parent that slept must not punish its workers.
+        # Replies are read before deadlines are checked: workers must not be killed because the parent slept.
         for key, _ in self._selector.select(self._seconds_to_deadline()):
             if key.data is None:
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(1 << 12)
             else:
-                self._hear(key.data)
+                self._read_reply(key.data)
         now = time.monotonic()
         for worker in [worker for worker in self._workers if worker.deadline <= now]:
             if not worker.granted_more_time():
                 self._lose(worker, late=True)
 
-    def _drop_cancelled(self) -> None:
+    def _discard_cancelled(self) -> None:
         cancelled = {index for index, job in self._jobs.items() if job.cancelled}
         for worker in [worker for worker in self._workers if worker.job in cancelled]:
             self._discard(worker)
@@ -149,23 +148,23 @@ class Dispatcher:
             for index in cancelled:
                 del self._jobs[index]
 
-    def _hand_out(self) -> None:
+    def _assign(self) -> None:
         for worker in [worker for worker in self._workers if worker.idle]:
-            if not worker.alive():  # it died between two jobs, which is no job's fault
+            if not worker.alive():  # it died between two jobs, so no job fails
                 self._discard(worker)
                 continue
             with self.changed:
                 if not self.waiting:
                     return
                 job = self.waiting.popleft()
-                self._given += 1
-                self._jobs[self._given] = job
-                self.changed.notify_all()  # there is room for another
-            worker.begin(self._given, job.response, job.answer)
+                self._assigned += 1
+                self._jobs[self._assigned] = job
+                self.changed.notify_all()  # there is room for another job
+            worker.begin(self._assigned, job.response, job.answer)
             self._selector.modify(worker.socket, worker.events, worker)
 
     def _start(self) -> None:
-        while len(self._workers) < self._wanted:
+        while len(self._workers) < self._target:
             worker = self._start_worker(time.monotonic() + START_SECONDS)
             self.counts.workers_started += 1
             self._workers.append(worker)
@@ -175,7 +174,7 @@ class Dispatcher:
         nearest = min((worker.deadline for worker in self._workers), default=math.inf)
         return None if nearest == math.inf else max(0.0, nearest - time.monotonic())
 
-    def _hear(self, worker: WorkerProcess) -> None:
+    def _read_reply(self, worker: WorkerProcess) -> None:
         try:
             message = worker.pump()
             if message is not None:
@@ -186,7 +185,7 @@ class Dispatcher:
             self._selector.modify(worker.socket, worker.events, worker)
 
     def _accept(self, worker: WorkerProcess, message: Any) -> None:
-        """Take "ready", a refusal or the reply to the worker's job; raises ValueError on any other message."""
+        """Handle "ready", a refusal or the reply to the worker's job; raises ValueError on any other message."""
         match message:
             case ["ready", list(holds)] if not worker.ready:
                 worker.ready = True
@@ -196,7 +195,7 @@ class Dispatcher:
                     self.changed.notify_all()
             case ["refused", str(why), str(hint)] if not worker.ready:
                 self._discard(worker)
-                self._wanted = 0
+                self._target = 0
                 self.refusal = RewardError(why, hint=hint)
                 self._fail_all(self.refusal)
                 return
@@ -219,7 +218,7 @@ class Dispatcher:
             self.changed.notify_all()
 
     def _lose(self, worker: WorkerProcess, *, late: bool) -> None:
-        """Give up a worker that is late, dead or mad; the job it had, if any, scores 0."""
+        """Give up a worker that is late, dead or sends nonsense; its job, if any, scores 0."""
         job = worker.job
         self._discard(worker)
         if job is not None:
@@ -232,7 +231,7 @@ class Dispatcher:
             self._failed_starts += 1
             if self._failed_starts >= START_ATTEMPTS:
                 self._failed_starts = 0
-                self._wanted = 0
+                self._target = 0
                 self._fail_all(
                     RewardError(
                         f"no worker for {self._describe} could be started in {START_ATTEMPTS} attempts",

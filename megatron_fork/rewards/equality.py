@@ -1,7 +1,8 @@
-"""Whether two expressions are equal: exactly where they are rational, else by numbers of sufficient precision.
+"""Whether two expressions are equal: exactly if they are rational, else by numbers of sufficient precision.
 
-With variables, two expressions are equal if they are at every one of a dozen points where both are defined; the points are
-rational numbers that no expression is made to vanish at. Whole numbers are tried where nothing else is defined: `(-1)^n`, `n!`.
+With variables, two expressions are equal if they are equal at every one of a dozen points where both are defined; the points
+are rational numbers at which no expression is made to vanish. Whole numbers are tried if nothing else is defined: `(-1)^n`,
+`n!`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ DENOMINATOR = 1009
 
 
 def equal(first: Node, second: Node) -> bool:
-    """Whether the two have the same value wherever both are defined; raises TooCostlyError where that cannot be told."""
+    """Whether both have the same value wherever both are defined; raises TooCostlyError if that cannot be decided."""
     if first == second:
         return True
     symbols = first.symbols | second.symbols
     real = not (first.has("i") or second.has("i"))
     difference = Node("sum", (first, negative(second)))
-    if _infinite(first) or _infinite(second):
+    if first.has("infinity") or second.has("infinity"):
         return _infinity(first) == _infinity(second) is not None
     if not symbols:
         return _equal_constants(first, second, difference, real=real)
@@ -60,7 +61,7 @@ def _equal_constants(first: Node, second: Node, difference: Node, *, real: bool)
 
 
 def _agree(difference: Node, symbols: list[str], rounds: tuple[tuple[int, int], ...], *, real: bool) -> int:
-    """At how many points the difference is zero; -1 where it is not at one."""
+    """At how many points the difference is zero; -1 if it is not zero at one of them."""
     agreed = 0
     for point in points(symbols, rounds):
         try:
@@ -75,7 +76,7 @@ def _agree(difference: Node, symbols: list[str], rounds: tuple[tuple[int, int], 
 
 
 def points(symbols: list[str], rounds: tuple[tuple[int, int], ...]) -> Iterator[dict[str, Fraction]]:
-    """Points that are the same on every machine, with a value of its own for every symbol."""
+    """Points that are the same on every machine, with a different value for every symbol."""
     for number_of_round, (low, high) in enumerate(rounds):
         generator = random.Random(f"{number_of_round} {' '.join(symbols)}")
         scale = 1 if rounds is WHOLE else DENOMINATOR
@@ -83,7 +84,7 @@ def points(symbols: list[str], rounds: tuple[tuple[int, int], ...]) -> Iterator[
 
 
 def proportional(first: Node, second: Node) -> int:
-    """The sign of c where `first` is c times `second` for one constant c, at every point; 0 where there is none.
+    """The sign of c if `first` is c times `second` at every point for one constant c; 0 if there is no such c.
 
     Neither may vanish, and both must have the same variables.
     """
@@ -119,7 +120,7 @@ def replaced(node: Node, values: dict[str, Node]) -> Node:
 
 
 def sign_of(node: Node) -> int:
-    """-1, 0 or 1 of a constant; raises NotAValueError where it is not real."""
+    """The sign of a constant, -1, 0 or 1; raises NotAValueError if it is not real."""
     value = Exact({}).value(node)
     if value is not None:
         return (value > 0) - (value < 0)
@@ -131,12 +132,8 @@ def sign_of(node: Node) -> int:
     return 1 if exact.value(node) > 0 else -1
 
 
-def _infinite(node: Node) -> bool:
-    return node.has("infinity")
-
-
 def _infinity(node: Node) -> int | None:
-    """The sign of an infinite answer; None where infinity is only part of it."""
+    """The sign of an infinite answer; None if infinity is only part of it."""
     if node.kind == "negative":
         inner = _infinity(node.parts[0])
         return None if inner is None else -inner

@@ -1,4 +1,4 @@
-"""Rational arithmetic on expressions, bounded in the size of every number and in the whole of the work."""
+"""Rational arithmetic on expressions, bounded in the size of every number and in the total work."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from fractions import Fraction
 from megatron_fork.rewards.nodes import Node
 from megatron_fork.rewards.score import NotAValueError, TooCostlyError
 
-# `2006!` has 19,000 bits; a tower of powers has more than there is memory.
+# `2006!` has 19,000 bits; a tower of powers has more than fit into memory.
 MAX_BITS = 100_000
-# Of all the numbers of one evaluation together.
+# For all numbers of one evaluation together.
 MAX_WORK_BITS = 3_000_000
 Point = Mapping[str, Fraction]
 
 
 class Undefined(NotAValueError):
-    """Division by zero and its like."""
+    """Division by zero and other undefined values."""
 
 
 class Exact:
-    """Values of nodes at one point, as fractions; None where a value is irrational, or not seen to be rational."""
+    """Values of nodes at one point, as fractions; None if a value is irrational, or not known to be rational."""
 
     def __init__(self, point: Point) -> None:
         self.point = point
@@ -47,7 +47,7 @@ class Exact:
         bits = value.numerator.bit_length() + value.denominator.bit_length()
         self.work += bits
         if bits > MAX_BITS or self.work > MAX_WORK_BITS:
-            raise TooCostlyError("would cost more to evaluate than an answer may")
+            raise TooCostlyError()
         return value
 
     def _arithmetic(self, node: Node) -> Fraction | None:
@@ -88,7 +88,7 @@ class Exact:
             raise Undefined("has a power of zero that is undefined")
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
         if (abs(exponent) > MAX_BITS and base not in (0, 1, -1)) or (bits > 1 and bits * abs(exponent) > 2 * MAX_BITS):
-            raise TooCostlyError("would cost more to evaluate than an answer may")
+            raise TooCostlyError()
         if base in (0, 1, -1):
             return base if exponent % 2 else base * base
         return base ** int(exponent)
@@ -131,21 +131,21 @@ class Exact:
 
 def _integer(value: Fraction, most: int = 10**9) -> int:
     if value.denominator != 1 or value < 0:
-        raise Undefined("has a function of integers at what is none")
+        raise Undefined("has a function of integers at a value that is not an integer")
     if value > most:
-        raise TooCostlyError("would cost more to evaluate than an answer may")
+        raise TooCostlyError()
     return int(value)
 
 
 def _binomial(above: Fraction, below: Fraction) -> int:
     n, k = _integer(above), _integer(below)
     if min(k, max(n - k, 0)) * max(n.bit_length(), 1) > MAX_BITS:
-        raise TooCostlyError("would cost more to evaluate than an answer may")
+        raise TooCostlyError()
     return math.comb(n, k)
 
 
 def exact_root(value: Fraction, index: int) -> Fraction | None:
-    """The root where it is rational; of a negative number where `index` is odd, the negative one."""
+    """The root if it is rational; the negative root of a negative number if `index` is odd."""
     if value < 0:
         positive = exact_root(-value, index) if index % 2 else None
         return None if positive is None else -positive

@@ -1,7 +1,7 @@
-r"""Expressions of LaTeX and of plain text by recursive descent: sums of products of powers of what stands alone.
+r"""Expressions of LaTeX and of plain text by recursive descent: sums of products of powers of single terms.
 
-Multiplication may be left out, but not before a number: `\sqrt{2} 3` or `7 8` is nothing that anybody means. A word is the
-name of a function or constant, or a product of at most three variables; any other is unknown and ends the parse.
+Multiplication signs may be left out, but not before a number: nobody means `\sqrt{2} 3` or `7 8` as a product. A word is the
+name of a function or constant, or a product of at most three variables; any other word is unknown and ends the parse.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ BARS = {r"\lvert": r"\rvert", r"\vert": r"\vert", "|": "|"}
 ROUNDED = {r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceiling")}
 TIMES = ("*", r"\cdot", r"\times", r"\ast")
 CLOSERS = {"(": ")", "[": "]", "{": "}", r"\lbrack": r"\rbrack"}
-# Words that begin what may stand behind a value and are no unit themselves.
+# Words that may follow a value and are not units themselves.
 BEFORE_UNITS = frozenset((*MULTIPLES, *POWERS, "percent", "percents", "pct", "per"))
 
 
 class Expressions(Functions):
-    """Reads expressions from where the cursor stands; `bars` counts the absolute values that are open."""
+    """Reads expressions at the cursor; `bars` counts the absolute values that are open."""
 
     depth = 0
     bars = 0
@@ -81,7 +81,7 @@ class Expressions(Functions):
         return negative(self.power()) if self.take("-") else self.power()
 
     def begins_factor(self) -> bool:
-        """Whether what comes multiplies what was before it, with no sign between."""
+        """Whether the next token multiplies what is before it, with no sign between."""
         token = self.peek()
         if token is None or self._is_unit(token) or self._is_separator(token):
             return False
@@ -121,10 +121,10 @@ class Expressions(Functions):
         if not self.take("^", "**"):
             return base
         if base == number(1):
-            raise NotAValueError("has a power of 1, which says nothing")
+            raise NotAValueError("has a power of 1, which means nothing")
         power = Node("power", (base, self.exponent()))
         if power.parts[1] == number(1) and base != number(10):
-            raise NotAValueError("has 1 as a power, which says nothing")
+            raise NotAValueError("has 1 as a power, which means nothing")
         if self.at("^", "**", "!"):
             raise NotAValueError(f"has a power of a power without braces, {self.here}")
         return self.postfix(power)
@@ -150,7 +150,7 @@ class Expressions(Functions):
                 if self.at("!"):
                     raise NotAValueError("has a double factorial")
                 if self.peek() is None and node.kind == "number" and node.value <= 2:
-                    raise NotAValueError("ends in a factorial that says nothing")
+                    raise NotAValueError("ends in a factorial that means nothing")
                 node = Node("call", (node,), name="factorial")
             elif self.at("%", r"\%"):
                 self.take("%", r"\%")
@@ -175,7 +175,7 @@ class Expressions(Functions):
         if token.text in ("(", "[", "{"):
             return self.grouped(token)
         if token.text in ("√", "∛"):
-            return self.root_of(2 if token.text == "√" else 3)
+            return Node("root", (number(2 if token.text == "√" else 3), self.atom()))
         if token.text in BARS:
             self.bars += 1
             inner = self.expression()
@@ -189,7 +189,7 @@ class Expressions(Functions):
             return Node("call", (inner,), name=name)
         if token.kind == "command":
             return self.command(token)
-        raise NotAValueError(f"has {token} where a value would be")
+        raise NotAValueError(f"has {token} where a value is expected")
 
     def grouped(self, token: Token) -> Node:
         bars, self.bars = self.bars, 0
@@ -214,9 +214,9 @@ class Expressions(Functions):
             raise NotAValueError("has two bases")
         digits = str(inner.value)
         if base.value is None or base.value.denominator != 1 or not digits.isdigit() or not 2 <= base.value <= 10:
-            raise NotAValueError("has an index at a number that is no base")
+            raise NotAValueError("has an index at a number that is not a base")
         if int(max(digits)) >= base.value:
-            raise NotAValueError("has digits that its base has not")
+            raise NotAValueError("has digits that its base does not have")
         return _based(Fraction(int(digits, int(base.value))), int(base.value))
 
     def _mixed(self, token: Token) -> Node:

@@ -1,8 +1,8 @@
-r"""Where a response states its answer: the last `\boxed{...}`, or else the last `Answer: ...` line or its like.
+r"""Finds the answer that a response states: the last `\boxed{...}`, or else the last `Answer: ...` line or a similar one.
 
-A box or a block of thought that is never closed is a response that was cut off, and states nothing: an older box in it was
-given up or not yet reached. Boxes joined by commas, "and" or "or" are one list. A box that is part of a larger formula
-(`\frac{\boxed{7}}{9}`) is not the answer.
+A response whose last box or block of thought is not closed was cut off and states no answer: an older box in it is not its
+final one. Boxes joined by commas, "and" or "or" are one list. A box that is part of a larger formula (`\frac{\boxed{7}}{9}`) is
+not the answer.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from megatron_fork.rewards.characters import WHITE
 
 BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
 BOX_OR_BRACE = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{|\\.|[{}]", re.DOTALL)
-# TeX takes one token for the argument where no brace follows; who writes `\boxed 42` means the whole number.
+# Without a brace TeX takes one token as the argument, but `\boxed 42` means the whole number.
 BARE_BOX = re.compile(r"\\f?boxed\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?|[A-Za-z](?![A-Za-z]))")
 JOINED = re.compile(r"[\s$]*(?:,|;|,?\s*\\?(?:text\{)?\s*(?:and|or)\s*\}?)[\s$]*")
 # A brace that may be open around a box: a group of its own, or text.
 HARMLESS = re.compile(
     r"(?:^|[\s$({&=:,.]|\\(?:text|textbf|mathbf|textit|large|Large|huge|Huge|color\{[a-z]+\}|mbox)\s*)$"
 )
-# What makes another value of a box, or none.
+# Text around a box that changes or denies its value.
 DENIED_BEFORE = re.compile(r"(?:-|[0-9]|\\(?:not|lnot|neg)|(?:\\neq?|≠|\bnot(?: equal to)?|\bisn't|\\not\s*=)[\s$}]*)$")
 DENIED_BEHIND = re.compile(
     r"[\^!_/0-9]|\$*\s*(?:is|was|would be|isn't)\s+(?:not|wrong|incorrect|false|impossible)\b|\$*\s*isn't\b"
@@ -46,7 +46,7 @@ class Box:
 
 
 def stated_answer(response: str) -> str | None:
-    """The text of the answer, or None where the response states none."""
+    """The text of the answer, or None if the response states none."""
     thoughts = list(THOUGHT.finditer(response))
     if thoughts and not thoughts[-1][1]:
         return None
@@ -65,7 +65,7 @@ def why_none(response: str) -> str:
 
 
 def boxes(text: str) -> list[Box] | None:
-    """The outermost boxes, in one pass over `text`; None where the last that opens is not closed, or part of a formula."""
+    """The outermost boxes, in one pass over `text`; None if the last one that opens is not closed, or is part of a formula."""
     opened: list[tuple[int, int, bool]] = []  # start, end of the opening, whether it is a box
     outer = 0
     found: list[Box] = []
@@ -105,7 +105,10 @@ def _joined(found: list[Box], text: str) -> str | None:
     """The content of the last box, or of all that are joined with it."""
     last = len(found) - 1
     first = last
-    while first > 0 and _joins(text[found[first - 1].end : found[first].start]):
+    while first > 0:
+        between = text[found[first - 1].end : found[first].start]
+        if len(between) > 40 or JOINED.fullmatch(between) is None:
+            break
         first -= 1
     contents = list(dict.fromkeys(unwrapped(box.content) for box in found[first:]))
     before = text[max(0, found[first].start - 24) : found[first].start]
@@ -115,12 +118,8 @@ def _joined(found: list[Box], text: str) -> str | None:
     return ", ".join(contents)
 
 
-def _joins(between: str) -> bool:
-    return len(between) <= 40 and JOINED.fullmatch(between) is not None
-
-
 def unwrapped(content: str) -> str:
-    r"""`\boxed{7}` as 7, also where it is boxed a few times."""
+    r"""`\boxed{7}` as 7, even if it is boxed several times."""
     for _ in range(MAX_BOXES_IN_BOXES):
         content = content.strip(WHITE)
         opening = BOX.match(content)
@@ -132,7 +131,7 @@ def unwrapped(content: str) -> str:
 
 
 def last_answer_line(text: str) -> str | None:
-    """What follows the last "Answer:", "the answer is", `####` or heading "Final answer"."""
+    """The text after the last "Answer:", "the answer is", `####` or heading "Final answer"."""
     heading = HEADING.search(text)
     if heading:
         return heading[1].strip()

@@ -1,4 +1,4 @@
-"""Responses that a verifier failed on: they score 0 like wrong ones, and must not be taken for them unnoticed."""
+"""Responses on which a verifier failed: they score 0 like wrong ones, so a run must say how many there are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_fork.rewards.score import Failure, RewardError
 
 @dataclass
 class Failures:
-    """How many of `responses` were not judged, by how the verifier failed; `example` is the reason of the first."""
+    """How many of `responses` were not judged, by the way the verifier failed; `example` is the reason of the first."""
 
     responses: int = 0
     error: int = 0
@@ -19,7 +19,7 @@ class Failures:
     example: str = ""
 
     def add(self, outcomes: Iterable[tuple[Failure | None, str]]) -> None:
-        """Count the (failure, reason) of more responses; None: judged."""
+        """Count the (failure, reason) of more responses; a failure of None: the response was judged."""
         for failure, reason in outcomes:
             self.responses += 1
             self.error += failure == "error"
@@ -37,13 +37,13 @@ class Failures:
         return self.failed / max(1, self.responses)
 
     def metrics(self) -> dict[str, float]:
-        """The share of all responses that was not judged, and how many of them failed in which way."""
+        """The fraction of responses that were not judged, and their number by the way the verifier failed."""
         counts = {"error": self.error, "timed_out": self.timed_out, "died": self.died}
         return {"rewards/failed": self.share, **{f"rewards/{name}": count for name, count in counts.items()}}
 
 
 class FailureWatch:
-    """Ends a run whose verifier has judged nothing yet, and says when too many responses are not judged later."""
+    """Ends a run whose verifier has never judged a response, and warns if later too many responses are not judged."""
 
     def __init__(self, kind: str, limit: float) -> None:
         self.kind = kind
@@ -51,9 +51,9 @@ class FailureWatch:
         self._has_judged = False
 
     def look(self, failures: Failures, where: str) -> str | None:
-        """A line to warn with, or None; raises RewardError where all failed and no response was ever judged.
+        """A warning, or None; raises RewardError if all responses failed and none was ever judged.
 
-        All ranks see the same counts, and so come to the same end.
+        All ranks see the same counts, and so decide the same.
         """
         if not failures.responses:
             return None

@@ -1,7 +1,7 @@
-"""Filters of system calls (seccomp, Linux): from rules by name to the kernel's small machine, and onto this process.
+"""Filters of system calls (seccomp, Linux): assembles rules into the kernel's bytecode, and installs it on this process.
 
-A process puts a filter on itself without any privilege and can never take it off; programs that it executes inherit it. Several
-filters add up: the strictest verdict counts. A filter sees numbers, not what pointers point to.
+A process installs a filter on itself without any privilege and can never remove it; programs that it executes inherit it. If
+there are several filters, the strictest verdict counts. A filter sees numbers, not what pointers point to.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 ALLOWED, NOTIFIED, FAILS = 0x7FFF0000, 0x7FC00000, 0x00050000
 DENIED = FAILS | errno.EPERM
 ABSENT = FAILS | errno.ENOSYS  # the C library then falls back on a call whose arguments can be seen
-# From this number on both architectures count alike, and a C library asks first whether a call is there.
+# From this number on both architectures use the same numbers, and a C library first checks whether a call exists.
 FIRST_NEW_CALL = 424
 X32_CALLS = 0x40000000
 
@@ -24,11 +24,10 @@ LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, MODE_FILTER = 22, 38, 2
 SET_MODE_FILTER, NEW_LISTENER = 1, 8
 
-# Calls by name with their numbers on x86-64 and AArch64, as the kernel's tables have them.
-# `-` where an architecture has no such call. Only what a filter names is here; what a filter does not name needs no number.
-# libseccomp knows names too, but not those that are newer than the system's copy of it: version 2.5.4 of Debian 12 lacks
-# setxattrat, removexattrat and file_setattr. Where it is not installed there would be no filter, and pyseccomp, which has it
-# called from Python, was last released in January 2021. The tests compare this table with libseccomp's.
+# Calls by name with their numbers on x86-64 and AArch64, from the kernel's tables; `-` if an architecture has no such call.
+# Only calls that a filter names are here. libseccomp knows names too, but not those that are newer than the system's copy of
+# it: version 2.5.4 of Debian 12 lacks setxattrat, removexattrat and file_setattr. Without it there would be no filter, and
+# pyseccomp, which calls it from Python, was last released in January 2021. The tests compare this table with libseccomp's.
 TABLE = """
 access 21 -, acct 163 89, add_key 248 217, adjtimex 159 171, alarm 37 -, arch_prctl 158 -, bind 49 200, bpf 321 280,
 brk 12 214, chdir 80 49, chmod 90 -, chown 92 -, chroot 161 51, clock_adjtime 305 266, clock_getres 229 114,
@@ -71,12 +70,10 @@ utimensat 280 88, utimes 235 -, vfork 58 -, vhangup 153 58, write 1 64, writev 2
 """
 
 
-def _numbers() -> dict[str, tuple[int | None, int | None]]:
-    rows = (entry.split() for entry in TABLE.split(","))
-    return {name: (None if x86 == "-" else int(x86), None if arm == "-" else int(arm)) for name, x86, arm in rows}
-
-
-NUMBERS = _numbers()
+NUMBERS: dict[str, tuple[int | None, int | None]] = {
+    name: (None if x86 == "-" else int(x86), None if arm == "-" else int(arm))
+    for name, x86, arm in (entry.split() for entry in TABLE.split(","))
+}
 
 
 class Only(NamedTuple):
@@ -94,7 +91,7 @@ class Without(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """The verdict on a call where all conditions on its arguments hold (their low 32 bits), and where they do not."""
+    """The verdict on a call if all conditions on its arguments (their low 32 bits) hold, and the verdict otherwise."""
 
     verdict: int
     conditions: tuple[Only | Without, ...] = ()
@@ -102,7 +99,7 @@ class Rule(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What differs between architectures: the column of the table of numbers and the name that a filter sees."""
+    """What differs between architectures: the column in the table of numbers, and the identifier that a filter sees."""
 
     column: int
     audit: int
@@ -112,12 +109,12 @@ MACHINES = {"x86_64": Machine(0, 0xC000003E), "aarch64": Machine(1, 0xC00000B7)}
 
 
 def this_machine() -> Machine | None:
-    """None where filters cannot be written for it."""
+    """This architecture; None if filters cannot be written for it."""
     return MACHINES.get(platform.machine()) if sys.platform == "linux" and sys.maxsize > 2**32 else None
 
 
 def available() -> bool:
-    """Whether this kernel takes filters: it then looks for one where none is, and complains of that."""
+    """Whether this kernel takes filters: given a null pointer, it then fails with EFAULT."""
     if this_machine() is None:
         return False
     library = ctypes.CDLL(None, use_errno=True)
@@ -128,8 +125,8 @@ def available() -> bool:
 def assemble(machine: Machine, rules: dict[str, Rule], *, default: int) -> bytes:
     """The filter that judges every call by its rule, and a call without a rule by `default`.
 
-    Where `default` is to deny, calls newer than FIRST_NEW_CALL are absent instead. Calls of another architecture and of x32,
-    whose numbers mean others, are denied.
+    If `default` is DENIED, calls from FIRST_NEW_CALL on are reported as absent instead. Calls of another architecture and of
+    x32, whose numbers mean other calls, are denied.
     """
     steps = [
         _step(LOAD, 4),
@@ -173,7 +170,7 @@ class _Filter(ctypes.Structure):
 
 
 def install(program: bytes) -> bool:
-    """Put a filter on this thread; False where the kernel does not take it."""
+    """Install a filter on this thread; False if the kernel refuses it."""
     library = ctypes.CDLL(None, use_errno=True)
     whole = _Filter(len(program) // 8, program)
     if library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
@@ -182,7 +179,7 @@ def install(program: bytes) -> bool:
 
 
 def install_notifying(program: bytes) -> int | None:
-    """Put a filter on this thread that asks about calls; the descriptor that the questions come through, None without one."""
+    """Install a filter on this thread that asks about calls; returns the descriptor of the questions, or None if refused."""
     library = ctypes.CDLL(None, use_errno=True)
     machine = this_machine()
     whole = _Filter(len(program) // 8, program)

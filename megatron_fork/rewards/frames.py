@@ -1,6 +1,6 @@
 """Messages between pool and worker: a four-byte length, then JSON in UTF-8.
 
-Lone surrogates are legal in a Python string and come out of broken detokenizers, hence `surrogatepass`.
+Broken detokenizers produce lone surrogates, which are legal in a Python string: hence `surrogatepass`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def encode(message: object) -> bytes:
 
 
 def pop_frame(buffer: bytearray, *, limit_bytes: int | None = None) -> Any | None:
-    """Take the first message off `buffer`; None while it is incomplete.
+    """Remove the first message from `buffer` and return it; None while it is incomplete.
 
-    Raises ValueError where the bytes are no message, or one longer than `limit_bytes`.
+    Raises ValueError if the bytes are not a message, or if it is longer than `limit_bytes`.
     """
     if len(buffer) < LENGTH.size:
         return None
@@ -39,7 +39,7 @@ def pop_frame(buffer: bytearray, *, limit_bytes: int | None = None) -> Any | Non
 
 
 def received(channel: socket.socket) -> Iterator[Any]:
-    """The messages that arrive, until the other side closes its end."""
+    """The messages that arrive until the other side closes its end."""
     buffer = bytearray()
     while chunk := channel.recv(CHUNK_BYTES):
         buffer += chunk

@@ -12,7 +12,7 @@ from megatron_fork.rewards.tokens import Token
 FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt abs max min gcd".split()
 )
-# Only as commands: `max(7,3)` in plain text is a program.
+# Only as commands: `max(7,3)` in plain text is code.
 OF_SEVERAL = frozenset(("max", "min", "gcd"))
 SYNONYMS = {
     "asin": "arcsin",
@@ -44,7 +44,7 @@ OVER = ("/", r"\div")
 
 
 class Functions(Cursor, ABC):
-    """What begins with a name or command; the expressions inside are read by the class that has both."""
+    """Reads what begins with a name or command; a subclass reads the expressions inside."""
 
     @abstractmethod
     def expression(self) -> Node: ...
@@ -109,7 +109,7 @@ class Functions(Cursor, ABC):
             and token.kind == "command"
             and token.text[1:] not in (*CONSTANTS, *GREEK, "sqrt", *FRACTIONS)
         ):
-            raise NotAValueError(f"has {token} where an argument would be")
+            raise NotAValueError(f"has {token} where an argument is expected")
         return self.atom()
 
     def call(self, name: str) -> Node:
@@ -163,8 +163,5 @@ class Functions(Cursor, ABC):
         bare = (token is not None and token.text == "(") or (plain is not None and plain.kind == "word")
         inner = self.atom() if bare else self._argument()
         if token is not None and token.text not in ("(", "{") and self.at("^", "**", "!"):
-            raise NotAValueError("has a root without braces that a power follows")
+            raise NotAValueError("has a root without braces before a power")
         return Node("root", (index, inner))
-
-    def root_of(self, index: int) -> Node:
-        return Node("root", (number(index), self.atom()))

@@ -1,4 +1,4 @@
-r"""The grammar of answers: what `parse` accepts is read from the first token to the last, or it is no value.
+r"""The grammar of answers: `parse` reads an answer from the first token to the last, or it is not a value.
 
 answer    = statement { ("," | ";" | "and" | "or") statement }
 statement = [name "="] side | side relation side [relation side] | variable "\in" side
@@ -32,7 +32,7 @@ ABBREVIATED = frozenset("in sq cu ft yd mi hr hrs min sec lb lbs oz deg yr yrs g
 
 
 def parse(text: str, *, grouping: bool = True) -> Value:
-    """The value of an answer; raises NotAValueError where any of it is not of the grammar."""
+    """The value of an answer; raises NotAValueError if any part of it does not fit the grammar."""
     tokens = _without_blanks(tokenize(text, grouping=grouping))
     if not tokens:
         raise NotAValueError("is empty")
@@ -46,7 +46,7 @@ def parse(text: str, *, grouping: bool = True) -> Value:
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The exact value of a number written as one, without a unit; None where `text` is anything else."""
+    """The exact value of a number that is written as one, without a unit; None if `text` is anything else."""
     try:
         value = parse(text)
         return (
@@ -61,7 +61,7 @@ def plain_number(text: str) -> Fraction | None:
 def _whole(grammar: Grammar) -> Value:
     value = grammar.answer()
     if grammar.peek() is not None:
-        raise NotAValueError(f"is not read on {grammar.here}")
+        raise NotAValueError(f"cannot be read further {grammar.here}")
     return value
 
 
@@ -78,7 +78,7 @@ def _without_blanks(tokens: list[Token]) -> list[Token]:
 
 
 class Grammar(Bracketed):
-    """Recursive descent over the tokens of one answer; `joined` is the word between the statements read last."""
+    """Recursive descent over the tokens of one answer; `joined` is the word between the last statements that were read."""
 
     def answer(self) -> Value:
         items = self.statements()
@@ -101,7 +101,7 @@ class Grammar(Bracketed):
                 return items
 
     def _separator(self) -> str:
-        """Past `,`, `;`, "and", "or", or a comma and one of the words; which it was, empty for none."""
+        """Skips `,`, `;`, "and", "or", or a comma and one of the words; returns which, or "" for none."""
         found = "," if self.take(*SEPARATORS) is not None else ""
         token = self.peek()
         if token is not None and token.kind == "word" and token.text.lower() in ("and", "or"):
@@ -123,7 +123,7 @@ class Grammar(Bracketed):
             side = self.side()
             several = "(" if name[0].startswith("(") else ":" if ":" in name[0] else ""
             if (several == "(" and not isinstance(side, Brackets)) or (several == ":" and not isinstance(side, Ratio)):
-                raise NotAValueError("names several by one value")
+                raise NotAValueError("gives several names to one value")
             return Named(name[0], name[1], side)
         sides = [self.side()]
         signs: list[str] = []
@@ -131,7 +131,7 @@ class Grammar(Bracketed):
             _check_is_variable(sides[0])
             side = self.side()
             if not isinstance(side, Brackets | Combined | NumberSet) and not (isinstance(side, Items) and side.braces):
-                raise NotAValueError("has an element of what is no set")
+                raise NotAValueError("has an element of something that is not a set")
             return side
         while (token := self.peek()) is not None and token.text in SIGNS and token.kind in ("mark", "command"):
             signs.append(SIGNS[self.next().text])
@@ -161,7 +161,7 @@ class Grammar(Bracketed):
         return Combined(joined, tuple(parts))  # type: ignore[arg-type]
 
     def _name(self) -> tuple[str, frozenset[str]] | None:
-        """What stands before the first `=`, where that can be a name; the cursor is behind the `=` then."""
+        """The name before the first `=`, if it can be one; the cursor is then after the `=`."""
         if not self.has_equals:
             return None
         stop = self.place
@@ -195,7 +195,7 @@ class Grammar(Bracketed):
 
 def _check_is_variable(value: Value) -> None:
     if not isinstance(value, Scalar) or value.unit or value.node.kind != "symbol" or value.node.name[0].isupper():
-        raise NotAValueError("says of what is no variable that it is in a set")
+        raise NotAValueError("says that something is in a set, but it is not a variable")
 
 
 def _name_before_list(items: list[Value]) -> Value | None:

@@ -34,7 +34,7 @@ def _minus(node: Node) -> Node:
 
 
 def intervals(value: Value) -> list[Interval] | None:
-    """The intervals whose union `value` is; None where it is no set of real numbers. Raises NotAValueError."""
+    """The intervals whose union is `value`; None if it is not a set of real numbers. Raises NotAValueError."""
     match value:
         case Brackets():
             return _of_brackets(value)
@@ -71,7 +71,7 @@ def _joined(parts: tuple[Value, ...], *, points: bool) -> list[Interval] | None:
 
 
 def _common(found: list[Interval]) -> list[Interval] | None:
-    """`x > -2` and `x < 3`: what is in both of two half-lines; None where they are anything else."""
+    """The intersection of two half-lines, `x > -2` and `x < 3`; None if they are anything else."""
     if len(found) != 2:
         return None
     upward = [each for each in found if each.high.has("infinity") and not each.low.has("infinity")]
@@ -155,7 +155,7 @@ def _half(sign: str, end: Node) -> list[Interval]:
 
 
 def _solved(middle: Node, where: list[Interval]) -> list[Interval] | None:
-    """Where `middle`, linear in its one variable or in the absolute value of what is, lies in the intervals."""
+    """The values of the variable for which `middle`, linear in it or in an absolute value that is, lies in the intervals."""
     if middle.kind == "symbol":
         return where
     if len(middle.symbols) != 1:
@@ -213,10 +213,10 @@ def _of_absolute(sizes: list[Interval]) -> list[Interval]:
         low_sign = -1 if size.low.has("infinity") else sign_of(size.low)
         if low_sign < 0:
             if size.high.has("infinity") or sign_of(size.high) <= 0:
-                raise NotAValueError("says of an absolute value what is always or never so")
+                raise NotAValueError("says something about an absolute value that is always or never true")
             found.append(Interval(_minus(size.high), size.high, size.high_closed, size.high_closed))
         elif low_sign == 0 and size.low_closed:
-            raise NotAValueError("says of an absolute value what is always so")
+            raise NotAValueError("says something about an absolute value that is always true")
         else:
             found += [size.mirrored(), size]
     return found

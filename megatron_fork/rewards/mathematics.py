@@ -1,7 +1,7 @@
-r"""Mathematical answers: parsed whole by one grammar, the reference and the response alike, and compared exactly within a kind.
+r"""Mathematical answers: one grammar parses the whole reference and the whole response, which are then compared exactly.
 
-A response of which a single token is not understood is no value and wrong, whatever its other tokens are. A reference that is
-not understood is compared as text. Nothing is decided by a tolerance.
+A response with a single token that is not understood is wrong, whatever its other tokens are. A reference that is not
+understood is compared as text. No tolerance is used.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from megatron_fork.rewards.tokens import tokenize
 from megatron_fork.rewards.values import Items, Scalar, Value
 from megatron_fork.rewards.words import PLACEHOLDERS, choice_letters, chosen, plain_words, same_words, shown
 
-# No answer of a problem set comes near; a parser can be made to crawl with less than a megabyte.
+# No answer of a problem set is nearly as long; less than a megabyte can make a parser very slow.
 MAX_ANSWER_CHARACTERS = 2000
 DEFAULT = Rules()
-# Every phrase and numeral has three letters side by side, in no command.
+# Every phrase and numeral has letters side by side that are not part of a command.
 LETTERS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 COMMA_IN_NUMBER = re.compile(r"[0-9],[0-9]{3}")
-# Two choices, where they are not a product or a line from one point to another.
+# Two choices, if they are not a product or a line from one point to another.
 TWO_LETTERS = re.compile(r"A[B-E]|B[C-E]|C[DE]|DE")
 # Phrases that have a spelling in symbols.
 PHRASES = (
@@ -35,7 +35,7 @@ PHRASES = (
     (re.compile(r"(?:all|the|any|every)?\s*(?:set of )?(?:all )?integers?", re.IGNORECASE), r"\mathbb{Z}"),
 )
 NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-# What is said of a constant of integration and its like, and changes nothing.
+# A remark about a constant, such as one of integration, which does not change the value.
 QUALIFIER = re.compile(
     r",?\s*\\text\s*\{\s*,?\s*(?:for (?:any|some|every|all|an arbitrary|arbitrary)|where)\s+(?:real |arbitrary |fixed )*"
     r"(?:constants?|numbers?|reals?)\s*\}\s*[a-zA-Z]?\s*$"
@@ -53,17 +53,17 @@ def verify(response: str, answer: str, rules: Rules = DEFAULT) -> Score:
     if not written:
         return Score(0.0, "the reference answer is empty", "error")
     if written in PLACEHOLDERS:
-        return Score(0.0, f"the reference answer {excerpt(answer)} says that none was found")
+        return Score(0.0, f"the reference answer {excerpt(answer)} means that none was found")
     reference = stated_answer(answer) if r"\boxed" in answer else answer
     if not reference:
-        return Score(0.0, f"the reference answer {excerpt(answer)} has no box that is closed")
+        return Score(0.0, f"the reference answer {excerpt(answer)} has no closed box")
     right, how = judge(understood(reference), claimed.strip(WHITE), rules)
     return Score(float(right), f"{excerpt(claimed)} {how}")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference answer and what it was understood as: letters of choices, words, a value, or none for a reason."""
+    """A reference answer and how it was understood: as letters of choices, words or a value; or `problem` says why not."""
 
     text: str
     letters: str = ""
@@ -74,7 +74,7 @@ class Reference:
 
 @lru_cache(maxsize=4096)
 def understood(text: str) -> Reference:
-    """The reference answer `text`; all the responses to a question are compared with one."""
+    """The reference answer `text`; cached, since all responses to a question are compared with it."""
     letters = choice_letters(text)
     if letters:
         return Reference(text, letters=letters)
@@ -90,9 +90,9 @@ def understood(text: str) -> Reference:
 
 
 def judge(reference: Reference, claimed: str, rules: Rules) -> tuple[bool, str]:
-    """Whether `claimed` equals the reference, and what decided it, as the rest of a sentence about `claimed`."""
+    """Whether `claimed` equals the reference, and why, as the rest of a sentence about `claimed`."""
     if claimed.startswith("~") and not claimed.endswith("~"):
-        return False, "begins with a tilde, which says 'about'"
+        return False, "begins with a tilde, which means 'about'"
     if reference.letters:
         return _judge_choice(reference, claimed, rules)
     if reference.words:
@@ -111,7 +111,7 @@ def judge_value(expected: Value, reference: str, claimed: str, rules: Rules) -> 
         found = parse(claimed)
         right, how = compare(expected, found, rules)
         if not right and not isinstance(expected, Scalar) and COMMA_IN_NUMBER.search(f"{reference} {claimed}"):
-            # `(100,200)` and `100, 200, 300`: a comma before three digits need not be of one number.
+            # `(100,200)` and `100, 200, 300`: a comma before three digits may separate two numbers.
             return compare(parse(reference, grouping=False), parse(claimed, grouping=False), rules)
         return right, how
     except NotAValueError as error:
@@ -149,7 +149,7 @@ def _judge_choice(reference: Reference, claimed: str, rules: Rules) -> tuple[boo
 
 
 def _is_value(text: str) -> bool:
-    """Whether words could be read as values all the same: `pi`, `infinity`."""
+    """Whether a word is a value: `pi`, `infinity`."""
     return shown(text).casefold() in ("pi", "infinity", "sqrt")
 
 
@@ -163,7 +163,7 @@ def _phrase(text: str) -> str | None:
 
 
 def _normalised(text: str) -> tuple[str, ...] | str:
-    """The tokens of a text, or the text itself where even they cannot be told."""
+    """The tokens of a text, or the text itself if it cannot be read as tokens."""
     try:
         texts = [token.text for token in tokenize(text) if token.kind != "blank"]
         single = [place for place in range(len(texts) - 2) if texts[place] == "{" and texts[place + 2] == "}"]

@@ -1,4 +1,4 @@
-"""A scalar with what stands around it: the sign of a currency, a word like "million", a unit."""
+"""A scalar with the words and signs around it: a currency sign, a word like "million", a unit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PERCENT = frozenset(("percent", "pct", "percents"))
 
 class Measured(Expressions):
     def measured(self) -> Scalar:
-        """An expression with its unit; raises NotAValueError where a word follows that is none."""
+        """An expression with its unit; raises NotAValueError if a word follows that is not a unit."""
         money = self._currency()
         if money is None and self.at("-") and self._currency_at(1) is not None:
             self.next()  # `-\$5`
@@ -79,7 +79,7 @@ class Measured(Expressions):
         if word in MULTIPLES:
             zero = node.kind == "number" and not node.value
             if zero or not node.is_literal or node.kind in ("percent", "degrees") or node.bases:
-                raise NotAValueError(f"has the word {token} behind what is no number")
+                raise NotAValueError(f"has the word {token} after something that is not a number")
             self.next()
             factor = number(MULTIPLES[word])
             return number(node.value * factor.value) if node.kind == "number" else product([node, factor])
@@ -90,7 +90,7 @@ class Measured(Expressions):
         return token.text.lower() if token is not None and token.kind == "word" else ""
 
     def _unit(self) -> list[tuple[str, int]]:
-        """The factors of a unit, as (name, power); empty where none stands here."""
+        """The factors of a unit, as (name, power); empty if there is no unit here."""
         if self.at(r"\frac", r"\dfrac", r"\tfrac"):
             return self._fraction_of_units()
         factors: list[tuple[str, int]] = []

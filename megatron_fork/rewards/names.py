@@ -33,7 +33,7 @@ def without_inverse(tokens: list[Token]) -> list[Token]:
 
 
 def is_name(tokens: list[Token]) -> bool:
-    r"""`x`, `x_1`, `f(x)`, `f'(x)`, `P(A)`, `\angle ABC`, `(p,q)`, `V_1:V_2`, `\text{Area}`: no digits but of an index."""
+    r"""`x`, `x_1`, `f(x)`, `f'(x)`, `P(A)`, `\angle ABC`, `(p,q)`, `V_1:V_2`, `\text{Area}`: digits only in an index."""
     if not tokens or tokens[0].kind == "number":
         return False
     before = ""
@@ -70,14 +70,14 @@ def is_name(tokens: list[Token]) -> bool:
 
 
 def _has_two_words(tokens: list[Token]) -> bool:
-    """Whether two words that are no points stand side by side: `n m`."""
+    """Whether two words that do not name points are next to each other: `n m`."""
     return any(
         one.kind == other.kind == "word" and not (one.text.isupper() and other.text.isupper())
         for one, other in pairwise(tokens)
     )
 
 
-# `ABCD` is a name; of other words these are, by themselves.
+# `ABCD` names points; of other words, only these are names by themselves.
 MOST_POINTS = 4
 NAMES = frozenset(
     "Area area Perimeter perimeter Volume volume Answer answer Speed speed Distance distance Total total".split()

@@ -15,9 +15,9 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Node:
-    """`value` of a number, `name` of a symbol, constant or called function, or of the base that a number is written in.
+    """`value`: of a number; `name`: of a symbol, constant or called function, or of the base in which a number is written.
 
-    `either` is the plus or minus of its part.
+    The kind `either` is plus or minus its part.
     """
 
     kind: Kind
@@ -41,12 +41,12 @@ class Node:
         return frozenset(node.name for node in self.walk() if node.kind == "number" and node.name)
 
     def has(self, *names: str) -> bool:
-        """Whether a constant or function of these names is in it."""
+        """Whether it contains a constant or function of one of these names."""
         return any(node.name in names for node in self.walk() if node.kind in ("constant", "call"))
 
     @property
     def is_literal(self) -> bool:
-        r"""Whether it is a number as one writes it, with nothing left to compute: `-3`, `3/4`, `1\frac12`, `-50\%`."""
+        r"""Whether it is a written number with nothing left to compute: `-3`, `3/4`, `1\frac12`, `-50\%`."""
         inner = self
         for outer in (("negative",), ("percent", "degrees"), ("negative",)):
             inner = inner.parts[0] if inner.kind in outer else inner

@@ -1,7 +1,7 @@
-"""Expressions as numbers of many digits: as many as make a difference of zero a proof or as good as one.
+"""Expressions as numbers with so many digits that a difference of zero is a proof of equality, or as good as one.
 
-How many follows from the expression: from the sizes of all that is in it (so that neither `1/100!` nor `7+2^{-300}` vanishes
-in rounding), and for roots from a bound on how near to zero an algebraic number can be that is not zero (Burnikel et al.).
+The number of digits follows from the expression: from the sizes of its parts (so that neither `1/100!` nor `7+2^{-300}`
+vanishes in rounding), and for roots from a bound on how close to zero a nonzero algebraic number can be (Burnikel et al.).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from megatron_fork.rewards.score import NotAValueError, TooCostlyError
 FIRST_BITS = 96
 MARGIN_BITS = 160
 MAX_BITS = 60_000
-# Bits times nodes of one evaluation.
+# Bits times nodes, for one evaluation.
 MAX_WORK = 2_000_000
 # The largest argument of an exponential function, as a power of two.
 MAX_ARGUMENT_BITS = 40
-# 1 - cos(x) is of the size of x squared.
+# 1 - cos(x) is about as large as x squared.
 BITS_OF_WEIGHT = 4
-# Other nodes have no sizes but those of their parts.
+# Other nodes only have the sizes of their parts.
 NEW_SIZES = ("number", "symbol", "constant", "power", "root", "call")
-# tanh(x) is nearer to 1 than 2^(-2.9 x).
+# tanh(x) is closer to 1 than 2^(-2.9 x).
 BITS_OF_AN_ARGUMENT = 3
 APART = 0.7531903
 
@@ -44,7 +44,7 @@ OF_THREAD = OfThread()
 
 
 def context_of_thread() -> Any:
-    """One for each thread, made at its first use: making one takes longer than most comparisons, and other kinds need none."""
+    """This thread's mpmath context, made at first use: that takes longer than most comparisons, and other kinds need none."""
     if OF_THREAD.context is None:
         import mpmath  # type: ignore[import-untyped]
 
@@ -53,7 +53,7 @@ def context_of_thread() -> Any:
 
 
 class Numeric:
-    """Values at one point with `bits` of precision; `weight` is what of it the sizes of the values may eat up."""
+    """Values at one point with `bits` of precision; `weight` is how many of them the sizes of the values may use up."""
 
     def __init__(self, point: Point, bits: int, *, real: bool) -> None:
         self.point = point
@@ -74,11 +74,11 @@ class Numeric:
             self.weight += abs(size)
         self.peak = max(self.peak, size)
         if self.weight > MAX_BITS:
-            raise TooCostlyError("would cost more to evaluate than an answer may")
+            raise TooCostlyError()
         return found
 
     def _size(self, found: Any) -> int:
-        """The binary logarithm of its size, rounded; 0 of zero."""
+        """The binary logarithm of its size, rounded; 0 for zero."""
         return int(self.context.mag(found)) if found else 0
 
     def _value(self, node: Node) -> Any:
@@ -140,7 +140,7 @@ class Numeric:
         return self.context.exp(logarithm * above)
 
     def _power(self, base: Node, exponent: Fraction) -> Any:
-        """A rational power; real where the root of a negative number is odd."""
+        """A rational power; real if it is an odd root of a negative number."""
         context = self.context
         below = self.value(base)
         if not below and exponent <= 0:
@@ -160,7 +160,7 @@ class Numeric:
         rational = isinstance(argument, Fraction | int)
         size = (int(abs(argument)) if rational else 0).bit_length() if rational else self._size(argument)
         if size > MAX_ARGUMENT_BITS:
-            raise TooCostlyError("would cost more to evaluate than an answer may")
+            raise TooCostlyError()
 
     def _call(self, name: str, values: list[Any]) -> Any:
         context, first = self.context, values[0]
@@ -178,20 +178,20 @@ class Numeric:
             case "ln" | "log":
                 if not first:
                     raise Undefined("has the logarithm of zero")
-                # "log" without a base is the logarithm to one that nobody knows.
+                # "log" without a base is a logarithm to an unknown base.
                 return context.ln(first) * (self._of(Fraction(61803, 99991)) if name == "log" else 1)
             case "absolute":
                 return abs(first)
             case "floor" | "ceiling":
                 near = context.nint(first)
                 if isinstance(first, context.mpc) or abs(first - near) < context.mpf(2) ** (-context.prec // 2):
-                    raise Undefined("rounds what is no number, or a whole one")
+                    raise Undefined("rounds something that is not a real number, or is a whole one")
                 return context.floor(first) if name == "floor" else context.ceil(first)
             case "max" | "min":
                 return max(values) if name == "max" else min(values)
             case "factorial" | "binomial":
-                raise Undefined("has a function of integers at what is none")
-        # A function of which only the name is known: something that differs wherever an argument does.
+                raise Undefined("has a function of integers at a value that is not an integer")
+        # An unknown function: any value that differs whenever the name or an argument differs.
         mixed = self._of(Fraction(sum(map(ord, name)), 977))
         for place, value in enumerate(values):
             self._check_argument(value)
@@ -200,7 +200,7 @@ class Numeric:
 
 
 def is_zero(node: Node, point: Point, *, real: bool) -> bool:
-    """Whether the value of `node` is zero; raises Undefined, and TooCostlyError where that would cost too much to tell."""
+    """Whether the value of `node` is zero; raises Undefined, and TooCostlyError if that costs too much to decide."""
     exact = Exact(point).value(node)
     if exact is not None:
         return exact == 0
@@ -212,14 +212,14 @@ def is_zero(node: Node, point: Point, *, real: bool) -> bool:
     if separation is not None and 1.4 * separation < MAX_BITS / 4:
         bits = max(bits, int(1.4 * separation) + MARGIN_BITS)
     if bits > MAX_BITS or bits * size > MAX_WORK:
-        raise TooCostlyError("would cost more to evaluate than an answer may")
+        raise TooCostlyError()
     last = Numeric(point, bits, real=real)
     value = last.value(node)
     return not value or last.context.mag(value) < last.peak - bits * 3 // 4
 
 
 def separation_bits(node: Node, point: Point) -> float | None:
-    """Bits that tell an algebraic number from zero; None where `node` is not made of roots of rationals."""
+    """Bits that distinguish an algebraic number from zero; None if `node` is not made of roots of rationals."""
     bounds = _bounds(node, point)
     if bounds is None:
         return None

@@ -1,18 +1,18 @@
-"""Many responses scored in worker processes that are killed when they hang, die or talk nonsense.
+"""Scores many responses in worker processes that are killed when they hang, die or send nonsense.
 
-A verifier may need for ever on one hostile answer, and no exception can stop a computation inside an extension module.
-So each job has a deadline that the parent keeps, and SIGKILL is the time-out. One job is in flight per worker, hence
-the job that costs a worker its life is known exactly: it scores 0, and nothing else is touched.
+A verifier may take forever on one hostile answer, and no exception can stop a computation inside an extension module.
+So the parent keeps a deadline for each job, and the time-out is SIGKILL. A worker has one job at a time, so the job that killed
+a worker is known exactly: it scores 0, and no other job is affected.
 
-Scoring overlaps whatever the caller does: a thread runs the workers, jobs go in as responses finish (`stream`), and a full
-backlog makes the caller wait.
+Scoring overlaps with the caller's work: a thread runs the workers, jobs are submitted as responses finish (`stream`), and a
+full backlog makes the caller wait.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def check_verifier(config: RewardsConfig) -> None:
-    """Raise `RewardError` where the verifier cannot be loaded, or this machine cannot confine what it runs."""
-    find_verifier(config.verifier)  # a custom one that cannot be loaded is better missed here than in every worker
+    """Raise `RewardError` if the verifier cannot be loaded, or this machine cannot confine the programs that it runs."""
+    find_verifier(config.verifier)  # one that cannot be loaded is better found here than in every worker
     if config.kind in RUNS_PROGRAMS:
         require_means_for_programs()
 
@@ -65,13 +65,13 @@ class RewardPool:
 
     @property
     def confinement(self) -> list[str]:
-        """What the workers cannot do here, in words; empty before the first is ready."""
+        """What the workers cannot do on this machine, in words; empty before the first worker is ready."""
         return self._dispatcher.holds
 
     def score_many(self, jobs: Sequence[tuple[str, str]]) -> list[Score]:
         """The scores of `(response, answer)` pairs, in their order.
 
-        Raises RewardError where the pool is closed or no worker can be started; never on account of a job.
+        Raises RewardError if the pool is closed or no worker can be started; never because of a job.
         """
         with self.stream(warm=0) as stream:
             for response, answer in jobs:
@@ -79,7 +79,7 @@ class RewardPool:
             return stream.results()
 
     def stream(self, *, warm: int | None = None) -> ScoreStream:
-        """A sequence of jobs that go in one by one while others are scored; `warm` workers start at once, all by default."""
+        """Jobs that are submitted one by one while others are scored; `warm` workers start at once, all by default."""
         self._check_open()
         if self.config.workers:
             with self._dispatcher.changed:
@@ -87,7 +87,7 @@ class RewardPool:
         return ScoreStream(self)
 
     def warm(self, *, seconds: float = 120.0) -> int:
-        """Start all workers and wait until they are ready; how many are. Raises RewardError where one refuses its work."""
+        """Start all workers and wait until they are ready; returns how many are. Raises RewardError if one refuses to work."""
         self._check_open()
         if self.config.workers:
             deadline = time.monotonic() + seconds
@@ -111,9 +111,9 @@ class RewardPool:
 
 
 class ScoreStream:
-    """Jobs of one caller, numbered from 0 as they are submitted. Leaving it gives up what is not finished.
+    """Jobs of one caller, numbered from 0 as they are submitted. Leaving the context gives up unfinished jobs.
 
-    Every number is handed out once by `finished` or `drain`; `results` has them all, in order.
+    `finished` and `drain` give every number once; `results` has all scores in order.
     """
 
     def __init__(self, pool: RewardPool) -> None:
@@ -135,7 +135,7 @@ class ScoreStream:
                 self._jobs.clear()
 
     def submit(self, response: str, answer: str) -> int:
-        """Hand in one response; its number. Waits while the pool's backlog is full."""
+        """Submit one response; returns its number. Waits while the pool's backlog is full."""
         self._pool._check_open()
         number, self._submitted = self._submitted, self._submitted + 1
         if self._pool.config.workers == 0:
@@ -151,8 +151,8 @@ class ScoreStream:
         return number
 
     def finished(self) -> Iterator[tuple[int, Score]]:
-        """(number, score) of what is finished by now, without waiting."""
-        return self._handed(self._taken())
+        """(number, score) of the jobs that are finished by now, without waiting."""
+        return iter(self._taken())
 
     def drain(self) -> Iterator[tuple[int, Score]]:
         """(number, score) of all others, as they finish, until nothing is left."""
@@ -164,7 +164,7 @@ class ScoreStream:
             taken = self._taken()
             if not taken:
                 return
-            yield from self._handed(taken)
+            yield from taken
 
     def results(self) -> list[Score]:
         """The scores of all jobs in the order of their submission; waits for them."""
@@ -176,7 +176,7 @@ class ScoreStream:
         return [self._scores[number] for number in range(self._submitted)]
 
     def _finish(self, number: int, outcome: Outcome) -> None:
-        """Called under the condition, once a job."""
+        """Called once for each job, under the condition."""
         del self._jobs[number]
         if isinstance(outcome, Score):
             self._scores[number] = outcome
@@ -184,14 +184,11 @@ class ScoreStream:
         else:
             self._error = outcome
 
-    def _taken(self) -> list[int]:
+    def _taken(self) -> list[tuple[int, Score]]:
         with self._dispatcher.changed:
-            taken = list(self._fresh)
+            taken = [(number, self._scores[number]) for number in self._fresh]
             self._fresh.clear()
         return taken
-
-    def _handed(self, numbers: Iterable[int]) -> Iterator[tuple[int, Score]]:
-        return iter([(number, self._scores[number]) for number in numbers])
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -1,4 +1,4 @@
-"""One worker process as the pool sees it: spawned, fed and read without ever blocking, killed."""
+"""One worker process as the pool sees it: started, written to and read without blocking, and killed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from megatron_fork.rewards.frames import encode, pop_frame
 
 CHUNK_BYTES = 1 << 16
 REPLY_LIMIT_BYTES = 1 << 16
-# A job may take its time-out in CPU time; on the clock it may take so many times that while it sleeps.
+# The time-out is CPU time; a job that sleeps may take this many times as long on the clock.
 PATIENCE = 3.0
-# A job that could run and gets no processor, or waits for a disk, is not to blame for that.
+# The same for a job that could run but gets no processor, or waits for a disk.
 PATIENCE_WITH_MACHINE = 20.0
 ASLEEP = ("S", "T", "t", "Z", "X")
 
-# Nothing else of the parent's environment reaches the worker: no tokens, no launcher's variables.
+# No other variable of the parent's environment reaches the worker: no tokens, no launcher's variables.
 INHERITED = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "TMPDIR", "TZ", "VIRTUAL_ENV")
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -51,7 +51,7 @@ class WorkerProcess:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=worker_environment(),
-                process_group=0,  # a keyboard interrupt reaches the parent alone, also before the worker can ignore it
+                process_group=0,  # a keyboard interrupt reaches only the parent, even before the worker can ignore it
             )
 
     @property
@@ -60,7 +60,7 @@ class WorkerProcess:
 
     @property
     def events(self) -> int:
-        """What to wait for on `socket`, for `selectors`."""
+        """The events of `socket` to wait for, for `selectors`."""
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
 
     def alive(self) -> bool:
@@ -74,7 +74,7 @@ class WorkerProcess:
         self._outgoing = memoryview(encode([index, response, answer]))
 
     def granted_more_time(self) -> bool:
-        """At its deadline: whether the job has not had its CPU time yet. If so, the deadline moves."""
+        """Called at the deadline: if the job has not had its CPU time yet, move the deadline and return True."""
         left = self.timeout_seconds - (self._cpu_seconds() - self._cpu_at_begin)
         patience = PATIENCE if status(self.process.pid)[0] in ASLEEP else PATIENCE_WITH_MACHINE
         last = self._began + patience * self.timeout_seconds
@@ -84,9 +84,9 @@ class WorkerProcess:
         return True
 
     def pump(self) -> Any | None:
-        """Move the bytes that can be moved; one whole message of the worker, or None.
+        """Send and receive what is possible; returns one whole message of the worker, or None.
 
-        Raises OSError where the worker is gone, ValueError where it wrote no message.
+        Raises OSError if the worker is gone, ValueError if what it wrote is not a message.
         """
         with contextlib.suppress(BlockingIOError):
             while self._outgoing:
@@ -99,7 +99,7 @@ class WorkerProcess:
         return pop_frame(self._incoming, limit_bytes=REPLY_LIMIT_BYTES)
 
     def kill(self) -> None:
-        """End the worker and whatever it started."""
+        """End the worker and everything it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
@@ -112,7 +112,7 @@ class WorkerProcess:
 
 
 def status(pid: int) -> list[str]:
-    """The kernel's line on a process, from its state on; a dead one's where there is none."""
+    """The kernel's line about a process, from its state on; that of a dead process if there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -120,7 +120,7 @@ def status(pid: int) -> list[str]:
 
 
 def family(pid: int) -> list[int]:
-    """A process that has one thread, and what runs below it, where the kernel lists children."""
+    """A process with one thread, and all its descendants, if the kernel lists children."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:

@@ -1,7 +1,7 @@
-"""The reference answer as one string: plain, or with others that are right too, or with what else a verifier takes of the row.
+"""The reference answer as one string: plain, or with other right answers, or with other fields of the row for a verifier.
 
-Prompts, jobs and checkpoints carry one string. Where there is more to say it is JSON behind a record separator, a control
-character that no answer begins with; one that did would be wrapped the same way, so nothing is ever taken for the other.
+Prompts, jobs and checkpoints carry one string. If there is more than one plain answer, it is JSON after a record separator, a
+control character that no answer begins with; an answer that did would be encoded the same way, so the two are never confused.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Reference:
 
     answers: tuple[str, ...]
     data_source: str = ""
-    """Where the row comes from, for verifiers that tell sets apart."""
+    """The data set of the row, for verifiers that distinguish data sets."""
     extra_info: Any = None
-    """The row's column of that name, as JSON has it."""
+    """The row's column of that name, as JSON values."""
 
     def encoded(self) -> str:
-        """The string that `read_reference` reads; a single plain answer is itself."""
+        """The string that `read_reference` reads; a single plain answer stays as it is."""
         first, *others = self.answers
         if not others and not self.data_source and self.extra_info is None and not first.startswith(MARK):
             return first

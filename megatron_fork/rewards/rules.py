@@ -1,4 +1,4 @@
-r"""What is a matter of taste in judging answers, and how a worker is told of it."""
+r"""Rules for judging answers that are a matter of taste, and how they are passed to a worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Rules:
 
 
 def kind_with(rules: Rules) -> str:
-    """The kind `math` by these rules: `math`, or `math?unevaluated=refuse`."""
+    """The kind `math` with these rules: `math`, or `math?unevaluated=refuse`."""
     default = Rules()
     differing = [
         f"{field.name}={getattr(rules, field.name)}"
@@ -31,7 +31,7 @@ def kind_with(rules: Rules) -> str:
 
 
 def rules_of(kind: str) -> Rules | None:
-    """The rules in a kind `math?...`; None where it is another. Raises RewardError where a rule is unknown."""
+    """The rules in a kind `math?...`; None for another kind. Raises RewardError if a rule is unknown."""
     name, mark, written = kind.partition("?")
     if name != MATHEMATICS or not mark:
         return None

@@ -1,8 +1,8 @@
-"""The process that runs programs, one at a time: it is given a program and its input, never the output that is expected.
+"""The process that runs programs, one at a time: it gets a program and its input, never the expected output.
 
 A worker forks it before the first response arrives and talks to it over a socket: `[program, input, seconds]` goes in,
-`[ending, output]` comes out. Whoever of trainer, worker and runner ends takes the rest along: each is killed by the kernel when
-its parent ends, and a program cannot undo that.
+`[ending, output]` comes out. When the trainer, the worker or the runner ends, the kernel kills its children, and a program
+cannot undo that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_OUTPUT_BYTES = 16 << 20
 FINISHED, FAILED, LATE, TOO_LONG = "finished", "failed", "late", "too long"
 
 PROBE_SECONDS = 60.0
-# Each of these must fail, else programs are not confined on this machine and none is run.
+# Each of these must fail; otherwise programs are not confined on this machine, and none is run.
 PROBE = """
 import os, socket, fcntl, resource
 parent = os.getppid()
@@ -60,9 +60,9 @@ for name, attempt in tried.items():
 
 
 class Programs:
-    """A worker's end of the runner. Making one forks: the process must have one thread.
+    """A worker's connection to its runner. Making one forks: the process must have one thread.
 
-    `holds` says what confines programs. Raises RewardError where this machine cannot confine them.
+    `holds` says what confines programs. Raises RewardError if this machine cannot confine them.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Programs:
         if isinstance(message, dict):
             raise RewardError(
                 f"rewards.kind=code: programs cannot be confined here: {message['error']}",
-                hint="the project's docs/security.md says what it needs",
+                hint="the project's docs/security.md says what confinement needs",
             )
         return message
 
@@ -114,7 +114,7 @@ def serve(channel: socket.socket, worker: int) -> None:
     ending, output = runner.run(PROBE, "", PROBE_SECONDS)
     if (ending, output) != (FINISHED, ""):
         could = ", ".join(output.splitlines())
-        raise OSError(f"a program could {could}" if could else f"a first, harmless one is {ending}")
+        raise OSError(f"a program could {could}" if could else f"a first, harmless program is {ending}")
     channel.sendall(encode(holds))
     for program, given, seconds in received(channel):
         channel.sendall(encode(runner.run(program, given, seconds)))
@@ -131,7 +131,7 @@ class Runner:
         self._filter = b""
 
     def confine(self) -> list[str]:
-        """Give up what programs must not inherit, and make ready what they get; what holds, in words. Raises OSError."""
+        """Give up what programs must not inherit, and prepare what they get; returns what holds, in words. Raises OSError."""
         self._nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(self._nowhere, 0)  # the pool's socket belongs to the worker
         holds = ["programs: no files but Python's, no memory of others (Landlock)"]
@@ -154,7 +154,7 @@ class Runner:
         return holds
 
     def run(self, program: str, given: str, seconds: float) -> tuple[str, str]:
-        """How one program ended, and its output; it is gone then, with its threads."""
+        """Run one program to its end; returns how it ended, and its output. No thread of it is left."""
         me = os.getpid()
 
         def restrict() -> None:
@@ -186,9 +186,9 @@ class Runner:
         return ending, output.decode("utf-8", "replace") if ending == FINISHED else ""
 
     def _follow(self, process: subprocess.Popen[bytes], given: bytes, deadline: float) -> tuple[str, bytes]:
-        """Feed and read a program until it has ended, has written too much or is late.
+        """Write to a program and read from it until it has ended, has written too much or is late.
 
-        Raises ConnectionError where the worker is gone meanwhile.
+        Raises ConnectionError if the worker ends meanwhile.
         """
         assert process.stdin is not None and process.stdout is not None
         left, output, ended = memoryview(given), bytearray(), False
@@ -229,7 +229,7 @@ class Runner:
 
 
 def _written(pipe: IO[bytes], left: memoryview) -> memoryview:
-    """What of `left` is still to be written; nothing where nobody reads any more."""
+    """Write a part of `left` and return the rest; nothing is left if nobody reads any more."""
     try:
         return left[os.write(pipe.fileno(), left[:CHUNK_BYTES]) :]
     except BlockingIOError:

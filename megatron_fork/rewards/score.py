@@ -1,4 +1,4 @@
-"""What a verifier returns, what stands in for that where it failed, why a text is no answer, and the error of this package."""
+"""The score that a verifier returns, the score of a verifier that failed, and the errors of this package."""
 
 from __future__ import annotations
 
@@ -11,40 +11,43 @@ from typing import Literal
 from megatron_fork.errors import MegatronForkError
 
 Failure = Literal["error", "timed_out", "died"]
-"""How a verifier failed: by an error of its own or an unusable reference answer, by its time-out, by the end of its process."""
+"""How a verifier failed: it raised an error or the reference answer is unusable, it timed out, or its process died."""
 
-# Frames of these are not the user's own code.
+# Frames from these folders are not the user's own code.
 LIBRARIES = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 FOREIGN = (f"{Path(__file__).parents[1]}/", *(f"{path}/" for path in LIBRARIES), "<")
 
 
 class RewardError(MegatronForkError):
-    """A verifier that does not exist or cannot run; never raised on account of a response."""
+    """A verifier that does not exist or cannot run; never raised because of a response."""
 
 
 class NotAValueError(Exception):
-    """The text is not of the grammar; the message is the rest of a sentence about it."""
+    """The text does not fit the grammar; the message is the rest of a sentence about it."""
 
 
 class TooCostlyError(NotAValueError):
-    """Its value would cost more to find than an answer may."""
+    """Its value would cost more to find than is allowed for an answer."""
+
+    def __init__(self) -> None:
+        super().__init__("would cost too much to evaluate")
 
 
 @dataclass(frozen=True)
 class Score:
-    """`value` is the reward (0 or 1); `reason` is one printable line on how it came about."""
+    """`value` is the reward (0 or 1); `reason` is one printable line that explains it."""
 
     value: float
     reason: str
     failure: Failure | None = field(default=None, compare=False, repr=False)
-    """Where the response was not judged, because the verifier failed; the reason says how. Such a score is 0."""
+    """Set if the response was not judged, because the verifier failed; the reason says how. Such a score is 0."""
 
 
 def failed(error: BaseException) -> Score:
-    """The score of a response on which a verifier raised `error`: its type, message, and the line of the user's code."""
+    """The score of a response on which a verifier raised `error`; it names the type, message and line of the user's code."""
     try:
         message = printable(str(error), 300)
-    except Exception:  # an exception of the user's may be as broken as the verifier
+    except Exception:  # the user's exception may be as broken as the verifier
         message = ""
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     own = [place for place in frames if not place[0].startswith(FOREIGN)]
@@ -54,7 +57,7 @@ def failed(error: BaseException) -> Score:
 
 
 def printable(text: str, limit: int) -> str:
-    """One line of at most `limit` characters of `text`; each unprintable one is escaped."""
+    """At most `limit` characters of `text` on one line; unprintable ones are escaped."""
     shown = _escaped(" ".join(text[:limit].split()))
     return shown if len(text) <= limit else f"{shown}..."
 

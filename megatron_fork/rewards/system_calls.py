@@ -1,10 +1,10 @@
 """Which system calls a worker, and a program that a model wrote, may make.
 
-A worker runs verifiers that somebody chose: what reaches beyond a computation is denied to it. A program runs what nobody has
-read: it may make the calls of a Python that computes, with the arguments of one, and no other.
+A worker runs verifiers that somebody chose: calls that reach beyond a computation are denied. A program is code that nobody has
+read: it may only make the calls of a Python that computes, with the arguments of one.
 
-New threads of a program need leave, a bounded number of times: a thread costs memory of the kernel's that no limit of a process
-counts. The kernel stops whoever makes one and asks (seccomp's notifications, Linux 5.5 and newer).
+A program needs permission for each new thread, and gets it a bounded number of times: a thread costs kernel memory that no
+limit of a process counts. The kernel stops the caller and asks (seccomp's notifications, Linux 5.5 and newer).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ WORKER: dict[str, Rule] = {
         DENIED, (Only(1, (FIOASYNC, FIOSETOWN, SIOCSPGRP, TIOCSTI, TIOCSETD, TIOCLINUX)),), otherwise=ALLOWED
     ),
 }
-# What only a process that minds others needs: to start them, to signal them, to see to it that they die with it.
+# What only a process with children needs: to start them, to signal them, and to make them die with it.
 OTHERS: dict[str, Rule] = {
     **{
         name: Rule(DENIED)
@@ -100,13 +100,13 @@ getpgrp getpgid getsid getcwd chdir fchdir readlink readlinkat getdents getdents
 umask futex set_tid_address set_robust_list rseq exit exit_group execve getrandom sched_yield sched_getaffinity sched_getparam
 sched_getscheduler sched_get_priority_max sched_get_priority_min getcpu getpriority fadvise64 statfs fstatfs restart_syscall
 """
-# All that a program may do. `execve` is there because the program is started under this filter; what may be executed
-# then, and which files may be opened, is not for a filter to see (`landlock.py`).
+# All calls that a program may make. `execve` is there because the program is started under this filter; a filter cannot see
+# what is executed and which files are opened (see `landlock.py`).
 PROGRAM: dict[str, Rule] = {
     **{name: Rule(ALLOWED) for name in _COMPUTING.split()},
     **OPENING,
     "mmap": Rule(ALLOWED, (Without(3, MAP_LOCKED | MAP_HUGETLB),)),
-    # Advice on own memory that frees, splits or joins pages; not to poison or share them.
+    # Advice that frees, splits or joins pages of its own memory; not advice that poisons or shares them.
     "madvise": Rule(ALLOWED, (Only(2, (0, 1, 2, 3, 4, 8, 14, 15, 16, 17)),)),
     # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC; signals about a descriptor could go to anybody.
     "fcntl": Rule(ALLOWED, (Only(1, (0, 1, 2, 3, F_SETFL, 1030)), Without(2, O_ASYNC))),
@@ -114,9 +114,9 @@ PROGRAM: dict[str, Rule] = {
     "ioctl": Rule(ALLOWED, (Only(1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),)),
     "pipe2": Rule(ALLOWED, (Without(1, ~(0x800 | 0x80000) & 0xFFFFFFFF),)),
     "prlimit64": OWN_PROCESS,
-    # PR_SET_NAME, PR_GET_NAME; others would undo that it dies with its parent.
+    # PR_SET_NAME, PR_GET_NAME; with others it could outlive its parent.
     "prctl": Rule(ALLOWED, (Only(0, (15, 16)),)),
-    # ARCH_SET_FS, ARCH_GET_FS: where a thread's own variables lie.
+    # ARCH_SET_FS, ARCH_GET_FS: the address of a thread's own variables.
     "arch_prctl": Rule(ALLOWED, (Only(0, (0x1002, 0x1003)),)),
     "clone": Rule(ALLOWED, (Only(0, THREADS),)),
 }
@@ -124,14 +124,14 @@ THREADS_ASKED_FOR: dict[str, Rule] = {"clone": Rule(ALLOWED, (Without(0, CLONE_T
 
 
 def forbid_side_effects(*, processes: bool) -> bool:
-    """Filter a worker's calls from now on; `processes` leaves it fork and signals. False where that cannot be had."""
+    """Filter this process's calls from now on; `processes`: allow fork and signals. False if the kernel cannot do that."""
     machine = this_machine()
     rules = WORKER if processes else WORKER | OTHERS
     return machine is not None and install(assemble(machine, rules, default=ALLOWED))
 
 
 def program_filter(*, threads: bool) -> bytes:
-    """The filter for a program, to be installed by the process that becomes it; `threads` where they are counted.
+    """The filter for a program, which the process that becomes it installs; `threads`: allow them, since they are counted.
 
     Raises OSError on a machine without filters.
     """
@@ -142,15 +142,15 @@ def program_filter(*, threads: bool) -> bytes:
 
 
 def ask_about_threads() -> int | None:
-    """Have every new thread of this process and its children wait for leave; the descriptor that they ask through."""
+    """Make every new thread of this process and its children wait for permission; returns the descriptor of the requests."""
     machine = this_machine()
     return None if machine is None else install_notifying(assemble(machine, THREADS_ASKED_FOR, default=ALLOWED))
 
 
 class ThreadCount:
-    """Threads that a program may still start; `descriptor` is readable when one asks.
+    """Counts the threads that a program may still start; `descriptor` is readable when one asks.
 
-    Only the count matters, hence nothing is read of a question that the program could change meanwhile.
+    Only the count matters: nothing else of the request is read, since the program could change it meanwhile.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -158,7 +158,7 @@ class ThreadCount:
         self.left = MAX_THREADS
 
     def answer(self) -> None:
-        """One question: go on while threads are left, else "try again later", as at any limit of threads."""
+        """Answer one request: allow it while threads are left, else EAGAIN, as at any limit of threads."""
         question = bytearray(QUESTION_BYTES)
         try:
             fcntl.ioctl(self.descriptor, RECEIVE, question)
@@ -169,4 +169,4 @@ class ThreadCount:
             else:
                 fcntl.ioctl(self.descriptor, ANSWER, REPLY.pack(number, 0, -errno.EAGAIN, 0))
         except FileNotFoundError:
-            return  # whoever asked has been killed
+            return  # the program has been killed

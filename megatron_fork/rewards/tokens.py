@@ -1,8 +1,8 @@
-r"""An answer as tokens, each of a known kind and at a known position; what only typesets leaves no token.
+r"""An answer as tokens, each of a known kind and at a known position; commands that only typeset give no token.
 
-Numbers are read here, with their separators of thousands (`1,000`, `1\,000`, `1{,}000`, `1 000`), decimals that repeat
-(`0.1\overline{6}`) and bases (`1011_2`). The content of `\text{...}` and its like is tokens too, marked upright: units, words
-and letters of choices are told from products of variables by that.
+Numbers are read here, with separators of thousands (`1,000`, `1\,000`, `1{,}000`, `1 000`), repeating decimals
+(`0.1\overline{6}`) and bases (`1011_2`). The content of `\text{...}` and similar commands gives tokens that are marked upright,
+which distinguishes units, words and letters of choices from products of variables.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ PATTERN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-# The rest of a decimal that repeats; both dots of `0.\dot{1}2\dot{3}` mark where it begins and ends.
+# The repeating part of a decimal; the two dots of `0.\dot{1}2\dot{3}` mark its first and last digit.
 REPEATING = re.compile(
     r"\\(?:overline|bar)\s*(?:\{\s*(?P<bar>[0-9]+)\s*\}|(?P<digit>[0-9]))|"
     r"\\dot\s*\{?\s*(?P<first>[0-9])\s*\}?(?:(?P<between>[0-9]*)\\dot\s*\{?\s*(?P<last>[0-9])\s*\}?)?"
@@ -68,7 +68,7 @@ SCIENTIFIC = re.compile(r"[eE]([+-]?[0-9]{1,3})(?![0-9.])")
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12,
          "sixteen": 16}  # fmt: skip
 LETTER = re.compile(r"[a-z:]")
-# What a text ends with that has a mark around or behind it.
+# The last characters of a text that has a mark around or after it.
 END_MARKS = ".\\$)]*~"
 MODULES = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
 # `11 \text{ base } 2`, `11 \text{ (base two)}` and `11_{\text{base }2}`.
@@ -93,7 +93,7 @@ def tokenize(text: str, *, grouping: bool = True) -> list[Token]:
 
 
 def _rewritten(text: str) -> str:
-    """Bases in words as indices, `{:}` as a colon, and no names of modules."""
+    """Write bases in words as indices and `{:}` as a colon, and remove the names of modules."""
     text = MODULES.sub("", text.replace("{:}", ":"))
     if "base" in text:
         text = BASE_IN_INDEX.sub(lambda said: f"_{{{said[1] or said[2]}}}", text)
@@ -104,7 +104,7 @@ def _rewritten(text: str) -> str:
 
 
 def _undelimited(text: str) -> str:
-    """Without the marks of mathematics, of bold and of the end of a sentence around the whole."""
+    """Remove the marks of mathematics, of bold and of the end of a sentence around the whole text."""
     text = text.strip()
     before = None if text and (text[-1] in END_MARKS or text[0] == ".") else text
     while text != before:
@@ -112,7 +112,7 @@ def _undelimited(text: str) -> str:
         if text.endswith("\\") and not text.endswith("\\\\"):
             text = text[:-1].strip()
         if text.endswith("..") or text.startswith(".."):
-            raise NotAValueError("goes on with dots")
+            raise NotAValueError("begins or ends with dots")
         if text.endswith(".") and not text.endswith((r"\.", "..")):
             text = text[:-1].strip()
         for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("~", "~")):
@@ -133,7 +133,7 @@ def _read(text: str, start: int, stop: int, upright: bool, tokens: list[Token]) 
             kind = name if match[name] is not None else kind
         if kind in ("space", "style", "color", "wrapper") or match[0] == "~":
             if match[0] == "~" and not tokens:
-                raise NotAValueError("begins with a tilde, which says 'about'")
+                raise NotAValueError("begins with a tilde, which means 'about'")
             spaced = spaced or kind == "space" or match[0] == "~"
             start = end
             continue
@@ -187,18 +187,18 @@ def _number(text: str, match: re.Match[str], stop: int, spaced: bool, upright: b
         if REPEATING.match(text, end, stop) or text[end : end + 1].isdigit():
             raise NotAValueError("has digits after the ones that repeat")
     elif point and not decimals and end < stop and text[end] not in " ,;\\}":
-        raise NotAValueError("has a point that is of no number")
+        raise NotAValueError("has a point that does not belong to a number")
     scientific = None if repeating else SCIENTIFIC.match(text, end, stop)
     if scientific:
         value *= Fraction(10) ** int(scientific[1])
         end = scientific.end()
     if re.compile(r"\.[0-9]").match(text, end, stop) or (digits == "0" and not point and _letter(text, end, stop)):
-        raise NotAValueError(f"has {text[start : start + 12]!r}, which is no number")
+        raise NotAValueError(f"has {text[start : start + 12]!r}, which is not a number")
     return Token("number", text[start:end], start, end, value=value, spaced=spaced, upright=upright)
 
 
 def _letter(text: str, place: int, stop: int) -> bool:
-    """Whether `0` is followed by what makes a number of a programming language of it: `0x7`, `0b111`."""
+    """Whether `0` begins a number of a programming language here: `0x7`, `0b111`."""
     return re.compile(r"[a-zA-Z]_?[0-9A-Fa-f]").match(text, place, stop) is not None
 
 
@@ -211,5 +211,5 @@ def _based(match: re.Match[str], spaced: bool) -> Token:
     except ValueError:
         value = None
     if value is None:
-        raise NotAValueError(f"has {match['based']!r}, which is no number of that base")
+        raise NotAValueError(f"has {match['based']!r}, which is not a number of that base")
     return Token("number", match[0], match.start(), match.end(), value=value, base=base, spaced=spaced)

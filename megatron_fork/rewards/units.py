@@ -1,8 +1,8 @@
-r"""The units and counted things that may stand behind a value, every spelling of one under one name.
+r"""The units and counted things that may follow a value, with all spellings of each under one name.
 
-A list and not "any word": `7\text{ million}`, `7\text{ squared}` and `7\text{ false}` are not 7 of something. Prefixes make a
-unit only where somebody uses it, and a single letter is a unit only upright or behind a space. Nothing is converted but
-cents and degrees: whoever asks for centimetres is not answered in metres, right or not.
+It is a list and not "any word": `7\text{ million}`, `7\text{ squared}` and `7\text{ false}` are not 7 of something. Prefixed
+units are listed only if they are in use, and a single letter is a unit only if it is upright or after a space. Only cents and
+degrees are converted: a question that asks for centimetres is not answered in metres.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ dime dimes
 coin coins
 unit units
 """
-# Things that are counted; of them the plural in -s or -es is meant too.
+# Things that are counted; their plurals in -s or -es count too.
 THINGS = (
     "adult animal answer apple arrangement bag ball balloon banana battery bead bean bear bee bicycle bike bill "
     "bird block boat bolt book bottle bouquet bowl box bracelet branch brick bucket bug burger bus button cake can "
@@ -131,9 +131,9 @@ IRREGULAR = (
     "baby families stories batteries pennies ways way boys boy girls girl toys days loaves leaves knives shelves "
     "cents pages clips rabbits chickens 页 个 只 名 人 本 棵 条 张 支 辆 盒 袋 次 种 位 道 件 间 头 朵 颗 块 组 对"
 )
-# Words of one letter that are units behind a space, where a variable would stand close.
+# Single letters that are units after a space, where a variable would follow directly.
 SHORT = frozenset("m g s h L l t N J W V A".split())
-# The ones that may stand upright right behind a number: `7\mathrm{m}`.
+# The ones that may follow a number directly if they are upright: `7\mathrm{m}`.
 CLOSE = frozenset("m g s h L".split())
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 MONEY = {"$": "dollar", "€": "euro", "£": "GBP", "¥": "yuan", "₹": "rupee", "¢": "cent"}
@@ -141,9 +141,9 @@ MULTIPLES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "millions": 10**6, "billion": 10**9, "billions": 10**9,
     "trillion": 10**12, "dozen": 12,
 }  # fmt: skip
-# What a value in one unit is in the other.
+# (other unit, factor) for each unit that is converted.
 CONVERTED = {"cent": ("dollar", Fraction(1, 100))}
-# Plurals of the list that are not made by a rule, and words for the same.
+# Irregular plurals of the list, and other words for the same thing.
 SAME_THINGS = {
     "people": "person", "persons": "person", "men": "man", "women": "woman", "children": "child", "kid": "child",
     "mice": "mouse", "geese": "goose", "teeth": "tooth", "vertices": "vertex", "indices": "index", "matrices": "matrix",
@@ -165,7 +165,7 @@ Unit = tuple[tuple[str, int], ...]
 
 
 def unit_named(word: str) -> str | None:
-    """The name of the unit that `word` spells, capital first letters allowed for words; None where it is none."""
+    """The name of the unit that `word` spells, in any case if it is longer than three letters; None if it is not a unit."""
     if word in UNITS:
         return UNITS[word]
     lower = word.lower()
@@ -173,7 +173,7 @@ def unit_named(word: str) -> str | None:
 
 
 def combined(factors: list[tuple[str, int]]) -> Unit:
-    """The product of powers of units, in one order; what is counted in "units" has none: 36 square units are 36."""
+    """The product of powers of units, in sorted order; "unit" is left out: 36 square units are 36."""
     powers: dict[str, int] = {}
     for name, power in factors:
         powers[name] = powers.get(name, 0) + power

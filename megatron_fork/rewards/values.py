@@ -1,4 +1,4 @@
-"""What an answer may be: one typed value, its parts in the order of the text."""
+"""The values that an answer may have, each with its parts in the order of the text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Joined = Literal[",", "and", "or"]
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number or expression, with its unit where it has one."""
+    """A number or expression, with its unit if it has one."""
 
     node: Node
     unit: Unit = ()
@@ -21,7 +21,7 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Brackets:
-    """`(1,2)` or `[1,2)`: a point, or an interval where there are two parts; vectors of one column are points too."""
+    """`(1,2)` or `[1,2)`: a point, or an interval if there are two parts; vectors of one column are points too."""
 
     opening: str
     closing: str
@@ -30,7 +30,7 @@ class Brackets:
 
 @dataclass(frozen=True)
 class Items:
-    """A list in any order, with what joined it; a set where `braces` are around it, in which nothing counts twice."""
+    """A list in any order and the word that joined it; with `braces` it is a set, in which nothing counts twice."""
 
     items: tuple[Value, ...]
     braces: bool = False
@@ -60,7 +60,7 @@ class NumberSet:
 
 @dataclass(frozen=True)
 class Ratio:
-    """`3:4`, and times of the day: `clock` tells `3:04` from them."""
+    """A ratio `3:4`, or with `clock` a time of the day `3:04`."""
 
     items: tuple[Node, ...]
     clock: bool = False

@@ -13,10 +13,10 @@ from megatron_fork.rewards.score import RewardError, Score, excerpt, failed
 
 
 def score(response: str, answer: str, *, kind: str = "math") -> Score:
-    """Score one response in the calling process, without a time limit: `RewardPool` has one.
+    """Score one response in the calling process, without a time limit; `RewardPool` has one.
 
-    Where the reference has several answers, the best score by any of them counts. Raises RewardError where `kind` is unknown or
-    its verifier is not installed, and nothing on any response.
+    If the reference has several answers, the best score counts. Raises RewardError if `kind` is unknown or its verifier is not
+    installed, and never because of a response.
     """
     verifier, reference = find_verifier(kind), read_reference(answer)
     scores = []
@@ -29,16 +29,16 @@ def score(response: str, answer: str, *, kind: str = "math") -> Score:
         except RewardError:
             raise
         except (Exception, SystemExit) as error:
-            # Third-party parsers fail in any way there is; whatever makes them fail is not a right answer.
+            # Third-party parsers fail in many ways; a response that makes them fail is not right.
             scores.append(failed(error))
         if scores[-1].value >= 1.0:
             break
-    # Of none that is right, a failure says more than an answer that is another's.
+    # If none is right, a failure says more than the comparison with another answer.
     return max(scores, key=lambda score: (score.value, score.failure is not None))
 
 
 def find_verifier(kind: str) -> Callable[[str, str], Score] | CustomVerifier:
-    """The verifier of this name, of `math` by other rules, or of this `module:function`; raises RewardError."""
+    """The verifier of this name, `math` with other rules, or a `module:function`; raises RewardError."""
     if is_custom(kind):
         return load_custom(kind)
     rules = rules_of(kind)
@@ -50,7 +50,7 @@ def find_verifier(kind: str) -> Callable[[str, str], Score] | CustomVerifier:
 
 
 def takes_row(kind: str) -> bool:
-    """Whether a verifier asks for a row's data_source or extra_info; raises RewardError where there is no such verifier."""
+    """Whether a verifier takes a row's data_source or extra_info; raises RewardError if there is no such verifier."""
     verifier = find_verifier(kind)
     return isinstance(verifier, CustomVerifier) and verifier.takes_row
 
@@ -61,11 +61,11 @@ def is_kind(kind: str) -> bool:
 
 
 def verify_with_math_verify(response: str, answer: str) -> Score:
-    """math-verify as it comes, so that figures can be compared with published ones; raises RewardError where it is missing.
+    """Unchanged math-verify, so that figures can be compared with published ones; raises RewardError if it is not installed.
 
-    Its own extraction, parser and comparison, the reference first and between dollar signs as its documentation has it. It is
-    wrong on much that `math` is right about, and may compute for ever: in a `RewardPool` its worker is killed. Its own
-    time-outs are off, as they need signals and the main thread.
+    It uses its own extraction, parser and comparison, with the reference first and between dollar signs as in its
+    documentation. It is wrong on many answers that `math` judges right, and may compute forever: a `RewardPool` then kills the
+    worker. Its own time-outs are off, since they need signals and the main thread.
     """
     try:
         import math_verify  # type: ignore[import-untyped]

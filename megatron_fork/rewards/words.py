@@ -15,13 +15,13 @@ CHOICE = re.compile(
     rf"(?:\(\s*([{CHOICES}])\s*\)|([{CHOICES}])\s*(?:[).:]|$))(?P<rest>.*)",
     re.DOTALL | re.IGNORECASE,
 )
-# What may follow the letter: the content of the choice, which has a digit or a command of mathematics in it.
+# What may follow the letter: the content of the choice, which contains a digit or a command.
 CONTENT = re.compile(r"(?:\s|\\[ ,;:]|~|\\q?quad)+(?=.*[0-9\\])", re.DOTALL)
 
 WORD = re.compile(r"[^\W\d_]+(?:[-', ]+[^\W_]+)*")
 KNOWN_WORDS = frozenset("yes no true false odd even none all both dne".split())
 SHORTEST_WORD = 4
-# Of each row the words say the same.
+# The words of a row mean the same.
 SYNONYMS = (
     "undefined|dne|does not exist|not defined|nonexistent",
     "no solution|no solutions|none exist",
@@ -32,14 +32,14 @@ SAME_AS = {word: row.split("|")[0] for row in SYNONYMS for word in row.split("|"
 SENTENCE = re.compile(r"(yes|no)\s*[,.;:]\s*(?P<rest>.+)", re.DOTALL)
 NEGATION = re.compile(r"\b(?:not|cannot|never|impossible|none)\b|n't\b")
 DOUBT = frozenset("yes no but or maybe wait false wrong incorrect true unless except perhaps actually".split())
-# What a data set has where its answer was not found.
+# What data sets have instead of an answer that was not found.
 PLACEHOLDERS = frozenset(
     ("notfound", "not found", "[invalid]", "nan", "null", "n/a", "invalid", "unknown answer", "no answer")
 )
 
 
 def shown(text: str) -> str:
-    """The text of an answer without the commands that say how it is set."""
+    """The text of an answer without typesetting commands."""
     before = None
     text = text.strip()
     for mark in ("**", "$$", "$"):
@@ -51,7 +51,7 @@ def shown(text: str) -> str:
 
 
 def choice_letters(text: str) -> str:
-    """The letters A to J, in their order, that a reference chooses; empty where it is none of choices.
+    """The letters A to J that a reference chooses, in order; empty if it does not choose letters.
 
     One letter, alone or before its content `(B) 12`, or several different ones: `ABD`, `A, B, D`.
     """
@@ -70,7 +70,7 @@ def choice_letters(text: str) -> str:
 
 
 def chosen(text: str) -> tuple[str, str]:
-    """(letters, content behind the one letter) that a response chooses; no letters where it says anything else."""
+    """(letters, content after a single letter) that a response chooses; no letters if it says anything else."""
     plain = shown(text)
     if SEVERAL.fullmatch(plain):
         letters = re.findall(rf"[{CHOICES}]", plain)
@@ -90,9 +90,9 @@ def chosen(text: str) -> tuple[str, str]:
 
 
 def plain_words(text: str, *, any_text: bool = False) -> str:
-    r"""The words of an answer that has nothing else, in one spelling; empty where it is anything else.
+    r"""The words of an answer that is only words, in one spelling; empty if it is anything else.
 
-    Words of fewer than four letters that are not in `\text{...}` are products of variables, but for the usual ones.
+    Words of fewer than four letters outside `\text{...}` are products of variables, except the usual ones.
     """
     inside = shown(text)
     marked = TEXT.search(text) is not None
@@ -106,7 +106,7 @@ def plain_words(text: str, *, any_text: bool = False) -> str:
 
 
 def same_words(reference: str, claimed: str) -> bool:
-    """Whether `claimed` says the words of a reference, a yes or no with a reason that takes nothing back included."""
+    """Whether `claimed` has the words of a reference, or is its yes or no with a reason that does not contradict it."""
     said = plain_words(claimed, any_text=True)
     if SAME_AS.get(said, said) == SAME_AS.get(reference, reference):
         return True

@@ -1,8 +1,8 @@
 """The worker process: `python -m megatron_fork.rewards.worker KIND TIMEOUT_SECONDS MEMORY_BYTES CONFINED`.
 
-Standard input is a socket to the pool. The worker says ["ready", what confines it] once, or ["refused", why, what to do].
-Then it answers each `[index, response, answer]` with `[index, value, reason, failure]`, and ends when the pool closes its end,
-or its process dies.
+Standard input is a socket to the pool. The worker sends ["ready", what confines it] once, or ["refused", why, what to do].
+Then it answers each `[index, response, answer]` with `[index, value, reason, failure]`, and ends when the pool closes its end
+or the pool's process dies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_fork.rewards.process import PATIENCE_WITH_MACHINE
 from megatron_fork.rewards.score import RewardError
 from megatron_fork.rewards.verifiers import RUNS_PROGRAMS, find_verifier, score
 
-# Each sort of expression has the parser and sympy load modules and fill caches, which takes a second altogether.
+# Each kind of expression makes the parser load modules and fill caches, which takes a second in all.
 WARM_UP = (
     (r"\boxed{x}", "y"),
     (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{\sqrt{2}}{2}"),
@@ -30,16 +30,16 @@ WARM_UP = (
 
 
 def serve(channel: socket.socket, kind: str, timeout_seconds: float, holds: list[str]) -> None:
-    # Importing a parser and building its tables is the cost of starting, and must not count against the first job.
-    # What goes wrong here ends the process: a verifier that cannot even start would score 0 for ever.
+    # Importing a parser and building its tables is a cost of starting, and must not count against the first job.
+    # An error here ends the process: a verifier that cannot start would otherwise score 0 forever.
     verifier = find_verifier(kind)
     if not isinstance(verifier, CustomVerifier):
         for response, answer in WARM_UP:
             verifier(response, answer)
     channel.sendall(encode(["ready", holds]))
     for index, response, answer in received(channel):
-        # The pool kills a late worker, and the kernel one whose pool is gone. Should neither, the default action of these
-        # alarms, one of CPU time and one of the clock, ends the process.
+        # The pool kills a late worker, and the kernel kills one whose pool is gone. If neither does, the default action of
+        # these alarms, one of CPU time and one of the clock, ends the process.
         signal.setitimer(signal.ITIMER_PROF, 2 * timeout_seconds)
         signal.setitimer(signal.ITIMER_REAL, (PATIENCE_WITH_MACHINE + 1) * timeout_seconds)
         result = score(response, answer, kind=kind)
@@ -55,7 +55,7 @@ def main(kind: str, timeout_seconds: str, memory_bytes: str, confined: str) -> N
     holds = []
     try:
         if kind in RUNS_PROGRAMS:
-            # This forks the runner: while this process may, and before it holds any answer.
+            # This forks the runner while this process may still fork, and before it holds any answer.
             holds += permit_programs()
         if confined == "confined":
             holds += confine()

@@ -1,12 +1,12 @@
-"""From prompts to scored groups: groups without signal are replaced, and afterwards every rank holds all trajectories.
+"""Collects scored groups for a step: groups without signal are replaced, and afterwards every rank holds all trajectories.
 
-The first rank asks servers, or the engines of all ranks, as a stream (see `scheduler`). The embedded engine draws in rounds
-instead, each rank its share: what shares a batch then does not hang on how fast rewards are scored, and a run repeats bit for
-bit. Seeds come from the draw, so that the rollouts of a step are the same under every layout.
+The first rank streams requests to servers, or to the engines of all ranks (see `scheduler`). The embedded engine draws in
+rounds instead, a part of the requests on each rank: which requests share a batch then does not depend on how fast rewards are
+scored, and a run repeats bit for bit. Seeds come from the draw, so that a step's rollouts are the same under every layout.
 
-A round replaces the groups without signal. As its few responses take the engine almost as long as many, the first one that is
-needed brings along those that are likely to follow; groups that then were not needed are dropped, and drawn again by the next
-step, so that a step is what rounds one by one would have given.
+A round replaces the groups without signal. A few responses take the engine almost as long as many, so the first replacement
+round also draws the prompts that later rounds are likely to need. Groups that turn out not to be needed are dropped, and the
+next step draws them again, so that a step has the groups that single rounds would have given.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from megatron_fork.rewards import Failures, RewardPool
 from megatron_fork.rollout.config import RolloutConfig
 from megatron_fork.rollout.engine import Completion, Engine, Request
 from megatron_fork.rollout.engines import engine_kind
-from megatron_fork.rollout.in_flight import PromptGroup
+from megatron_fork.rollout.in_flight import PromptGroup, has_signal
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
 from megatron_fork.rollout.scheduler import DROPPED_SHOWN, RolloutCounts, RolloutScheduler
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The groups of a step: trajectories of one group stand together."""
+    """The groups of a step; trajectories of one group are next to each other."""
 
     trajectories: list[Trajectory]
     counts: RolloutCounts
@@ -39,9 +39,9 @@ class Rollouts:
     mean_reward: float
     """Over all responses of the judged groups, those without signal included."""
     groups_in_flight: int = 0
-    """Begun, and left for later steps."""
+    """Groups that were begun and left for later steps."""
     dropped: list[Trajectory] = field(default_factory=list)
-    """The first response of each of the first groups without signal, which were replaced."""
+    """The first response of each of the first groups without signal."""
 
     @property
     def prompts_drawn(self) -> int:
@@ -49,7 +49,7 @@ class Rollouts:
 
     @property
     def groups_sampled(self) -> int:
-        """Finished in this step, with or without signal."""
+        """Groups finished in this step, with or without signal."""
         return self.counts.judged
 
     @property
@@ -61,7 +61,7 @@ class Rollouts:
         return self.counts.failures
 
     def metrics(self, *, version: int) -> dict[str, float]:
-        """What was sampled for a step that trains the weights of `version`; the pass rate counts groups without signal too."""
+        """Rollout metrics of a step that trains the weights of `version`; the pass rate counts groups without signal too."""
         tokens = sum(len(trajectory.response) for trajectory in self.trajectories)
         spans = [span for trajectory in self.trajectories for span in trajectory.versions]
         stale = sum((version - span.version) * (span.end - span.start) for span in spans)
@@ -79,7 +79,7 @@ class Rollouts:
 
 
 class Collector:
-    """Draws prompts, generates, scores, and keeps drawing until a step has enough groups with signal."""
+    """Draws prompts, generates and scores responses until a step has enough groups with signal."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Collector:
         world: collectives.Group,
         seed: int,
     ) -> None:
-        """`groups`: how many a step wants."""
+        """`groups`: prompt groups of a step."""
         self.config = config
         self.engine = engine
         self.source = source
@@ -107,25 +107,23 @@ class Collector:
         )
 
     def collect(self, *, start: int, version: int, stop_point: Callable[[], None] = lambda: None) -> Rollouts:
-        """The groups of the next step, which trains the weights of `version`; new prompts from number `start` on.
+        """The groups of the next step, which trains the weights of `version`; new prompts are numbered from `start` on.
 
-        Every rank raises `StopRequested` where `stop_point` does on the first; what was begun is `in_flight` then. An engine
-        that draws in rounds goes on to the end all the same: a response that goes on later does not repeat to the last bit.
+        If `stop_point` raises `StopRequested` on the first rank, every rank does; what was begun is then `in_flight`. An engine
+        that draws in rounds always finishes: a response that is continued later would not repeat bit for bit.
         """
         if self._scheduler is not None:
-            goes_on = self._draws_in_rounds
-            return self._from_stream(self._scheduler, start, version, (lambda: None) if goes_on else stop_point)
+            finishes = self._draws_in_rounds
+            return self._from_stream(self._scheduler, start, version, (lambda: None) if finishes else stop_point)
         kept: list[list[Trajectory]] = []
-        ahead: list[list[Trajectory]] = []  # drawn together with an earlier round, and not looked at yet
+        ahead: list[list[Trajectory]] = []  # drawn together with an earlier round, and not judged yet
         counts = RolloutCounts()
         dropped: list[Trajectory] = []
         while len(kept) < self.groups and counts.rounds < self.config.max_rounds:
             missing = self.groups - len(kept)
             if len(ahead) < missing:
-                count = draws_to_come(missing, len(kept), counts.drawn, self.config.max_rounds - counts.rounds) - len(
-                    ahead
-                )
-                ahead += self._draw_groups(count, start + counts.drawn + len(ahead))
+                wanted = draws_to_come(missing, len(kept), counts.drawn, self.config.max_rounds - counts.rounds)
+                ahead += self._draw_groups(wanted - len(ahead), start + counts.drawn + len(ahead))
             judged, ahead = ahead[:missing], ahead[missing:]
             counts.drawn += missing
             counts.judged += missing
@@ -133,19 +131,13 @@ class Collector:
             counts.reward += sum(trajectory.reward for group in judged for trajectory in group)
             counts.failures.add((trajectory.failure, trajectory.reason) for group in judged for trajectory in group)
             for group in judged:
-                if _has_signal(group) or not self.config.dynamic_sampling:
+                if has_signal(group) or not self.config.dynamic_sampling:
                     kept.append(group)
                 elif len(dropped) < DROPPED_SHOWN:
                     dropped.append(group[0])
             if not self.config.dynamic_sampling:
                 break
-        return Rollouts(
-            _numbered(kept),
-            counts,
-            len(kept),
-            self._mean(counts),
-            dropped=dropped,
-        )
+        return Rollouts(_numbered(kept), counts, len(kept), self._mean(counts), dropped=dropped)
 
     def _draw_groups(self, count: int, first_draw: int) -> list[list[Trajectory]]:
         prompts = self.source.draw(count, start=first_draw, seed=self.seed)
@@ -159,15 +151,15 @@ class Collector:
         return self._scheduler is not None
 
     def in_flight(self) -> list[PromptGroup]:
-        """Groups that were begun and not handed out: what a checkpoint keeps. On the first rank; none on the others."""
+        """Groups that were begun and not given to a step, which a checkpoint keeps; on the first rank, none on the others."""
         return self._scheduler.groups() if self._scheduler is not None else []
 
     def counts(self) -> RolloutCounts:
-        """Of the next step, where it was begun and stopped, or failed; on the first rank."""
+        """Counts of the next step, if it was begun and then stopped or failed; on the first rank."""
         return self._scheduler.counts if self._scheduler is not None else RolloutCounts()
 
     def restore(self, groups: Sequence[PromptGroup], counts: RolloutCounts | None = None) -> None:
-        """Go on with the groups and the `counts` that an earlier run left; the first rank's count."""
+        """Continue with the groups and the `counts` of an earlier run; those given to the first rank are used."""
         if self._scheduler is not None and collectives.rank(self.world) == 0:
             self._scheduler.restore(groups, counts or RolloutCounts())
 
@@ -192,14 +184,8 @@ class Collector:
     def _taken(self, scheduler: RolloutScheduler, start: int, version: int, stop_point: Callable[[], None]) -> Rollouts:
         step = scheduler.take(start=start, version=version, stop_point=stop_point)
         groups = [[group.answers[sample] for sample in range(self.config.samples)] for group in step.groups]
-        return Rollouts(
-            _numbered(groups),
-            step.counts,
-            len(groups),
-            self._mean(step.counts),
-            len(scheduler.in_flight.groups),
-            step.dropped,
-        )
+        in_flight = len(scheduler.in_flight.groups)
+        return Rollouts(_numbered(groups), step.counts, len(groups), self._mean(step.counts), in_flight, step.dropped)
 
     def _mean(self, counts: RolloutCounts) -> float:
         return counts.reward / max(1, counts.judged * self.config.samples)
@@ -215,22 +201,17 @@ class Collector:
     ) -> list[Trajectory]:
         """`samples` scored responses to each prompt, in order; `first_draw` seeds them.
 
-        Every rank raises `StopRequested` where `stop_point` does on one that draws, before all are there.
+        If `stop_point` raises `StopRequested` on a rank that draws, before all are drawn, every rank raises it.
         """
-        requests = [
-            request_for(
-                prompt,
-                place * samples + sample,
-                seed_of(self.seed, first_draw + place, sample),
-                self.config,
-                greedy=greedy,
-            )
-            for place, prompt in enumerate(prompts)
-            for sample in range(samples)
-        ]
+
+        def request(place: int, sample: int) -> Request:
+            seed = seed_of(self.seed, first_draw + place, sample)
+            return request_for(prompts[place], place * samples + sample, seed, self.config, greedy=greedy)
+
+        requests = [request(place, sample) for place in range(len(prompts)) for sample in range(samples)]
         answers: list[tuple[Completion, Prompt]] = []
         texts: list[str] = []
-        with self.rewards.stream() as scoring:  # of what is finished, while the rest is generated
+        with self.rewards.stream() as scoring:  # finished responses are scored while the rest is generated
             for completion in self._answers(self._share(requests), stop_point):
                 prompt = prompts[completion.number // samples]
                 answers.append((completion, prompt))
@@ -250,7 +231,7 @@ class Collector:
         return sorted(everyone, key=lambda trajectory: trajectory.number)
 
     def _answers(self, requests: Sequence[Request], stop_point: Callable[[], None]) -> Iterator[Completion]:
-        """Completions as they finish, all or those before a stop; what is aborted is asked for again by whoever goes on."""
+        """Completions as they finish, up to a stop; a resumed run asks again for what was aborted."""
         try:
             for completion in self.engine.generate(requests):
                 yield completion
@@ -260,7 +241,7 @@ class Collector:
             self.engine.unfinished()
 
     def _share(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """What this rank draws: every rank its share, or the first all."""
+        """The requests that this rank draws: its part of them, or all on the first rank."""
         rank, ranks = collectives.rank(self.world), collectives.size(self.world)
         if self.engine.is_coordinated:
             return requests if rank == 0 else []
@@ -268,20 +249,16 @@ class Collector:
 
 
 def draws_to_come(missing: int, kept: int, drawn: int, rounds: int) -> int:
-    """How many prompts a step will still draw, as far as its groups so far tell; at least the next round's.
+    """How many prompts a step is expected to draw still, from its groups so far; at least those of the next round.
 
-    Each of `missing` places takes a new prompt in up to `rounds` rounds, until one has signal. Of `drawn` groups `kept` had it;
-    before any is known, all are thought to have.
+    Each of `missing` places takes a new prompt in up to `rounds` rounds, until one has signal. `kept` of `drawn` groups had
+    signal; before any is drawn, all are expected to have it.
     """
     share = (kept + 1) / (drawn + 1)
-    a_place = (1.0 - (1.0 - share) ** rounds) / share  # rounds that one place is expected to take
+    a_place = (1.0 - (1.0 - share) ** rounds) / share  # expected rounds for one place
     return min(max(missing, math.ceil(missing * a_place)), missing * rounds)
 
 
-def _has_signal(group: Sequence[Trajectory]) -> bool:
-    return len({trajectory.reward for trajectory in group}) > 1
-
-
 def _numbered(groups: Sequence[Sequence[Trajectory]]) -> list[Trajectory]:
-    """By their place in the step."""
+    """The trajectories of all groups, numbered by their place in the step."""
     return [replace(t, number=number) for number, t in enumerate(t for group in groups for t in group)]

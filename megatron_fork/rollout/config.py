@@ -28,33 +28,33 @@ from megatron_fork.recipe import (
 from megatron_fork.rollout.engines import ENGINES, EngineKind, SyncWay, check_settings
 from megatron_fork.serving import EntropyTemperature
 
-# Nothing but what stands in an address, or in a header.
+# The characters that an address or a header may hold.
 _PLAIN = re.compile(r"[!-~]+").fullmatch
 
 
 @dataclass
 class RemoteConfig(Settings, room="rollout.remote"):
-    """How rank 0 deals with servers."""
+    """How rank 0 uses the servers."""
 
     requests_per_server: PositiveInt = 256
     """Requests that one server works on at a time; the rest wait here, so that a free server finds work."""
     stream_interval: Tokens = 32
-    """Tokens of a response that arrive together: what a failing server takes along is less than this."""
+    """Tokens of a response that arrive together: a failing server loses fewer than this."""
     bucket_mebibytes: Mebibytes = 512
-    """Weights that travel, and lie in rank 0's memory, at a time."""
+    """Weights that are sent, and held in rank 0's memory, at a time."""
     idle_seconds: Seconds = 300.0
-    """A response of which fewer than `stream_interval` tokens arrive in this time, or not the first, is drawn elsewhere: but
-    not while other responses of its server come as they should, for it may be queued there, nor while an update holds it."""
+    """A response is drawn elsewhere if its first token, or `stream_interval` more tokens, do not arrive in this time. It keeps
+    its server while other responses of that server arrive in time (it may be queued there), and while an update holds it."""
     control_seconds: Seconds = 600.0
-    """Time-out of a step of a weight update."""
+    """Time-out of one step of a weight update."""
     health_seconds: Seconds = 5.0
-    """Between two looks at a server's health."""
+    """Time between two checks of a server's health."""
     health_timeout_seconds: Seconds = 10.0
-    """SGLang draws a token before it answers, which takes a second on an idle server."""
+    """Time-out of a health check. SGLang draws a token before it answers, which takes a second on an idle server."""
     patience_seconds: Seconds = 1800.0
-    """Without any server for this long, the run ends; its state was saved when the wait began."""
+    """The run ends when no server is ready for this long; its state was saved when the wait began."""
     attempts: PositiveInt = 5
-    """How often a request may fail before the run ends; how often a server may fall without a token that counts in between."""
+    """How often a request may fail before the run ends, and how often a server may fail before a token of it counts again."""
 
 
 @dataclass
@@ -62,17 +62,17 @@ class ColocatedConfig(Settings, room="rollout.colocated"):
     """vLLM in the trainer's processes."""
 
     tensor: PositiveInt = 1
-    """Consecutive ranks that form one engine, each with a part of every layer; `parallel.tensor` need not be the same."""
+    """Consecutive ranks that form one engine, each with a part of every layer; it may differ from `parallel.tensor`."""
     gpu_memory_utilization: Annotated[float, Gt(0), Lt(1)] = 0.4
-    """Share of each GPU that the engine may hold while it is awake, beside the policy: 0.4 leaves that more than half."""
+    """Fraction of each GPU's memory that the engine may hold while it is awake; 0.4 leaves more than half to the policy."""
     kv_cache_mebibytes: NonNegativeMebibytes = 0
-    """Cache of keys and values on each rank; 0: what that share leaves, on a CPU 512."""
+    """Cache of keys and values on each rank; 0: what `gpu_memory_utilization` leaves, and 512 on a CPU."""
     sleep: bool = True
-    """Give the GPU's memory back while the policy trains."""
+    """Free the engine's GPU memory while the policy trains."""
     eager: bool = False
-    """Without CUDA graphs: starts sooner and holds less memory, decodes more slowly."""
+    """Run without CUDA graphs: it starts sooner, holds less memory and decodes more slowly."""
     bucket_mebibytes: Mebibytes = 512
-    """Weights that are handed over, and held twice, at a time."""
+    """Weights that are copied, and held twice, at a time."""
 
 
 @dataclass
@@ -80,65 +80,66 @@ class RolloutConfig(Settings, room="rollout"):
     """How responses are drawn."""
 
     engine: Annotated[str, EntryOf(tuple(ENGINES))] = "embedded"
-    """embedded, vllm_colocated: in the trainer's processes; vllm, sglang: servers; module:name: one of your own
+    """embedded, vllm_colocated: in the trainer's processes; vllm, sglang: servers; module:name: your own engine
     (docs/extending.md)."""
     servers: list[str] = field(default_factory=list)
     """Addresses of the servers, such as http://node7:8000."""
     sync: SyncWay = "disk"
-    """How servers get new weights: a folder that trainer and servers see, or a broadcast from rank 0."""
+    """How servers get new weights: from a folder that trainer and servers can read, or by a broadcast from rank 0."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     colocated: ColocatedConfig = field(default_factory=ColocatedConfig)
     samples: PositiveInt = 16
-    """Responses per prompt: the group."""
+    """Responses per prompt, which form its prompt group."""
     temperature: PositiveFloat = 1.0
-    """Of the softmax that is sampled from, and whose log-probs are trained; 1 is the paper's."""
+    """Temperature of the softmax that tokens are sampled from and whose log-probs are trained; the paper uses 1."""
     top_p: PositiveFraction = 1.0
-    """Share of probability that is sampled from; 1: all of it."""
+    """Sample from the most likely tokens that hold this fraction of the probability; 1: from all tokens."""
     top_k: NonNegativeInt = 0
-    """Most likely tokens that are sampled from; 0: the whole vocabulary."""
+    """Sample from this many of the most likely tokens; 0: from the whole vocabulary."""
     stop_tokens: list[int] = field(default_factory=list)
-    """Token ids that end a response, beside those that the tokenizer, generation_config.json and config.json name."""
+    """Token ids that end a response, besides those that the tokenizer, generation_config.json and config.json name."""
     entropy_temperature: EntropyTemperature = field(default_factory=EntropyTemperature)
     max_response_tokens: Tokens = 20480
-    """Where a response is cut."""
+    """Length at which a response is cut."""
     batch_size: PositiveInt = 256
     """Sequences that an engine in the trainer's processes decodes at a time."""
     dynamic_sampling: bool = True
-    """Replace groups whose rewards are all equal by new prompts."""
+    """Replace groups whose rewards are all equal by groups of new prompts."""
     max_rounds: PositiveInt = 10
-    """How often a group without signal is replaced, at most; what has signal by then is trained on."""
+    """How often a group without signal is replaced at most; the step then trains on the groups that have signal."""
     max_staleness: NonNegativeInt = 0
-    """How many updates older than the policy the weights may be that began a response. 0: strictly on-policy. k: up to k
-    further steps of groups are under way while the policy trains; needs `objective.correction`."""
+    """How many updates older than the policy the weights that began a response may be. 0: strictly on-policy. k: groups of
+    up to k further steps are in flight while the policy trains; needs `objective.correction`."""
     tail: Literal["generate", "stop"] = "generate"
-    """What becomes of them meanwhile. generate: servers go on, and take new weights in the middle of responses. stop: they are
-    aborted, kept with their tokens, and continued in the next step; for an engine that shares the trainer's processors."""
+    """What happens to the groups in flight while the policy trains. generate: servers go on, and take new weights in the middle
+    of responses. stop: responses are aborted, kept with their tokens, and continued in the next step; for an engine that
+    shares the trainer's processors."""
     mismatch_limit: NatsOrInfinite = 0.01
-    """Largest |engine - trainer| log-prob of a token that a step may show before the run stops."""
+    """The run stops when |engine - trainer| log-prob of a token is larger than this."""
     probe_limit: NatsOrInfinite = 0.01
-    """The same, of a few responses that every server draws after each weight update."""
+    """The same limit for a few responses that every server draws after each weight update."""
     probe_prompts: NonNegativeInt = 4
-    """Responses of that probe; 0 probes nothing."""
+    """Responses that each server draws for that check; 0 turns it off."""
 
     def check(self) -> None:
         if self.samples < 2 and self.dynamic_sampling:
             raise ConfigError(
-                "rollout.samples=1 with rollout.dynamic_sampling=true: a group of one never has mixed rewards",
-                hint="draw at least 2 samples, say 16",
+                "rollout.samples=1 with rollout.dynamic_sampling=true: a group of one response never has mixed rewards",
+                hint="draw at least 2 samples, for example 16",
             )
         self._check_servers()
         self._check_sampling()
-        if self.engine in ENGINES:  # one of the user's own is imported by whoever is to run it
+        if self.engine in ENGINES:  # the user's own engine is imported only where it runs
             self.check_kind(ENGINES[self.engine])
 
     def check_kind(self, kind: EngineKind) -> None:
-        """Raise `ConfigError` for what does not go with an engine of this kind."""
+        """Raise `ConfigError` for settings that an engine of this kind does not support."""
         check_settings(self, kind)
         foreign = self.foreign_distribution(kind)
         if foreign and math.isfinite(self.mismatch_limit):
             raise ConfigError(
                 f"{foreign}: the engine's log-probs are then not those of the softmax that training uses",
-                hint="declare the mismatch with rollout.mismatch_limit=.inf, and correct it with objective.correction",
+                hint="allow the mismatch with rollout.mismatch_limit=.inf, and correct it with objective.correction",
             )
 
     def _check_servers(self) -> None:
@@ -150,10 +151,11 @@ class RolloutConfig(Settings, room="rollout"):
                 )
         if len(set(self.servers)) < len(self.servers):
             raise ConfigError(f"rollout.servers={self.servers} names a server twice", hint="name each once")
-        if self.servers and not _is_header(os.environ.get(KEY_VARIABLE, "")):
+        key = os.environ.get(KEY_VARIABLE, "")
+        if self.servers and key and _PLAIN(key) is None:
             raise ConfigError(
-                f"{KEY_VARIABLE} of the environment holds more than a key: a line's end, a blank, or a letter beyond ASCII",
-                hint="a file that it came from may end with an empty line; give the key alone",
+                f"the variable {KEY_VARIABLE} holds more than a key: a line break, a blank or a non-ASCII character",
+                hint="give the key alone; if it was read from a file, that file may end with an empty line",
             )
 
     def _check_sampling(self) -> None:
@@ -161,11 +163,11 @@ class RolloutConfig(Settings, room="rollout"):
         if not by_entropy.is_plain and self.temperature != 1.0:
             raise ConfigError(
                 f"rollout.temperature={self.temperature} with rollout.entropy_temperature",
-                hint="keep rollout.temperature=1: `high` and `low` are the temperatures then",
+                hint="keep rollout.temperature=1: `high` and `low` replace it",
             )
 
     def foreign_distribution(self, kind: EngineKind) -> str:
-        """The field that makes the engine report log-probs of another distribution than training's; empty where none does."""
+        """The field that makes the engine report log-probs of another distribution than training's; empty if none does."""
         if not self.entropy_temperature.is_plain:
             return "rollout.entropy_temperature"
         if not kind.full_softmax and (self.top_p < 1.0 or self.top_k > 0):
@@ -173,12 +175,8 @@ class RolloutConfig(Settings, room="rollout"):
         return ""
 
 
-def _is_header(key: str) -> bool:
-    return not key or _PLAIN(key) is not None
-
-
 def _is_address(url: str) -> bool:
-    from httpx import URL, InvalidURL  # not for runs without servers: it takes a while to import
+    from httpx import URL, InvalidURL  # only for runs with servers: the import takes a while
 
     try:
         parts = urlsplit(url)
@@ -186,5 +184,5 @@ def _is_address(url: str) -> bool:
         return (
             parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and _PLAIN(url) is not None
         )
-    except (ValueError, InvalidURL):  # of brackets, and of ports
+    except (ValueError, InvalidURL):  # from brackets and from ports
         return False

@@ -1,4 +1,4 @@
-"""What every rollout engine offers: requests by token ids in, completions with the engine's own log-probs out."""
+"""The interface of every rollout engine: it takes requests of token ids, and gives completions with its own log-probs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_fork.serving import EntropyTemperature
 
 @dataclass(frozen=True)
 class PartialResponse:
-    """The part of a response that there already is; log-probs and versions as in `Completion`."""
+    """The tokens of a response that are already drawn; log-probs and versions as in `Completion`."""
 
     tokens: Sequence[int] = ()
     logprob: Sequence[float] = ()
@@ -24,7 +24,7 @@ class PartialResponse:
 
 @dataclass(frozen=True)
 class Request:
-    """One response to draw; `max_tokens` counts what has begun as well."""
+    """One response to draw; `max_tokens` counts the tokens that are already drawn as well."""
 
     number: int
     tokens: tuple[int, ...]
@@ -36,7 +36,7 @@ class Request:
     top_p: float = 1.0
     top_k: int = 0
     entropy_temperature: EntropyTemperature | None = None
-    """In place of a temperature, which is 1 then."""
+    """Replaces the temperature, which is then 1."""
     begun: PartialResponse = PartialResponse()
 
 
@@ -44,8 +44,8 @@ class Request:
 class Completion:
     """A drawn response.
 
-    `logprob` is under the softmax at the request's temperature (at 1 where that is 0, at each token's own where it depends
-    on the entropy), of the whole vocabulary, but for vLLM with top-p or top-k: there of what they leave.
+    `logprob` is under the softmax of the whole vocabulary at the request's temperature (at 1 if that is 0, at each token's own
+    if it depends on the entropy). With vLLM and top-p or top-k it is under the softmax of the tokens that they leave.
     """
 
     number: int
@@ -53,20 +53,20 @@ class Completion:
     logprob: Sequence[float]
     finish_reason: FinishReason
     versions: tuple[VersionSpan, ...]
-    """Which weights wrote which tokens; the spans cover all of them, in order."""
+    """Which weights drew which tokens; the spans cover all tokens, in order."""
     experts: Tensor | None = None
-    """`[prompt and response tokens but the last, layers, k]` int16; None where the engine does not report its routing."""
+    """`[prompt and response tokens but the last, layers, k]` int16; None if the engine does not report its routing."""
 
     @property
     def weight_version(self) -> int:
-        """Of the oldest weights that wrote a token."""
+        """The version of the oldest weights that drew a token."""
         return min(span.version for span in self.versions)
 
 
 def answers(
     arriving: Callable[[], Completion | None], count: int, is_aborted: Callable[[], bool]
 ) -> Generator[Completion, None, None]:
-    """The next `count` completions; fewer where the engine was aborted and has nothing more at the moment."""
+    """The next `count` completions; fewer if the engine was aborted and has nothing more at the moment."""
     while count:
         completion = arriving()
         if completion is not None:
@@ -91,47 +91,47 @@ class Engine(Protocol):
         """Completions as they finish, in any order."""
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Hand requests in for `completions`, and go on: servers begin at once, an engine in this process when asked."""
+        """Queue requests for `completions`, without waiting: servers begin at once, an engine in this process when asked."""
 
     def completions(self) -> Generator[Completion | None, None, None]:
-        """Of what was submitted, as they finish; None where none is there at the moment. Without end: take one, and close it.
+        """Completions of submitted requests as they finish, or None if there is none at the moment. It never ends: close it.
 
-        What is in progress then goes on at servers, and is there when it is called again; an engine in this process must be
-        told to `abort` first.
+        Requests in progress then go on at servers, and their completions come at the next call; an engine in this process
+        needs an `abort` first.
         """
 
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
-        """The same requests of every server or engine that this rank speaks for, by its name."""
+        """Answers to the same requests from every server or engine that this rank reports for, by its name."""
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take on all weights, under Hugging Face names. What can be iterated again is, for servers that come back later."""
+        """Load all weights, under Hugging Face names. Servers that come back later need another iteration over them."""
 
     def abort(self) -> None:
-        """Stop the requests in progress. Once the iterator says None or ends, `unfinished` has them, as far as they came."""
+        """Stop the requests in progress. Once the iterator gives None or ends, `unfinished` has them with their tokens."""
 
     def unfinished(self) -> list[Request]:
-        """What the last `abort` left, to be continued by another `generate`."""
+        """The requests that the last `abort` stopped; another `generate` can continue them."""
 
     def rest(self) -> None:
-        """No request comes before the next weights: what is held on the trainer's devices may be given back until then."""
+        """No request comes before the next weights: memory on the trainer's devices may be freed until then."""
 
     def health(self) -> bool:
         """Whether requests can be served."""
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Free what the engine holds."""
 
 
 class InProcessEngine(Engine):
-    """Most of an `Engine`; what derives from it draws, and takes on weights."""
+    """Most of an `Engine`; a subclass draws responses and loads weights."""
 
     is_coordinated = False
     parameters = 0
-    """Number of parameters, tied ones counted once; 0 where it has no model."""
+    """Number of parameters, tied ones counted once; 0 if it has no model."""
 
     def __init__(self) -> None:
         self.version = -1
-        """Of the weights; the first update gives it one."""
+        """The weights' version; the first update sets it."""
         self._aborted = False
         self._waiting: list[Request] = []
         self._unfinished: list[Request] = []
@@ -142,7 +142,7 @@ class InProcessEngine(Engine):
 
     @abstractmethod
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take on all weights, under Hugging Face names, and set `version`; `weights` is gone through to its end."""
+        """Load all weights, under Hugging Face names, and set `version`; iterate over `weights` to its end."""
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
@@ -156,11 +156,11 @@ class InProcessEngine(Engine):
             yield None
 
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
-        """None to be judged, where weights are copied within the process, tensor by tensor."""
+        """Nothing to check: weights are copied within the process, tensor by tensor."""
         return {}
 
     def abort(self) -> None:
-        """Take no further token."""
+        """Draw no further token."""
         self._aborted = True
         self._unfinished += self._waiting
         self._waiting = []
@@ -170,7 +170,7 @@ class InProcessEngine(Engine):
         return left
 
     def rest(self) -> None:
-        """It stays as it is: its weights are overwritten in place."""
+        """Keep the memory: weights are overwritten in place."""
 
     def health(self) -> bool:
         return self.version >= 0

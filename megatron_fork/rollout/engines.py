@@ -1,7 +1,7 @@
-"""What `rollout.engine` may be: the engines by name, with how each is built and what it can.
+"""The engines that `rollout.engine` can name, how each is built and what it can do.
 
-A new engine is one file with a class and one entry here. One of the user's own stands outside: `rollout.engine: module:name`,
-where the name is an `EngineKind`, or a function that returns an engine. Nothing here needs torch: settings are checked by it.
+A new engine is one file with a class and one entry here. The user's own engine is named `rollout.engine: module:name`, where
+the name is an `EngineKind` or a function that returns an engine. Nothing here imports torch: settings are checked with it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from megatron_fork.errors import ConfigError
 from megatron_fork.recipe import check_part, entry_named, is_custom, part, told_by_name
 
-if TYPE_CHECKING:  # the table is read before anything of these is needed
+if TYPE_CHECKING:  # the table is read before any of these is needed
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -36,59 +36,59 @@ class EngineContext:
     hf_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     stop_tokens: tuple[int, ...]
-    """Any of them ends a response, the tokenizer's own first."""
+    """Any of them ends a response; the tokenizer's own comes first."""
     longest_prompt: int
-    """Tokens."""
+    """In tokens."""
     folder: Path
-    """Of the run; what an engine writes goes into a folder of its own in there."""
+    """The run's folder; an engine writes into a folder of its own in there."""
     world: collectives.Group
     """All ranks, each of which builds an engine."""
     device: torch.device
     dtype: torch.dtype
-    """Of the policy's weights."""
+    """The policy's."""
     records_experts: bool = False
-    """Completions must name the experts that each token went to."""
+    """Completions must name the experts that each token was routed to."""
     save: Callable[[], None] = lambda: None
-    """Before a wait that may end the run; every rank calls it."""
+    """Saves the run before a wait that may end it; every rank calls it."""
     stop_point: Callable[[], None] = lambda: None
-    """Raises `StopRequested` on the first rank where the run is to stop: long waits call it."""
+    """Raises `StopRequested` on the first rank if the run is to stop; long waits call it."""
     say: Callable[[str], None] = lambda line: None
 
     @property
     def pad_token(self) -> int:
-        """Fills what no response has; any token would do."""
+        """Fills the places after a response; any token would do."""
         padding: int | None = self.tokenizer.pad_token_id
         return self.stop_tokens[0] if padding is None else padding
 
 
 @dataclass(frozen=True)
 class EngineKind:
-    """How an engine is built, and what it can."""
+    """How an engine is built, and what it can do."""
 
     build: str | Callable[[EngineContext], Engine]
     """A function, or `module:function`, which is imported when it is first called."""
     title: str = "engine"
-    """In what `doctor` prints."""
+    """What `doctor` calls it."""
     server: str | Callable[..., Server] | None = None
-    """It draws at `rollout.servers`, to each of which this class speaks; None: in the trainer's processes."""
+    """The class that talks to each of `rollout.servers`; None: the engine runs in the trainer's processes."""
     sync_ways: tuple[SyncWay, ...] = ()
     """How its servers can get new weights."""
     rests: bool = True
     """It shares the trainer's processors, and draws nothing while the policy trains."""
     draws_in_rounds: bool = False
-    """Its seed and the weights alone decide a response: drawn in rounds, each rank its share, a run repeats bit for bit."""
+    """A response depends on its seed and the weights alone: drawn in rounds, a part on each rank, a run repeats bit for bit."""
     full_softmax: bool = True
-    """Log-probs are those of the whole vocabulary also under top-p and top-k."""
+    """Log-probs are those of the whole vocabulary even with top-p and top-k."""
     reports_experts: bool = False
     """Completions can name the experts of a mixture, for `experts.replay`."""
     ranks_per_engine: Callable[[RolloutConfig], int] = lambda config: 1
-    """How many consecutive ranks form one engine and do all alike; the first of them speaks for it."""
+    """How many consecutive ranks form one engine and make the same calls; the first of them reports for it."""
     holds_weights: bool = False
-    """The model's weights lie on the trainer's ranks beside the policy, each rank of an engine with its part."""
+    """The engine's weights are on the trainer's ranks beside the policy, a part on each rank of an engine."""
     memory: str = ""
-    """What `doctor` says of them."""
+    """What `doctor` says about the memory of its weights."""
     check: str | Callable[[RolloutConfig, int], None] | None = None
-    """Raises `ConfigError` for what this machine, or so many ranks, cannot offer it."""
+    """Raises `ConfigError` if this machine, or this number of ranks, cannot run it."""
 
     @property
     def has_servers(self) -> bool:
@@ -132,20 +132,20 @@ ENGINES: dict[str, EngineKind] = {
 
 @cache
 def engine_kind(name: str) -> EngineKind:
-    """The engine of this name; raises `ConfigError` where there is none."""
-    kind = entry_named("rollout.engine", name, ENGINES, "engine", made=_made)
+    """The engine of this name; raises `ConfigError` if there is none."""
+
+    def made(found: object) -> EngineKind | None:
+        return found if isinstance(found, EngineKind) else EngineKind(found) if callable(found) else None
+
+    kind = entry_named("rollout.engine", name, ENGINES, "engine", made=made)
     if is_custom(name):
         for what, named in (("build", kind.build), ("server", kind.server), ("check", kind.check)):
             check_part("rollout.engine", name, what, named)
     return kind
 
 
-def _made(found: object) -> EngineKind | None:
-    return found if isinstance(found, EngineKind) else EngineKind(found) if callable(found) else None
-
-
 def check_settings(config: RolloutConfig, kind: EngineKind) -> None:
-    """Raise `ConfigError` for settings that do not go with an engine of this kind."""
+    """Raise `ConfigError` for settings that an engine of this kind does not support."""
     if config.max_staleness and kind.rests and config.tail != "stop":
         raise ConfigError(
             f"rollout.max_staleness={config.max_staleness} with rollout.engine={config.engine}, which rests during training",
@@ -167,7 +167,7 @@ def check_settings(config: RolloutConfig, kind: EngineKind) -> None:
 
 
 def check_engine(config: RolloutConfig, *, ranks: int, replays_experts: bool = False) -> None:
-    """Raise `ConfigError` where the engine of `config` cannot be had here, or is not made for what is asked of it."""
+    """Raise `ConfigError` if the engine of `config` cannot run here, or does not support the settings."""
     kind = engine_kind(config.engine)
     config.check_kind(kind)
     if replays_experts and not kind.reports_experts:
@@ -187,20 +187,26 @@ def check_engine(config: RolloutConfig, *, ranks: int, replays_experts: bool = F
         )
     if ranks % together:
         raise ConfigError(
-            f"rollout.engine={config.engine} has engines of {together} ranks, into which {ranks} ranks do not divide",
+            f"rollout.engine={config.engine} has engines of {together} ranks, and {ranks} ranks do not divide into them",
             hint="choose a divisor of the number of ranks",
         )
 
 
 def build_engine(context: EngineContext) -> Engine:
-    """The engine that draws responses, as this rank has it."""
-    from megatron_fork.distributed import collectives  # torch, which settings are checked without
+    """This rank's engine, which draws responses."""
+    from megatron_fork.distributed import collectives  # imports torch, which checking settings does not need
+    from megatron_fork.rollout.engine import Engine
 
     config = context.config
     kind = engine_kind(config.engine)
     with told_by_name("rollout.engine", config.engine):
         engine = part(kind.build)(context)
-    _refuse_incomplete(engine, config.engine)
+    missing = sorted({each for each in vars(Engine) if not each.startswith("_")} - set(dir(engine)))
+    if missing:
+        raise ConfigError(
+            f"rollout.engine={config.engine} built a {type(engine).__name__} without {', '.join(missing)}",
+            hint="derive it from megatron_fork.rollout.InProcessEngine, which has most of them",
+        )
     if is_custom(config.engine):
         from megatron_fork.rollout.outside import OutsideEngine
 
@@ -210,21 +216,5 @@ def build_engine(context: EngineContext) -> Engine:
         return engine
     from megatron_fork.rollout.in_process.load_balanced import LoadBalancedEngine
 
-    return LoadBalancedEngine(
-        engine,
-        world=context.world,
-        ranks_per_engine=kind.ranks_per_engine(config),
-        batch_size=config.batch_size,
-    )
-
-
-def _refuse_incomplete(engine: object, name: str) -> None:
-    from megatron_fork.rollout.engine import Engine
-
-    wanted = {each for each in vars(Engine) if not each.startswith("_")}
-    missing = sorted(wanted - set(dir(engine)))
-    if missing:
-        raise ConfigError(
-            f"rollout.engine={name} built a {type(engine).__name__} without {', '.join(missing)}",
-            hint="derive it from megatron_fork.rollout.InProcessEngine, which has most of them",
-        )
+    ranks = kind.ranks_per_engine(config)
+    return LoadBalancedEngine(engine, world=context.world, ranks_per_engine=ranks, batch_size=config.batch_size)

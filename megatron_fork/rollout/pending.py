@@ -1,4 +1,4 @@
-"""A response while it is drawn, by one server or by several one after the other."""
+"""A response while it is drawn, by one server or by several in turn."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from megatron_fork.rollout.servers.wire import quoted
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """Tokens that arrived together; the last chunk of a server's segment says why it ended, and which weights wrote it.
+    """Tokens that arrived together; the last chunk of a server's segment says why it ended, and which weights drew it.
 
-    `versions` are the server's labels with token places within its segment.
+    `versions` are the server's weight labels with token positions within its segment.
     """
 
     tokens: Sequence[int]
@@ -28,17 +28,17 @@ class StreamChunk:
 
 @dataclass
 class PendingRequest:
-    """What there is of a response; a server's segment counts once it has ended or broken off."""
+    """A response so far; a server's segment is added once it has ended or broken off."""
 
     request: Request
     arrived: queue.Queue[Completion]
-    """Where the completion goes."""
+    """Receives the completion."""
     tokens: array[int] = field(default_factory=token_array)
     logprob: array[float] = field(default_factory=logprob_array)
     versions: list[VersionSpan] = field(default_factory=list)
     failures: int = 0
     failed_at: set[object] = field(default_factory=set)
-    """Servers that are not asked again while another one can be had."""
+    """Servers that are not asked again while another one is ready."""
 
     @classmethod
     def of(cls, request: Request, arrived: queue.Queue[Completion]) -> PendingRequest:
@@ -60,13 +60,13 @@ class PendingRequest:
         return [*self.request.tokens, *self.tokens]
 
     def finish(self, stop_tokens: Collection[int]) -> FinishReason | None:
-        """Why it has ended, whatever a server says; None where it goes on."""
+        """Why the response has ended, whatever a server says; None if it has not."""
         if self.tokens and self.tokens[-1] in stop_tokens:
             return "stop"
         return None if self.remaining > 0 else "length"
 
     def add(self, segment: DrawnSegment) -> None:
-        """Take over what one server drew."""
+        """Append what one server drew."""
         start = len(self.tokens)
         self.tokens += segment.tokens
         self.logprob += segment.logprob
@@ -80,22 +80,22 @@ class PendingRequest:
         return Completion(self.request.number, self.tokens, self.logprob, finish, versions=tuple(self.versions))
 
     def unfinished(self) -> Request:
-        """The request, to be continued from here."""
+        """The request with its tokens so far, to be continued."""
         return replace(self.request, begun=PartialResponse(self.tokens, self.logprob, tuple(self.versions)))
 
 
 @dataclass
 class DrawnSegment:
-    """What one server drew for a pending request, with the version that it had been given when it began."""
+    """What one server drew for a pending request, and the version of its weights when it began."""
 
     version: int
     label_versions: dict[str, int]
-    """Versions by the labels that this run gave them: any other label is foreign."""
+    """Versions by the labels that this run gave them; any other label is foreign."""
     tokens: array[int] = field(default_factory=token_array)
     logprob: array[float] = field(default_factory=logprob_array)
     labels: Sequence[tuple[str, int, int]] | None = None
     proven: int = 0
-    """Tokens that came while the server had that version, and no update went on."""
+    """Tokens that came while the server had that version and no update was running."""
 
     def add(self, chunk: StreamChunk, *, is_proven: bool = True) -> None:
         self.tokens.extend(chunk.tokens)
@@ -105,22 +105,22 @@ class DrawnSegment:
             self.labels = chunk.versions
 
     def leave_out_unproven(self) -> None:
-        """Where it broke off, and no label says which weights drew what came after an update."""
+        """Drop the tokens after an update, if the segment broke off and no label says which weights drew them."""
         if self.labels is None:
             del self.tokens[self.proven :], self.logprob[self.proven :]
 
     @property
-    def said(self) -> str:
+    def label_report(self) -> str:
         return f"it names the weights {quoted(self.labels)} for {len(self.tokens)} tokens"
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it says that weights drew it which this run never sent."""
+        """Whether a label names weights that this run never sent."""
         return any(end > start and label not in self.label_versions for label, start, end in self.labels or ())
 
     @property
     def is_sound(self) -> bool:
-        """Whether the labels are this run's, none older than the one before, and cover the tokens."""
+        """Whether the labels are this run's, never get older, and cover all tokens."""
         if self.labels is None:
             return True
         covered, version = 0, self.version
@@ -132,14 +132,14 @@ class DrawnSegment:
         return covered == len(self.tokens)
 
     def spans(self) -> list[tuple[int, int, int]]:
-        """(version, start, end); a segment that broke off has the version that its server had."""
+        """(version, start, end); without labels, a segment has the version of its server."""
         if self.labels is None:
             return [(self.version, 0, len(self.tokens))]
         return [(self.label_versions[label], start, end) for label, start, end in self.labels if end > start]
 
 
 def vllm_sampling(pending: PendingRequest, stop_tokens: Sequence[int], *, stream_interval: int) -> dict[str, Any]:
-    """Fields of vLLM's `SamplingParams` for what is left of a pending request."""
+    """Fields of vLLM's `SamplingParams` for the rest of a pending request."""
     request = pending.request
     sampling: dict[str, Any] = {
         "temperature": request.temperature,
@@ -148,7 +148,7 @@ def vllm_sampling(pending: PendingRequest, stop_tokens: Sequence[int], *, stream
         "seed": (request.seed + len(pending.tokens)) % (1 << 62),
         "max_tokens": pending.remaining,
         "logprobs": 0,
-        "ignore_eos": True,  # the stop tokens are this side's to say
+        "ignore_eos": True,  # the stop tokens below decide
         "stop_token_ids": list(stop_tokens),
         "stream_interval": stream_interval,
         "detokenize": False,

@@ -1,7 +1,7 @@
-"""Whether servers have the policy's weights: a few tokens of each, judged by the policy.
+"""Check that servers have the policy's weights: a few tokens of each server are compared with the policy's log-probs.
 
 A server can take an update without an error and still answer with other weights; a tied LM head that keeps its old values is
-the known case. Nothing that the server says of itself shows that, only its log-probs do.
+the known case. Only the server's log-probs show that.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _TOKENS = 16
 
 
 def probe(engine: Engine, policy: Policy, prompts: Sequence[Prompt], config: RolloutConfig) -> float:
-    """Largest |server - policy| log-prob in nats over all servers; raises `RolloutError` beyond `probe_limit`.
+    """Largest |server - policy| log-prob in nats over all servers; raises `RolloutError` above `probe_limit`.
 
-    Every rank calls it. An embedded engine has no replicas, and is not probed.
+    Every rank calls it. An embedded engine has no replicas, and is not checked.
     """
     if not config.probe_prompts:
         return 0.0
@@ -42,13 +42,13 @@ def probe(engine: Engine, policy: Policy, prompts: Sequence[Prompt], config: Rol
         raise RolloutError(
             f"after the weight update, log-probs of {worst} differ from the policy's by {differences[worst]:.3g} nats, "
             f"more than rollout.probe_limit={config.probe_limit}",
-            hint="the server serves another model or kept old weights (a tied LM head?); raise the limit for bf16 engines",
+            hint="the server has another model or kept old weights (a tied LM head?); raise the limit for bf16 engines",
         )
     return differences[worst]
 
 
 def _differences(policy: Policy, asked: Sequence[Prompt], answers: dict[str, list[Completion]]) -> dict[str, float]:
-    """The largest of each server."""
+    """The largest difference of each server."""
     trajectories = [
         Trajectory(
             number=place * len(asked) + completion.number,
@@ -66,7 +66,7 @@ def _differences(policy: Policy, asked: Sequence[Prompt], answers: dict[str, lis
     assert share.rollout_logprob_t is not None
     server_t = torch.tensor([sequence.number // len(asked) for sequence in share.sequences], dtype=torch.long)
     server_t, difference_t = server_t[share.sequence_t], (logprob_t - share.rollout_logprob_t).abs()
-    none = torch.zeros(1)  # where this rank has no token of a server
+    none = torch.zeros(1)  # if this rank has no token of a server
     worst = torch.stack([torch.cat([none, difference_t[server_t == place]]).max() for place in range(len(answers))])
     worst = collectives.all_reduce_max(worst.to(device()), policy.layout.world).cpu()
     return dict(zip(answers, worst.tolist(), strict=True))

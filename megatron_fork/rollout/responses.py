@@ -1,4 +1,4 @@
-"""From a prompt to a request, where a response ends, and from what an engine and a verifier say to a trajectory."""
+"""Requests for prompts, the tokens that end a response, and trajectories from completions and their scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_fork.rollout.engine import Completion, Request
 
 
 def request_for(prompt: Prompt, number: int, seed: int, config: RolloutConfig, *, greedy: bool = False) -> Request:
-    """For one response to a prompt, as the config has it drawn."""
+    """The request for one response to a prompt, with the config's sampling settings."""
     by_entropy = None if greedy or config.entropy_temperature.is_plain else config.entropy_temperature
     return Request(
         number=number,
@@ -47,7 +47,7 @@ def trajectory_of(completion: Completion, prompt: Prompt, text: str, score: Scor
 
 
 def seed_of(*parts: int) -> int:
-    """One for every run seed, draw and sample."""
+    """A seed of its own for every run seed, draw and sample."""
     return random.Random("/".join(map(str, parts))).getrandbits(62)
 
 
@@ -56,14 +56,14 @@ def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 
 
 def stop_tokens_of(named: Mapping[str, object], vocabulary: int) -> tuple[int, ...]:
-    """Every token that any place names, each once, in the order of the places.
+    """Every stop token that any source names, each once, in the order of the sources.
 
     Args:
-        named: by the place that names it, an id, several, or None where it names none.
-        vocabulary: the model's; ids lie below.
+        named: for each source an id, several ids, or None if it names none.
+        vocabulary: the model's vocabulary size; ids lie below it.
 
     Raises:
-        ModelError: a value that is no token of the model, or no token at all.
+        ModelError: a value is not a token of the model, or no source names a token.
 
     """
     found: dict[int, None] = {}
@@ -71,14 +71,14 @@ def stop_tokens_of(named: Mapping[str, object], vocabulary: int) -> tuple[int, .
         for token in value if isinstance(value, list | tuple) else [] if value is None else [value]:
             if type(token) is not int or not 0 <= token < vocabulary:
                 raise ModelError(
-                    f"{place} is {value!r}: {token!r} is no token of a vocabulary of {vocabulary}",
+                    f"{place} is {value!r}: {token!r} is not a token of a vocabulary of {vocabulary}",
                     hint="give token ids below the model's vocab_size, or remove the field",
                 )
             found[token] = None
     if not found:
         raise ModelError(
-            "no token ends a response: neither the tokenizer nor the model names an end",
-            hint="set rollout.stop_tokens to the ids that do",
+            "no token ends a response: neither the tokenizer nor the model names one",
+            hint="set rollout.stop_tokens to the ids that end a response",
         )
     return tuple(found)
 

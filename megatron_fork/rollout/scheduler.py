@@ -1,8 +1,8 @@
-"""Groups drawn as a stream: what has no signal is replaced while others are drawn, and what the step does not need goes on.
+"""Draws groups as a stream: groups without signal are replaced while others are drawn; groups that a step does not need go on.
 
-Without staleness a step's groups are those that drawing in rounds would give, under every order of arrival: a new prompt is
-drawn for each group without signal, so that after m draws n have signal, and m is the smallest such number.
-With `max_staleness = k` up to k steps of groups are in flight while the policy trains (see `in_flight`).
+Without staleness a step's groups are those that drawing in rounds would give, in whatever order responses arrive: a new prompt
+is drawn for each group without signal, so that after m draws n have signal, and m is the smallest such number.
+With `max_staleness = k` groups of up to k steps are in flight while the policy trains (see `in_flight`).
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from megatron_fork.rollout.engine import Completion, Engine, PartialResponse
 from megatron_fork.rollout.in_flight import InFlightGroups, PromptGroup
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
 
-# Enough to see why groups have no signal; all of them would be most of what was drawn.
+# Enough to see why groups have no signal; keeping all of them would keep most of what was drawn.
 DROPPED_SHOWN = 32
 
 
 @dataclass
 class RolloutCounts:
-    """What was begun and judged for a step; a checkpoint keeps it where the run is stopped in the middle."""
+    """What was begun and judged for a step; a checkpoint keeps it if the run is stopped in the middle of one."""
 
     drawn: int = 0
     """Prompts that were begun."""
     judged: int = 0
     """Groups that were finished, with or without signal."""
     reward: float = 0.0
-    """Sum over all responses of the judged groups."""
+    """Sum of rewards over all responses of the judged groups."""
     rounds: int = 0
     failures: Failures = field(default_factory=Failures)
-    """Among the responses of the judged groups."""
+    """Failures of verifiers among the responses of the judged groups."""
 
 
 @dataclass
 class StepGroups:
-    """What a step got: its groups, the first response of each of the first groups without signal, and the counts."""
+    """A step's groups, the first response of each of the first groups without signal, and the counts."""
 
     counts: RolloutCounts
     groups: list[PromptGroup] = field(default_factory=list)
@@ -49,7 +49,7 @@ class StepGroups:
 
 
 class RolloutScheduler:
-    """On the first rank, which speaks to the engine; the others only follow its iterator."""
+    """Runs on the first rank, which talks to the engine; the other ranks only follow the engine's iterator."""
 
     def __init__(
         self,
@@ -68,17 +68,17 @@ class RolloutScheduler:
         self.seed = seed
         self.in_flight = InFlightGroups(groups, config.max_staleness)
         self.counts = RolloutCounts()
-        """Of the next step, where it was begun: by this run, which was stopped, or by an earlier one."""
+        """Counts of the next step, which this run or an earlier one may have begun."""
         self._step = StepGroups(self.counts)
         self._start = self._version = 0
         self._jobs: dict[int, tuple[Completion, str]] = {}
         self._running = 0
-        """Requests that the engine has, or whose completions were not fetched yet."""
+        """Requests whose completions were not fetched yet."""
 
     def take(self, *, start: int, version: int, stop_point: Callable[[], None] = lambda: None) -> StepGroups:
-        """The groups of the next step, for weights of `version`; new prompts are drawn from number `start` on.
+        """The groups of the next step, for weights of `version`; new prompts are numbered from `start` on.
 
-        Where `stop_point` raises `StopRequested`, or the engine fails, all stays in flight, as far as it came.
+        If `stop_point` raises `StopRequested`, or the engine fails, everything drawn so far stays in flight.
         """
         step = self._step = StepGroups(self.counts)
         self._start, self._version = start, version
@@ -91,7 +91,7 @@ class RolloutScheduler:
         except StopRequested:
             self._put_back()
             raise
-        self._keep_begun()
+        self._keep_partial()
         if not self.stops:
             self._fill(training=True)
         self.counts = RolloutCounts()
@@ -103,45 +103,45 @@ class RolloutScheduler:
         self._fill(training=False)
         with self.rewards.stream() as scoring, closing(self.engine.completions()) as arriving:
             try:
-                # Also where all groups are there already: ranks that follow wait for the end of what has been begun.
+                # Even if all groups are already whole: the ranks that follow wait for the end of an iteration.
                 self._arrived(next(arriving), scoring)
                 self._take_whole()
                 while len(self._step.groups) < self.in_flight.groups_per_step and self.in_flight.groups:
                     stop_point()
-                    self._go_on(arriving, scoring)
+                    self._advance(arriving, scoring)
                 if self.stops:
                     self._abort(arriving, scoring)
             except StopRequested:
                 self._abort(arriving, scoring)
                 raise
-            finally:  # what was answered before a failure counts
+            finally:  # responses that were finished before a failure count
                 for job, score in scoring.drain():
                     self._settle(job, score, replaces=False)
 
     def _abort(self, arriving: Iterator[Completion | None], scoring: ScoreStream) -> None:
-        """Stop the engine, and take what it has finished."""
+        """Stop the engine, and fetch what it has finished."""
         self.engine.abort()
         while (completion := next(arriving)) is not None:
             self._arrived(completion, scoring)
 
-    def _go_on(self, arriving: Iterator[Completion | None], scoring: ScoreStream) -> None:
+    def _advance(self, arriving: Iterator[Completion | None], scoring: ScoreStream) -> None:
         """Fetch a response, and judge what has been scored."""
         if self._running:
             self._arrived(next(arriving), scoring)
             scores: Iterable[tuple[int, Score]] = scoring.finished()
         else:
-            scores = scoring.drain()  # the engine has nothing left: whether it gets more depends on these
+            scores = scoring.drain()  # the engine has nothing left; these scores decide whether it gets more
         whole = [self._settle(job, score) for job, score in scores]
         if any(whole):
             self._take_whole()
 
     @property
     def stops(self) -> bool:
-        """Whether the engine rests while the policy trains; an engine in this process must."""
+        """Whether the engine stops while the policy trains; an engine in this process must."""
         return self.config.tail == "stop" and self.config.max_staleness > 0
 
     def _resume(self) -> None:
-        """Hand in again what was stopped at the end of the last step, or by the end of an earlier run."""
+        """Submit again what was stopped at the end of the last step or of an earlier run."""
         for group in self.in_flight.groups.values():
             self._submit(group, [sample for sample in range(self.config.samples) if sample in group.begun])
 
@@ -187,9 +187,9 @@ class RolloutScheduler:
         self._step.groups += self.in_flight.take(self.config.samples, self._version, places)
 
     def _settle(self, job: int, score: Score, *, replaces: bool = True) -> bool:
-        """One more response is judged; a whole group without signal leaves, and another prompt takes its place.
+        """Add a scored response to its group; a whole group without signal is replaced by another prompt.
 
-        Returns whether its group is whole.
+        Returns whether the group is whole.
         """
         completion, text = self._jobs.pop(job)
         group = self._group_of(completion)
@@ -207,25 +207,25 @@ class RolloutScheduler:
                 self._begin(round=group.round + 1)
         return True
 
-    def _keep_begun(self) -> None:
-        """What was stopped goes on with what it has."""
+    def _keep_partial(self) -> None:
+        """Keep the partial responses that the engine stopped."""
         for request in self.engine.unfinished():
             self._running -= 1
             group = self.in_flight.groups[request.number // self.config.samples]
             group.begun[request.number % self.config.samples] = request.begun
 
     def _put_back(self) -> None:
-        """All is in flight again; what was not judged is drawn again, where it was not begun from the start."""
-        self._keep_begun()
+        """Put everything back in flight; responses that were not scored are continued, or drawn from the start."""
+        self._keep_partial()
         for group in self._step.groups:
             self.in_flight.add(group)
         self._step = StepGroups(self.counts)
         self._jobs.clear()
         self._running = 0
         for group in self.in_flight.groups.values():
-            self._begin_missing(group)
+            self._restart_missing(group)
 
-    def _begin_missing(self, group: PromptGroup) -> None:
+    def _restart_missing(self, group: PromptGroup) -> None:
         for sample in set(range(self.config.samples)) - group.answers.keys():
             group.begun.setdefault(sample, PartialResponse())
 
@@ -233,13 +233,13 @@ class RolloutScheduler:
         return self.in_flight.groups[completion.number // self.config.samples]
 
     def restore(self, groups: Iterable[PromptGroup], counts: RolloutCounts) -> None:
-        """Groups of an earlier run; responses that had not been finished begin where that run kept them."""
+        """Take over the groups of an earlier run; its unfinished responses continue from their kept tokens."""
         self.counts = replace(counts, failures=replace(counts.failures))
         for group in groups:
             mine = group.copy()
-            self._begin_missing(mine)
+            self._restart_missing(mine)
             self.in_flight.add(mine)
 
     def groups(self) -> list[PromptGroup]:
-        """What is in flight now, to be kept with a checkpoint; copies, which later answers leave as they are."""
+        """Copies of the groups in flight, for a checkpoint; later answers do not change them."""
         return [group.copy() for group in self.in_flight.groups.values()]

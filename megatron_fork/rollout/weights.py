@@ -1,6 +1,6 @@
-"""The policy's weights on their way to an engine: as often as it asks, and in buckets of bounded size.
+"""The policy's weights for an engine, as often as it asks and in buckets of bounded size.
 
-Neither rank 0 nor a server ever holds a second model.
+Neither rank 0 nor a server ever holds a second copy of the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Bucket = list[tuple[str, Tensor]]
 
 @dataclass(frozen=True)
 class PolicyWeights:
-    """Hugging Face names and whole tensors, gathered anew at every pass, which all ranks make together."""
+    """Hugging Face names and whole tensors, gathered again at every iteration, which all ranks make together."""
 
     policy: Policy
 
@@ -35,7 +35,7 @@ def buckets(weights: Iterable[tuple[str, Tensor]], limit: int, device: torch.dev
         if bucket and size + tensor.nbytes > limit:
             yield bucket
             bucket, size = [], 0
-        # A copy: what the iterator hands out may be a live parameter, or a buffer that it fills again.
+        # A copy: the iterator may give a live parameter, or a buffer that it fills again.
         bucket.append((name, torch.empty_like(tensor, device=device).copy_(tensor.detach()).contiguous()))
         size += tensor.nbytes
     if bucket:

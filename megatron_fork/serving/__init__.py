@@ -1,7 +1,7 @@
-"""What runs inside the engines' own processes, and what both sides of a weight transfer share.
+"""Code that runs inside the engines' own processes, and code that both sides of a weight transfer use.
 
-An engine's environment has torch and the engine, neither megatron-core nor transformers of this project's version: nothing
-here imports more than torch, `vocab_parallel`, the types of settings and, in the modules named after it, the engine.
+An engine's environment has torch and the engine, but not megatron-core or this project's version of transformers: code here
+only imports torch, `vocab_parallel`, the types of settings and, in the modules named after it, the engine.
 """
 
 from typing import TYPE_CHECKING

@@ -18,7 +18,7 @@ class EntropyTemperature(Settings, room="rollout.entropy_temperature"):
     """`high` where the entropy at temperature 1 is above `threshold` nats, `low` elsewhere."""
 
     threshold: Annotated[float, Unit("nats")] = 0.672
-    """The paper's: the 80th percentile of Qwen3-8B."""
+    """The paper's value: the 80th percentile of Qwen3-8B."""
     high: PositiveFloat = 1.0
     """Temperature above the threshold; 1 leaves a distribution as it is."""
     low: PositiveFloat = 1.0
@@ -31,12 +31,12 @@ class EntropyTemperature(Settings, room="rollout.entropy_temperature"):
 
     @property
     def parameters(self) -> list[float]:
-        """What `scale_by_entropy` wants of a row."""
+        """One row of `parameters` for `scale_by_entropy`."""
         return [self.threshold, self.high, self.low]
 
 
 def scale_by_entropy(logits: Tensor, parameters: Tensor) -> Tensor:
-    """Logits over their temperature, `[rows, vocab]`, as a new tensor.
+    """Logits divided by their temperature, `[rows, vocab]`, as a new tensor.
 
     Args:
         logits: `[rows, vocab]`, any float dtype, before any other temperature.

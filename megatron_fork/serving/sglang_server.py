@@ -15,10 +15,10 @@ from megatron_fork.errors import KEY_VARIABLE
 
 
 def main() -> None:
-    """Run `sglang.launch_server` in this process, as `python -m` would; its subprocesses take it for what was started."""
+    """Run `sglang.launch_server` in this process, as `python -m` would; its subprocesses see it as the main module."""
     key = os.environ.get(KEY_VARIABLE)
     if key:
-        sys.argv += ["--api-key", key]  # the kernel shows what the process was started with
+        sys.argv += ["--api-key", key]  # the kernel shows only the arguments that the process was started with
     runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
 
 

@@ -1,7 +1,7 @@
 """The process group over which weights travel from the trainer to one server: the trainer is rank 0, workers follow.
 
-Each server has a group of its own, so that one that dies breaks no other's. The group knows nothing of the default one:
-neither side needs to be a member of the other's world.
+Each server has a group of its own, so that a server that dies does not break another's. The group is independent of the default
+one: neither side needs to be a member of the other's world.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Backend = Literal["gloo", "nccl"]
 
 
 class TransferStore:
-    """The trainer's end of the rendezvous, listening at `address` alone, on a port of the system's choice."""
+    """The trainer's end of the rendezvous, which listens only at `address`, on a port that the system chooses."""
 
     def __init__(self, address: str, *, timeout: float) -> None:
         self.address = address
@@ -46,7 +46,7 @@ class TransferGroup:
         self._backend = backend
 
     def broadcast(self, tensor: Tensor) -> dist.Work:
-        """Start to send from rank 0, or to receive into, the contiguous `tensor`."""
+        """Start to send the contiguous `tensor` from rank 0, or to receive into it."""
         options = dist.BroadcastOptions()
         options.rootRank = 0
         options.rootTensor = 0
@@ -61,7 +61,7 @@ class TransferGroup:
         if self._backend == "nccl":
             group.abort()
             return
-        # The end of a gloo group joins its threads, which a hung peer holds until the time-out: not our concern here.
+        # Destroying a gloo group joins its threads, which a hung peer blocks until the time-out: do it in a thread.
         kept = [group]
         del group
         threading.Thread(target=kept.clear, daemon=True).start()
@@ -70,7 +70,7 @@ class TransferGroup:
 def join_transfer(
     store: Store, backend: Backend, *, rank: int, size: int, address: str, timeout: float
 ) -> TransferGroup:
-    """Wait for all `size` ranks and form the group; raises `RuntimeError` of torch when one is missing after `timeout` seconds.
+    """Wait for all `size` ranks and form the group; raises torch's `RuntimeError` if one is missing after `timeout` seconds.
 
     Args:
         store: common to all ranks, with a prefix of this group's own.

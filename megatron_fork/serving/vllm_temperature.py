@@ -1,4 +1,4 @@
-"""vLLM's logits processor of the entropy-dependent temperature.
+"""vLLM's logits processor for the entropy-dependent temperature.
 
     vllm serve ... --logits-processors megatron_fork.serving.vllm_temperature:EntropyTemperatureProcessor
 
@@ -33,7 +33,7 @@ class EntropyTemperatureProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse what is not three numbers with positive temperatures; vLLM answers the request with the message."""
+        """Raise ValueError unless there are three numbers with positive temperatures; vLLM answers the request with it."""
         asked = _asked(sampling_params)
         if asked is not None and (len(asked) != 3 or min(asked[1:]) <= 0.0):
             raise ValueError(f"{_KEY}={asked} is not [threshold, high, low] with positive temperatures")
@@ -49,7 +49,7 @@ class EntropyTemperatureProcessor(LogitsProcessor):
             self._parameters = torch.tensor([self._rows[row] for row in rows], device=self._device).reshape(-1, 3)
 
     def apply(self, logits: Tensor) -> Tensor:
-        """In place on the rows that asked, `[requests, vocab]`."""
+        """Scale, in place, the rows of `[requests, vocab]` that asked for it."""
         if self._rows:
             logits[self._index] = scale_by_entropy(logits[self._index], self._parameters)
         return logits

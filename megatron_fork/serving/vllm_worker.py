@@ -1,9 +1,9 @@
-"""vLLM's side of a weight update: takes buckets over torch's gloo or nccl, or from the process that it runs in.
+"""vLLM's side of a weight update: receives buckets over torch's gloo or nccl, or from the process that it runs in.
 
     vllm serve ... --worker-extension-cls megatron_fork.serving.vllm_worker.WeightReceiver
         --weight-transfer-config '{"backend": "megatron_fork"}'
 
-vLLM's own nccl backend wants a vLLM on the trainer's side as well, and has no time-out; this one needs torch there.
+vLLM's own nccl backend needs vLLM on the trainer's side too, and has no time-out; this one only needs torch there.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Rendezvous(WeightTransferInitInfo):
 
 @dataclass
 class Bucket(WeightTransferUpdateInfo):
-    """What comes next over the group, tensor by tensor; names are Hugging Face's, dtypes torch's."""
+    """The tensors that come next over the group, one by one; names are Hugging Face's, dtypes torch's."""
 
     names: list[str]
     dtypes: list[str]
@@ -63,7 +63,7 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
     _group: TransferGroup | None = None
 
     def init_transfer_engine(self, init_info: Rendezvous) -> None:
-        """Join the trainer; a group that was there before is given up."""
+        """Join the trainer's group; an earlier group is closed."""
         self.shutdown()
         parallel = self.parallel_config
         rank = 1 + parallel.data_parallel_index * parallel.world_size + parallel.rank
@@ -83,11 +83,11 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
         begin_loading(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As the base's, without its call of the accelerator, which a CPU does not have."""
+        """Like the base class, but without its call to the accelerator, which a CPU does not have."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: Bucket) -> None:
-        """Receive one bucket and load it; raises when a tensor is not here in time."""
+        """Receive one bucket and load it; raises if a tensor does not arrive in time."""
         if self._group is None:
             raise RuntimeError("no trainer has joined: POST /init_weight_transfer_engine comes first")
         self.model.load_weights(self._received(update_info, self._group))
@@ -108,7 +108,7 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
 
 
 class WeightReceiver:
-    """Mixed into vLLM's workers; importing its module has made the transfer backend known."""
+    """Mixed into vLLM's workers; importing this module registers the transfer backend."""
 
     model_runner: GPUModelRunner
     model_config: ModelConfig
@@ -117,18 +117,18 @@ class WeightReceiver:
     _weight_update_active: bool
 
     def reload_from_folder(self, folder: str) -> None:
-        """Load a Hugging Face folder in place of the weights that are there."""
+        """Load a Hugging Face folder in place of the present weights."""
         self.model_runner.reload_weights(weights_path=folder)
         repack_tied_head(self.model_runner.model)
 
     def abandon_weight_update(self) -> None:
-        """Forget a session whose trainer is gone, so that the next may start; the weights are then in need of an update."""
+        """End a session whose trainer is gone, so that the next can start; the weights then need an update."""
         self._weight_update_active = False
         if self.weight_transfer_engine is not None:
             self.weight_transfer_engine.reset_weight_update_target()
 
     def begin_bucket_update(self) -> None:
-        """From here to `finish_bucket_update` weights come from this very process."""
+        """From here to `finish_bucket_update` weights come from this process."""
         with set_current_vllm_config(self.vllm_config):
             begin_loading(self.model_runner.model)
 
@@ -145,12 +145,12 @@ class WeightReceiver:
 
 
 def begin_loading(model: torch.nn.Module) -> None:
-    """Make the model take weights anew, layer by layer, into the memory of those that are there."""
+    """Prepare the model to load weights layer by layer into the memory of the present ones."""
     initialize_layerwise_reload(model)
 
 
 def finish_loading(model: torch.nn.Module, config: ModelConfig) -> None:
-    """Process what vLLM leaves for the end, and what it forgets."""
+    """Process what vLLM leaves for the end of a load, and the tied head, which it forgets."""
     finalize_layerwise_reload(model, config)
     repack_tied_head(model)
 

@@ -117,7 +117,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         write_json_lines(tmp_path / "traces" / f"step-{step:06d}.jsonl", [trace_of_step(step)])
     write_json_lines(tmp_path / "traces" / "step-000000.jsonl", [trace_of_step(0, tokens=1600)])
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "Transcripts are shown of 6 of the 14 traced steps." in page
+    assert "Transcripts of 6 of the 14 traced steps are shown." in page
     assert "4 of 6 traced" in page
     assert "100 more tokens are left out." in page
     shown = [int(step) for step in re.findall(r"<b>Step (\d+)</b>", page)]

@@ -38,5 +38,7 @@ def test_it_is_a_recipe_of_the_same_run(recipe: Path, tmp_path: Path) -> None:
 
 def test_a_comment_stands_above_its_field() -> None:
     lines = described(load_config(QUICKSTART)).splitlines()
-    assert lines[lines.index("  samples: 16") - 1] == "  # Responses per prompt: the group. (1 or more)"
+    assert (
+        lines[lines.index("  samples: 16") - 1] == "  # Responses per prompt, which form its prompt group. (1 or more)"
+    )
     assert max(map(len, lines)) <= 128

@@ -97,8 +97,8 @@ def test_answers_are_text(value: Any, texts: tuple[str, ...]) -> None:
         (datetime.datetime(2026, 1, 2), "a time"),
         ("['34' '35']", "looks like a list"),
         ('["34", ', "looks like a list"),
-        ({"tests": [{"input": b"1"}]}, "what JSON cannot hold"),
-        ({"tests": [{"input": math.nan}]}, "what JSON cannot hold"),
+        ({"tests": [{"input": b"1"}]}, "that JSON cannot hold"),
+        ({"tests": [{"input": math.nan}]}, "that JSON cannot hold"),
     ],
 )
 def test_what_cannot_be_an_answer_is_refused_by_row_column_and_value(value: Any, said: str) -> None:

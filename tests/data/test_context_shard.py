@@ -69,5 +69,7 @@ def test_the_longest_response_beside_one_of_ten_tokens() -> None:
 
 def test_a_row_packed_for_no_context_cannot_be_shared() -> None:
     (whole,) = pack(batch_of([(3, 5)]), token_budget=100)
-    with pytest.raises(DataError, match="a packed sequence of 7 tokens has no 4 equal chunks for context=2"):
+    with pytest.raises(
+        DataError, match="a packed sequence of 7 tokens cannot be cut into 4 equal chunks for context=2"
+    ):
         whole.on_context_rank(0, 2)

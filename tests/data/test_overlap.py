@@ -129,7 +129,7 @@ def test_nothing_is_written_as_python_prints_it(tmp_path: Path) -> None:
         pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
     deduplicate(RowFile(tmp_path / "dates.parquet"), tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl").read_text())["extra"] == str(when)
-    with pytest.raises(DataError, match="what JSON cannot hold: a bytes"):
+    with pytest.raises(DataError, match="that JSON cannot hold: a bytes"):
         deduplicate(RowFile(tmp_path / "bytes.parquet"), tmp_path / "out.jsonl")
 
 

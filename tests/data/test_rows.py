@@ -101,8 +101,8 @@ def test_a_folder_that_datasets_has_saved(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"a": 1}\n\n{"a": \n', r"a\.jsonl line 3 has no readable JSON"),
         ("a.jsonl", b'{"a": 1}\n\xff\xfe\n', r"a\.jsonl line 2 has no readable JSON"),
-        ("a.jsonl", b'{"a": 1}\n[1]\n', r"a\.jsonl line 2 has a list and not an object"),
-        ("a.json", b'[{"a": 1}, 3]', r"a\.json entry 2 has a int and not an object"),
+        ("a.jsonl", b'{"a": 1}\n[1]\n', r"a\.jsonl line 2 has a list instead of an object"),
+        ("a.json", b'[{"a": 1}, 3]', r"a\.json entry 2 has a int instead of an object"),
         ("a.json", b'[{"a": 1},', r"a\.json is not readable JSON"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", r"a\.csv line 3 has more or fewer fields"),
         ("a.csv", b"a,b\n1\n", r"a\.csv line 2 has more or fewer fields"),

@@ -113,8 +113,8 @@ def test_abort_and_continue(server, remote) -> None:
     engine.update_weights(weights_of(models[0]), 0)
     asked = requests(24, max_tokens=100)
     engine.submit(asked)
-    before_any = engine.fleet.heard
-    while engine.fleet.heard == before_any:  # not until one is complete: on a busy machine all are by then
+    before_any = engine.fleet.last_token_time
+    while engine.fleet.last_token_time == before_any:  # not until one is complete: on a busy machine all are by then
         time.sleep(0.001)
     engine.abort()
     finished = list(takewhile(lambda completion: completion is not None, engine.completions()))

@@ -45,7 +45,7 @@ FAILING = {
     "raises": ("raise LookupError('no such\\nset')", r"verifier raised LookupError: no such set \(.*mine_\w+\.py:2\)"),
     "inside a library": ("import json; json.loads('{')", r"raised JSONDecodeError: .* \(.*mine_\w+\.py:2\)"),
     "exits": ("import sys; sys.exit(0)", r"raised SystemExit: 0 \(.*mine_\w+\.py:2\)"),
-    "none": ("return None", r"verifier returned None, which is no .* \(.*mine_\w+\.py:1\)"),
+    "none": ("return None", r"verifier returned None, which is not .* \(.*mine_\w+\.py:1\)"),
     "dict": ("return {'score': 1.0}", r"returned \{'score': 1\.0\}"),
     "nan": ("return float('nan')", r"returned nan"),
     "inf": ("return float('inf')", r"returned inf"),

@@ -120,7 +120,7 @@ def test_samples_follow_the_distribution(model) -> None:
 
 def test_an_incomplete_weight_update_is_refused(model) -> None:
     some = list(model.named_parameters())[:-1]
-    with pytest.raises(RolloutError, match=r"lacks 1 tensors, first model\.norm\.weight"):
+    with pytest.raises(RolloutError, match=r"lacks 1 tensors, the first is model\.norm\.weight"):
         engine(model).update_weights(some, 4)
     with pytest.raises(RolloutError, match=r"no tensor other\.weight"):
         engine(model).update_weights([("other.weight", torch.zeros(1))], 4)
@@ -195,7 +195,7 @@ def test_experts_are_updated_under_their_published_names() -> None:
         assert torch.equal(made.model.get_parameter(name), parameter), name
     del weights["model.layers.1.mlp.experts.2.up_proj.weight"]
     with pytest.raises(
-        RolloutError, match=r"lacks 1 tensors, first model\.layers\.1\.mlp\.experts\.2\.up_proj\.weight"
+        RolloutError, match=r"lacks 1 tensors, the first is model\.layers\.1\.mlp\.experts\.2\.up_proj\.weight"
     ):
         made.update_weights(weights.items(), 2)
 

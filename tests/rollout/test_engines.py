@@ -196,7 +196,7 @@ def test_doctor_and_train_refuse_what_your_module_lacks(my_engines: Path, name: 
 
 def test_ranks_must_divide_into_your_engines_too() -> None:
     check_engine(RolloutConfig(engine=own("NO_WEIGHTS")), ranks=4)
-    with pytest.raises(ConfigError, match="engines of 2 ranks, into which 3 ranks do not divide"):
+    with pytest.raises(ConfigError, match="engines of 2 ranks, and 3 ranks do not divide into them"):
         check_engine(RolloutConfig(engine=own("NO_WEIGHTS")), ranks=3)
 
 

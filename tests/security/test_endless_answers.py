@@ -124,7 +124,7 @@ def test_a_server_with_other_weights_after_every_update_is_given_up(servers, tmp
     bad = servers[0]
     bad.control = CONTROL["another label after every update"]
     with engine_of([bad], tmp_path, monkeypatch, patience_seconds=600.0) as engine:
-        with pytest.raises(RolloutError, match=r"none is of use: .* given up after 2 setbacks") as raised:
+        with pytest.raises(RolloutError, match=r"none can be used: .* given up after 2 failures") as raised:
             engine.update_weights(WEIGHTS, 0)
         check_line(raised.value.message, raised.value.hint, bad)
         assert bad.calls["/update_weight_version"] <= 4 and engine.saved
@@ -136,7 +136,7 @@ def test_a_probe_that_nobody_answers_ends_the_run(servers, tmp_path: Path, monke
     with engine_of([bad], tmp_path, monkeypatch) as engine:
         engine.update_weights(WEIGHTS, 0)
         bad.fault = ENDLESS["null for the tokens"]
-        with pytest.raises(RolloutError, match=r"none is of use: .* probe: ") as raised:
+        with pytest.raises(RolloutError, match=r"none can be used: .* probe: ") as raised:
             engine.replicas(requests(4))
         check_line(raised.value.message, raised.value.hint, bad)
         assert bad.asked <= 8

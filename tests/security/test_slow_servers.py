@@ -202,9 +202,9 @@ def test_what_breaks_off_after_an_update_is_kept_as_far_as_its_weights_are_known
         engine.update_weights(WEIGHTS, 0)
         server.fault = breaks_off
         engine.submit(requests(1))
-        submitted, deadline = engine.fleet.heard, time.monotonic() + 10.0
+        submitted, deadline = engine.fleet.last_token_time, time.monotonic() + 10.0
         with closing(engine.completions()) as arriving:
-            while engine.fleet.heard == submitted:  # until the first tokens have come
+            while engine.fleet.last_token_time == submitted:  # until the first tokens have come
                 assert time.monotonic() < deadline
                 next(arriving)
         server.control = {RESUME[server.engine]: resumes}

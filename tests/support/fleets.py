@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen3Config
 
 from megatron_fork.rollout import Completion, RemoteConfig, RemoteEngine, Request, RolloutConfig
-from megatron_fork.rollout.servers import fleet, remote
+from megatron_fork.rollout.servers import event_loop, fleet, remote
 from support.stand_in_engine import STOP, Fault, StandIn
 
 WEIGHTS = [("weight", torch.zeros(2))]
@@ -30,7 +30,8 @@ HURRIED = {"idle_seconds": 0.25, "health_timeout_seconds": 0.25, "patience_secon
 @contextmanager
 def engine_of(servers: Sequence[StandIn], folder: Path, monkeypatch, **settings: float) -> Iterator[RemoteEngine]:
     monkeypatch.setattr(fleet, "_REST_SECONDS", 0.02)
-    monkeypatch.setattr(remote, "_GLANCE_SECONDS", 0.05)
+    for module in (remote, event_loop):
+        monkeypatch.setattr(module, "_POLL_SECONDS", 0.05)
     config = RolloutConfig(
         engine=servers[0].engine,
         servers=[server.url for server in servers],

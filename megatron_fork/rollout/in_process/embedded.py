@@ -1,7 +1,7 @@
 """The engine in this process: a Hugging Face model that decodes batches with a key-value cache.
 
-Sampling inverts the cumulative distribution at one uniform number a token, drawn from the request's own generator: a
-response depends on its seed and the weights, not on what it shares a batch with, nor on how many ranks generate.
+Sampling inverts the cumulative distribution at one uniform number per token, drawn from the request's own generator: a
+response depends on its seed and the weights, not on the other requests of its batch or on how many ranks generate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_fork.rollout.engine import Completion, InProcessEngine, PartialRes
 from megatron_fork.rollout.engines import EngineContext
 from megatron_fork.rollout.in_process.sampler import Sampler
 
-# Finished sequences leave the batch when this share of it is idle: moving the cache costs about as much as a few steps.
+# Finished sequences leave the batch when this fraction of it is idle: moving the cache costs about as much as a few steps.
 _IDLE_SHARE = 0.25
 
 
@@ -52,7 +52,7 @@ class EmbeddedEngine(InProcessEngine):
 
     @classmethod
     def of(cls, context: EngineContext) -> Self:
-        """As a run has it."""
+        """The engine of a run."""
         return cls(
             context.hf_config,
             stop_tokens=context.stop_tokens,
@@ -65,19 +65,20 @@ class EmbeddedEngine(InProcessEngine):
 
     @torch.no_grad()
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Copy every weight in; raises `RolloutError` unless all of the model's tensors were given."""
+        """Copy every weight into the model; raises `RolloutError` unless all of its tensors are given."""
         parameters = PublishedWeights(dict(self.model.named_parameters()))
         missing = set(parameters)
         for name, tensor in weights:
             if name not in parameters:
                 raise RolloutError(
-                    f"the engine's model has no tensor {name}", hint="policy and engine must share a config"
+                    f"the engine's model has no tensor {name}", hint="policy and engine must have the same config"
                 )
             parameters[name].copy_(tensor)
             missing.discard(name)
         if missing:
             raise RolloutError(
-                f"the weight update lacks {len(missing)} tensors, first {min(missing)}", hint="the bridge is incomplete"
+                f"the weight update lacks {len(missing)} tensors, the first is {min(missing)}",
+                hint="the family's table of tensor names is incomplete",
             )
         self.version = version
 
@@ -96,7 +97,7 @@ class EmbeddedEngine(InProcessEngine):
             yield from self._decode(batch)
 
     def completions(self) -> Generator[Completion | None, None, None]:
-        """Batch by batch, and None after each token; what is submitted meanwhile joins the next batch."""
+        """Completions batch by batch, and None after each token; requests submitted meanwhile join the next batch."""
         self._aborted = False
         while True:
             waiting, self._waiting = self._waiting, []
@@ -149,11 +150,11 @@ class EmbeddedEngine(InProcessEngine):
                 kept = alive.nonzero()[:, 0]
                 cache.batch_select_indices(kept)
                 active, mask, step_input, alive = active[kept], mask[kept], step_input[kept], alive[kept]
-            if not self._aborted:  # after an abort None says that all has stopped
+            if not self._aborted:  # after an abort, None means that everything has stopped
                 yield None
 
     def _drawn(self, request: Request, token_t: Tensor, logprob_t: Tensor) -> PartialResponse:
-        """What had begun, and what came to it."""
+        """The request's partial response with the new tokens appended."""
         begun, start = request.begun, len(request.begun.tokens)
         versions = begun.versions
         if len(token_t):
@@ -167,7 +168,7 @@ class EmbeddedEngine(InProcessEngine):
         return PartialResponse(tokens, logprob, versions)
 
     def _forward(self, tokens: Tensor, mask: Tensor, cache: DynamicCache) -> tuple[Tensor, Sequence[Tensor]]:
-        """Logits after the last token, `[rows, vocab]`, and where they are recorded the routers' scores of each layer."""
+        """Logits after the last token, `[rows, vocab]`, and the routers' scores of each layer if experts are recorded."""
         backbone = self.model.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -189,7 +190,7 @@ class EmbeddedEngine(InProcessEngine):
         )
 
     def _inputs(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor, Tensor]:
-        """Left-padded prompts `[requests, longest]`, their mask, and one uniform number a token to come."""
+        """Left-padded prompts `[requests, longest]`, their mask, and one uniform number for each token to draw."""
         prompts = [[*request.tokens, *request.begun.tokens] for request in requests]
         longest = max(map(len, prompts))
         rows = [[self.pad_token] * (longest - len(prompt)) + prompt for prompt in prompts]
@@ -208,7 +209,7 @@ class EmbeddedEngine(InProcessEngine):
 
 
 class RecordedExperts:
-    """Choices of every token that the model has read, `[requests, positions, layers, k]` int16, prompts padded left."""
+    """Experts of every token that the model has read, `[requests, positions, layers, k]` int16, prompts padded left."""
 
     def __init__(self, prompt_lengths: Sequence[int], max_tokens: int, *, layers: int, topk: int) -> None:
         self._prompts = list(prompt_lengths)
@@ -218,12 +219,12 @@ class RecordedExperts:
         )
 
     def add(self, step: int, active: Tensor, scores: Sequence[Tensor]) -> None:
-        """Keep a forward of decoding step `step`.
+        """Record the forward pass of decoding step `step`.
 
         Args:
             step: 0 reads the prompts, each later one the token drawn before it.
-            active: `[rows]`, the requests that the rows of the batch belong to.
-            scores: a tensor a layer, `[rows x tokens, experts]`, whose largest k are chosen.
+            active: `[rows]`, the request of each row of the batch.
+            scores: one tensor per layer, `[rows x tokens, experts]`; the experts with the largest k are chosen.
 
         """
         topk = self._chosen_rplk.shape[3]
@@ -233,5 +234,5 @@ class RecordedExperts:
         self._chosen_rplk[active.cpu(), first : first + chosen_rtlk.shape[1]] = chosen_rtlk
 
     def of(self, request: int, tokens: int) -> Tensor:
-        """`[length, layers, k]` of a request that drew `tokens` tokens, the last of which was never read."""
+        """`[length, layers, k]` of a request that drew `tokens` tokens; the model never read the last one."""
         return self._chosen_rplk[request, self._longest - self._prompts[request] : self._longest + tokens - 1].clone()

@@ -1,8 +1,8 @@
-"""Engines in the processes of all ranks, as one: the first rank shards requests by load and takes what comes back.
+"""The engines of all ranks as one: the first rank assigns requests by load and gathers the completions.
 
-The ranks go in step. Each tick is what the first rank says, some tokens more on every engine, and the way back of what has
-finished. So an engine that is through gets new work while others still draw, a group without signal is replaced at once, and
-a tail is stopped everywhere at the same token.
+The ranks run in ticks. In each tick the first rank sends new requests, every engine draws some tokens, and finished
+completions go back. So an engine that has finished gets new work while others still draw, a group without signal is replaced
+at once, and all engines are stopped at the same tick.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from megatron_fork.distributed import collectives
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.engine import Completion, Engine, Request, answers
 
-# Tokens of a tick. Its two collectives take a millisecond or a few, a token of a large model ten times as long; an engine that
-# runs empty waits for the tick's end.
+# Tokens per tick. Its two collectives take a few milliseconds, a token of a large model ten times as long; an engine without
+# requests waits for the end of the tick.
 _STEPS_A_TICK = 16
 
 
 @dataclass(frozen=True)
 class _Tick:
-    """What all ranks do next, as the first one says."""
+    """What the first rank tells all ranks to do next."""
 
     shares: Sequence[Sequence[Request]] = ()
     """New requests of each engine."""
@@ -36,7 +36,7 @@ class _Tick:
 
 @dataclass
 class _Report:
-    """What one engine has to say after a tick."""
+    """What one engine reports after a tick."""
 
     completions: list[Completion] = field(default_factory=list)
     unfinished: list[Request] = field(default_factory=list)
@@ -44,23 +44,23 @@ class _Report:
 
 
 class LoadBalancedEngine:
-    """Implements `Engine` over one engine a rank, or one for `ranks_per_engine` consecutive ranks, which do all alike."""
+    """Implements `Engine` over one engine per rank, or per `ranks_per_engine` consecutive ranks, which make the same calls."""
 
     is_coordinated = True
 
     def __init__(self, engine: Engine, *, world: collectives.Group, ranks_per_engine: int, batch_size: int) -> None:
-        """`batch_size`: requests that an engine is given at a time; the rest wait for whichever is free first."""
+        """`batch_size`: requests that an engine has at a time; the rest wait for the engine that is free first."""
         self._engine = engine
         self._world = world
         self._place, member = divmod(collectives.rank(world), ranks_per_engine)
-        self._speaks = member == 0
+        self._reports = member == 0
         self._batch_size = batch_size
         self._aborted = False
         self._running = 0
         """Requests that this rank's engine has."""
         self._waiting: deque[Request] = deque()
         self._loads: list[dict[int, int]] = [{} for _ in range(collectives.size(world) // ranks_per_engine)]
-        """Tokens that each engine may have to read and write, by the number of the request."""
+        """For each engine, tokens that it may have to read and draw, by the number of the request."""
         self._unfinished: list[Request] = []
 
     @property
@@ -68,7 +68,7 @@ class LoadBalancedEngine:
         return self._engine.parameters
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """On the first rank, completions as they finish anywhere; nothing on the others, which draw until its end."""
+        """On the first rank, completions as they finish on any rank; nothing on the others, which draw until its end."""
         if not self._leads:
             self._follow()
             return
@@ -128,7 +128,7 @@ class LoadBalancedEngine:
         return collectives.rank(self._world) == 0
 
     def _shard(self) -> list[list[Request]]:
-        """Waiting requests for engines with room, each to the one that has least to do."""
+        """Assign waiting requests to engines with room, each to the one with the least load."""
         shares: list[list[Request]] = [[] for _ in self._loads]
         while self._waiting:
             free = [place for place, loads in enumerate(self._loads) if len(loads) < self._batch_size]
@@ -141,7 +141,7 @@ class LoadBalancedEngine:
         return shares
 
     def _lead(self, tick: _Tick, drawing: Iterator[Completion | None]) -> list[Completion]:
-        """One tick on the first rank; raises what any engine failed with."""
+        """One tick on the first rank; raises the error of an engine that failed."""
         collectives.broadcast_object(tick, self._world)
         reports = collectives.gather_objects_to_first(self._tick(tick, drawing), self._world)
         failures = [report.failure for report in reports if report.failure is not None]
@@ -170,14 +170,14 @@ class LoadBalancedEngine:
         self._running = 0
 
     def _tick(self, tick: _Tick, drawing: Iterator[Completion | None]) -> _Report:
-        """This rank's part; ranks that form one engine make the same calls, and the first of them reports."""
+        """This rank's part of a tick; of the ranks that form one engine, the first reports."""
         report = _Report()
         try:
             self._draw(tick, drawing, report)
         except RolloutError as error:
             report.failure = error
             return report
-        return report if self._speaks else _Report()
+        return report if self._reports else _Report()
 
     def _draw(self, tick: _Tick, drawing: Iterator[Completion | None], report: _Report) -> None:
         if tick.stop:
@@ -199,7 +199,7 @@ class LoadBalancedEngine:
                 report.completions.append(completion)
 
     def _forget(self) -> None:
-        """Nothing is asked of any engine any more."""
+        """Forget the requests of all engines."""
         self._waiting.clear()
         self._running = 0
         for loads in self._loads:

@@ -1,4 +1,4 @@
-"""The embedded engine's choice of tokens: by one uniform number each, from what temperature, top-k and top-p leave."""
+"""Sampling in the embedded engine: one uniform number per token, from what temperature, top-k and top-p leave."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_fork.vocab_parallel import token_statistics
 
 
 class Sampler:
-    """The requests of one batch; `rows` in its methods say which of them are meant."""
+    """Samples tokens for the requests of one batch; `rows` in its methods selects some of them."""
 
     def __init__(self, requests: Sequence[Request], stop_tokens: Sequence[int], device: torch.device) -> None:
         def column(values: list[float]) -> Tensor:
@@ -40,7 +40,7 @@ class Sampler:
         scaled = logits.float() / torch.where(greedy, 1.0, self.temperature[rows])[:, None]
         if self._has_entropy:
             scaled = scale_by_entropy(scaled, self.by_entropy[rows])
-        # Float64, since a float32 sum over a large vocabulary would misplace rare tokens.
+        # In float64: a float32 sum over a large vocabulary would misplace rare tokens.
         probability = scaled.double().softmax(-1)
         if self._truncates:
             probability = _truncated(probability, self.top_k[rows], self.top_p[rows])
@@ -56,7 +56,7 @@ class Sampler:
 
 
 def _truncated(probability: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Zero outside the `top_k` most likely (0: all), and of these outside the fewest that hold `top_p` of what they hold."""
+    """Zero outside the `top_k` most likely tokens (0: all), and outside the fewest of them that hold `top_p` of their sum."""
     ordered, order = probability.sort(-1, descending=True)
     place = torch.arange(ordered.shape[-1], device=ordered.device)
     ordered = torch.where((top_k == 0)[:, None] | (place < top_k[:, None]), ordered, 0.0)

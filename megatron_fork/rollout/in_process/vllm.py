@@ -1,6 +1,6 @@
-"""vLLM inside the trainer's processes, on the trainer's GPUs: no server, no wire, and the memory held in turns.
+"""vLLM inside the trainer's processes, on the trainer's GPUs: without a server, and with the memory used in turns.
 
-Each rank runs an engine core of its own and steps it. With `tensor` above 1 so many consecutive ranks form one engine: each
+Each rank runs and steps an engine core of its own. With `tensor` above 1, that many consecutive ranks form one engine: each
 runs the same schedule over its part of the model, so all of them must make the same calls in the same order, and all have
 the same completions (see `load_balanced`).
 """
@@ -26,7 +26,7 @@ from megatron_fork.rollout.in_process.vllm_process import SleepMode, one_line, s
 from megatron_fork.rollout.pending import DrawnSegment, PendingRequest, vllm_sampling
 from megatron_fork.rollout.weights import buckets
 
-# Tokens of a response that the engine hands out together; an abort forgets less than this of each.
+# Tokens of a response that the engine returns together; an abort loses fewer than this of each response.
 _STREAM_INTERVAL = 16
 _RESETS = 50
 
@@ -52,7 +52,7 @@ class ColocatedEngine(InProcessEngine):
         max_tokens: int,
         dtype: torch.dtype,
     ) -> None:
-        """All ranks together. `max_tokens` is of the longest prompt with its response; `batch_size` responses run at a time."""
+        """All ranks call it. `max_tokens`: longest prompt with its response; `batch_size`: responses that run at a time."""
         super().__init__()
         self.config = config
         self.stop_tokens = tuple(stop_tokens)
@@ -74,7 +74,7 @@ class ColocatedEngine(InProcessEngine):
 
     @classmethod
     def of(cls, context: EngineContext) -> Self:
-        """As a run has it."""
+        """The engine of a run."""
         return cls(
             context.config.colocated,
             context.hf_config,
@@ -86,13 +86,14 @@ class ColocatedEngine(InProcessEngine):
 
     @torch.no_grad()
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Hand all weights to the model's loader, bucket by bucket; wakes the engine where it sleeps.
+        """Give all weights to the model's loader, bucket by bucket; wakes the engine if it sleeps.
 
-        Raises `RolloutError` where the model has no such tensor, or while responses are in progress.
+        Raises `RolloutError` if the model has no such tensor, or while responses are in progress.
         """
         if self._running:
             raise RolloutError(
-                "new weights for the colocated engine while it draws responses", hint="abort, update, and continue them"
+                "new weights for the colocated engine while it draws responses",
+                hint="abort them, update the weights, and continue them",
             )
         self.parameters = 0
         with self._sleeping.ended_by_weights():
@@ -110,7 +111,7 @@ class ColocatedEngine(InProcessEngine):
         except (KeyError, ValueError) as error:
             raise RolloutError(
                 f"the engine's model does not take the weights: {one_line(error)}",
-                hint="policy and engine must segment a config",
+                hint="policy and engine must have the same config",
             ) from error
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -125,7 +126,7 @@ class ColocatedEngine(InProcessEngine):
             self._stop()
 
     def completions(self) -> Generator[Completion | None, None, None]:
-        """As `generate`, and None after each step of the engine; what is submitted meanwhile joins what runs."""
+        """As `generate`, and None after each step of the engine; requests submitted meanwhile join those that run."""
         self._sleeping.refuse_requests()
         self._aborted = False
         try:
@@ -155,14 +156,14 @@ class ColocatedEngine(InProcessEngine):
         self._sleeping.begin()
 
     def close(self) -> None:
-        """Free the engine's memory and its process groups; the trainer's stay."""
+        """Free the engine's memory and its process groups, not the trainer's."""
         self._stop()
         self._llm.engine_core.shutdown()
         vllm_module("vllm.distributed.parallel_state").destroy_model_parallel()
 
     def _submit(self, request: Request) -> None:
         vllm, refusals = vllm_module("vllm.sampling_params"), vllm_module("vllm.exceptions").VLLMClientError
-        pending = PendingRequest.of(request, queue.Queue())  # nobody waits for it there: completions are handed out
+        pending = PendingRequest.of(request, queue.Queue())  # the queue is unused: completions are returned
         name = str(self._submitted)
         self._submitted += 1
         try:
@@ -174,17 +175,17 @@ class ColocatedEngine(InProcessEngine):
         except (ValueError, refusals) as error:
             raise RolloutError(
                 f"vLLM refuses a request of {len(pending.prompt)} tokens: {one_line(error)}",
-                hint="the engine was made for the longest prompt with rollout.max_response_tokens",
+                hint="the engine takes at most the longest prompt and rollout.max_response_tokens",
             ) from error
         self._running[name] = _InProgress(pending, DrawnSegment(self.version, {}))
 
     def _step(self) -> list[Completion]:
-        """One token more for what runs; what has ended."""
+        """Draw one token more for each running request; returns the completions."""
         return [each for output in self._llm.step() if (each := self._taken(output)) is not None]
 
     def _taken(self, output: Any) -> Completion | None:
         response = self._running.get(output.request_id)
-        if response is None:  # of an abort
+        if response is None:  # it was aborted
             return None
         (chunk,) = output.outputs
         response.segment.tokens.extend(chunk.token_ids)
@@ -201,7 +202,7 @@ class ColocatedEngine(InProcessEngine):
         return completion
 
     def _stop(self) -> None:
-        """End what runs; after an abort, requests are kept with what they have."""
+        """End the running requests; after an abort they are kept with their tokens."""
         if not self._running:
             return
         self._llm.abort_request(list(self._running))
@@ -212,9 +213,9 @@ class ColocatedEngine(InProcessEngine):
         self._running.clear()
 
     def _forget_prefixes(self) -> None:
-        """Drop cached keys and values of earlier weights."""
+        """Drop the keys and values that earlier weights cached."""
         for _ in range(_RESETS):
             if self._llm.reset_prefix_cache():
                 return
-            self._llm.step()  # a batch that was under way at an abort still holds its part
-        raise RolloutError("vLLM's cache of prefixes, which old weights wrote, cannot be reset")
+            self._llm.step()  # a batch that was running at an abort still holds its part
+        raise RolloutError("vLLM's prefix cache, which old weights wrote, cannot be reset")

@@ -1,6 +1,6 @@
-"""vLLM's engine within this process, as a guest: the ranks, the device and the random generators are the trainer's.
+"""Starts vLLM's engine in the trainer's process, with the trainer's ranks and device; its random generators are kept.
 
-On the trainer's own GPUs it holds memory in turns: it sleeps while the policy trains, and wakes with new weights.
+On the trainer's GPUs the two use memory in turns: the engine sleeps while the policy trains, and wakes with new weights.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from megatron_fork.rollout.config import ColocatedConfig, RolloutConfig
 
 _CPU_CACHE_BYTES = 512 << 20
-# vLLM's: weights are dropped, not kept in main memory, since the next ones are others.
+# vLLM's sleep level: weights are dropped, not kept in main memory, since the next ones differ.
 _DROP_ALL = 2
 _ENVIRONMENT = {
-    "LOCAL_RANK": "0",  # as `distributed.device` has it
-    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are of its start, and of every update
+    "LOCAL_RANK": "0",  # as in `distributed.device`
+    "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at its start and at every update
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
 def check_colocated(config: RolloutConfig, ranks: int) -> None:
-    """Raises `ConfigError` where this Python has no vLLM, or the ranks do not divide into engines."""
+    """Raises `ConfigError` if this Python has no vLLM, or the ranks do not divide into engines."""
     vllm_module("vllm.v1.engine.llm_engine")
     if ranks % config.colocated.tensor:
         raise ConfigError(
@@ -44,7 +44,7 @@ def check_colocated(config: RolloutConfig, ranks: int) -> None:
 
 
 def start_vllm(config: ColocatedConfig, **arguments: Any) -> Any:
-    """An `LLMEngine` in this process, with weights yet to come; raises `ConfigError` with vLLM's words where it refuses."""
+    """An `LLMEngine` in this process, still without weights; raises `ConfigError` with vLLM's message if it refuses."""
     llm_engine, engine_args = vllm_module("vllm.v1.engine.llm_engine"), vllm_module("vllm.engine.arg_utils")
     for name, value in (("RANK", distributed.rank()), ("WORLD_SIZE", distributed.world_size())):
         os.environ.setdefault(name, str(value))
@@ -58,7 +58,7 @@ def start_vllm(config: ColocatedConfig, **arguments: Any) -> Any:
                 engine_args.EngineArgs(
                     **arguments,
                     tensor_parallel_size=config.tensor,
-                    distributed_executor_backend="external_launcher",  # its ranks are the trainer\'s
+                    distributed_executor_backend="external_launcher",  # the trainer's ranks
                     gpu_memory_utilization=config.gpu_memory_utilization,
                     kv_cache_memory_bytes=cache,
                     enforce_eager=config.eager or not on_gpu,
@@ -77,8 +77,8 @@ def start_vllm(config: ColocatedConfig, **arguments: Any) -> Any:
 
 
 def vllm_module(module: str) -> Any:
-    """A module of vLLM, which only this engine needs; raises `ConfigError` where this Python has none."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the core is to run in this process
+    """A module of vLLM, which only this engine needs; raises `ConfigError` if this Python has no vLLM."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the core must run in this process
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -91,9 +91,9 @@ def vllm_module(module: str) -> Any:
 
 
 def _forget_killed_runs(tensor: int) -> None:
-    """Remove this rank's shared memory of a run that was killed: on a CPU vLLM names it the same in every run, and refuses it.
+    """Remove this rank's shared memory of a killed run: on a CPU vLLM uses the same name in every run, and refuses an old one.
 
-    A run that still uses it keeps it: only the name goes.
+    A run that still uses it keeps it: only the name is removed.
     """
     first, place = distributed.rank() // tensor * tensor, distributed.rank() % tensor
     ranks = "-".join(str(rank) for rank in range(first, first + tensor))
@@ -104,7 +104,7 @@ def _forget_killed_runs(tensor: int) -> None:
 
 @contextmanager
 def _randomness_kept() -> Iterator[None]:
-    """Random generators as they were: vLLM seeds them all when it starts, and here they are the trainer's."""
+    """Restore the random generators: vLLM seeds them all when it starts, and the trainer uses them."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         yield
@@ -117,7 +117,7 @@ def one_line(error: Exception) -> str:
 
 
 class Sleeper(Protocol):
-    """What vLLM's engine offers."""
+    """The methods of vLLM's engine that are used here."""
 
     def sleep(self, level: int) -> object: ...
 
@@ -125,23 +125,23 @@ class Sleeper(Protocol):
 
 
 class SleepMode:
-    """Whether the engine sleeps, and the order in which its memory goes and comes back."""
+    """Whether the engine sleeps, and the order in which its memory is freed and allocated again."""
 
     def __init__(self, engine: Sleeper, *, can_sleep: bool) -> None:
-        """`can_sleep` is False where the platform has no sleep mode: the engine then keeps its memory."""
+        """`can_sleep`: False if the platform has no sleep mode; the engine then keeps its memory."""
         self._engine = engine
         self._can_sleep = can_sleep
         self._sleeps = False
 
     def begin(self) -> None:
-        """Give back the memory of weights and cache."""
+        """Free the memory of weights and cache."""
         if self._can_sleep and not self._sleeps:
             self._engine.sleep(level=_DROP_ALL)
             self._sleeps = True
 
     @contextmanager
     def ended_by_weights(self) -> Iterator[None]:
-        """The weights' memory is there inside, to be filled; the cache's comes after, when no copies of weights are left."""
+        """Allocate the weights' memory, to be filled inside; the cache's follows, when no copies of weights are left."""
         if self._sleeps:
             self._engine.wake_up(tags=["weights"])
         yield
@@ -150,8 +150,9 @@ class SleepMode:
             self._sleeps = False
 
     def refuse_requests(self) -> None:
-        """Raises `RolloutError` for requests to an engine that has no weights."""
+        """Raise `RolloutError` if the engine sleeps and so has no weights."""
         if self._sleeps:
             raise RolloutError(
-                "the engine sleeps since its last rest, and has no weights", hint="update its weights before requests"
+                "the engine sleeps since its last rest and has no weights",
+                hint="update its weights before you send requests",
             )

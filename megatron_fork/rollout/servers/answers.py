@@ -1,6 +1,6 @@
-"""What one server may answer to one request. Each chunk is looked at when it comes; what the request rules out is a fault.
+"""Checks of a server's answer to one request. Each chunk is checked when it arrives; what the request rules out is a fault.
 
-A fault here voids all that the server has drawn of the response: tokens that came before one that cannot be are no better.
+A fault here voids everything that the server drew for the response: tokens before an impossible one cannot be trusted either.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from megatron_fork.experience import FinishReason
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk
 from megatron_fork.rollout.servers.pace import Allowance, Pace
-from megatron_fork.rollout.servers.wire import ServerFault, quoted
+from megatron_fork.rollout.servers.wire import quoted, void
 
 # Rounding may lift a log-prob above 0 by this much.
 _ROUNDING = 1e-3
-# In float32 a probability below exp(-104) is 0 and never drawn. vLLM writes -9999 where it has none.
+# In float32 a probability below exp(-104) is 0 and never drawn. vLLM writes -9999 if it has no log-prob.
 _LEAST_LOGPROB = -1000.0
 
 
@@ -32,20 +32,20 @@ class Answer:
         self._has_ended = False
 
     def take(self, tokens: object, logprob: object, reason: object, versions: object) -> StreamChunk:
-        """The next chunk, from fields of JSON that may be anything; raises `ServerFault` where it cannot be.
+        """The next chunk, from JSON fields that may hold anything; raises `ServerFault` if they cannot be right.
 
-        `reason` says why the response ended: stop, length, abort, or None where it goes on.
+        `reason` says why the response ended: stop, length or abort; None if it goes on.
         """
         ids = self._tokens(tokens)
         values = _logprobs(logprob, len(ids))
         if self._has_ended and (ids or reason is not None):
-            raise _void("it goes on after the end of the response")
+            raise void("it sent more after the end of the response")
         if self.count + len(ids) > self.room:
-            raise _void(f"it sent {self.count + len(ids)} tokens or more, where {self.room} were asked for")
-        # Also the last of an earlier chunk, if this one goes on after it.
+            raise void(f"it sent {self.count + len(ids)} tokens or more, but {self.room} were asked for")
+        # Includes the last token of the earlier chunk, if this chunk continues it.
         for token in ([self._last] if self._last is not None and ids else []) + ids[:-1]:
             if token in self.stop_tokens:
-                raise _void(f"it goes on after token {token}, which ends a response")
+                raise void(f"it sent more after token {token}, which ends a response")
         self.count += len(ids)
         self._last = ids[-1] if ids else self._last
         self.allowance.renew(len(ids))
@@ -53,10 +53,10 @@ class Answer:
 
     def _tokens(self, tokens: object) -> list[int]:
         if not isinstance(tokens, list):
-            raise _void(f"it sent {quoted(tokens, 60)} for tokens")
+            raise void(f"it sent {quoted(tokens, 60)} instead of tokens")
         for token in tokens:
             if type(token) is not int or not 0 <= token < self.vocabulary:
-                raise _void(f"it sent the token {quoted(token, 60)}, which a vocabulary of {self.vocabulary} has not")
+                raise void(f"it sent the token {quoted(token, 60)}, which is not in a vocabulary of {self.vocabulary}")
         return tokens
 
     def _finish(self, reason: object) -> FinishReason | None:
@@ -65,33 +65,31 @@ class Answer:
         self._has_ended = True
         if reason == "stop":
             if self._last not in self.stop_tokens:
-                at = "without a token" if self._last is None else f"at token {self._last}, which is no stop token here"
-                raise _void(f"it stopped {at}")
+                at = "without a token" if self._last is None else f"at token {self._last}, which is not a stop token"
+                raise void(f"it stopped {at}")
             return "stop"
         if reason == "length":
             if self.count < self.room:
-                raise _void(f"it ended for its length after {self.count} of {self.room} tokens: has it less room?")
+                raise void(
+                    f"it ended for length after {self.count} of {self.room} tokens: is its longest sequence shorter?"
+                )
             return "length"
-        raise _void(f"it ended for a reason that is none: {quoted(reason, 60)}")
-
-
-def _void(message: str) -> ServerFault:
-    return ServerFault(message, is_void=True)
+        raise void(f"it ended for an unknown reason: {quoted(reason, 60)}")
 
 
 def _logprobs(logprob: object, count: int) -> list[float]:
     if not isinstance(logprob, list) or len(logprob) != count:
         sent = len(logprob) if isinstance(logprob, list) else quoted(logprob, 60)
-        raise _void(f"it sent {sent} log-probs for {count} tokens")
+        raise void(f"it sent {sent} log-probs for {count} tokens")
     for value in logprob:
         is_number = type(value) is float or (type(value) is int and abs(value) < 1 << 53)
         if not is_number or not math.isfinite(value) or not _LEAST_LOGPROB < value <= _ROUNDING:
-            raise _void(f"it sent the log-prob {quoted(value, 60)}, which no drawn token has")
+            raise void(f"it sent the log-prob {quoted(value, 60)}, which no drawn token can have")
     return [float(value) for value in logprob]
 
 
 def _spans(raw: object) -> list[tuple[str, int, int]] | None:
-    """Both engines' spans of weight labels."""
+    """Spans of weight labels, which both engines write alike."""
     if raw is None:
         return None
     spans = []
@@ -101,5 +99,5 @@ def _spans(raw: object) -> list[tuple[str, int, int]] | None:
             case (str(version), int(start), int(end)) if bool not in (type(start), type(end)):
                 spans.append((version, start, end))
             case _:
-                raise _void(f"it sent weight versions that are none: {quoted(span, 60)}")
+                raise void(f"it sent something that is not a weight version: {quoted(span, 60)}")
     return spans

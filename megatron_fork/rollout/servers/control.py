@@ -1,7 +1,7 @@
-"""What rank 0, which alone talks to the servers, tells the other ranks meanwhile: that it is still there, or what to do.
+"""Requests of rank 0, which alone talks to the servers, to the other ranks: to wait, to gather weights, to save, or to end.
 
-Weights are gathered by all ranks together, also when a server comes back in the middle of a rollout; and a wait that is
-longer than the time-out of a collective needs words in between.
+All ranks gather weights together, even when a server comes back in the middle of a rollout. A wait that is longer than the
+time-out of a collective needs messages in between.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Literal
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import RolloutError, StopRequested
 
-Order = Literal["wait", "weights", "save", "done", "stopped", "failed"]
+ControlRequest = Literal["wait", "weights", "save", "done", "stopped", "failed"]
 
 # Far below any time-out of a collective.
 HEARTBEAT_SECONDS = 10.0
 
 
 class ControlRequests:
-    """Given by the first rank of `world`, followed by the others."""
+    """The first rank of `world` sends them, and the others follow them."""
 
     def __init__(self, world: collectives.Group) -> None:
         self.world = world
@@ -28,18 +28,18 @@ class ControlRequests:
     def leads(self) -> bool:
         return collectives.rank(self.world) == 0
 
-    def give(self, order: Order, message: str = "", hint: str = "") -> None:
-        collectives.broadcast_object((order, message, hint), self.world)
+    def send(self, request: ControlRequest, message: str = "", hint: str = "") -> None:
+        collectives.broadcast_object((request, message, hint), self.world)
 
-    def follow(self, actions: dict[Order, Callable[[], None]]) -> None:
-        """Until the work is done; raises what rank 0 does where it failed, or was asked to stop."""
+    def follow(self, actions: dict[ControlRequest, Callable[[], None]]) -> None:
+        """Follow until the work is done; raises as rank 0 does if it failed or was asked to stop."""
         while True:
-            order, message, hint = collectives.broadcast_object(None, self.world)
-            if order == "done":
+            request, message, hint = collectives.broadcast_object(None, self.world)
+            if request == "done":
                 return
-            if order == "stopped":
+            if request == "stopped":
                 raise StopRequested
-            if order == "failed":
+            if request == "failed":
                 raise RolloutError(message, hint=hint)
-            if order in actions:
-                actions[order]()
+            if request in actions:
+                actions[request]()

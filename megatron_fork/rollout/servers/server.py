@@ -1,4 +1,4 @@
-"""One rollout server: its state as rank 0 sees it, and the calls that every engine answers in its own words."""
+"""One rollout server: its state as rank 0 sees it, and the calls that each engine implements."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from megatron_fork.rollout.servers.wire import ServerFault, Wire, broken_off, pa
 from megatron_fork.serving import Backend
 
 State = Literal["down", "stale", "ready"]
-# Of a control route's answer.
+# JSON elements of a control route's answer.
 _ELEMENTS = 100_000
-# Of one kind of parallelism.
+# Workers of one kind of parallelism.
 _MOST_WORKERS = 4096
 
 
@@ -38,9 +38,9 @@ class BroadcastAddress:
 
 
 class Server(ABC):
-    """A server and what is known of it.
+    """A server and what is known about it.
 
-    down: nothing answers, or nonsense. stale: healthy, with weights that are not the run's. ready: draws responses.
+    down: it does not answer, or answers nonsense. stale: it is healthy and needs the run's weights. ready: it draws responses.
     """
 
     def __init__(self, url: str, config: RemoteConfig, vocabulary: int) -> None:
@@ -55,7 +55,7 @@ class Server(ABC):
         self.reason = "it has not answered yet"
         self.version = -1
         self.falls = 0  # how often it went down
-        self.setbacks = 0  # falls and foreign weights since tokens of it last counted
+        self.failures = 0  # times that it went down or had foreign weights since its tokens last counted
         self.pace = Pace(config.idle_seconds, config.stream_interval)
         self.wire = Wire(self.url, os.environ.get(KEY_VARIABLE), connections=config.requests_per_server)
 
@@ -69,30 +69,30 @@ class Server(ABC):
 
     @property
     def is_given_up(self) -> bool:
-        """Until the next weights; it would take the present ones, and fall again, without end."""
-        return self.setbacks >= self.config.attempts
+        """Whether it gets no requests until the next weights: it would load the present ones and fail again, forever."""
+        return self.failures >= self.config.attempts
 
-    def set_back(self, reason: str) -> None:
-        """It fell, or has foreign weights: too often, without a token that counts in between, and it is given up."""
-        self.setbacks += 1
+    def count_failure(self, reason: str) -> None:
+        """It went down or has foreign weights; it is given up if that happens too often before a token of it counts."""
+        self.failures += 1
         self.reason = reason
         if self.is_given_up:
             self.state = "down"
-            self.reason = f"given up after {self.setbacks} setbacks without a token that counts, the last: {reason}"
+            self.reason = f"given up after {self.failures} failures without a token that counts, the last: {reason}"
 
-    # What each engine says in its own words.
+    # What each engine implements.
 
     @abstractmethod
     def chunks(self, pending: PendingRequest, stop_tokens: Sequence[int]) -> AsyncGenerator[StreamChunk, None]:
-        """Draw the rest of a request, to one of `stop_tokens` at the latest; raises `ServerFault` where it breaks off."""
+        """Draw the rest of a request, at most up to one of `stop_tokens`; raises `ServerFault` if it breaks off."""
 
     @abstractmethod
     async def stop_all(self) -> None:
-        """End every request that the server works on; their streams end with what there is."""
+        """End every request that the server works on; their streams end with the tokens so far."""
 
     @abstractmethod
     async def workers(self) -> int:
-        """Ranks that receive weights."""
+        """Number of ranks that receive weights."""
 
     @abstractmethod
     async def join(self, rendezvous: BroadcastAddress) -> None:
@@ -100,11 +100,11 @@ class Server(ABC):
 
     @abstractmethod
     def store_prefixes(self, rendezvous: BroadcastAddress) -> list[str]:
-        """Under which the workers' group looks into the store, from the outermost name to the innermost."""
+        """Prefixes under which the workers' group uses the store, from the outermost to the innermost."""
 
     @abstractmethod
     async def begin_update(self) -> None:
-        """Open an update session; one that another trainer left open is given up first."""
+        """Open an update session; one that another trainer left open is ended first."""
 
     @abstractmethod
     async def receive(
@@ -122,24 +122,24 @@ class Server(ABC):
 
     @abstractmethod
     async def forget_prefixes(self) -> None:
-        """Drop the cache of prefixes, which old weights wrote."""
+        """Drop the prefix cache, which old weights wrote."""
 
     @abstractmethod
     async def weight_label(self) -> str:
-        """Which weights the server says it has."""
+        """Label of the weights that the server says it has."""
 
     @abstractmethod
     async def pause(self) -> None:
-        """Hold the requests in progress where they are; their cache is written anew when they go on."""
+        """Pause the requests in progress; their cache is computed again when they go on."""
 
     @abstractmethod
     async def resume(self) -> None:
-        """Go on with them."""
+        """Continue the paused requests."""
 
-    # What is the same for all.
+    # What is the same for all engines.
 
     async def hold(self) -> None:
-        """`pause`, and expect no token until it is released."""
+        """`pause`, and expect no token until `release`."""
         self.pace.hold()
         await self.pause()
 
@@ -148,18 +148,20 @@ class Server(ABC):
         self.pace.go_on()
 
     async def is_healthy(self) -> bool:
-        """Where it is not, and was never ready, the reason is what it said."""
+        """Whether `/health` answers; if it does not, and the server was never ready, `reason` is set to its answer."""
         try:
             reply = await self.wire.ask("GET", "/health", self.config.health_timeout_seconds)
-            ailment = "" if reply.status == 200 else str(refusal("/health", reply.status, reply.body))
+            if reply.status == 200:
+                return True
+            reason = str(refusal("/health", reply.status, reply.body))
         except ServerFault as fault:
-            ailment = str(fault)
-        if ailment and self.version < 0:
-            self.reason = ailment
-        return not ailment
+            reason = str(fault)
+        if self.version < 0:
+            self.reason = reason
+        return False
 
     async def call(self, method: str, path: str, **options: Any) -> Any:
-        """JSON answer of a control route, or its text; raises `ServerFault` on anything but success."""
+        """JSON answer of a control route, or its text; raises `ServerFault` unless it succeeded."""
         reply = await self.wire.ask(method, path, self.config.control_seconds, **options)
         if reply.status != 200:
             raise ServerFault(f"{path} was answered with {reply.status}: {quoted(reply.body)}")
@@ -173,23 +175,23 @@ class Server(ABC):
         return answer
 
     async def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """`call` for what must be done then: an answer that says it was not is a fault as well."""
+        """POST to a control route; an answer that reports no success is a fault as well."""
         answer = await self.call("POST", path, json=body or {})
         if isinstance(answer, dict) and answer.get("success") is False:
             raise ServerFault(f"{path} did not succeed: {quoted(answer.get('message'))}")
         return answer
 
-    async def told(self, path: str, name: str) -> Any:
-        """One field of what a control route tells."""
+    async def field_of(self, path: str, name: str) -> Any:
+        """One field of a control route's answer."""
         answer = await self.call("GET", path)
         if not isinstance(answer, dict) or name not in answer:
-            raise ServerFault(f"{path} does not tell {name}: {quoted(answer)}")
+            raise ServerFault(f"{path} was answered without {name}: {quoted(answer)}")
         return answer[name]
 
     async def events(
         self, path: str, body: dict[str, Any], allowance: Allowance
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The JSON objects of a server-sent stream, until it says that it is done."""
+        """The JSON objects of a server-sent stream, up to its end mark."""
         async with contextlib.aclosing(self.wire.lines(path, body, allowance)) as lines:
             async for line in lines:
                 data = line.removeprefix(b"data:").strip()
@@ -210,7 +212,7 @@ class Server(ABC):
 
 
 def workers_in(*counts: object) -> int:
-    """The product of the counts that a server tells of itself."""
+    """The product of the worker counts that a server reports."""
     product = 1
     for count in counts:
         if type(count) is not int or not 1 <= count <= _MOST_WORKERS:

@@ -1,4 +1,4 @@
-"""How SGLang's server speaks: /generate and its update sessions (SGLang 0.5.23); see scripts/serve_engine.sh."""
+"""SGLang's HTTP interface: /generate and its update sessions (SGLang 0.5.23); see scripts/serve_engine.sh."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk
 from megatron_fork.rollout.servers.answers import Answer
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
-from megatron_fork.rollout.servers.wire import ServerFault, quoted
+from megatron_fork.rollout.servers.wire import ServerFault, quoted, void
 
-# A pickle of nothing but the class's name: the server imports it, and no code travels.
+# A pickle of the class's name alone: the server imports the class, and no code is sent.
 _PROCESSOR = json.dumps(
     {"callable": b"cmegatron_fork.serving.sglang_temperature\nEntropyTemperatureProcessor\n.".hex()}
 )
@@ -47,10 +47,11 @@ class SglangServer(Server):
             "stream": True,
         }
         if request.entropy_temperature is not None:
-            # The option that allows it executes what clients send, and is for loopback alone: no other server is asked.
-            if not _is_loopback(self.url):
+            # The server option for this executes what clients send, so it is only for loopback: no other server is asked.
+            host = urlsplit(self.url).hostname or ""
+            if host not in ("localhost", "::1") and not host.startswith("127."):
                 raise ServerFault(
-                    "the entropy-dependent temperature is for SGLang servers on loopback alone", refused=True
+                    "the entropy-dependent temperature is only for SGLang servers on loopback", refused=True
                 )
             sampling["custom_params"] = {"entropy_temperature": request.entropy_temperature.parameters}
             body["custom_logit_processor"] = _PROCESSOR
@@ -62,7 +63,7 @@ class SglangServer(Server):
     async def workers(self) -> int:
         info = await self.call("GET", "/server_info")
         if not isinstance(info, dict):
-            raise ServerFault(f"/server_info is no object: {quoted(info)}")
+            raise ServerFault(f"/server_info is not an object: {quoted(info)}")
         return workers_in(info.get("tp_size"), info.get("pp_size", 1))
 
     async def join(self, rendezvous: BroadcastAddress) -> None:
@@ -79,13 +80,13 @@ class SglangServer(Server):
         )
 
     def store_prefixes(self, rendezvous: BroadcastAddress) -> list[str]:
-        """As SGLang's and torch's functions nest them: the group's name twice, then the device."""
+        """The prefixes that SGLang and torch nest: the group's name twice, then the device."""
         device = "cuda/" if rendezvous.backend == "nccl" else "cpu/"
         return [rendezvous.name, f"{rendezvous.name}/", device]
 
     async def begin_update(self) -> None:
         try:
-            await self.post("/end_weight_update")  # of a trainer that is gone
+            await self.post("/end_weight_update")  # the session of a trainer that is gone
         except ServerFault as fault:
             if _SESSION not in str(fault):
                 raise
@@ -114,7 +115,7 @@ class SglangServer(Server):
         await self.post("/flush_cache")
 
     async def weight_label(self) -> str:
-        return quoted(await self.told("/model_info", "weight_version"))
+        return quoted(await self.field_of("/model_info", "weight_version"))
 
     async def pause(self) -> None:
         await self.post("/pause_generation", {"mode": "retract"})
@@ -124,10 +125,10 @@ class SglangServer(Server):
 
 
 def _fields(event: dict[str, Any], seen: int) -> tuple[object, object, object, object]:
-    """(tokens, log-probs, why it ended, versions) past the first `seen`, whether each event has all tokens or the new."""
+    """(tokens, log-probs, why it ended, versions) after the first `seen`; an event may hold all tokens or only new ones."""
     about, tokens = event.get("meta_info"), event.get("output_ids")
     if not isinstance(about, dict) or not isinstance(tokens, list):
-        raise ServerFault(f"it sent an answer without tokens or meta_info: {quoted(event)}", is_void=True)
+        raise void(f"it sent an answer without tokens or meta_info: {quoted(event)}")
     entries, total = about.get("output_token_logprobs"), about.get("completion_tokens")
     entries = [] if entries is None and not tokens else entries
     if (
@@ -136,27 +137,19 @@ def _fields(event: dict[str, Any], seen: int) -> tuple[object, object, object, o
         or not 0 <= total - seen <= min(len(tokens), len(entries))
     ):
         have = len(entries) if isinstance(entries, list) else quoted(entries, 60)
-        raise ServerFault(
-            f"it sent {len(tokens)} tokens and {have} log-probs, and counts {quoted(total, 60)} after {seen}",
-            is_void=True,
-        )
+        raise void(f"it sent {len(tokens)} tokens and {have} log-probs, and counts {quoted(total, 60)} after {seen}")
     new = total - seen
     tokens, entries = tokens[len(tokens) - new :], entries[len(entries) - new :]
     pairs = [entry if isinstance(entry, list) and len(entry) >= 2 else [entry, None] for entry in entries]
     if [pair[1] for pair in pairs] != tokens:
-        raise ServerFault("its tokens and log-probs disagree", is_void=True)
+        raise void("its tokens and log-probs disagree")
     return tokens, [pair[0] for pair in pairs], _reason(about.get("finish_reason")), about.get("weight_versions")
 
 
 def _reason(finish: object) -> object:
     if not isinstance(finish, dict):
         return finish
-    # Where its sampler fails, SGLang ends a response with a stop token of its own making, and says so by a text.
+    # When its sampler fails, SGLang ends a response with an invented stop token, and says so by a text.
     if finish.get("type") == "stop" and isinstance(finish.get("matched"), str):
         return f"stop at {finish['matched']}"
     return finish.get("type") or finish
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host == "localhost" or host == "::1" or host.startswith("127.")

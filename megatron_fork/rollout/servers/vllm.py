@@ -1,4 +1,4 @@
-"""How vLLM's server speaks: its token-in, token-out route and its routes for training (vLLM 0.32).
+"""vLLM's HTTP interface: its token-in, token-out route and its routes for training (vLLM 0.32).
 
 The server needs `--enable-scale-out`, `VLLM_SERVER_DEV_MODE=1`, `--logprobs-mode processed_logprobs` and the extension of
 `serving/vllm_worker.py`: see scripts/serve_engine.sh.
@@ -14,7 +14,7 @@ from typing import Any
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk, vllm_sampling
 from megatron_fork.rollout.servers.answers import Answer
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
-from megatron_fork.rollout.servers.wire import ServerFault, quoted
+from megatron_fork.rollout.servers.wire import ServerFault, quoted, void
 
 _RESETS = 50
 
@@ -34,7 +34,7 @@ class VllmServer(Server):
         await self.post("/abort_requests")
 
     async def workers(self) -> int:
-        return workers_in(await self.told("/get_world_size", "world_size"))
+        return workers_in(await self.field_of("/get_world_size", "world_size"))
 
     async def join(self, rendezvous: BroadcastAddress) -> None:
         info = {
@@ -69,7 +69,7 @@ class VllmServer(Server):
         await self.post("/update_weight_version", {"new_version": label})
 
     async def _disown(self) -> None:
-        """From here to the new label nothing counts that the server draws, which it does where another trainer uses it too."""
+        """Nothing that the server draws from here to the new label counts; it may draw for another trainer meanwhile."""
         await self.post("/update_weight_version", {"new_version": "loading"})
 
     async def forget_prefixes(self) -> None:
@@ -81,10 +81,10 @@ class VllmServer(Server):
                     if isinstance(answer, dict) and answer.get("success") is True:
                         return
                     await asyncio.sleep(0.1)  # a request that has just ended still holds its part
-        raise ServerFault("its cache of prefixes, which old weights wrote, cannot be reset")
+        raise ServerFault("its prefix cache, which old weights wrote, cannot be reset")
 
     async def weight_label(self) -> str:
-        return quoted(await self.told("/weight_info", "weight_version"))
+        return quoted(await self.field_of("/weight_info", "weight_version"))
 
     async def pause(self) -> None:
         await self.call("POST", "/pause", params={"mode": "keep"})
@@ -98,24 +98,24 @@ class VllmServer(Server):
 
 
 def _choice_of(event: dict[str, Any]) -> dict[str, Any] | None:
-    """The one choice of an event; None of one that has none, such as the last with its count of tokens."""
+    """The one choice of an event; None if it has none, as the last event with its count of tokens."""
     choices = event.get("choices")
     if choices == []:
         return None
     match choices:
         case [dict(choice)] if choice.get("index", 0) == 0:
             return choice
-    raise ServerFault(f"it sent choices that are not the one asked for: {quoted(choices)}", is_void=True)
+    raise void(f"it sent choices other than the one asked for: {quoted(choices)}")
 
 
 def _fields(choice: dict[str, Any]) -> tuple[object, object, object, object]:
-    """(tokens, log-probs, why it ended, versions) of a choice, each as `Answer.take` wants it or as it came."""
+    """(tokens, log-probs, why it ended, versions) of a choice, each as `Answer.take` needs it or as it came."""
     tokens = choice.get("token_ids")
     logprobs = choice.get("logprobs") or {}
     content = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
     if isinstance(content, list):
         content = [each.get("logprob") if isinstance(each, dict) else each for each in content]
     reason, matched = choice.get("finish_reason"), choice.get("stop_reason")
-    if reason == "stop" and isinstance(matched, str):  # no text was asked to stop at
+    if reason == "stop" and isinstance(matched, str):  # the request names no stop text
         reason = f"stop at {matched}"
     return [] if tokens is None else tokens, [] if content is None else content, reason, choice.get("weight_versions")

@@ -1,4 +1,4 @@
-"""How weights get to servers: a folder on disk, or a broadcast from rank 0. A server that fails on the way fails alone."""
+"""How weights get to servers: through a folder on disk, or by a broadcast from rank 0. A server that fails fails alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.config import RemoteConfig
-from megatron_fork.rollout.servers.pace import ended, in_daemon_thread
+from megatron_fork.rollout.servers.event_loop import ended, in_daemon_thread
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server
 from megatron_fork.rollout.servers.wire import ServerFault
 from megatron_fork.rollout.weights import Bucket
@@ -29,7 +29,7 @@ Lost = Callable[[Server, str], Awaitable[None]]
 
 
 class Delivery(ABC):
-    """One update: `start` with the servers, `send` every bucket, `finish`. A server that fails is given to `lost`."""
+    """One update: `start` with the servers, `send` every bucket, `finish`. `lost` is called with each server that fails."""
 
     device = torch.device("cpu")
 
@@ -41,7 +41,7 @@ class Delivery(ABC):
         self.bytes_sent = 0
 
     async def start(self, servers: Sequence[Server]) -> None:
-        """Requests in progress are held from here to the end of the update, and go on with the new weights."""
+        """Hold the requests in progress to the end of the update; they go on with the new weights."""
         self.servers = list(servers)
         self._held = {server for server in servers if server.running}
 
@@ -54,10 +54,10 @@ class Delivery(ABC):
 
     @abstractmethod
     async def send(self, bucket: Bucket) -> None:
-        """The next bucket to all servers that are left."""
+        """Send the next bucket to all servers that have not failed."""
 
     async def finish(self, label: str) -> list[Server]:
-        """The servers that have all weights now, and say so themselves."""
+        """The servers that have all weights now, and say so."""
 
         async def close(server: Server) -> None:
             await self._close(server, label)
@@ -71,9 +71,8 @@ class Delivery(ABC):
         await self._each(close)
         return self.servers
 
-    @abstractmethod
-    async def _open(self, server: Server) -> None:
-        """Prepare one server."""
+    async def _open(self, server: Server) -> None:  # noqa: B027
+        """Prepare one server, if it needs that."""
 
     @abstractmethod
     async def _close(self, server: Server, label: str) -> None:
@@ -91,13 +90,12 @@ class Delivery(ABC):
     async def _give_up(self, server: Server, reason: str) -> None:
         await self.lost(server, reason)
 
-    @abstractmethod
-    async def close(self) -> None:
-        """Give back what the delivery holds between updates."""
+    async def close(self) -> None:  # noqa: B027
+        """Free what the delivery holds between updates."""
 
 
 class DiskDelivery(Delivery):
-    """A Hugging Face folder that the servers load; a file a bucket. The last update's folder stays until the next is read."""
+    """A Hugging Face folder that servers load, one file per bucket. An update's folder stays until the next one is loaded."""
 
     def __init__(self, config: RemoteConfig, lost: Lost, folder: Path, hf_config: PretrainedConfig) -> None:
         super().__init__(config, lost)
@@ -119,7 +117,7 @@ class DiskDelivery(Delivery):
             yield
         except (OSError, SafetensorError) as error:
             raise RolloutError(
-                f"{self._partial} cannot be written: {error}", hint="free some space, or see who may write there"
+                f"{self._partial} cannot be written: {error}", hint="free some space, or check the folder's permissions"
             ) from error
 
     @property
@@ -148,19 +146,13 @@ class DiskDelivery(Delivery):
                 shutil.rmtree(old, ignore_errors=True)
         return servers
 
-    async def _open(self, server: Server) -> None:
-        """A folder needs no preparation there."""
-
-    async def close(self) -> None:
-        """Nothing is held."""
-
     async def _close(self, server: Server, label: str) -> None:
         await server.reload(str(self.folder / label.replace(":", "-")), label)
 
 
 @dataclass(frozen=True)
 class _Connection:
-    """A server's group; the store must live as long. `falls` tells the server's life that it belongs to."""
+    """A server's process group; the store must live as long. `falls`: how often the server had gone down when it was made."""
 
     group: TransferGroup
     rendezvous: BroadcastAddress
@@ -169,7 +161,7 @@ class _Connection:
 
 
 class BroadcastDelivery(Delivery):
-    """Tensor by tensor over a process group a server; groups last from update to update, and are made anew when one breaks."""
+    """Tensor by tensor over one process group per server; a group is kept between updates, and made again when it breaks."""
 
     def __init__(self, config: RemoteConfig, lost: Lost, backend: Backend) -> None:
         super().__init__(config, lost)
@@ -182,7 +174,7 @@ class BroadcastDelivery(Delivery):
     async def _open(self, server: Server) -> None:
         kept = self._groups.get(server)
         if kept is None or kept.falls != server.falls:
-            self._forget(server)  # after a fall it may be another process than the one that joined
+            self._forget(server)  # after it went down it may be another process than the one that joined
             await self._connect(server)
         await server.begin_update()
 
@@ -191,8 +183,8 @@ class BroadcastDelivery(Delivery):
         try:
             address = address_towards(*server.endpoint)
             store = TransferStore(address, timeout=self.config.control_seconds)
-        except (OSError, RuntimeError) as error:  # no such host; torch's of a port
-            raise ServerFault(f"no way to its workers: {str(error).splitlines()[0]}") from error
+        except (OSError, RuntimeError) as error:  # no such host; torch raises the latter for a port
+            raise ServerFault(f"its workers cannot be reached: {str(error).splitlines()[0]}") from error
         rendezvous = BroadcastAddress(
             address=address,
             port=store.port,
@@ -204,12 +196,12 @@ class BroadcastDelivery(Delivery):
         joining = asyncio.create_task(server.join(rendezvous))
         forming = asyncio.create_task(in_daemon_thread(lambda: self._join(store, rendezvous, server)))
         try:
-            # An answer that comes without the group is a refusal: nobody will join any more.
+            # An answer before the group is formed is a refusal: the workers will not join any more.
             await asyncio.wait([joining, forming], return_when=asyncio.FIRST_COMPLETED)
             await joining
             group = await forming
         except RuntimeError as error:  # torch's rendezvous
-            raise ServerFault(f"no group with its workers: {str(error).splitlines()[0]}") from error
+            raise ServerFault(f"no process group with its workers: {str(error).splitlines()[0]}") from error
         finally:
             await ended(joining, forming)
         self._groups[server] = _Connection(group, rendezvous, store, server.falls)
@@ -245,7 +237,7 @@ class BroadcastDelivery(Delivery):
         await self._each(to)
 
     async def _broadcast(self, group: TransferGroup, bucket: Bucket, answer: asyncio.Task[None]) -> None:
-        """Send tensor by tensor, and stop where the server answers before it has them all: that is a refusal."""
+        """Send tensor by tensor, and stop if the server answers before it has them all: that is a refusal."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.control_seconds
         for _, tensor in bucket:

@@ -1,6 +1,6 @@
-"""What comes over the wire, before anything of it is believed: bounded in bytes and in time, and told in printable words.
+"""HTTP to a server that is not trusted: answers are bounded in bytes and in time, and quoted in printable characters.
 
-Besides a run's servers `doctor` asks here, all at once and for a few seconds at most, whether they answer.
+`doctor` also asks here whether all servers answer, at once and within a few seconds.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from megatron_fork.errors import KEY_VARIABLE, masked
 if TYPE_CHECKING:
     from megatron_fork.rollout.servers.pace import Allowance
 
-# Of a control route's answer; SGLang's /server_info is the longest, with some ten KiB.
+# Of a control route's answer; SGLang's /server_info is the longest, with about ten KiB.
 _ANSWER_BYTES = 4 << 20
-# What is read of an answer that is only quoted.
+# How much is read of an answer that is only quoted.
 _QUOTED_BYTES = 64 << 10
 _CONNECT_SECONDS = 10.0
-# Servers close a connection that rests for 5 s; one that is used in that moment would look like a fault.
+# Servers close a connection that is idle for 5 s; using it at that moment would look like a fault.
 _KEPT_SECONDS = 2.0
-# What the HTTP client raises for what a server sends; the last for addresses in headers.
+# What the HTTP client raises for a server's answers; `ValueError` for addresses in headers.
 _BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError)
 
 
 class ServerFault(Exception):
     """What a server did wrong, in one line.
 
-    `is_busy`: it asks for patience. `refused`: it calls the request wrong. `is_void`: what it had drawn of the response
-    cannot be, and does not count either.
+    `is_busy`: it asks to try later. `refused`: it says that the request is wrong. `is_void`: what it drew for the response
+    cannot be right, and does not count either.
     """
 
     def __init__(self, message: str, *, is_busy: bool = False, refused: bool = False, is_void: bool = False) -> None:
@@ -47,28 +47,33 @@ class ServerFault(Exception):
 
 
 class Late(ServerFault):
-    """A whole answer that is not there in time."""
+    """A whole answer that did not arrive in time."""
+
+
+def void(message: str) -> ServerFault:
+    """A fault that voids everything the server drew for the response."""
+    return ServerFault(message, is_void=True)
 
 
 def quoted(sent: object, most: int = 200) -> str:
-    """What a server sent, on one line, short, and without anything that a terminal would obey."""
+    """What a server sent, short, on one line, and without terminal escapes."""
     if isinstance(sent, bytes):
         sent = sent[:_QUOTED_BYTES].decode(errors="replace")
     try:
         text = sent if isinstance(sent, str) else repr(sent)
     except (RecursionError, ValueError):  # too deep, or of more digits than Python prints
         return f"a {type(sent).__name__}"
-    # Masked before it is cut: the first half of a key would not be known for one.
+    # Masked before it is cut: the first half of a key would not be recognized.
     text = "".join(each if each.isprintable() else " " for each in masked(text[:_QUOTED_BYTES]))
     text = " ".join(text.split())
     return text if len(text) <= most else text[:most] + "..."
 
 
 def parsed(text: bytes, path: str, most: float = float("inf")) -> Any:
-    """JSON of at most `most` elements, which is asked before it is parsed."""
+    """JSON of at most `most` elements, which are counted before it is parsed."""
     elements = sum(text.count(mark) for mark in (b"[", b"{", b","))
     if elements > most:
-        raise ServerFault(f"{path} sent JSON of {elements} elements, where {most:.0f} are enough")
+        raise ServerFault(f"{path} sent JSON of {elements} elements, more than the limit of {most:.0f}")
     try:
         return json.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -87,7 +92,7 @@ class Reply:
 
 
 class Wire:
-    """Connections to one server. Redirects are not followed, cookies not kept, nothing is unpacked."""
+    """Connections to one server. They follow no redirects, keep no cookies and unpack nothing."""
 
     def __init__(self, url: str, key: str | None, *, connections: int) -> None:
         self.http = httpx.AsyncClient(
@@ -96,7 +101,7 @@ class Wire:
             limits=httpx.Limits(
                 max_connections=None, max_keepalive_connections=connections, keepalive_expiry=_KEPT_SECONDS
             ),
-            # All other limits are of the whole exchange: a server that drips would pass those of a single read.
+            # All other limits are on the whole exchange: a slow drip of bytes would pass limits on a single read.
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             trust_env=False,
@@ -119,12 +124,12 @@ class Wire:
                 request = self.http.build_request("POST", path, json=body)
                 answer = await self.http.send(request, stream=True)
             try:
-                if answer.status_code != 200 or not _may_be_a_stream(answer):
+                if answer.status_code != 200 or _kind_of(answer) in ("text/html", "application/json"):
                     async with allowance.in_time():
                         start = await _body_of(answer, path, _QUOTED_BYTES, cut=True)
                     if answer.status_code != 200:
                         raise refusal(path, answer.status_code, start)
-                    raise ServerFault(f"{path} sent {quoted(_kind_of(answer), 40)} for a stream: {quoted(start)}")
+                    raise ServerFault(f"{path} sent {quoted(_kind_of(answer), 40)}, not a stream: {quoted(start)}")
                 async with aclosing(_lines_of(answer, path, allowance)) as lines:
                     async for line in lines:
                         yield line
@@ -149,7 +154,7 @@ def refusal(path: str, status: int, text: object) -> ServerFault:
 
 
 def broken_off(path: str, error: object) -> ServerFault:
-    """Of an error that comes as part of a stream."""
+    """The fault for an error that comes inside a stream."""
     if isinstance(error, dict) and type(error.get("code")) is int:
         return refusal(path, error["code"], error.get("message"))
     return ServerFault(f"{path} broke off: {quoted(error)}")
@@ -174,7 +179,7 @@ async def _lines_of(answer: httpx.Response, path: str, allowance: Allowance) -> 
 
 
 async def _body_of(answer: httpx.Response, path: str, most: int, *, cut: bool = False) -> bytes:
-    """All of it; what is longer than `most` is a fault, or is `cut`."""
+    """The whole body; one that is longer than `most` is a fault, or is `cut`."""
     body = bytearray()
     async with aclosing(_bytes_of(answer, path)) as chunks:
         async for chunk in chunks:
@@ -199,16 +204,12 @@ def _kind_of(answer: httpx.Response) -> str:
     return answer.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _may_be_a_stream(answer: httpx.Response) -> bool:
-    return _kind_of(answer) not in ("text/html", "application/json")
-
-
 def _in_words(error: Exception) -> str:
     return f"{type(error).__name__} {quoted(str(error))}".strip()
 
 
 def server_states(urls: Sequence[str], *, seconds: float = 3.0) -> dict[str, str]:
-    """For every address what its `/health` says to a run: `healthy`, or what is wrong in a few words."""
+    """For every address whether its `/health` answers a run: `healthy`, or what is wrong in a few words."""
 
     async def ask(url: str) -> str:
         try:
