@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         world_size,
     )
     from megatron_fork.distributed.config import ParallelConfig
-    from megatron_fork.distributed.launcher import another_tells, launch
+    from megatron_fork.distributed.launcher import another_prints, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "ParallelConfig"})
@@ -24,7 +24,7 @@ else:
 __all__ = [
     "ParallelConfig",
     "Layout",
-    "another_tells",
+    "another_prints",
     "choose_threads",
     "device",
     "finalize",

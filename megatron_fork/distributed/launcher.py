@@ -82,7 +82,7 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     return None
 
 
-def another_tells(environment: Mapping[str, str] = os.environ) -> bool:
+def another_prints(environment: Mapping[str, str] = os.environ) -> bool:
     """Where `launch` refuses: whether the first rank has met the same, so that this one need not say it too.
 
     Not where this one's own place is what is wrong: the others know nothing of it.

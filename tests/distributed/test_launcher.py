@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_fork.distributed.launcher import Launch, another_tells, first_host, launch
+from megatron_fork.distributed.launcher import Launch, another_prints, first_host, launch
 from megatron_fork.errors import LayoutError
 
 STEP = {
@@ -139,4 +139,4 @@ def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
 def test_somebody_says_what_is_wrong_and_not_everybody(variables: dict[str, str], told_by_another: bool) -> None:
     with pytest.raises(LayoutError):
         launch(variables)
-    assert another_tells(variables) == told_by_another
+    assert another_prints(variables) == told_by_another
