@@ -40,8 +40,8 @@ class Saved:
 def latest(root: Path, *, run: str = "", formerly: Sequence[str] = (), group: collectives.Group = None) -> Saved | None:
     """The checkpoint that `LATEST` names or, if that one is damaged, the newest complete one before it.
 
-    If `LATEST` is missing or invalid, the newest complete one of all. None if nothing was ever saved. Every rank of `group` must
-    call it: each checks a part of the files.
+    If `LATEST` is missing or invalid, the newest complete one of all. None if nothing was ever saved. Every rank of `group`
+    must call it: each checks a part of the files.
 
     Args:
         root: the folder of the checkpoints.

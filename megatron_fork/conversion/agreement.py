@@ -86,7 +86,7 @@ def model_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
 
 def _check_tensor(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
     if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
-        raise CheckpointError(f"the checkpoint's {name} is of dtype {tensor.dtype}", hint=QUANTISED)
+        raise CheckpointError(f"the checkpoint's {name} has dtype {tensor.dtype}", hint=QUANTISED)
     if tuple(tensor.shape) != wanted:
         raise CheckpointError(
             f"the checkpoint's {name} has the shape {list(tensor.shape)}, the model's {list(wanted)}", hint=_OTHER_MODEL

@@ -1,4 +1,4 @@
-"""Process groups, layouts, the device backend and the few collectives; the only room that knows Megatron's global state."""
+"""Process groups, layouts, the device backend and collectives; the only room that uses Megatron's global state."""
 
 from typing import TYPE_CHECKING
 

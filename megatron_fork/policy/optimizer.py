@@ -1,4 +1,4 @@
-"""Megatron's Adam and the learning rate of an update."""
+"""Megatron's Adam optimizer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from megatron_fork.policy.config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, chunks: Sequence[nn.Module], dtype: torch.dtype) -> MegatronOptimizer:
-    """Megatron's optimizer over the wrapped chunks; main parameters are float32 whatever the model's dtype."""
+    """Megatron's optimizer over the wrapped chunks; main parameters are float32 for any dtype of the model."""
     if config.offload and not torch.cuda.is_available():
-        raise ConfigError(f"offload={config.offload} without a GPU", hint="there is no device memory to spare: set 0")
+        raise ConfigError(f"offload={config.offload} needs a GPU", hint="there is no device memory to save: set 0")
     return get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",

@@ -1,4 +1,4 @@
-"""Megatron's data-parallel wrapper around each chunk, and what its schedule calls at the right moments."""
+"""Megatron's data-parallel wrapper around each chunk, and the functions that its schedule calls."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def data_parallel(config: OptimizerConfig, chunks: Sequence[nn.Module]) -> Itera
         check_for_nan_in_grad=True,
     )
     for index, chunk in enumerate(chunks):
-        # Chunks after the first have their turn while others compute: buckets would only cost messages.
+        # Later chunks are reduced while others compute: buckets would only cost messages.
         yield DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=index > 0)
 
 
 def connect_schedule(config: OptimizerConfig, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer) -> None:
-    """Tell Megatron's schedule when gradients are reduced, parameters gathered, and how losses are scaled."""
+    """Set the functions by which Megatron's schedule reduces gradients, gathers parameters and scales losses."""
     wrapped = [chunk for chunk in chunks if isinstance(chunk, DistributedDataParallel)]
     shared: Any = wrapped[0].config
     shared.finalize_model_grads_func = finalize_gradients
@@ -42,5 +42,5 @@ def connect_schedule(config: OptimizerConfig, chunks: Sequence[nn.Module], optim
 
 
 def finalize_gradients(chunks: list[nn.Module], _: Tensor | None, **groups: Any) -> None:
-    """Megatron's reductions without its division by a token count: the loss has been divided already."""
+    """Megatron's reductions without its division by a token count: the loss has already been divided."""
     finalize_model_grads(chunks, None, **groups)

@@ -220,7 +220,7 @@ def test_quantised_weights_are_called_so(
     [
         ({"num_hidden_layers": 1}, "layer_types has 2 entries, but num_hidden_layers=1"),
         ({"num_hidden_layers": 3}, "layer_types has 2 entries, but num_hidden_layers=3"),
-        ({"dtype": "bf16"}, "dtype=bf16, which is none of float32, bfloat16"),
+        ({"dtype": "bf16"}, "dtype=bf16, which is not one of float32, bfloat16"),
         ({"hidden_size": "32"}, "hidden_size=32, which is not a whole number"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps=1e-6, which is not a finite number"),
         ({"dtype": "float32", "torch_dtype": "bfloat16"}, "dtype=float32, but torch_dtype=bfloat16"),

@@ -86,7 +86,7 @@ def test_a_process_alone_is_none_of_many(alone: dict[str, str]) -> None:
         ({"WORLD_SIZE": "4"}, "did not set RANK"),
         ({"RANK": "", "WORLD_SIZE": "4"}, "did not set RANK"),
         ({"RANK": "zero", "WORLD_SIZE": "4"}, "RANK='zero' is not a number"),
-        ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK=4 is no rank of a world of 4"),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK=4 is not a rank of a world of 4"),
         ({**of_torchrun(0, 2), "MASTER_PORT": "abc"}, "MASTER_PORT='abc' is not a number"),
         ({**of_torchrun(0, 2), "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is not a port"),
         ({**of_torchrun(0, 2), "LOCAL_RANK": "x"}, "LOCAL_RANK='x' is not a number"),
