@@ -15,7 +15,7 @@ FinishReason = Literal["stop", "length"]
 
 
 def token_array(tokens: Iterable[int] = ()) -> array[int]:
-    """Four bytes a token: every rank holds a step's responses, such as 8,192 of 15k tokens; a tuple takes ten times that."""
+    """Four bytes per token: every rank holds a step's responses, such as 8,192 of 15k tokens; a tuple takes 10 times that."""
     return array("i", tokens)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from megatron_fork.errors import CheckpointError
+from megatron_fork.errors import CheckpointError, shown
 
 MANIFEST = "manifest.json"
 _FORMAT = 3
@@ -56,16 +56,16 @@ def read(folder: Path, run: str, formerly: Sequence[str] = ()) -> tuple[Descript
     record = _record(manifest)
     if record["format"] != _FORMAT:
         raise CheckpointError(
-            f"{manifest} has format={_shown(record['format'])}, this version reads format={_FORMAT}: continue with the "
+            f"{manifest} has format={shown(record['format'])}, this version reads format={_FORMAT}: continue with the "
             "version that wrote it, or start over"
         )
     fields = {name: value for name, value in record.items() if name != _SEAL}
     if record.get(_SEAL) != _seal(fields):
-        raise CheckpointError(f"{manifest} is damaged: it does not match its {_SEAL}={_shown(record.get(_SEAL))}")
+        raise CheckpointError(f"{manifest} is damaged: it does not match its {_SEAL}={shown(record.get(_SEAL))}")
     if not isinstance(record["name"], str) or step_of(record["name"]) != step_of(folder.name):
-        raise CheckpointError(f"{manifest} belongs to {_shown(record['name'])}, not to {folder.name}")
+        raise CheckpointError(f"{manifest} belongs to {shown(record['name'])}, not to {folder.name}")
     if run and record["run"] not in (run, *formerly):
-        raise CheckpointError(f"{manifest} belongs to another run: run={_shown(record['run'])}, this one is {run}")
+        raise CheckpointError(f"{manifest} belongs to another run: run={shown(record['run'])}, this one is {run}")
     _check_progress(manifest, record["progress"])
     _check_files(manifest, record["files"])
     return record["files"], record["progress"]
@@ -79,7 +79,7 @@ def _record(manifest: Path) -> dict[str, Any]:
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{manifest} cannot be read: {error!r}") from error
     if not isinstance(record, dict):
-        raise CheckpointError(f"{manifest} cannot be read: it holds {_shown(record)}, not fields")
+        raise CheckpointError(f"{manifest} cannot be read: it holds {shown(record)}, not fields")
     for name in _FIELDS:
         if name not in record:
             raise CheckpointError(f"{manifest} cannot be read: it has no {name}")
@@ -90,21 +90,21 @@ def _check_progress(manifest: Path, progress: Any) -> None:
     step = progress.get("step") if isinstance(progress, dict) else progress
     if type(step) is not int or step != step_of(manifest.parent.name)[0]:
         raise CheckpointError(
-            f"{manifest} has progress.step={_shown(step)}, which is not the step of {manifest.parent.name}"
+            f"{manifest} has progress.step={shown(step)}, which is not the step of {manifest.parent.name}"
         )
 
 
 def _check_files(manifest: Path, files: Any) -> None:
     if not isinstance(files, dict):
-        raise CheckpointError(f"{manifest} has files={_shown(files)}, which is not a list of files")
+        raise CheckpointError(f"{manifest} has files={shown(files)}, which is not a list of files")
     for name, description in files.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts:
-            raise CheckpointError(f"{manifest} names the file {_shown(name)}, which is not in its folder")
+            raise CheckpointError(f"{manifest} names the file {shown(name)}, which is not in its folder")
         size = description.get("bytes") if isinstance(description, dict) else None
         checksum = description.get("sha256") if isinstance(description, dict) else None
         if type(size) is not int or size < 0 or not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
-            raise CheckpointError(f"{manifest} describes the file {name} as {_shown(description)}")
+            raise CheckpointError(f"{manifest} describes the file {name} as {shown(description)}")
 
 
 def _seal(fields: Mapping[str, Any]) -> str:
@@ -117,9 +117,3 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("it names a field twice")
     return found
-
-
-def _shown(value: Any) -> str:
-    """A value for an error message, on one line and short."""
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 and text.isprintable() else f"{text[:60]!r}..."

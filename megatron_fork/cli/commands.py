@@ -142,7 +142,3 @@ def main() -> None:
     # another process uses it too: the warm start of the quickstart fell to a tenth of its speed or less.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -64,7 +64,7 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, config: ObjectiveConfig
 
 
 def _refuse_infinite(rewards: Tensor, group: Group) -> None:
-    """Every rank learns of a bad reward anywhere, so that all raise and none is left waiting."""
+    """Raise `ObjectiveError` on every rank if any rank has a bad reward, so that none is left waiting."""
     bad = (~torch.isfinite(rewards)).nonzero()
     found = collectives.all_reduce_max(torch.tensor(len(bad), device=device()), group)
     if len(bad):
@@ -74,12 +74,13 @@ def _refuse_infinite(rewards: Tensor, group: Group) -> None:
         )
     if found:
         raise ObjectiveError(
-            "a reward on another rank is not finite", hint="its message names it; the verifier must return a number"
+            "a reward on another rank is not finite",
+            hint="that rank's message names it; the verifier must return a number",
         )
 
 
 def overlong_penalty(lengths: Tensor, config: ObjectiveConfig) -> Tensor:
-    """DAPO's soft punishment, to be added to the reward: float32 `[responses]`, from 0 down to `-factor`.
+    """DAPO's overlong penalty, to be added to the reward: float32 `[responses]`, from 0 down to `-factor`.
 
     0 up to `max_response - cache` tokens, then linear, `-factor` at `max_response` and beyond (arXiv 2503.14476, Eq. 13).
     """

@@ -130,7 +130,10 @@ class Learner:
     ) -> dict[str, float]:
         """Select the tokens of one mini-batch and make its optimizer step; the metrics of both."""
         share = shares[index]
-        current = share if index == 0 or self.selection.entropy_policy == "old" else self._current(share)
+        current = share
+        if index > 0 and self.selection.entropy_policy != "old":
+            logprob_t, entropy_t = self.policy.statistics(share)
+            current = share.with_columns(logprob_t=logprob_t, entropy_t=entropy_t)
         chosen = self.select(current, number)
         clock.lap("statistics")
         shares[index] = current.with_columns(selected_t=chosen.mask)
@@ -248,10 +251,6 @@ class Learner:
             seen.append(of_critic_update(critic.update(share, candidate_t, loss_of, learning_rate=learning_rate)))
         clock.lap("critic")
         return mean(seen)
-
-    def _current(self, share: Batch) -> Batch:
-        logprob_t, entropy_t = self.policy.statistics(share)
-        return share.with_columns(logprob_t=logprob_t, entropy_t=entropy_t)
 
     def _segments(self, share: Batch) -> Tensor | None:
         segment = selection.SCOPES[self.selection.scope or ""].segment

@@ -25,9 +25,8 @@ from megatron_fork.experience import Batch
 from megatron_fork.models import PackedModel, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
-from megatron_fork.policy.optimizer import build_optimizer
 from megatron_fork.policy.routing import describe
-from megatron_fork.policy.wrapping import connect_schedule, data_parallel
+from megatron_fork.policy.wrapping import build_optimizer, connect_schedule, data_parallel
 from megatron_fork.vocab_parallel import RowLoss
 
 

@@ -45,8 +45,23 @@ def check(config: RunConfig, *, ranks: int) -> Checked:
 
 def check_settings(config: RunConfig, *, ranks: int) -> None:
     """Raise `ConfigError` for settings that do not fit each other or the number of ranks."""
-    _check_staleness(config)
-    _check_groups(config)
+    stale = config.rollout.max_staleness
+    if stale and config.objective.correction == "none":
+        raise ConfigError(
+            f"rollout.max_staleness={stale} with objective.correction=none would treat older weights' tokens as the policy's",
+            hint="set objective.correction=tis",
+        )
+    if stale and config.experts.replay:
+        raise ConfigError(
+            f"rollout.max_staleness={stale} with experts.replay=true, which cannot record responses that continue later",
+            hint="set experts.replay=false",
+        )
+    if config.train.steps and config.rollout.samples < 2 and config.objective.advantage != "gae":
+        raise ConfigError(
+            f"rollout.samples=1 with objective.advantage={config.objective.advantage}, which compares the responses to a "
+            "prompt: every advantage would be 0",
+            hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
+        )
     _check_verifier(config)
     objective.loss_named(config.objective.loss)
     selection.token_choice(config.selection.tokens)
@@ -187,29 +202,6 @@ def matching_ends(
         "rollout.stop_tokens": config.rollout.stop_tokens,
     }
     return stop_tokens_of(named, hf_config.vocab_size)
-
-
-def _check_staleness(config: RunConfig) -> None:
-    stale = config.rollout.max_staleness
-    if stale and config.objective.correction == "none":
-        raise ConfigError(
-            f"rollout.max_staleness={stale} with objective.correction=none would treat older weights' tokens as the policy's",
-            hint="set objective.correction=tis",
-        )
-    if stale and config.experts.replay:
-        raise ConfigError(
-            f"rollout.max_staleness={stale} with experts.replay=true, which cannot record responses that continue later",
-            hint="set experts.replay=false",
-        )
-
-
-def _check_groups(config: RunConfig) -> None:
-    if config.train.steps and config.rollout.samples < 2 and config.objective.advantage != "gae":
-        raise ConfigError(
-            f"rollout.samples=1 with objective.advantage={config.objective.advantage}, which compares the responses to a "
-            "prompt: every advantage would be 0",
-            hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
-        )
 
 
 def _check_verifier(config: RunConfig) -> None:

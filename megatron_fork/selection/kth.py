@@ -82,7 +82,7 @@ def _kth_key(flat: Tensor, k: int, count: int, group: Group) -> int:
     while True:
         counts = torch.empty(len(blocks), interval.bins + 2, dtype=torch.int64, device=flat.device)
         for row, block in zip(counts, blocks, strict=True):
-            # Copied to a place of its own: a histogram kept where it was made would wall in the memory of its block.
+            # Copied to new memory: a histogram kept where it was made would keep its block's memory from being reused.
             row.copy_(_histogram(block, interval))
         total = collectives.all_reduce_sum(counts.sum(0), group).cpu()
         from_top = total[1:-1].flip(0).cumsum(0)

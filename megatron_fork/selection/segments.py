@@ -106,7 +106,7 @@ def _kth_largest_of_segments(keys: Tensor, segment: Tensor | None, k: Tensor, gr
 
     Args:
         keys: int32 or int64 `[n]`, any value.
-        segment: int32 `[n]`, the segment of each key; None where there is one segment.
+        segment: int32 `[n]`, the segment of each key; None if there is one segment.
         k: int64 `[segments]`, the same on all ranks: from 1 to the segment's global count. If it is 0, the result has no
             meaning.
         group: the ranks; None for this process alone.
