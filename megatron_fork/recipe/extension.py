@@ -33,7 +33,7 @@ def check_name(field: str, name: object, table: Mapping[str, object]) -> None:
         return
     raise ConfigError(
         f"{field}={shown(name)} is not one of {', '.join(table)}",
-        hint=f"{suggestion(name, table)}or give your own as module:name",
+        hint=f"{suggestion(name, table)}or module:name for one of your own",
     )
 
 

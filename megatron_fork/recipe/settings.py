@@ -68,7 +68,7 @@ class Settings:
         hint = types_of(cls)[name]
         ways_out = [f"did you mean {each}?" for each in get_close_matches(str(problem["input"]), choices_of(hint), 1)]
         if may_be_custom(hint):
-            ways_out.append("or give your own as module:name")
+            ways_out.append("or module:name for one of your own")
         if wanted := range_of(hint)[0]:
             ways_out.append(f"give {wanted}" if wanted[0].isdigit() else f"give a number {wanted}")
         if default not in (MISSING, None):
