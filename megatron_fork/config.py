@@ -1,8 +1,8 @@
-"""The recipe: a typed tree of every room's own settings, read from YAML with dotted overrides.
+"""The recipe: a typed tree of the settings of every room, read from YAML with dotted overrides.
 
 A recipe may extend another (`base: other.yaml`, relative to itself). Precedence, lowest first: defaults of the dataclasses,
-the presets of selection and data, the base recipe, the recipe, overrides on the command line. Every value that a run used
-stands in its `resolved.yaml`, which is itself a complete recipe.
+the presets of selection and data, the base recipe, the recipe, overrides on the command line. A run's `resolved.yaml` has
+every value that it used and is itself a complete recipe.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from megatron_fork.rollout import RolloutConfig
 from megatron_fork.selection import PRESETS, SelectionConfig
 from megatron_fork.vocab_parallel import VocabParallelConfig
 
-# Dotted names that fields and rooms had once, with those of today: who has an old recipe or `resolved.yaml` is told.
+# Former dotted names of fields and rooms, with those of today, for the error about an old recipe or `resolved.yaml`.
 RENAMED: dict[str, str] = {}
 _MOST_BASES, _MOST_DOTS = 20, 20
-# Since checkpoints have their present format, and before the identity of a run was of what differs from the defaults.
+# Fields added after checkpoints got their present format, while a run's fingerprint still had every field.
 _ADDED = ("data.columns.solution",)
 
 
@@ -60,7 +60,7 @@ class SupervisedConfig(Settings, room="sft"):
     steps: NonNegativeInt = 0
     """Optimizer steps of the warm start; 0 skips it."""
     batch: PositiveInt = 32
-    """Demonstrations a step."""
+    """Demonstrations per step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -71,9 +71,9 @@ class TrainConfig(Settings, room="train"):
     steps: NonNegativeInt = 500
     """Rollout batches to train on; 0 only evaluates."""
     prompts_per_step: PositiveInt = 512
-    """Groups in a rollout batch."""
+    """Prompt groups in a rollout batch."""
     prompts_per_mini_batch: PositiveInt = 32
-    """Groups in one optimizer step."""
+    """Prompt groups in one optimizer step."""
 
     def check(self) -> None:
         if self.prompts_per_mini_batch > self.prompts_per_step:
@@ -89,11 +89,11 @@ class RunFolderConfig(Settings, room="run"):
     """What a run leaves behind, and where."""
 
     folder: FilePath | None = None
-    """By default `runs/<recipe>-<time>`. A folder that holds a checkpoint is resumed."""
+    """Folder of the run, by default `runs/<recipe>-<time>`. A folder that holds a checkpoint is resumed."""
     name: str = "run"
-    """Of the run, in its folder's name and in logs; the recipe's file name by default."""
+    """Name of the run, in its folder's name and in logs; by default the recipe's file name."""
     overwrite: bool = False
-    """Remove what an earlier run left in the folder, and begin clean. A job that its scheduler starts again goes on instead."""
+    """Remove what an earlier run left in the folder and start over. A job that its scheduler restarts continues instead."""
     checkpoint_every: NonNegativeInt = 25
     """Steps between checkpoints; one is always written at the end and on interruption. 0: only then."""
     checkpoint_async: bool = True
@@ -101,30 +101,30 @@ class RunFolderConfig(Settings, room="run"):
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints stay."""
     keep_every: NonNegativeInt = 0
-    """Checkpoints of every so many steps stay beside the newest ones; 0: none."""
+    """Also keep a checkpoint of every so many steps, besides the newest ones; 0: none."""
     trace_every: NonNegativeInt = 10
     """Steps between traces of single trajectories; 0: none."""
     trace_trajectories: NonNegativeInt = 8
     """Trajectories in a trace; 0: none."""
     wandb: str | None = None
-    """Project name; offline unless this machine is logged in."""
+    """Project name at Weights & Biases; offline unless this machine is logged in."""
     metric_aliases: list[Literal["verl", "nemo_rl"]] = field(default_factory=list)
-    """Trainers under whose names metrics are written beside ours, as far as they mean the same: verl, nemo_rl."""
+    """Also write metrics under the names of these trainers, if they mean the same: verl, nemo_rl."""
 
     def check(self) -> None:
         if self.checkpoint_every and self.keep_every % self.checkpoint_every:
             raise ConfigError(
                 f"run.keep_every={self.keep_every} is not a multiple of run.checkpoint_every={self.checkpoint_every}",
-                hint="only steps that are saved can be kept",
+                hint="only checkpoints that are written can be kept",
             )
 
 
 @dataclass
 class RunConfig(Settings):
-    """Everything a run is determined by."""
+    """All settings of a run."""
 
     seed: Seed = 0
-    """Of every random choice of the run."""
+    """Seed of every random choice of the run."""
     run: RunFolderConfig = field(default_factory=RunFolderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -161,27 +161,26 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
         config = _FIELDS.read(resolve(tree, asdict(RunConfig())))
     except (RecursionError, ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
-            f"recipe {recipe} cannot be taken: {one_line(error)}", hint="`--print-config` shows what fields are like"
+            f"recipe {recipe} cannot be read: {one_line(error)}", hint="`--print-config` shows how fields are written"
         ) from error
     assert isinstance(config, RunConfig)
     _refuse_masked(config)
     if not config.model.is_given:
         raise ConfigError(
-            f"{recipe} names no model", hint="set model.path=FOLDER, or model.hf_config for random weights"
+            f"recipe {recipe} has no model", hint="set model.path=FOLDER, or model.hf_config for random weights"
         )
     return config
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The whole tree, as a recipe that gives the same config; references to the environment stay, logins are masked."""
+    """A complete recipe that gives the same config; references to the environment are kept, logins masked."""
     return write_yaml(as_written(asdict(config)))
 
 
 def differences(old: str, new: RunConfig) -> list[str]:
-    """Dotted names of the fields in which a `resolved.yaml` differs from a config; raises ValueError where it is no recipe.
+    """Dotted names of the fields in which a `resolved.yaml` differs from a config; raises ValueError if it is not a recipe.
 
-    A field that it lacks has its default: the file was written before there was one. One that has another name today is a
-    `ConfigError`.
+    A missing field has its default: the file was written before the field existed. A renamed field is a `ConfigError`.
     """
     stored = plain(read_yaml(old))
     if not isinstance(stored, dict):
@@ -190,16 +189,16 @@ def differences(old: str, new: RunConfig) -> list[str]:
     written = set(different(_merge(as_written(asdict(RunConfig())), stored), as_written(asdict(new))))
     try:
         meant = resolve(stored, asdict(RunConfig()))
-    except ConfigError:  # a variable of the environment that is no longer there
+    except ConfigError:  # an environment variable that is no longer set
         return sorted(written)
     return sorted(written & set(different(_merge(asdict(RunConfig()), plain(meant)), asdict(new))))
 
 
 def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
-    """A few letters that stand for every field but those whose dotted names begin as in `leave_out`.
+    """A short hash of every field except those whose dotted names start with one of `leave_out`.
 
-    Only what differs from its default counts: a field that a later version adds leaves a run what it was. That a default has
-    changed meanwhile is seen in `resolved.yaml`, which has them all.
+    Only values that differ from the default count, so that a field added by a later version does not change it. A default
+    that has changed meanwhile shows in `resolved.yaml`, which has all values.
     """
     usual = dict(flat(asdict(RunConfig())))
     return letters(
@@ -212,7 +211,7 @@ def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
 
 
 def former_fingerprints(config: RunConfig, *, leave_out: tuple[str, ...]) -> tuple[str, ...]:
-    """What versions wrote for it that took every field that they had: with the fields that were added since, and without."""
+    """The fingerprints of earlier versions, which hashed every field: with the fields that were added since, and without."""
     every = {name: value for name, value in flat(asdict(config)) if not name.startswith(leave_out)}
     usual = dict(flat(asdict(RunConfig())))
     older = {name: value for name, value in every.items() if name not in _ADDED or value != usual[name]}
@@ -223,19 +222,19 @@ def _refuse_renamed(tree: dict[str, Any]) -> None:
     for name, _ in flat(plain(tree)):
         for former, today in RENAMED.items():
             if f"{name}.".startswith(f"{former}."):
-                raise ConfigError(f"{former} has another name today", hint=f"write {today}, in old recipes too")
+                raise ConfigError(f"{former} has been renamed", hint=f"write {today}, in old recipes too")
 
 
 def _refuse_masked(config: RunConfig) -> None:
-    """What a run has written leads to no server that asks for a login; the logins that there are are masked from here on."""
+    """Raise `ConfigError` for an address whose login a run has masked; mask all other logins from now on."""
     for name, value in flat(asdict(config)):
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 hide_logins(text)
             if isinstance(text, str) and f"://{MASK}@" in text:
                 raise ConfigError(
-                    f"{name}={text} has lost its login, which is written nowhere",
-                    hint="give the address again, or as ${oc.env:NAME}, which is kept as such",
+                    f"{name}={text} has lost its login, which a run never writes to its files",
+                    hint="give the address again, or as ${oc.env:NAME}, which is kept unresolved",
                 )
 
 
@@ -243,7 +242,7 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not recipe.is_file():
         raise ConfigError(f"recipe {recipe} is not a file", hint="a recipe is a YAML file with lines such as `seed: 1`")
     if recipe.resolve() in seen:
-        raise ConfigError(f"recipe {recipe} extends itself through `base`", hint="remove one `base` line of the circle")
+        raise ConfigError(f"recipe {recipe} extends itself through `base`", hint="remove one of these `base` lines")
     try:
         loaded = read_yaml(recipe.read_text(encoding=UTF8))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
@@ -254,9 +253,9 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         ) from error
     loaded = {} if plain(loaded) is None else loaded
     if not isinstance(loaded, dict):
-        found = "a list" if isinstance(loaded, list) else f"one value, {shown(plain(loaded))},"
+        found = "a list," if isinstance(loaded, list) else f"one value, {shown(plain(loaded))},"
         raise ConfigError(
-            f"recipe {recipe} holds {found} and is not a mapping of fields", hint="write lines such as `seed: 1`"
+            f"recipe {recipe} holds {found} not a mapping of fields", hint="write lines such as `seed: 1`"
         )
     tree = {key_text(key): value for key, value in loaded.items()}
     base = plain(tree.pop("base", None))
@@ -264,7 +263,7 @@ def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return tree
     if not isinstance(base, str) or not can_be_path(at_home(base)) or len(seen) > _MOST_BASES:
         raise ConfigError(
-            f"recipe {recipe} has base={shown(base)}, which names no recipe",
+            f"recipe {recipe} has base={shown(base)}, which does not name a recipe",
             hint="name one file, relative to this one",
         )
     return _merge(_read_with_base(recipe.parent / at_home(base), (*seen, recipe.resolve())), tree)
@@ -280,7 +279,7 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
             )
         *rooms, name = dotted.split(".")
         if len(rooms) > _MOST_DOTS:
-            raise ConfigError(f"{shown(word)} is not a field", hint="no field lies that deep")
+            raise ConfigError(f"{shown(word)} is not a field", hint="no field is nested that deep")
         value: Any = {name: _FIELDS.override(dotted, text)}
         for room in reversed(rooms):
             value = {room: value}

@@ -1,4 +1,4 @@
-"""What flows through the loop: prompts, trajectories, and batches of them with their per-token columns."""
+"""The data of the loop: prompts, trajectories, and batches of them with their per-token columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FinishReason = Literal["stop", "length"]
 
 
 def token_array(tokens: Iterable[int] = ()) -> array[int]:
-    """Four bytes a token: every rank holds a step's responses, 8,192 of 15k tokens, and a tuple takes ten times that."""
+    """Four bytes per token: every rank holds a step's responses, such as 8,192 of 15k tokens; a tuple takes 10 times that."""
     return array("i", tokens)
 
 
@@ -34,7 +34,7 @@ class VersionSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question and the answer that a verifier checks responses against."""
+    """A question, and the answer that a verifier compares responses with."""
 
     index: int
     text: str
@@ -52,28 +52,28 @@ class Demonstration:
 
     @property
     def length(self) -> int:
-        """Tokens the model reads: the last response token is only ever a target."""
+        """Number of tokens that the model reads: the last response token is only a target."""
         return len(self.prompt.tokens) + len(self.response) - 1
 
 
 @dataclass(frozen=True)
 class Trajectory(Demonstration):
-    """A response that an engine sampled, with what the engine said of it and what the verifier made of it."""
+    """A response that an engine sampled, with the engine's log-probs and the verifier's judgement."""
 
     rollout_logprob: Sequence[float]
     finish_reason: FinishReason
     weight_version: int
-    """Of the oldest weights that wrote a token."""
+    """Version of the oldest weights that drew one of its tokens."""
     experts: Tensor | None = None
-    """`[length, layers, k]` int16, the experts that the engine sent each token to; None where it does not say."""
+    """`[length, layers, k]` int16, the experts that the engine sent each token to; None if it does not report them."""
     versions: tuple[VersionSpan, ...] = ()
     text: str = ""
     reward: float = 0.0
     reason: str = ""
     failure: Literal["error", "timed_out", "died"] | None = None
-    """Where the verifier failed on it instead of judging it: how. The reward is 0 then."""
+    """How the verifier failed on it, if it did not judge it; the reward is then 0."""
     advantage: float = 0.0
-    """Compared with its group; where a critic judges each token, the reward with its overlong punishment."""
+    """The reward compared with its prompt group's; with a critic, the reward with its overlong penalty."""
 
 
 # Token ids of one batch are `number * _LONGEST + place`: unique, and the same under every layout.
@@ -122,7 +122,7 @@ class Batch:
         )
 
     def drawn_by(self, version: int) -> Tensor:
-        """`[response tokens]` bool: whether the weights of `version` drew the token; true where nobody says which did."""
+        """`[response tokens]` bool: whether the weights of `version` drew the token; true if the version is not recorded."""
         drawn_t = torch.ones(self.response_tokens, dtype=torch.bool)
         start = 0
         for sequence in self.sequences:
@@ -146,8 +146,8 @@ class Batch:
         starts = [0]
         for length in lengths:
             starts.append(starts[-1] + length)
-        pieces = [torch.arange(starts[index], starts[index + 1]) for index in indices]
-        token_t = torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long)
+        places = [torch.arange(starts[index], starts[index + 1]) for index in indices]
+        token_t = torch.cat(places) if places else torch.zeros(0, dtype=torch.long)
         columns = {
             column.name: values[token_t]
             for column in fields(self)

@@ -1,4 +1,4 @@
-"""Files and paths: replaced in one step or not at all; as users give them, with `~` and byte order marks."""
+"""Files and paths: files are replaced in one step or not at all; users' paths may have `~`, their text a byte order mark."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UTF8 = "utf-8-sig"
-"""UTF-8 with or without the mark that some editors write."""
+"""UTF-8 with or without the byte order mark that some editors write."""
 # Linux's limits, in bytes.
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255
 _ASIDE = ".partial"
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write `path` so that a reader, also after a crash, sees the old text or the new one; raises `OSError`."""
-    aside = path.with_name(path.name + _ASIDE)  # always the same: what a killed process leaves is overwritten
+    """Write `path` so that a reader, even after a crash, sees either the old text or the new one; raises `OSError`."""
+    aside = path.with_name(path.name + _ASIDE)  # always the same name: a killed process's file is overwritten
     write_flushed(aside, text)
     aside.replace(path)
 
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `path` at the end, or goes away when something fails."""
+    """A folder to write into; it replaces `path` at the end, or is removed if something fails."""
     aside = path.with_name(path.name + _ASIDE)
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -38,7 +38,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def write_flushed(path: Path, text: str) -> None:
-    """Write a file, and bring it to the disk."""
+    """Write a file and flush it to the disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -46,7 +46,7 @@ def write_flushed(path: Path, text: str) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Flush the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,12 +55,12 @@ def flush_folder(folder: Path) -> None:
 
 
 def at_home(path: str) -> str:
-    """A path whose leading `~` is the home that it names; as it is where it names none."""
+    """The path with a leading `~` replaced by the home that it names; unchanged if there is no such user."""
     return os.path.expanduser(path)  # noqa: PTH111, since pathlib raises where there is no such user
 
 
 def can_be_path(text: str) -> bool:
-    """Whether a file system may have such a name; others are refused by the system at the first question about them."""
+    """Whether a file system can have such a path; the system refuses any use of others."""
     try:
         whole = os.fsencode(text)
     except UnicodeEncodeError:
@@ -69,5 +69,5 @@ def can_be_path(text: str) -> bool:
 
 
 def path_at_home(path: str) -> Path:
-    """The same, as the command line reads its paths: a shell leaves `~` alone in quotes and in `--option=~/file`."""
+    """`at_home` for the command line: a shell does not replace `~` in quotes and in `--option=~/file`."""
     return Path(at_home(path))

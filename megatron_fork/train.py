@@ -1,8 +1,8 @@
 """The loop: collect rollouts, advantages, updates on the selected tokens, new weights for the engine, log, checkpoint.
 
 A run is determined by its recipe. Every random choice comes from the seed and a counter (the prompt drawn, the sample, the
-update), so that nothing random has to be saved, and a resumed run goes on as the uninterrupted one would have. Wherever a step
-is broken off, what there is of it stands in `state.partial`, and `checkpointing` saves it.
+update), so no random state has to be saved, and a resumed run continues as the uninterrupted one would have. If a step is
+interrupted, `state.partial` holds what has been done of it, and `checkpointing` saves it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_fork.rewards import RewardPool
 
 
 def train(config: RunConfig, display: run.Display) -> Path:
-    """Run a recipe to its end, from its latest checkpoint where there is one; returns the run folder."""
+    """Run a recipe to its end, from its latest checkpoint if there is one; returns the run folder."""
     with run.prepare(config, display) as context, RewardPool(config.rewards) as rewards, ExitStack() as stack:
         display.say(f"run folder {context.folder.path}  ({context.layout})")
         state, models = run.start(context)
@@ -55,7 +55,7 @@ def train(config: RunConfig, display: run.Display) -> Path:
                 state.finish_step(evaluation_every=config.evaluation.every, last=config.train.steps)
                 try:
                     run.sync_weights(context, models.policy, engine, state.step)
-                finally:  # the step is done, whatever becomes of the servers now
+                finally:  # the step is done, even if the servers fail now
                     clock.lap("synchronise")
                     metrics = run.log_step(context, state, step, clock.laps())
                 stage.advance({**metrics, **run.evaluate_where_due(context, collector, state)})
@@ -68,7 +68,7 @@ def train(config: RunConfig, display: run.Display) -> Path:
 
 
 def mini_batches(rollouts: run.PartialStep, config: RunConfig, step: int) -> list[Batch]:
-    """The trajectories of a step, shuffled by its number."""
+    """The trajectories of a step in mini-batches, shuffled with the seed and the step's number."""
     return split_into_mini_batches(
         rollouts.trajectories or [],
         config.train.prompts_per_mini_batch,
@@ -78,7 +78,7 @@ def mini_batches(rollouts: run.PartialStep, config: RunConfig, step: int) -> lis
 
 
 def learning_rates(config: RunConfig, step: int) -> LearningRates:
-    """Of a step; the policy waits until the critic has warmed up."""
+    """The rates of a step; the policy's is 0 until the critic has warmed up."""
     waits = config.objective.advantage == "gae" and step <= config.critic.warmup_steps
     return LearningRates(
         policy=0.0 if waits else config.optimizer.rate_at(step - 1, config.train.steps),

@@ -1,6 +1,6 @@
-"""The state of a run on disk: complete or not there, its manifest, and resuming from it under any layout.
+"""The state of a run on disk: complete checkpoints with a manifest, from which a run resumes under any layout.
 
-What converts weights stands in `megatron_fork.conversion`.
+Weights are converted in `megatron_fork.conversion`.
 """
 
 import importlib
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What stood here before conversion had a room of its own, for programs that were written then."""
+    """Names that were here before `megatron_fork.conversion` existed, for older programs."""
     conversion = importlib.import_module("megatron_fork.conversion")
     if name not in conversion.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,11 +2,11 @@
 
     checkpoints/
       LATEST              the name of the checkpoint that a run resumes from, replaced in one step
-      step-000050/        tensors, and last of all manifest.json: sizes and checksums of every file, and the run's progress
+      step-000050/        tensors, and written last manifest.json: size and checksum of every file, and the run's progress
       step-000075.partial/  one that is being written, or that a killed run left behind
 
-A checkpoint appears by a rename, after its manifest was flushed; `LATEST` follows. What stops the machine in between leaves the
-previous one. A folder that is not what its manifest says is never loaded.
+A checkpoint appears by a rename after its manifest was flushed; then `LATEST` is replaced. If the machine stops in between, the
+previous one stays. A folder that does not match its manifest is never loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _POINTER = "LATEST"
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint, what the run wrote down beside its tensors, and the newer ones that could not be used."""
+    """A complete checkpoint, the run's progress in its manifest, and the newer checkpoints that could not be used."""
 
     folder: Path
     progress: dict[str, Any]
@@ -38,15 +38,15 @@ class Saved:
 
 
 def latest(root: Path, *, run: str = "", formerly: Sequence[str] = (), group: collectives.Group = None) -> Saved | None:
-    """The checkpoint that `LATEST` names or, where that one is damaged, the newest complete one before it.
+    """The checkpoint that `LATEST` names or, if that one is damaged, the newest complete one before it.
 
-    Where `LATEST` is missing or names none, the newest complete one of all. Every rank of `group` must call it: each checks its
-    share of the files. None where nothing was ever saved.
+    If `LATEST` is missing or invalid, the newest complete one of all. None if nothing was ever saved. Every rank of `group`
+    must call it: each checks a part of the files.
 
     Args:
         root: the folder of the checkpoints.
-        run: identity of the run; a checkpoint of another is refused. Empty accepts any.
-        formerly: the run's identities in other versions.
+        run: fingerprint of the run; a checkpoint of another run is refused. Empty accepts any.
+        formerly: the run's fingerprints in earlier versions.
         group: ranks that share the work.
 
     Raises:
@@ -62,7 +62,7 @@ def latest(root: Path, *, run: str = "", formerly: Sequence[str] = (), group: co
         passed_over: list[str] = []
         candidates = [named, *(name for name in complete if step_of(name) < step_of(named))]
     else:
-        passed_over = [f"{pointer}, which is missing or names no checkpoint: {named[:40]!r}"]
+        passed_over = [f"{pointer}, which is missing or does not name a checkpoint: {named[:40]!r}"]
         candidates = complete
     refused: list[str] = []
     for name in candidates:
@@ -73,14 +73,14 @@ def latest(root: Path, *, run: str = "", formerly: Sequence[str] = (), group: co
             refused.append(error.message)
     raise CheckpointError(
         (refused or passed_over)[0],
-        hint=f"no checkpoint in {root} is complete; remove {root} to start anew, or choose another run.folder",
+        hint=f"no checkpoint in {root} is complete; remove {root} to start over, or choose another run.folder",
     )
 
 
 def verified(
     folder: Path, *, run: str = "", formerly: Sequence[str] = (), group: collectives.Group = None
 ) -> dict[str, Any]:
-    """The progress of a checkpoint whose files are what its manifest says; raises `CheckpointError` otherwise."""
+    """The progress of a checkpoint whose files match its manifest; raises `CheckpointError` otherwise."""
     files, progress = manifest.read(folder, run, formerly)
     names = sorted(files)[collectives.rank(group) :: collectives.size(group)]
     wrong = next((name for name in names if not _is_as_described(folder / name, files[name])), None)
@@ -91,7 +91,7 @@ def verified(
 
 
 def _is_as_described(path: Path, description: Mapping[str, Any]) -> bool:
-    # The size first: a truncated file need not be read.
+    # The size first, so that a truncated file is not read.
     return path.is_file() and path.stat().st_size == description.get("bytes") and describe(path) == description
 
 
@@ -102,7 +102,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def flush_and_describe(folder: Path, names: Iterable[str]) -> Descriptions:
-    """Bring the named files to the disk, and describe them."""
+    """Flush the named files to the disk, and return their sizes and checksums."""
     described = {}
     for name in names:
         with (folder / name).open("rb") as file:
@@ -112,16 +112,16 @@ def flush_and_describe(folder: Path, names: Iterable[str]) -> Descriptions:
 
 
 def file_names(folder: Path) -> list[str]:
-    """Every file below `folder`, by its path there, in order."""
+    """The paths of all files below `folder`, relative to it and sorted."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def begin(root: Path, step: int, parts: Iterable[str]) -> Path:
-    """A new folder to write a checkpoint of `step` into, with a folder for each part; leavings of killed runs go."""
+    """Create the folder to write a checkpoint of `step` into, with a folder for each part; removes those of killed runs."""
     for leaving in root.glob("step-*.partial"):
         shutil.rmtree(leaving, ignore_errors=True)
     aside = root / f"step-{step:06d}.partial"
-    root.mkdir(exist_ok=True)  # not its parents: a run folder that was removed is not made again behind the user's back
+    root.mkdir(exist_ok=True)  # not its parents: a run folder that the user has removed must not be created again
     aside.mkdir()
     for part in parts:
         (aside / part).mkdir()
@@ -129,7 +129,7 @@ def begin(root: Path, step: int, parts: Iterable[str]) -> Path:
 
 
 def publish(aside: Path, files: Descriptions, *, run: str, progress: Mapping[str, Any]) -> Path:
-    """Write the manifest, rename the folder, point `LATEST` to it; returns the complete checkpoint."""
+    """Write the manifest, rename the folder and point `LATEST` to it; returns the complete checkpoint."""
     root, complete = aside.parent, _free_name(aside.with_suffix(""))
     text = manifest.written(name=complete.name, run=run, progress=progress, files=files)
     write_flushed(aside / MANIFEST, text)
@@ -147,13 +147,13 @@ def _point_to(complete: Path) -> None:
 
 
 def names_nothing(root: Path) -> bool:
-    """Whether `LATEST` is missing or names no complete checkpoint: after a save, somebody has then removed it."""
+    """Whether `LATEST` is missing or does not name a complete checkpoint: after a save, somebody has removed it."""
     named = _named(root)
     return not (is_name(named) and (root / named / MANIFEST).is_file())
 
 
 def point_to_newest(root: Path) -> Path | None:
-    """Let `LATEST` name the newest complete checkpoint that there still is; without any, remove it. Returns that one."""
+    """Point `LATEST` to the newest complete checkpoint that is left and return it; if none is left, remove `LATEST`."""
     complete = complete_folders(root)
     if complete:
         _point_to(complete[-1])
@@ -163,7 +163,7 @@ def point_to_newest(root: Path) -> Path | None:
 
 
 def _named(root: Path) -> str:
-    """What `LATEST` says; empty where there is none."""
+    """The content of `LATEST`; empty if there is none."""
     try:
         return (root / _POINTER).read_text(errors="replace").strip()
     except OSError:
@@ -188,6 +188,6 @@ def complete_folders(root: Path) -> list[Path]:
 
 
 def _free_name(wanted: Path) -> Path:
-    """`wanted`, or where a run was set back and comes by again, `wanted.2` and so on: nothing complete is overwritten."""
+    """`wanted`, or `wanted.2` and so on if a run was set back and repeats the step: complete ones are not overwritten."""
     names = [wanted, *(wanted.with_name(f"{wanted.name}.{count}") for count in range(2, 1000))]
     return next(name for name in names if not name.exists())

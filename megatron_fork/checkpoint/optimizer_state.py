@@ -1,9 +1,9 @@
 """An optimizer's state in a form that any layout can load.
 
-Megatron stores moments and main parameters under the model's own names and shapes, so that they reshard as weights do. Beside
-them it stores how it grouped the parameters, which follows the layout: with expert parallelism there are two optimizers, and
-without there is one. What the groups hold is the recipe's, or set anew with every update; only the number of updates is state.
-So this number alone is stored, and everything else is the present optimizer's own.
+Megatron stores moments and main parameters under the model's own names and shapes, so that they reshard like weights. It also
+stores how it grouped the parameters, which depends on the layout: with expert parallelism there are two optimizers, without it
+one. The groups' values come from the recipe or are set at every update; only the number of updates is state. So only this
+number is stored, and everything else is the present optimizer's own.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _TORCH_ADAM = (torch.optim.Adam, torch.optim.AdamW)
 
 
 def sharded_state(optimizer: MegatronOptimizer, model_states: dict[str, Any], *, loading: bool) -> dict[str, Any]:
-    """Megatron's sharded state of `optimizer`, in which nothing but tensors is stored.
+    """Megatron's sharded state of `optimizer`, with only tensors to be stored.
 
     Args:
         optimizer: Megatron's, chained or not.
-        model_states: the sharded states of the model's chunks, by the names that Megatron's optimizer looks for.
-        loading: whether the state is to be filled; states that do not exist yet are then made.
+        model_states: the sharded states of the model's chunks, by the names that Megatron's optimizer expects.
+        loading: whether the state is to be filled; states that do not exist yet are then created.
 
     """
     whole = model_states if len(model_states) > 1 else model_states["model"]
@@ -39,14 +39,14 @@ def sharded_state(optimizer: MegatronOptimizer, model_states: dict[str, Any], *,
 
 
 def _make_states(optimizer: MegatronOptimizer) -> None:
-    """Give an optimizer that has never stepped, such as the policy's during a critic's warm-up, a state to describe."""
+    """Create the state of an optimizer that has never stepped, such as the policy's during a critic's warm-up."""
     for part in _parts(optimizer):
         if part.optimizer is None or part.optimizer.state:
             continue
         if not isinstance(part.optimizer, _TORCH_ADAM):
             part.init_state_fn(part.optimizer, part.config)
             continue
-        # Megatron would make moments without a count, which torch's Adam misses when it steps.
+        # Megatron would create moments without a step count, which torch's Adam needs.
         for parameter in (each for group in part.optimizer.param_groups for each in group["params"]):
             part.optimizer.state[parameter] = {
                 "step": torch.tensor(0.0),
@@ -56,7 +56,7 @@ def _make_states(optimizer: MegatronOptimizer) -> None:
 
 
 def _only_tensors(value: Any) -> Any:
-    """`value` with all that is not a tensor of the checkpoint marked as this run's own."""
+    """`value` with everything that is not a tensor marked as not stored."""
     if isinstance(value, ShardedBase | LocalNonpersistentObject):
         return value
     if isinstance(value, dict):
@@ -67,7 +67,7 @@ def _only_tensors(value: Any) -> Any:
 
 
 def updates_of(optimizer: MegatronOptimizer) -> int:
-    """How many updates the optimizer has made: torch counts them for each parameter, fused optimizers for each group."""
+    """How many updates the optimizer has made: torch counts them per parameter, fused optimizers per group."""
     counts = [0]
     for part in _parts(optimizer):
         counts += [int(state["step"]) for state in part.optimizer.state.values() if "step" in state]
@@ -76,7 +76,7 @@ def updates_of(optimizer: MegatronOptimizer) -> int:
 
 
 def load_state(optimizer: MegatronOptimizer, state: dict[Any, Any], updates: int) -> None:
-    """Fill `optimizer` from a loaded sharded state and the number of updates that it stands for."""
+    """Fill `optimizer` from a loaded sharded state and its number of updates."""
     parts = list(_parts(optimizer))
     states = [state] if len(parts) == 1 else [state[index] for index in range(len(parts))]
     for part, loaded in zip(parts, states, strict=True):

@@ -1,7 +1,7 @@
-"""Generators of every rank.
+"""Random generators of every rank.
 
-Rollouts, mini-batches and selection draw from the recipe's seed and counters and need none of this. It is kept for what draws
-inside a model, such as dropout, and only a run with as many ranks can take it up again.
+Rollouts, mini-batches and selection draw from the recipe's seed and counters and do not need them. They are kept for random
+numbers inside a model, such as dropout, and only a run with the same number of ranks can load them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def save(folder: Path) -> None:
 
 
 def load(folder: Path) -> None:
-    """Set this rank's generators, where the checkpoint was written by as many ranks."""
+    """Set this rank's generators, if the checkpoint was written by the same number of ranks."""
     file = folder / _name(dist.get_rank(), dist.get_world_size())
     if not file.is_file():
         return
@@ -35,9 +35,9 @@ def load(folder: Path) -> None:
         get_cuda_rng_tracker().set_states(state["tracker"])
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
-    except Exception as error:  # torch's reader and its generators raise whatever they like
+    except Exception as error:  # torch's reader and its generators may raise anything
         raise CheckpointError(
-            f"{file} holds no generators: {' '.join(str(error).split())[:200] or type(error).__name__}",
+            f"{file} does not hold generators: {' '.join(str(error).split())[:200] or type(error).__name__}",
             hint="the checkpoint is damaged: point LATEST to an earlier one",
         ) from error
 

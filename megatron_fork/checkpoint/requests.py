@@ -1,4 +1,4 @@
-"""Several networks on their way to the disk as one request to Megatron's writer."""
+"""Writing several networks as one request to Megatron's writer."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 def one_after_the_other(requests: Sequence[AsyncRequest]) -> AsyncRequest:
     """One request that copies all states at once, writes them in order, and finalises them in the same order.
 
-    Megatron's writers say through one queue of the process where each tensor ended up, and not whose it is: of two that write
-    at the same time, the one that ends first would fill the other's metadata.
+    Megatron's writers report through one queue of the process where each tensor was written, but not for which writer: if two
+    wrote at the same time, the first to finish would take the other's metadata.
     """
     return AsyncRequest(
         _write_all,
-        (requests, None),  # Megatron puts what `preload_fn` returns in the second place
+        (requests, None),  # Megatron replaces the second entry by what `preload_fn` returns
         [finalize for request in requests for finalize in request.finalize_fns],
         preload_fn=partial(_stage_all, requests),
     )
 
 
 def _stage_all(requests: Sequence[AsyncRequest]) -> list[Any]:
-    """In the trainer, before it goes on: from the devices to this machine's memory."""
+    """Runs in the trainer, which waits for it: copy from the devices to the host's memory."""
     return [request.preload_fn() if request.preload_fn is not None else None for request in requests]
 
 
 def _write_all(requests: Sequence[AsyncRequest], staged: Sequence[Any]) -> None:
-    """In the writer's process. A rank may have nothing of a network to write."""
+    """Runs in the writer's process; a rank may have nothing to write for a network."""
     for request, buckets in zip(requests, staged, strict=True):
         if request.async_fn is None:
             continue

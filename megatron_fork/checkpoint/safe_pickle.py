@@ -1,7 +1,7 @@
-"""Pickles of a checkpoint, read so that they cannot execute anything: they may name the classes of checkpoints and no other.
+"""Pickles of a checkpoint, read so that they cannot execute anything: only the classes that checkpoints need are allowed.
 
-Three parts of a `torch_dist` folder are pickles: `.metadata`, `common.pt`, and the objects that lie among the tensors. PyTorch
-and Megatron unpickle them in ways that depend on their versions, so each is read here first.
+Three parts of a `torch_dist` folder are pickles: `.metadata`, `common.pt`, and the objects among the tensors. PyTorch and
+Megatron unpickle them in ways that depend on their versions, so each is checked here first.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from megatron_fork.errors import CheckpointError
 
 METADATA, COMMON = ".metadata", "common.pt"
-TRUST = "do not open it, unless you made it: a pickle may run any program; the project's docs/checkpoints.md says what is read"
+TRUST = "open it only if you made it: a pickle can run any program; the project's docs/checkpoints.md says what is read"
 
-# What PyTorch's writer of distributed checkpoints, and Megatron's, put into `.metadata`.
+# The classes that PyTorch's and Megatron's writers of distributed checkpoints put into `.metadata`.
 _OF_METADATA = {
     "torch": {"Size"},
     "torch.serialization": {"_get_layout"},
@@ -45,7 +45,7 @@ _OF_METADATA = {
     "collections": {"OrderedDict"},
     "pathlib": {"PosixPath"},
 }
-# What Megatron-LM stores beside tensors, besides numbers, texts, containers and tensors: its arguments and states.
+# The classes that Megatron-LM stores, apart from numbers, text, containers and tensors: its arguments and states.
 _OF_OBJECTS = (
     "argparse.Namespace",
     "io.BytesIO",
@@ -69,11 +69,11 @@ class _Metadata(pickle.Unpickler):
 
 
 class _UnknownClassError(Exception):
-    """What a pickle names and no checkpoint has."""
+    """A pickle names a class that checkpoints do not have."""
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """What the tensors of a `torch_dist` folder are and where they lie; raises `CheckpointError` where it has anything else."""
+    """The tensors of a `torch_dist` folder and their places; raises `CheckpointError` if `.metadata` holds anything else."""
     file = folder / METADATA
     try:
         with file.open("rb") as stream:
@@ -82,9 +82,7 @@ def read_metadata(folder: Path) -> Metadata:
         entries = metadata.state_dict_metadata.items()
     except _UnknownClassError as error:
         raise CheckpointError(f"{file} names {error}, which no checkpoint needs", hint=TRUST) from None
-    except (
-        Exception
-    ) as error:  # of bytes that are no pickle, or one of something else, readers raise whatever they like
+    except Exception as error:  # the reader may raise anything if this is not such a pickle
         raise CheckpointError(f"{file} cannot be read: {error!r}", hint="the checkpoint was not completed") from error
     if not isinstance(metadata, Metadata) or not all(isinstance(key, str) for key, _ in entries):
         raise CheckpointError(f"{file} does not describe a checkpoint", hint=TRUST)
@@ -95,19 +93,19 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def read_object(source: Path | BinaryIO, name: str) -> Any:
-    """What `torch.save` wrote: plain values, tensors, Megatron's arguments. Raises `CheckpointError` on others, with `name`."""
+    """What `torch.save` wrote: plain values, tensors, Megatron's arguments; otherwise `CheckpointError` with `name`."""
     try:
         with torch.serialization.safe_globals(_classes_of_objects()):
             return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # as above
         unknown = "Unsupported" in str(error) or "weights_only" in str(error)
         first = str(error).splitlines()[0] if str(error) else repr(error)
-        why = "has what no checkpoint needs" if unknown else "cannot be read"
+        why = "holds something that no checkpoint needs" if unknown else "cannot be read"
         raise CheckpointError(f"{name} {why}: {first}", hint=TRUST) from error
 
 
 def require_known_classes(folder: Path) -> None:
-    """Raises `CheckpointError` unless all pickles of a `torch_dist` folder can be handed to whatever unpickles them."""
+    """Raise `CheckpointError` unless all pickles of a `torch_dist` folder are safe to unpickle."""
     metadata = read_metadata(folder)
     if (folder / COMMON).is_file():
         read_object(folder / COMMON, str(folder / COMMON))

@@ -43,7 +43,7 @@ class Trained(Protocol):
 
 @dataclass
 class _Writing:
-    """A checkpoint on its way: Megatron's writers first, then checksums, then its name."""
+    """A checkpoint that is being written: Megatron's writers first, then checksums, then the rename."""
 
     aside: Path
     progress: dict[str, Any]
@@ -54,8 +54,8 @@ class _Writing:
 class Checkpoints:
     """The checkpoints of one run; every rank makes the same calls.
 
-    `save` returns when the state is copied; `poll`, once a step, completes what has been written; `wait` does so at once.
-    Any of them raises `CheckpointError` when the disk refuses; the previous checkpoint is then still whole.
+    `save` returns when the state is copied; `poll`, once a step, completes a checkpoint that has been written; `wait` waits
+    for it. Each raises `CheckpointError` if writing fails; the previous checkpoint is then still complete.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class Checkpoints:
         """Checkpoints in `root`.
 
         Args:
-            root: their folder; made by the first `save`.
-            run: identity of the run, which no other run's checkpoint has.
-            formerly: what other versions took for it.
-            keep: how many of the newest stay.
-            keep_every: those of every so many steps stay as well; 0: none.
-            write_model_files: puts config.json and tokenizer into a folder, for whoever converts the checkpoint later.
-            say: tells the user of checkpoints that somebody has removed.
+            root: their folder; created by the first `save`.
+            run: fingerprint of the run, which no other run's checkpoint has.
+            formerly: the run's fingerprints in earlier versions.
+            keep: how many of the newest are kept.
+            keep_every: checkpoints of every so many steps are kept as well; 0: none.
+            write_model_files: writes config.json and tokenizer into a folder, for later conversions of the checkpoint.
+            say: prints a line about checkpoints that somebody has removed.
 
         """
         self.root = root
@@ -87,21 +87,21 @@ class Checkpoints:
         self.keep_every = keep_every
         self._write_model_files = write_model_files
         self.newest: int | None = None
-        """Step of the checkpoint that was last saved, or resumed from as the run says, where it is of a whole step."""
+        """Step of the checkpoint that was last saved or resumed from; None if that was within a step."""
         self._say = say
         self._complete: set[str] = set()
-        """Names of those that stay, on the first rank, which looks after them."""
+        """On the first rank: names of the checkpoints that must exist."""
         self._writing: _Writing | None = None
         self._hashing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checksums")
 
     def latest(self) -> Saved | None:
-        """The checkpoint to resume from; None when the run has none."""
+        """The checkpoint to resume from; None if the run has none."""
         saved = folder.latest(self.root, run=self.run, formerly=self._formerly, group=dist.group.WORLD)
         self._complete = {path.name for path in folder.complete_folders(self.root)}
         return saved
 
     def holds(self, step: int) -> bool:
-        """Whether the whole step is saved or about to be; every rank must ask. One that was removed is to be saved anew."""
+        """Whether the whole step is saved or being saved, and was not removed; every rank must call it."""
         if self.newest != step or self._writing is not None:
             return self.newest == step
         complete = folder.complete_folders(self.root) if dist.get_rank() == 0 else []
@@ -119,14 +119,14 @@ class Checkpoints:
         is_whole: bool = True,
         write_beside: Callable[[Path], None] | None = None,
     ) -> None:
-        """Begin to write `step-NNNNNN`, each network in a folder of its name; completes an earlier one first.
+        """Start to write `step-NNNNNN`, each network in a folder of its name; completes an earlier checkpoint first.
 
         Args:
-            step: training steps that are finished.
+            step: finished trainer steps.
             networks: by name.
-            progress: what JSON can hold, `step` among it.
-            is_whole: whether nothing of the step after it has been done.
-            write_beside: called on every rank, to put files of its own into the folder `BESIDE` of the checkpoint.
+            progress: values that JSON can hold, among them `step`.
+            is_whole: whether nothing of the next step has been done.
+            write_beside: called on every rank to write its own files into the folder `BESIDE` of the checkpoint.
 
         """
         self.wait()
@@ -153,14 +153,14 @@ class Checkpoints:
             self.newest = step if is_whole else None
 
     def poll(self) -> None:
-        """Complete what can be completed without waiting, and notice what is there no more."""
+        """Complete what can be completed without waiting, and report checkpoints that were removed."""
         self._advance(blocking=False)
         if dist.get_rank() == 0:
             with self._refusals_of(self.newest or 0):
                 self._notice_removed()
 
     def wait(self) -> None:
-        """Complete what is being written."""
+        """Wait until the checkpoint that is being written is complete."""
         self._advance(blocking=True)
 
     def _advance(self, *, blocking: bool) -> None:
@@ -179,15 +179,15 @@ class Checkpoints:
             self._publish(writing, shares)
 
     def _notice_removed(self) -> None:
-        """Say which checkpoints somebody removed, and let `LATEST` name one that is left."""
+        """Print which checkpoints somebody removed, and point `LATEST` to one that is left."""
         left = {path.name for path in folder.complete_folders(self.root)}
         gone = sorted(self._complete - left)
         self._complete &= left
         if gone or (left and folder.names_nothing(self.root)):
             newest = folder.point_to_newest(self.root)
             what = f"checkpoint {', '.join(gone)}" if gone else "LATEST"
-            now = f"would resume from {newest.name}" if newest else "would begin anew"
-            self._say(f"{what} was removed from {self.root} while the run goes on: a kill before the next save {now}")
+            now = f"would resume from {newest.name}" if newest else "would start over"
+            self._say(f"{what} was removed from {self.root} during the run: after a kill before the next save it {now}")
 
     def _publish(self, writing: _Writing, shares: list[Descriptions | OSError]) -> None:
         self._writing = None
@@ -210,7 +210,7 @@ class Checkpoints:
             self._writing = None
             hint = "free some space and start the same command again: it resumes from the previous checkpoint"
             if not self.root.parent.is_dir():
-                hint = f"{self.root.parent} was removed while the run wrote to it; start it again to begin anew"
+                hint = f"{self.root.parent} was removed while the run wrote to it; start the run again"
             raise CheckpointError(
                 f"checkpoint {self.root / f'step-{step:06d}'} cannot be written: {_reason(error)}", hint=hint
             ) from error
@@ -244,7 +244,7 @@ def _sharded(network: Trained, *, loading: bool) -> dict[str, Any]:
 
 
 def _chunks(network: Trained) -> dict[str, MegatronModule]:
-    """A model, or its virtual pipeline stages, under the names that Megatron's optimizer looks for."""
+    """A model, or its virtual pipeline stages, under the names that Megatron's optimizer expects."""
     if len(network.model) == 1:
         return {"model": network.model[0]}
     return {f"model{index}": chunk for index, chunk in enumerate(network.model)}
@@ -252,7 +252,7 @@ def _chunks(network: Trained) -> dict[str, MegatronModule]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Megatron's writer forks; a child whose parent had OpenMP threads hangs at its first parallel region."""
+    """One thread while Megatron's writer forks: the child of a process with OpenMP threads hangs at a parallel region."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -262,12 +262,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def _flush_share(aside: Path) -> Descriptions:
-    """This rank's share of a folder's files, brought to the disk and described."""
+    """Flush this rank's part of a folder's files to the disk, and return their sizes and checksums."""
     return folder.flush_and_describe(aside, folder.file_names(aside)[dist.get_rank() :: dist.get_world_size()])
 
 
 def _result(described: Future[Descriptions]) -> Descriptions | OSError:
-    """What the thread found, or the disk's refusal, which all ranks must learn of."""
+    """The thread's result, or the `OSError` that all ranks must raise."""
     try:
         return described.result()
     except OSError as error:
@@ -280,6 +280,6 @@ def _everywhere(done: bool) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of an error that says what was wrong."""
+    """The last line of an error, which says what was wrong."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

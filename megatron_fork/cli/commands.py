@@ -28,7 +28,7 @@ PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the res
 
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None, print_config: PrintConfig = False, debug: Debug = False) -> None:
-    """Reinforcement learning: warm start where the recipe asks for one, then the loop. Also under torchrun."""
+    """Reinforcement learning: the warm start if the recipe has one, then the loop. Also under torchrun."""
     _run_recipe("train", recipe, overrides, print_config=print_config, debug=debug)
 
 
@@ -45,7 +45,7 @@ def analyze(
     ],
     debug: Debug = False,
 ) -> None:
-    """Write report.html of a run again, from what the run folder holds."""
+    """Write report.html of a run again from the files in its run folder."""
 
     def work() -> None:
         from megatron_fork.analysis import write_report
@@ -60,11 +60,11 @@ def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="recipe to check", show_default=False)] = None,
     overrides: Overrides = None,
     ranks: Annotated[
-        int | None, typer.Option(help="ranks to count for; by default as few as the layout needs", min=1)
+        int | None, typer.Option(help="number of ranks to assume; by default as few as the layout needs", min=1)
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """What this machine offers, and whether a recipe would start here; nothing is allocated for it."""
+    """Show what this machine has, and check whether a recipe would start here without allocating anything."""
 
     def work() -> None:
         from megatron_fork.config import load_config
@@ -89,7 +89,7 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def _tell_version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(__version__)
         raise typer.Exit
@@ -98,7 +98,7 @@ def _tell_version(asked: bool) -> None:
 @app.callback()
 def of_every_command(
     version: Annotated[
-        bool, typer.Option("--version", help="print the version", callback=_tell_version, is_eager=True)
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Reinforcement learning on the forking tokens of reasoning models, on Megatron-core."""
@@ -107,7 +107,7 @@ def of_every_command(
 def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, print_config: bool, debug: bool) -> None:
     def work() -> None:
         stops_at_once()
-        # Torch and megatron take seconds to import: whoever mistyped a field, or only asks, does not wait for them.
+        # Torch and Megatron take seconds to import: a mistyped field or `--print-config` must not wait for them.
         from megatron_fork.config import load_config
 
         config = load_config(recipe, overrides or [])
@@ -121,7 +121,7 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
         if command == "sft" and not config.sft.steps:
             raise ConfigError(
                 "sft.steps=0: the command sft has nothing to do",
-                hint="give steps of the warm start, such as sft.steps=800",
+                hint="set the steps of the warm start, such as sft.steps=800",
             )
         from megatron_fork.run import Display, quiet_libraries
 
@@ -140,11 +140,7 @@ def _run_recipe(command: str, recipe: Path, overrides: list[str] | None, *, prin
 
 def main() -> None:
     """Entry point of `megatron-fork`."""
-    # Before torch is imported. Threads that spin while they wait take the core from those that they wait for, as soon as
-    # another process has a share of it: the warm start of the quickstart fell to a tenth of its speed and below.
+    # Before torch is imported. Threads that spin while they wait take the core from those that they wait for as soon as
+    # another process uses it too: the warm start of the quickstart fell to a tenth of its speed or less.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()
-
-
-if __name__ == "__main__":
-    main()

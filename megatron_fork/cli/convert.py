@@ -1,4 +1,4 @@
-"""`megatron-fork convert ...`: checkpoints between Hugging Face and Megatron, and the proof that both are one model."""
+"""`megatron-fork convert ...`: checkpoints between Hugging Face and Megatron, and a check that both are the same model."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ MegatronDir = Annotated[
 Out = Annotated[
     Path, typer.Argument(parser=path_at_home, metavar="OUT", help="folder to write; must not exist", show_default=False)
 ]
-Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default as it is", show_default=False)]
-Workers = Annotated[int, typer.Option(help="parameters at a time; memory grows with it", min=1)]
+Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default unchanged", show_default=False)]
+Workers = Annotated[int, typer.Option(help="parameters converted at the same time; more need more memory", min=1)]
 
 
 @app.command("to-megatron")
@@ -65,7 +65,7 @@ def to_hf(
         typer.Option(
             parser=path_at_home,
             metavar="PATH",
-            help="folder with config.json and tokenizer, where the checkpoint brings none",
+            help="folder with config.json and tokenizer, if the checkpoint has none",
         ),
     ] = None,
     dtype: Dtype = None,
@@ -102,23 +102,23 @@ def verify(
     workers: Workers = 2,
     debug: Debug = False,
 ) -> None:
-    """Compare names, every bit, config and logits; exit code 1 where they are not one model."""
+    """Compare names, every bit, config and logits; exit code 1 if they are not the same model."""
 
     def work() -> None:
         from megatron_fork.conversion import PROMPTS, verify
 
         found = verify(hf_dir, megatron_dir, prompts=tuple(prompt or PROMPTS), logits=logits, workers=workers)
-        typer.echo(f"tensors  {found.tensors:,}, same names both ways, compared bit for bit as {found.compared_as}")
+        typer.echo(f"tensors  {found.tensors:,}, same names in both, compared bit for bit as {found.compared_as}")
         for name in found.different:
             typer.echo(f"  differs: {name}")
         typer.echo("config   no field differs" if not found.config else "config")
         for difference in found.config:
             typer.echo(f"  {difference.weight}: {difference}")
         if found.logits is not None:
-            typer.echo(f"logits   largest difference {found.logits:.1e} of their size")
+            typer.echo(f"logits   largest difference {found.logits:.1e}, relative to their size")
         if not found.holds:
             raise CheckpointError(
-                f"{hf_dir} and {megatron_dir} are not the same model", hint="what differs stands above"
+                f"{hf_dir} and {megatron_dir} are not the same model", hint="the differences are listed above"
             )
         typer.echo("the same model")
 
@@ -142,7 +142,7 @@ def _run(work: Callable[[], None], debug: bool, dtype: str | None = None) -> Non
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing in a log: a conversion says at its end what it wrote."""
+    """A progress bar on a terminal, nothing in a log: at its end a conversion prints what it wrote."""
     from rich.console import Console
     from rich.progress import Progress
 

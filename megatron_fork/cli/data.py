@@ -1,4 +1,4 @@
-"""`megatron-fork data ...`: prompt files without duplicates, and without questions of evaluation sets."""
+"""`megatron-fork data ...`: remove duplicates and evaluation questions from prompt files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_fork.files import path_at_home
 if TYPE_CHECKING:
     from megatron_fork import data
 
-app = typer.Typer(no_args_is_help=True, help="Prompt files: duplicates, and questions of evaluation sets.")
+app = typer.Typer(no_args_is_help=True, help="Remove duplicates and evaluation questions from prompt files.")
 
 Rows = Annotated[str, typer.Argument(help="file or dataset folder, or PRESET:PATH", show_default=False)]
 Out = Annotated[
@@ -22,8 +22,8 @@ Out = Annotated[
 ]
 PromptColumn = Annotated[str | None, typer.Option(help="column of the question; dots lead into structures")]
 AnswerColumn = Annotated[str | None, typer.Option(help="column of the answer")]
-Split = Annotated[str | None, typer.Option(help="of a folder that has several")]
-Subset = Annotated[str | None, typer.Option(help="of a folder that has several; * for all of them together")]
+Split = Annotated[str | None, typer.Option(help="split of a folder that has several")]
+Subset = Annotated[str | None, typer.Option(help="subset of a folder that has several; * for all of them together")]
 
 
 @app.command()
@@ -35,11 +35,12 @@ def dedupe(
     split: Split = None,
     subset: Subset = None,
     conflicts: Annotated[
-        Literal["drop", "first"], typer.Option(help="questions with different answers: none, or the first row")
+        Literal["drop", "first"],
+        typer.Option(help="for a question with different answers: drop all its rows, or keep the first"),
     ] = "drop",
     debug: Debug = False,
 ) -> None:
-    """Write the first row of every question; case, spacing and punctuation do not tell questions apart."""
+    """Write the first row of every question; case, spacing and punctuation are ignored in the comparison."""
 
     def work() -> None:
         from megatron_fork import data
@@ -75,7 +76,7 @@ def decontaminate(
         from megatron_fork import data
 
         def named(file: str, column: str | None, split: str | None = None, subset: str | None = None) -> data.RowFile:
-            """An answer that was named must be there, though only questions are compared."""
+            """A named answer column must exist, although only questions are compared."""
             found = data.named_file(file, split, _columns(column, answer), subset)
             return replace(found, must_answer=answer is not None)
 
@@ -92,7 +93,7 @@ def decontaminate(
 
 
 def _columns(prompt: str | None, answer: str | None) -> data.Columns | None:
-    """The columns that were named; None where none was, so that a preset's count."""
+    """The columns that were named; None if none was, so that a preset's columns are used."""
     from megatron_fork.data import Columns
 
     named = {name: value for name, value in (("prompt", prompt), ("answer", answer)) if value is not None}

@@ -1,7 +1,7 @@
-"""`megatron-fork doctor`: what this machine offers a run, and whether a recipe would start here.
+"""`megatron-fork doctor`: what this machine has, and whether a recipe would start here.
 
-Nothing is allocated for a recipe: sizes come from the model's config. The first thing that a recipe asks for and that is not
-there raises the error that `train` would raise, after what was found until then has been printed.
+Nothing is allocated for a recipe: sizes come from the model's config. The first thing that a recipe needs and does not find
+raises the same error as in `train`, after everything found before it has been printed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from megatron_fork.rollout import ends_in_words, engine_kind, server_states
 from megatron_fork.run import check, check_import, check_kernels
 
 _GIB = 2**30
-# Module, distribution, and what a run gains by it.
+# Module, distribution, and what a run uses it for.
 _OPTIONAL = (
     ("transformer_engine", "transformer-engine", "fused layers, context parallelism and fp8 on a GPU"),
     ("apex", "apex", "fused Adam and gradient accumulation in Megatron"),
@@ -45,7 +45,7 @@ _OPTIONAL = (
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, what was found, and why or what for."""
+    """One line of the output: a name, what was found, and a note."""
 
     name: str
     found: str
@@ -53,9 +53,9 @@ class Finding(NamedTuple):
 
 
 def diagnose(config: RunConfig | None, console: Console, *, ranks: int | None = None) -> None:
-    """Print what is found; raises a `MegatronForkError` for the first thing that `config` asks for in vain.
+    """Print what is found; raises a `MegatronForkError` for the first thing that `config` needs and does not find.
 
-    `ranks`: for how many it is counted; by default those that were started, or as few as the layout needs.
+    `ranks`: the number of ranks to assume; by default those that were started, or as few as the layout needs.
     """
     _show("machine", _machine(), console)
     _show("computing", _computing(config or RunConfig()), console)
@@ -65,7 +65,7 @@ def diagnose(config: RunConfig | None, console: Console, *, ranks: int | None = 
 
 
 def _show(title: str, findings: Iterable[Finding], console: Console) -> None:
-    """A table on a terminal, lines in a log; what was found before an error is shown too."""
+    """Print a table on a terminal, lines in a log; also what was found before an error."""
     found: list[Finding] = []
     try:
         found.extend(findings)
@@ -96,12 +96,11 @@ def _machine() -> Iterator[Finding]:
     yield Finding(
         "CPU",
         f"{cores} cores, {present}",
-        "multiplies bf16, the LM head in fp32" if fast else "no bf16 instructions: fp32 is faster here",
+        "bf16 instructions; the LM head uses fp32" if fast else "no bf16 instructions: fp32 is faster here",
     )
     waiting = "OMP_WAIT_POLICY"
-    yield Finding("threads", distributed.choose_threads(), f"{waiting}={os.environ.get(waiting, 'as OpenMP has it')}")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding("memory", size(memory))
+    yield Finding("threads", distributed.choose_threads(), f"{waiting}={os.environ.get(waiting, 'OpenMP default')}")
+    yield Finding("memory", size(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         capability = f"compute capability {device.major}.{device.minor}"
@@ -112,7 +111,7 @@ def _machine() -> Iterator[Finding]:
     if shared.is_dir():
         room = shutil.disk_usage(shared).total
         few = torch.cuda.device_count() > 1 and room < _GIB
-        yield Finding("/dev/shm", size(room), "NCCL wants 1 GiB: docker run --shm-size=8g" if few else "")
+        yield Finding("/dev/shm", size(room), "NCCL needs 1 GiB: docker run --shm-size=8g" if few else "")
 
 
 def _computing(config: RunConfig) -> Iterator[Finding]:
@@ -127,12 +126,12 @@ def _computing(config: RunConfig) -> Iterator[Finding]:
     yield Finding(
         "ranks",
         f"{distributed.world_size()}, {backend}",
-        f"by {place.launcher}, which meet at {place.address or 'no'}:{place.port}" if place else "no launcher",
+        f"started by {place.launcher}, rendezvous {place.address or 'no'}:{place.port}" if place else "no launcher",
     )
 
 
 def _lm_head(config: vocab_parallel.VocabParallelConfig) -> Finding:
-    """Which kernels sweep the logits; they are run on two equal logits, whose entropy is ln 2."""
+    """Which kernels compute the LM head; they are tried on two equal logits, whose entropy is ln 2."""
     on_gpu = torch.cuda.is_available()
     has_triton = importlib.util.find_spec("triton") is not None
     device = distributed.device()
@@ -140,7 +139,7 @@ def _lm_head(config: vocab_parallel.VocabParallelConfig) -> Finding:
     entropy = vocab_parallel.token_statistics(torch.zeros(1, 2, device=device), targets, kernels=config.kernels).entropy
     if not math.isclose(float(entropy), math.log(2.0), rel_tol=1e-6):
         raise ConfigError(
-            f"the LM-head kernels find an entropy of {float(entropy)} for two equal logits, not {math.log(2.0)}",
+            f"the LM-head kernels compute an entropy of {float(entropy)} for two equal logits, not {math.log(2.0)}",
             hint="set vocab_parallel.kernels=torch",
         )
     if config.kernels != "auto":
@@ -174,7 +173,9 @@ def _recipe(config: RunConfig, ranks: int | None = None) -> Iterator[Finding]:
     yield _weights(checked.contents)
     data = parallel.data(world)
     yield Finding(
-        "layout", f"{data} data ranks of {model_ranks}", f"a multiple of {replica} ranks; counted for {world}"
+        "layout",
+        f"{data} data ranks of {model_ranks}",
+        f"needs a multiple of {replica} ranks; computed for {world}",
     )
     response = config.rollout.max_response_tokens
     yield Finding(
@@ -188,18 +189,18 @@ def _recipe(config: RunConfig, ranks: int | None = None) -> Iterator[Finding]:
 
 
 def _servers(config: RunConfig) -> Iterator[Finding]:
-    """Every server's state. One that is not there yet is no error: a run waits for it."""
+    """Every server's state. One that does not answer yet is not an error, since a run waits for it."""
     for url, state in server_states(config.rollout.servers).items():
-        waits = f"a run waits {config.rollout.remote.patience_seconds:g} seconds for one"
+        waits = f"a run waits up to {config.rollout.remote.patience_seconds:g} seconds for it"
         yield Finding(f"server {masked(url)}", state, "" if state == "healthy" else waits)
 
 
 def _weights(found: conversion.Contents | None) -> Finding:
     if found is None:
-        return Finding("weights", "drawn", "model.hf_config has none")
+        return Finding("weights", "random", "model.hf_config has no weights")
     files = "1 file" if found.files == 1 else f"{found.files} files"
-    found_there = f"{len(found.names):,} tensors in {files}, {size(found.bytes)}"
-    return Finding("weights", found_there, "names, shapes and dtypes are the model's")
+    held = f"{len(found.names):,} tensors in {files}, {size(found.bytes)}"
+    return Finding("weights", held, "names, shapes and dtypes match the model")
 
 
 def _batches(config: RunConfig, data: int) -> Iterator[Finding]:
@@ -211,7 +212,7 @@ def _batches(config: RunConfig, data: int) -> Iterator[Finding]:
     )
     yield Finding(
         "an update",
-        f"{of_update} responses, {of_update / data:g} a data rank",
+        f"{of_update} responses, {of_update / data:g} per data rank",
         "fewer responses than data ranks: some have nothing to do" if of_update < data else "",
     )
 
@@ -232,25 +233,25 @@ def _bytes(config: RunConfig, hf_config: PretrainedConfig, world: int, replicas:
         total += weights + gradients + state - waiting
         yield Finding(
             name,
-            f"{size(weights)} + {size(gradients)} + {size(state - waiting)} a rank",
+            f"{size(weights)} + {size(gradients)} + {size(state - waiting)} per rank",
             "weights, gradients, optimizer" + (f"; {size(waiting)} on the host" if waiting else ""),
         )
     if config.objective.kl_coef:
         total += weight * footprint.total
-        yield Finding("reference", f"{size(weight * footprint.total)} a rank", "weights")
+        yield Finding("reference", f"{size(weight * footprint.total)} per rank", "weights")
     whole = weight * models.count_parameters(hf_config)
     kind = engine_kind(config.rollout.engine)
     share = whole / kind.ranks_per_engine(config.rollout) if kind.holds_weights else 0.0
     total += share
-    held = f"{size(share)} a rank" if kind.holds_weights else "nothing on the trainer's ranks"
+    held = f"{size(share)} per rank" if kind.holds_weights else "nothing on the trainer's ranks"
     yield Finding(kind.title, held, kind.memory)
-    yield Finding("before activations", f"{size(total)} a rank", "of the fullest pipeline stage")
+    yield Finding("before activations", f"{size(total)} per rank", "in the fullest pipeline stage")
 
 
 def optimizer_bytes(
     config: OptimizerConfig, footprint: models.Footprint, *, half: bool, replicas: tuple[int, int]
 ) -> float:
-    """Adam's two float32 moments, and float32 main parameters where the model's are of half precision.
+    """Bytes of Adam's two float32 moments, and of float32 main parameters if the model's are in half precision.
 
     `replicas`: ranks that hold the same dense and the same expert parameters, over which a distributed optimizer shards.
     """

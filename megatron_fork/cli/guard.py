@@ -1,4 +1,4 @@
-"""How a command ends: the user's errors are two lines and an exit code, a defect of ours is a traceback."""
+"""How a command ends: a user's error prints two lines and has an exit code, a defect of the project prints a traceback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_fork.distributed import another_tells, launch
+from megatron_fork.distributed import another_prints, launch
 from megatron_fork.errors import ConfigError, Interrupted, LayoutError, MegatronForkError, Preempted, masked
 
 _FIRST_RANK_SECONDS = 10.0
@@ -29,23 +29,23 @@ Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
 def guarded(work: Callable[[], None], *, debug: bool) -> None:
-    """Run `work`; print the user's errors as two lines on rank 0, and leave with their exit code."""
-    sys.excepthook = _tell_defect
-    threading.excepthook = lambda told: _tell_defect(told.exc_type, told.exc_value, told.exc_traceback)
+    """Run `work`; print a user's error as two lines on rank 0, and exit with its code."""
+    sys.excepthook = _print_traceback
+    threading.excepthook = lambda raised: _print_traceback(raised.exc_type, raised.exc_value, raised.exc_traceback)
     try:
         work()
     except MegatronForkError as error:
         _explain(error, debug=debug)
         if isinstance(error, ConfigError) and not is_first_rank():
-            # The first rank has met the same, and torchrun ends all as soon as one has left: it must have told it by then.
+            # The first rank meets the same error and must print it before torchrun, which ends all ranks when one exits.
             time.sleep(_FIRST_RANK_SECONDS)
         _leave(error.exit_code)
     except OSError as error:
-        if error.filename is None or error.strerror is None:  # no file's, and so ours
+        if error.filename is None or error.strerror is None:  # not about a file, and so a defect
             raise
         refused = MegatronForkError(
             f"{_name(error.filename)} cannot be used: {error.strerror}",
-            hint="look at its name, its rights and its disk; --debug shows what it was wanted for",
+            hint="check its name, its permissions and its disk; --debug shows what needed it",
         )
         _explain(refused, debug=debug)
         _leave(refused.exit_code)
@@ -60,9 +60,9 @@ def _name(file: object) -> str:
 
 
 def stops_at_once() -> None:
-    """Until a run listens itself, a signal ends it with the exit code that a saved run has.
+    """Until the run handles signals itself, a signal ends the process with the exit code of a saved run.
 
-    No exception: the libraries that are imported meanwhile catch what they can.
+    It does not raise an exception, since the libraries that are imported meanwhile might catch it.
     """
     for number in _SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` leaves it
@@ -76,16 +76,16 @@ def stops_no_more() -> None:
 
 
 def _stop(process: int, number: int, frame: FrameType | None) -> None:
-    if os.getpid() != process:  # a fork, to which Ctrl-C comes too
+    if os.getpid() != process:  # a forked child, which gets Ctrl-C too
         os._exit(1)
     kind = Interrupted if number == signal.SIGINT else Preempted
-    with suppress(RuntimeError, OSError):  # in the middle of a write, or the terminal is gone
+    with suppress(RuntimeError, OSError):  # the signal came during a write, or the terminal is closed
         _explain(kind(_NOTHING_YET), debug=False)
     _leave(kind.exit_code)
 
 
-def _tell_defect(kind: type[BaseException], defect: BaseException | None, trace: TracebackType | None) -> None:
-    """As Python does it, without passwords and keys."""
+def _print_traceback(kind: type[BaseException], defect: BaseException | None, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does, but without passwords and keys."""
     if not issubclass(kind, SystemExit):
         typer.echo(masked("".join(traceback.format_exception(kind, defect, trace))), err=True, nl=False)
 
@@ -94,7 +94,7 @@ def _explain(error: MegatronForkError, *, debug: bool) -> None:
     if debug:
         typer.echo(masked(traceback.format_exc()), err=True, nl=False)
     speaks = is_first_rank() or error.is_of_one_rank
-    _tell_torchrun(error if speaks else MegatronForkError("as the first rank says"))
+    _write_for_torchrun(error if speaks else MegatronForkError("see the error of the first rank"))
     if not speaks:
         return
     typer.secho(f"error: {masked(error.message)}", fg=typer.colors.RED, err=True)
@@ -103,16 +103,16 @@ def _explain(error: MegatronForkError, *, debug: bool) -> None:
 
 
 def is_first_rank() -> bool:
-    """Whether this is the rank that speaks for all, also where the launcher's variables are broken."""
+    """Whether this is the rank that prints for all, also if the launcher's variables are broken."""
     try:
         place = launch()
     except LayoutError:
-        return not another_tells()
+        return not another_prints()
     return place is None or place.rank == 0
 
 
-def _tell_torchrun(error: MegatronForkError) -> None:
-    """Leave the error where torchrun looks for it: its report of failed ranks, the last of a job's log, then ends with it."""
+def _write_for_torchrun(error: MegatronForkError) -> None:
+    """Write the error to the file that torchrun reads, so that its report of failed ranks ends a job's log with it."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not file:
         return
@@ -123,9 +123,9 @@ def _tell_torchrun(error: MegatronForkError) -> None:
 
 
 def _leave(code: int) -> None:
-    """End at once: a rank that failed alone must not wait for the others in an exit handler.
+    """Exit without exit handlers, in which a rank that failed alone would wait for the others.
 
-    Exit handlers would also have ended a checkpoint's writer; without them that is ours to do.
+    The handlers would also end a checkpoint's writer process; without them it is terminated here.
     """
     for child in multiprocessing.active_children():
         child.terminate()

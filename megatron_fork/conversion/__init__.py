@@ -1,4 +1,4 @@
-"""Hugging Face <-> Megatron weights: tensor names, sharding, loading, export, conversion, and the proof of it."""
+"""Hugging Face <-> Megatron weights: tensor names, sharding, loading, export, conversion and its verification."""
 
 from megatron_fork.conversion.agreement import Contents, check_folder
 from megatron_fork.conversion.convert import Converted, to_hf, to_megatron

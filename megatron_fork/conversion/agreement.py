@@ -1,4 +1,4 @@
-"""Whether weights are those of the model that a config describes: the one check of every entrance that reads weights."""
+"""Whether weights match the model that a config describes: the same check for everything that reads weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHER_MODEL = "config.json and the weights are of different models"
 
 @dataclass(frozen=True)
 class Contents:
-    """What a folder of weights holds."""
+    """Names, files and size of a folder of weights."""
 
     names: frozenset[str]
     files: int
@@ -34,7 +34,7 @@ class Contents:
 
 
 def check_folder(folder: Path, config: PretrainedConfig) -> Contents:
-    """`check_weights` of a folder, from the headers of its files; a tied head that is stored as well is read."""
+    """`check_weights` for a folder; reads only the headers of its files, and a tied head if one is stored."""
     with closing(WeightFolder(folder)) as weights:
         check_weights(weights, config)
         total = sum(weights.specification(name).bytes for name in weights)
@@ -44,13 +44,13 @@ def check_folder(folder: Path, config: PretrainedConfig) -> Contents:
 def check_weights(weights: Mapping[str, Tensor], config: PretrainedConfig, *, needs_head: bool = True) -> None:
     """Raise `CheckpointError` unless `weights` are exactly the tensors of `config`'s model.
 
-    Dtypes, shapes and names, both ways. Buffers may be there, and a tied head whose bytes are the embedding's. Of a folder,
-    only headers are read, and that head.
+    Names must match both ways, and so must dtypes and shapes. Buffers are allowed, and a tied head whose bytes are the
+    embedding's. Only a folder's headers and that head are read.
 
     Args:
         weights: by their published names; experts may be fused as transformers holds them in memory.
-        config: of a family that is known.
-        needs_head: False for a critic, which has a head of its own.
+        config: of a supported family.
+        needs_head: False for a critic, which has its own head.
 
     """
     headers = PublishedWeights(weights.headers() if isinstance(weights, WeightFolder) else weights)
@@ -61,32 +61,32 @@ def check_weights(weights: Mapping[str, Tensor], config: PretrainedConfig, *, ne
     if missing := sorted(wanted.keys() - found - (set() if needs_head else {_HEAD})):
         raise CheckpointError(
             f"the checkpoint has no tensor {missing[0]}{_and_more(missing)}",
-            hint="it is incomplete, or config.json is of another model",
+            hint="it is incomplete, or config.json belongs to another model",
         )
     surplus = {name for name in found - wanted.keys() if not name.endswith(_BUFFERS)}
     if config.tie_word_embeddings and _HEAD in surplus:
         if not _same_bytes(weights, _HEAD, _TABLE):
             raise CheckpointError(
                 f"config.json ties the embeddings, but {_HEAD} differs from {_TABLE}",
-                hint="set tie_word_embeddings=false in config.json: the model has a head of its own",
+                hint="set tie_word_embeddings=false in config.json: the model has its own head",
             )
         surplus.discard(_HEAD)
     if surplus:
         raise CheckpointError(
-            f"the checkpoint has a tensor {min(surplus)}, which the model lacks{_and_more(surplus)}",
-            hint="config.json is of another model (layers, biases), or the architecture is not supported",
+            f"the checkpoint has a tensor {min(surplus)}, which the model does not have{_and_more(surplus)}",
+            hint="config.json belongs to another model (layers, biases), or the architecture is not supported",
         )
 
 
 def model_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Every published tensor of `config`'s model with its shape, asked of transformers' model without memory."""
+    """Every published tensor of `config`'s model with its shape, from transformers' model on the meta device."""
     tensors = PublishedWeights(models.hugging_face_outline(config).state_dict())
     return {name: tuple(tensors[name].shape) for entry in model_entries(config) for name in entry.hugging_face}
 
 
 def _check_tensor(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
     if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
-        raise CheckpointError(f"the checkpoint's {name} is of dtype {tensor.dtype}", hint=QUANTISED)
+        raise CheckpointError(f"the checkpoint's {name} has dtype {tensor.dtype}", hint=QUANTISED)
     if tuple(tensor.shape) != wanted:
         raise CheckpointError(
             f"the checkpoint's {name} has the shape {list(tensor.shape)}, the model's {list(wanted)}", hint=_OTHER_MODEL
@@ -97,7 +97,7 @@ def _same_bytes(weights: Mapping[str, Tensor], left: str, right: str) -> bool:
     if isinstance(weights, WeightFolder):
         if weights.specification(left) != weights.specification(right):
             return False
-        return all(ours == theirs for ours, theirs in zip_longest(weights.pieces(left), weights.pieces(right)))
+        return all(ours == theirs for ours, theirs in zip_longest(weights.chunks(left), weights.chunks(right)))
     ours, theirs = weights[left].detach(), weights[right].detach()
     if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
         return False

@@ -22,7 +22,7 @@ _MEANINGS: dict[str, tuple[Weight, str]] = {
     **dict.fromkeys("rope_theta rope_scaling rope_parameters".split(), ("other results", _POSITIONS)),
     "rms_norm_eps": ("other results", "the norm's epsilon: logits change"),
     "hidden_act": ("other results", "the activation: logits change"),
-    "num_experts_per_tok": ("other results", "experts a token: logits change"),
+    "num_experts_per_tok": ("other results", "experts per token: logits change"),
     "norm_topk_prob": ("other results", "the weights of a token's experts: logits change"),
     "router_aux_loss_coef": ("other use", "the balance loss of other trainers; this project's is experts.balance"),
     **dict.fromkeys(
@@ -56,10 +56,10 @@ class Difference:
 
 
 def config_differences(left: PretrainedConfig, right: PretrainedConfig) -> list[Difference]:
-    """Fields that differ, the gravest first; a field that one side lacks counts as None."""
+    """Fields that differ, the most serious first; a field that one side does not have counts as None."""
     ours, theirs = left.to_dict(), right.to_dict()
     for fields in (ours, theirs):
-        fields.pop("_name_or_path", None)  # where it was read from: not in the file
+        fields.pop("_name_or_path", None)  # the path it was read from, which is not in the file
     found = [
         _difference(name, ours.get(name), theirs.get(name))
         for name in sorted(ours.keys() | theirs.keys())
@@ -74,7 +74,7 @@ def _difference(name: str, left: Any, right: Any) -> Difference:
     return Difference(name, left, right, weight, meaning)
 
 
-# Fields of the arguments that Megatron-LM stores, and what config.json calls them.
+# Names of the arguments that Megatron-LM stores, and their names in config.json.
 _ARGUMENTS = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
@@ -91,9 +91,9 @@ _ARGUMENTS = {
 
 
 def argument_differences(arguments: object, config: PretrainedConfig) -> list[Difference]:
-    """How the arguments of the training that wrote a Megatron checkpoint differ from `config`; shapes do not show all.
+    """How the arguments of the training that wrote a Megatron checkpoint differ from `config` where shapes do not show it.
 
-    Megatron-LM stores its parsed command line; anything else in that place says nothing.
+    Megatron-LM stores its parsed command line; anything else in its place is ignored.
     """
     fields = config.to_dict()
     rope = fields.get("rope_parameters") or {}

@@ -1,8 +1,8 @@
 """Hugging Face folder -> Megatron checkpoint and back, one parameter at a time, without ranks and without a GPU.
 
-Memory holds about two parameters a worker, whatever the size of the model. Megatron's `torch_dist` checkpoints fit every
-layout, so there is none to choose. A conversion checks what it wrote before the folder takes its name: names both ways, shapes,
-dtypes and the config; `verification.verify` compares every bit and the logits.
+Memory holds about two parameters per worker, for any size of model. Megatron's `torch_dist` checkpoints fit every layout, so
+there is none to choose. Before the folder gets its name, a conversion checks what it wrote: names both ways, shapes, dtypes
+and the config; `verification.verify` compares every bit and the logits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from megatron_fork.models import Entry, family_of
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 _DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_BUFFERS = (".rotary_emb.inv_freq",)
 Progress = Callable[[int, int], None]
 
 
@@ -52,14 +51,14 @@ class Converted:
 def to_megatron(
     hf_dir: Path, out: Path, *, dtype: Dtype | None = None, workers: int = 2, progress: Progress | None = None
 ) -> Converted:
-    """Write `out` as Megatron-LM lays out a checkpoint: `latest_checkpointed_iteration.txt` and `release/`.
+    """Write `out` in Megatron-LM's form of a checkpoint: `latest_checkpointed_iteration.txt` and `release/`.
 
     Args:
-        hf_dir: config.json, safetensors, and what else the model needs.
+        hf_dir: config.json, safetensors, and the other files of the model.
         out: appears complete or not at all; must not exist.
         dtype: of the written weights; by default each tensor keeps its own.
-        workers: files written at a time.
-        progress: called with the number of parameters written and of all.
+        workers: files written at the same time.
+        progress: called with the number of parameters written and the total.
 
     """
     _refuse_existing(out)
@@ -67,10 +66,10 @@ def to_megatron(
     family_of(config)
     with closing(WeightFolder(hf_dir)) as weights, written_aside(out) as aside:
         entries = {entry.megatron: entry for entry in model_entries(config)}
-        outline = meta_model_of(config)
+        meta_model = meta_model_of(config)
         check_weights(weights, config)
         headers = PublishedWeights(weights.headers())
-        wanted = {name: (outline.places[name], _dtype_of(entry, headers, dtype)) for name, entry in entries.items()}
+        wanted = {name: (meta_model.places[name], _dtype_of(entry, headers, dtype)) for name, entry in entries.items()}
         counter = _Counter(len(entries), progress)
         published = PublishedWeights(weights)
 
@@ -85,7 +84,7 @@ def to_megatron(
             release,
             wanted,
             read,
-            objects=outline.objects,
+            objects=meta_model.objects,
             common={"checkpoint_version": 3.0, "iteration": 0},
             workers=workers,
         )
@@ -109,13 +108,13 @@ def to_hf(
     """Write the Hugging Face folder `out` from a Megatron checkpoint of any layout.
 
     Args:
-        megatron_dir: anything that `located.locate` knows.
+        megatron_dir: any folder that `located.locate` recognises.
         out: appears complete or not at all; must not exist.
-        model_files: folder with config.json and tokenizer, for checkpoints that bring none.
+        model_files: folder with config.json and tokenizer, for checkpoints without them.
         dtype: of the written weights; by default each tensor keeps its own.
         shard_bytes: size of a safetensors file.
-        workers: parameters read and written at a time.
-        progress: called with the number of parameters written and of all.
+        workers: parameters read and written at the same time.
+        progress: called with the number of parameters written and the total.
 
     """
     _refuse_existing(out)
@@ -123,8 +122,8 @@ def to_hf(
     files = model_files or located.model_files
     if files is None:
         raise ModelError(
-            f"{megatron_dir} ({located.writer}) brings no config.json",
-            hint="give the model's Hugging Face folder: --hf-files",
+            f"{megatron_dir} ({located.writer}) has no config.json",
+            hint="give the model's Hugging Face folder with --hf-files",
         )
     config = read_config(files)
     source = MegatronWeights(located, config)
@@ -147,10 +146,10 @@ def to_hf(
 
 
 class MegatronWeights:
-    """A Megatron checkpoint as the Hugging Face tensors of `config`'s model, each read when it is asked for."""
+    """A Megatron checkpoint as the Hugging Face tensors of `config`'s model, each read on demand."""
 
     def __init__(self, located: Located, config: PretrainedConfig) -> None:
-        """Check names and shapes; raises `CheckpointError` where the checkpoint is not of this model."""
+        """Check names and shapes; raises `CheckpointError` if the checkpoint does not belong to this model."""
         family_of(config)
         self.config = config
         self.located = located
@@ -167,7 +166,7 @@ class MegatronWeights:
 
     @property
     def dtype(self) -> Dtype | None:
-        """Of all weights, where they have one in common."""
+        """The dtype of the weights, if all have the same."""
         found = {self._stored(entry) for entry in self.entries}
         return next((name for name, dtype in _DTYPES.items() if found == {dtype}), None)
 
@@ -175,7 +174,7 @@ class MegatronWeights:
         return self.reader.tensors[self.outline.places[entry.megatron].key].properties.dtype
 
     def specification(self, name: str, dtype: Dtype | None = None) -> Specification:
-        """What `name` will be, without reading it."""
+        """Dtype and shape of `name`, without reading it."""
         entry = self._entry_of[name]
         shard = torch.empty(self.outline.places[entry.megatron].parameter_shape, device="meta")
         tensor = entry.rule.join([shard], self.config)[entry.hugging_face.index(name)]
@@ -192,12 +191,13 @@ def check_places(reader: Reader, wanted: Mapping[str, tuple[ShardLocation, torch
     """Raise `CheckpointError` unless the model's tensors in a checkpoint are exactly the wanted ones."""
     of_model = {key for key in reader.tensors if not key.startswith(("optimizer.", "chained_", "rng_state"))}
     keys = {place.key for place, _ in wanted.values()}
-    hint = "config.json is of another model, or the checkpoint of an architecture that is not supported"
+    hint = "config.json belongs to another model, or the checkpoint's architecture is not supported"
     if missing := sorted(keys - of_model):
         raise CheckpointError(f"{reader.folder} has no tensor {missing[0]}, and {len(missing) - 1} more", hint=hint)
     if surplus := sorted(of_model - keys):
         raise CheckpointError(
-            f"{reader.folder} has a tensor {surplus[0]}, which the model lacks, and {len(surplus) - 1} more", hint=hint
+            f"{reader.folder} has a tensor {surplus[0]}, which the model does not have, and {len(surplus) - 1} more",
+            hint=hint,
         )
     for place, dtype in wanted.values():
         stored = reader.tensors[place.key]
@@ -212,7 +212,7 @@ def check_places(reader: Reader, wanted: Mapping[str, tuple[ShardLocation, torch
 
 
 def carry_model_files(source: Path, target: Path, dtype: Dtype | None) -> None:
-    """Copy config, tokenizer and generation config; config.json tells the dtype of the weights beside it."""
+    """Copy config, tokenizer and generation config; config.json gets the dtype of the weights beside it."""
     target.mkdir(parents=True, exist_ok=True)
     for name in (Path("config.json"), *files_beside(source)):
         (target / name).parent.mkdir(exist_ok=True)
@@ -237,7 +237,7 @@ def _dtype_of(entry: Entry, headers: Mapping[str, Tensor], dtype: Dtype | None) 
 
 
 def _seal(folder: Path) -> None:
-    """A manifest, so that a copy that lost a file is found out."""
+    """Write a manifest, so that a copy with a missing file is detected."""
     files = checkpoint.flush_and_describe(folder, checkpoint.file_names(folder))
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
 
@@ -248,7 +248,7 @@ def _refuse_existing(out: Path) -> None:
 
 
 class _Counter:
-    """Tells how far a conversion is; threads may race by one."""
+    """Reports the progress of a conversion; threads may race by one."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.done, self.total, self._progress = 0, total, progress

@@ -1,4 +1,4 @@
-"""Hugging Face model folders: reading them lazily into any layout, and writing them whole or not at all."""
+"""Hugging Face model folders: read lazily into any layout, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HasModel(Protocol):
 
 
 GENERATION = "generation_config.json"
-# What a folder has beside weights and config.json; whatever of it exists goes along, as it is.
+# Files beside weights and config.json; those that exist are copied unchanged.
 _BESIDE = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt"),
@@ -47,7 +47,7 @@ Source = nn.Module | Sequence[nn.Module] | HasModel
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The config of a model folder; raises `ModelError` when there is none or it cannot be read."""
+    """The config of a model folder; raises `ModelError` if there is none or it cannot be read."""
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder", hint="give the folder of a Hugging Face model")
     if not (folder / "config.json").is_file():
@@ -57,28 +57,28 @@ def read_config(folder: Path) -> PretrainedConfig:
     written = read_json(folder / "config.json")
     if not isinstance(written.get("model_type"), str):
         raise ModelError(
-            f"{folder / 'config.json'} has model_type={models.shown(written.get('model_type'))}, which names no model",
+            f"{folder / 'config.json'} has model_type={models.shown(written.get('model_type'))}, which is not a model type",
             hint="it must be the config of a model that the installed transformers knows",
         )
     models.check_fields(written, f"{folder / 'config.json'}: ")
     try:
-        # Code of the folder's own is not run, and nobody is asked whether it should be.
+        # Code in the folder is not run, and transformers does not ask whether it should be.
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # config classes check their fields, and raise whatever they like
+    except Exception as error:  # config classes check their fields, and may raise anything
         raise ModelError(
             f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())[:300] or type(error).__name__}",
             hint="it must be the config of a model that the installed transformers knows",
         ) from error
     if elsewhere := vars(config).get("transformers_weights"):
         raise ModelError(
-            f"{folder / 'config.json'} has transformers_weights={elsewhere}, weights under a name of their own",
+            f"{folder / 'config.json'} has transformers_weights={elsewhere}, a file name that is not read here",
             hint=f"name the file {SINGLE}, or the index {INDEX}, and remove the field",
         )
     return config
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The fields of a JSON file beside the weights, none where there is no file; raises `ModelError` on anything else."""
+    """The fields of a JSON file beside the weights, empty if there is no file; raises `ModelError` if it is malformed."""
     if not file.is_file():
         return {}
     try:
@@ -86,12 +86,12 @@ def read_json(file: Path) -> dict[str, Any]:
             raise ValueError(f"it has {file.stat().st_size:,} bytes")
         text = file.read_text(encoding="utf-8")
         if text.startswith("\ufeff"):
-            raise ValueError("it begins with a byte order mark, with which transformers and engines do not read it")
+            raise ValueError("it begins with a byte order mark, which transformers and engines do not accept")
         fields = json.loads(text)
     except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read: {error}", hint="fetch it again, or save it as plain UTF-8") from error
     if not isinstance(fields, dict):
-        raise ModelError(f"{file} holds a {type(fields).__name__}, no fields", hint="fetch it again, or remove it")
+        raise ModelError(f"{file} holds a {type(fields).__name__}, not fields", hint="fetch it again, or remove it")
     return fields
 
 
@@ -101,15 +101,15 @@ def files_beside(folder: Path) -> list[Path]:
 
 
 def load_hf(policy_or_model: Source, hf_dir: Path | str) -> None:
-    """Load a Hugging Face folder into this rank's part of the model; raises `CheckpointError` unless it is of that model."""
+    """Load a Hugging Face folder into this rank's part of the model; raises `CheckpointError` if it is another model's."""
     with closing(WeightFolder(Path(hf_dir))) as weights:
         load_weights(_model_of(policy_or_model), weights)
 
 
 def export_hf(policy_or_model: Source, out_dir: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write `config.json` and the weights; every rank calls it, rank 0 writes, the folder appears complete.
+    """Write `config.json` and the weights; every rank must call it, rank 0 writes, the folder appears complete.
 
-    Tensors are written as they arrive: no rank holds the model. Raises `CheckpointError` when the disk refuses.
+    Tensors are written as they arrive: no rank holds the model. Raises `CheckpointError` if writing fails.
     """
     model = _model_of(policy_or_model)
     specifications, weights = hf_specifications(model), iter_hf_weights(model)
@@ -127,7 +127,7 @@ def export_hf(policy_or_model: Source, out_dir: Path | str, *, shard_bytes: int 
 
 @contextmanager
 def written_aside(out_dir: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `out_dir` at the end, or goes away when something fails."""
+    """A folder to write into; it replaces `out_dir` at the end, or is removed if something fails."""
     try:
         with replaced_folder(out_dir) as aside:
             yield aside
@@ -159,7 +159,7 @@ def load_weights(model: nn.Module | Sequence[nn.Module], weights: Mapping[str, T
     table.setdefault(LM_HEAD.megatron, Entry(LM_HEAD.megatron, EMBEDDING.hugging_face, LM_HEAD.rule))
     for name, parameter in local_parameters(chunks).items():
         if isinstance(chunks[0], ValueModel) and name == LM_HEAD.megatron:
-            continue  # the critic's own, which no language model has
+            continue  # the critic's own head, which no language model has
         _load(table[name], parameter, weights, chunks[0])
 
 

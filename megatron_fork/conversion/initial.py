@@ -24,9 +24,9 @@ from megatron_fork.errors import CheckpointError, ModelError
 
 
 def resolve_config(source: models.ModelConfig) -> PretrainedConfig:
-    """The Hugging Face config of a run's model, its architecture known; nothing is allocated.
+    """The Hugging Face config of a run's model, whose architecture is supported; nothing is allocated.
 
-    Its `eos_token_id` is what somebody wrote: the default of a config class is a word of some other model's vocabulary.
+    Its `eos_token_id` is only one that was written: a config class's default belongs to another model's vocabulary.
     """
     with _named_in_recipe(source):
         config = read_config(Path(source.path)) if source.path else models.config_from_recipe(source.hf_config or {})
@@ -38,14 +38,14 @@ def resolve_config(source: models.ModelConfig) -> PretrainedConfig:
 
 
 def check_initial(source: models.ModelConfig, config: PretrainedConfig) -> Contents | None:
-    """What the folder of `source` holds; raises unless it is `config`'s model. None where weights are drawn."""
+    """What the folder of `source` holds, None if weights are random; raises unless it is `config`'s model."""
     with _named_in_recipe(source):
         return check_folder(Path(source.path), config) if source.path else None
 
 
 @contextmanager
 def _named_in_recipe(source: models.ModelConfig) -> Iterator[None]:
-    """What is wrong with the folder itself is told with the field that names it."""
+    """Name the field `model.path` in errors about the folder itself."""
     try:
         yield
     except (ModelError, CheckpointError) as error:
@@ -55,7 +55,7 @@ def _named_in_recipe(source: models.ModelConfig) -> Iterator[None]:
 
 
 def written_ends(source: models.ModelConfig) -> dict[str, object]:
-    """What the model says of the tokens that end a response, as it is written: by where it says so, its config last."""
+    """The tokens that end a response as the model's files name them: by the place that names them, config.json last."""
     if not source.path:
         return {"model.hf_config.eos_token_id": (source.hf_config or {}).get("eos_token_id")}
     files = [Path(source.path) / name for name in (GENERATION, "config.json")]
@@ -64,7 +64,7 @@ def written_ends(source: models.ModelConfig) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a folder of the model has beside weights: its config, and the tokenizer's and other files as given."""
+    """The files of a model folder beside its weights: config, tokenizer, and others as given."""
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -72,7 +72,7 @@ class ModelFiles:
 
     @classmethod
     def of(cls, source: models.ModelConfig, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFiles:
-        """Read now: the folder of `source` need not outlive the run."""
+        """Read the files now, since the folder of `source` may be removed during the run."""
         folder = Path(source.path) if source.path else None
         return cls(
             config, tokenizer, {name: (folder / name).read_bytes() for name in files_beside(folder)} if folder else {}
@@ -87,7 +87,7 @@ class ModelFiles:
 
 
 def load_initial(model: Sequence[models.PackedModel], source: models.ModelConfig, *, seed: int) -> None:
-    """Load the folder of `source`, or draw Hugging Face's own initial weights from `seed` on every rank alike."""
+    """Load the folder of `source`, or draw Hugging Face's own initial weights from `seed`, the same on every rank."""
     if source.path:
         load_hf(model, source.path)
         return

@@ -1,7 +1,7 @@
-"""What a folder that is said to be a Megatron checkpoint really is.
+"""Finds what kind of Megatron checkpoint a folder is.
 
-Known: a folder of Megatron's `torch_dist` format; what Megatron-LM or Megatron-Bridge saved around one; a run folder of this
-project, its checkpoints, or one of them. Everything else is refused by its name.
+Recognised are a folder of Megatron's `torch_dist` format; what Megatron-LM or Megatron-Bridge saved around one; a run folder of
+this project, its checkpoints, or one of them. Anything else is an error that says what it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TRACKER = "latest_checkpointed_iteration.txt"
 
 @dataclass(frozen=True)
 class Located:
-    """A `torch_dist` folder, who wrote it, and the folder of its config.json where it brings one."""
+    """A `torch_dist` folder, the program that wrote it, and the folder of its config.json if it has one."""
 
     folder: Path
     writer: str
@@ -28,7 +28,7 @@ class Located:
 
 
 def locate(path: Path) -> Located:
-    """Find the tensors below `path`; raises `CheckpointError` that says what it is instead."""
+    """Find the tensors below `path`; otherwise raises `CheckpointError` that says what the folder is."""
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder", hint="give the folder of a checkpoint")
     for step in (path / "checkpoints", path):
@@ -70,18 +70,18 @@ def _checked(folder: Path) -> Path:
         return folder
     if any(folder.glob("mp_rank_*")):
         raise CheckpointError(
-            f"{folder} is of Megatron's legacy format (mp_rank_*), one file a rank",
+            f"{folder} has Megatron's legacy format (mp_rank_*), with one file per rank",
             hint="save it with --ckpt-format torch_dist (Megatron-LM: --ckpt-convert-format torch_dist)",
         )
     if any(folder.glob("*.safetensors")):
         raise CheckpointError(
-            f"{folder} holds Hugging Face safetensors, no Megatron checkpoint",
-            hint="`megatron-fork convert to-megatron` makes one of it",
+            f"{folder} holds Hugging Face safetensors, not a Megatron checkpoint",
+            hint="convert it with `megatron-fork convert to-megatron`",
         )
     if any(folder.glob("*.distcp")) or (folder / "common.pt").is_file():
         raise CheckpointError(f"{folder} has no .metadata: it was not completed", hint="use an earlier checkpoint")
     raise CheckpointError(
-        f"{folder} is no Megatron checkpoint: it has no .metadata",
+        f"{folder} is not a Megatron checkpoint: it has no .metadata",
         hint="give a torch_dist folder, a Megatron-LM folder with latest_checkpointed_iteration.txt, or a run folder",
     )
 
@@ -96,7 +96,7 @@ def _check_backend(folder: Path) -> None:
         raise CheckpointError(f"{config} cannot be read: {error}", hint="the checkpoint is damaged") from error
     if backend not in (None, "torch_dist"):
         raise CheckpointError(
-            f"{folder} is of the format sharded_backend={backend}", hint="save it as torch_dist with Megatron first"
+            f"{folder} has the format sharded_backend={backend}", hint="save it as torch_dist with Megatron first"
         )
 
 

@@ -1,4 +1,4 @@
-"""Parameters under names of the whole model: this rank's, and all that a published checkpoint has, by its family's table."""
+"""Parameters by their names in the whole model: this rank's, and all of a published checkpoint by its family's table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from megatron_fork.models import (
     ValueModel,
 )
 
-# Names that Transformer Engine's modules give to what the local ones call otherwise.
+# Parameter names in Transformer Engine's modules, and in Megatron's local ones.
 _TRANSFORMER_ENGINE = (
     (re.compile(r"\.self_attention\.linear_qkv\.layer_norm_weight$"), r".input_layernorm.weight"),
     (re.compile(r"\.mlp\.linear_fc1\.layer_norm_weight$"), r".pre_mlp_layernorm.weight"),
@@ -47,12 +47,12 @@ def unwrap(model: nn.Module) -> PackedModel:
 
 
 def unwrap_chunks(model: nn.Module | Sequence[nn.Module]) -> list[PackedModel]:
-    """The virtual pipeline stages of this rank, in order; a single model is one."""
+    """The virtual pipeline stages of this rank, in order; a single model counts as one."""
     return [unwrap(chunk) for chunk in ([model] if isinstance(model, nn.Module) else model)]
 
 
 def local_parameters(chunks: Sequence[PackedModel]) -> dict[str, nn.Parameter]:
-    """This rank's parameters; layers count over all stages, and experts over all expert ranks."""
+    """This rank's parameters by name; layers are numbered over all stages, and experts over all expert ranks."""
     parameters = {}
     for chunk in chunks:
         groups = chunk.pg_collection
@@ -64,7 +64,7 @@ def local_parameters(chunks: Sequence[PackedModel]) -> dict[str, nn.Parameter]:
 
 
 def whole_model_name(name: str, first_layer: int, first_expert: int) -> str:
-    """The name in the whole model of a chunk's parameter, whose first layer and expert are given."""
+    """The name in the whole model of a chunk's parameter, given the chunk's first layer and expert."""
     for pattern, replacement in _TRANSFORMER_ENGINE:
         name = pattern.sub(replacement, name)
     name = _LAYER.sub(lambda number: str(int(number[0]) + first_layer), name)
@@ -72,7 +72,7 @@ def whole_model_name(name: str, first_layer: int, first_expert: int) -> str:
 
 
 def tensor_group(entry: Entry, groups: Any) -> ProcessGroup:
-    """The ranks over which a parameter is cut, of Megatron's `ProcessGroupCollection`."""
+    """The process group over which a parameter is sharded; `groups` is Megatron's `ProcessGroupCollection`."""
     group: ProcessGroup = groups.tp if entry.expert is None else groups.expt_tp
     return group
 

@@ -1,4 +1,4 @@
-"""Weights by the names of the published checkpoints, whatever form the experts have in memory.
+"""Weights by the names of the published checkpoints, for either form of experts in memory.
 
 Published mixtures of experts have a tensor for each projection of each expert. In memory, transformers keeps all experts of
 a layer in two tensors: `gate_up_proj` `[experts, 2 x width, d]` and `down_proj` `[experts, d, width]`.
@@ -16,7 +16,7 @@ _FUSED = re.compile(r"(?P<experts>.*\.mlp\.experts)\.(?P<parts>gate_up|down)_pro
 
 
 class PublishedWeights(Mapping[str, Tensor]):
-    """A view of `weights`: what it answers shares memory with them, so that it can be written into as well."""
+    """A view of `weights`: its tensors share memory with them, so that they can also be written into."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = weights
@@ -37,7 +37,7 @@ class PublishedWeights(Mapping[str, Tensor]):
         return gate if part == "gate" else up
 
     def __contains__(self, name: object) -> bool:
-        # Without asking for the tensor first, which may have to be read.
+        # The names first, since looking up a tensor may read it.
         return name in self._weights or super().__contains__(name)
 
     def __iter__(self) -> Iterator[str]:

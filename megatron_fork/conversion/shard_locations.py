@@ -1,7 +1,7 @@
-"""Where each parameter of a model lies in Megatron's distributed checkpoints, as Megatron itself says.
+"""Where each parameter of a model is in Megatron's distributed checkpoints, as Megatron itself reports it.
 
-Megatron stacks the layers of a model, and the experts of a layer, into one tensor of the checkpoint, under a name that no
-layout and no choice of kernels changes. Which, is asked of a model without memory: nothing is written down here a second time.
+Megatron stacks the layers of a model, and the experts of a layer, into one tensor of the checkpoint, under a name that does not
+depend on layout or kernels. A model on the meta device reports names and places, so this file has no second table of them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from megatron_fork.models import build_outline
 
 @dataclass(frozen=True)
 class ShardLocation:
-    """A part of a tensor in a checkpoint: the whole of one parameter."""
+    """The part of a checkpoint's tensor that is one whole parameter."""
 
     key: str
     offset: tuple[int, ...]
     """Its place in the tensor; the leading axes count layers, then experts."""
     shape: tuple[int, ...]
-    """Of the parameter, with an axis of one for each leading axis."""
+    """Shape of the parameter, with an axis of one for each leading axis."""
     whole: tuple[int, ...]
-    """Of the tensor."""
+    """Shape of the tensor."""
     leading: int
     flexible: bool
-    """Rows of the vocabulary, which every layout pads to a length of its own."""
+    """Whether its rows are the vocabulary, which every layout pads to a different length."""
 
     @property
     def parameter_shape(self) -> tuple[int, ...]:
@@ -41,20 +41,20 @@ class ShardLocation:
 
 @dataclass(frozen=True)
 class MetaModel:
-    """A whole model as a checkpoint has it."""
+    """A whole model as it is stored in a checkpoint."""
 
     places: dict[str, ShardLocation]
     """By the name of the parameter in the whole model."""
     objects: dict[str, Any]
-    """What Megatron stores beside tensors, by its key."""
+    """What Megatron stores besides tensors, by key."""
 
 
 def meta_model_of(hf_config: PretrainedConfig) -> MetaModel:
-    """Ask Megatron for the places of every parameter of `hf_config`'s model; this process must be alone."""
+    """The places of every parameter of `hf_config`'s model, from Megatron; there must be only one rank."""
     if distributed.world_size() > 1:
         raise LayoutError(
             f"a conversion was started on WORLD_SIZE={distributed.world_size()} ranks",
-            hint="start it once, without torchrun: it needs no ranks",
+            hint="start it as one process, without torchrun",
         )
     distributed.initialize()
     with parallel_layout(ParallelConfig()):
@@ -69,7 +69,7 @@ def meta_model_of(hf_config: PretrainedConfig) -> MetaModel:
 
 
 def _joined(parts: list[ShardedTensor]) -> ShardLocation:
-    """One place of what Megatron writes in parts, such as gate and up projection."""
+    """One location for a parameter that Megatron writes in parts, such as gate and up projection."""
     first, leading = parts[0], parts[0].prepend_axis_num
     offset = tuple(min(starts) for starts in zip(*(part.global_offset for part in parts), strict=True))
     ends = [

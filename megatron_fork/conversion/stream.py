@@ -1,7 +1,7 @@
-"""The weights of a model that is spread over ranks, as Hugging Face tensors one after the other.
+"""The weights of a model that is sharded over ranks, as Hugging Face tensors one after the other.
 
-Parameters travel in buckets: those that lie on the same pipeline stage and the same expert rank are sent together. A rank holds
-one bucket of every tensor rank at a time, never the model.
+Parameters are sent in buckets: those on the same pipeline stage and the same expert rank are sent together. A rank holds one
+bucket of every tensor rank at a time, never the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BUCKET_BYTES = 256 * 2**20
 
 
 class _Home(NamedTuple):
-    """Where a parameter lies, and the shard of it there; of those on several expert ranks, the first's."""
+    """Where a parameter is, and its shard there; if it is on several expert ranks, the first of them."""
 
     stage: int
     expert_rank: int
@@ -37,7 +37,7 @@ def iter_hf_weights(
 
     Args:
         model: this rank's model, or its virtual pipeline stages in order.
-        bucket_bytes: what is sent at a time, of one tensor rank; a larger parameter is sent alone.
+        bucket_bytes: bytes of one tensor rank that are sent together; a larger parameter is sent alone.
 
     Yields:
         Name as in the published checkpoints, and tensor. It may share memory with the model.
@@ -54,7 +54,7 @@ def iter_hf_weights(
 
 
 def hf_specifications(model: nn.Module | Sequence[nn.Module]) -> dict[str, Specification]:
-    """What `iter_hf_weights` will yield, before it does; all ranks must call it."""
+    """Dtype and shape of every tensor that `iter_hf_weights` yields; all ranks must call it."""
     chunks = unwrap_chunks(model)
     groups, config = chunks[0].pg_collection, chunks[0].hf_config
     homes = _homes(local_parameters(chunks), groups)
@@ -68,7 +68,7 @@ def hf_specifications(model: nn.Module | Sequence[nn.Module]) -> dict[str, Speci
 
 
 def _buckets(entries: Sequence[Entry], homes: Mapping[str, _Home], limit: int) -> Iterator[list[Entry]]:
-    """Neighbours of one home and one dtype, up to `limit` bytes."""
+    """Consecutive parameters with the same home and dtype, up to `limit` bytes."""
     bucket: list[Entry] = []
     filled, key = 0, None
     for entry in entries:

@@ -1,7 +1,7 @@
 """Megatron's `torch_dist` format, tensor by tensor: written without holding a model, read without building one.
 
-Both ways are PyTorch's own storage of distributed checkpoints. Its writer asks for a tensor when it comes to write it, and its
-reader reads what a plan names; so a planner that makes tensors on demand is all there is to add.
+Both use PyTorch's own storage of distributed checkpoints. Its writer asks for a tensor when it is about to write it, and its
+reader reads what a plan names; so only planners that make tensors on demand are added here.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def write(
     common: Mapping[str, Any],
     workers: int,
 ) -> None:
-    """Write a checkpoint into the empty `folder`; memory holds about two parameters a worker.
+    """Write a checkpoint into the empty `folder`; memory holds about two parameters per worker.
 
     Args:
         folder: exists and is empty.
         places: where each parameter goes, and its dtype.
-        read: gives a parameter by name, when it is about to be written; called by several threads.
-        objects: what Megatron stores beside tensors.
+        read: returns a parameter by name when it is about to be written; called by several threads.
+        objects: what Megatron stores besides tensors.
         common: what it stores for all ranks.
-        workers: files that are written at a time.
+        workers: files that are written at the same time.
 
     """
     writer = FileSystemWriter(folder, thread_count=workers, single_file_per_rank=False)
@@ -66,7 +66,7 @@ def write(
     try:
         save({}, storage_writer=writer, planner=planner, no_dist=True)
     finally:
-        # Torch's writer tells of a failure in its threads as of one of its own, or not at all.
+        # Torch's writer reports a failure in its threads as its own, or not at all.
         if planner.failure is not None:
             raise planner.failure
     torch.save(dict(common), folder / COMMON)
@@ -74,7 +74,7 @@ def write(
 
 
 class _Writing(DefaultSavePlanner):
-    """A plan of parameters that come into being one by one."""
+    """A plan of parameters that are made one by one."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class _Writing(DefaultSavePlanner):
     ) -> None:
         super().__init__(flatten_state_dict=False)
         self.failure: Exception | None = None
-        """The first of what `read` raised."""
+        """The first exception that `read` raised."""
         self._read = read
         self._objects = objects
         self._items = [_write_item(place, dtype) for place, dtype in places.values()]
@@ -118,7 +118,7 @@ class Reader:
     """Reads parts of the tensors of a checkpoint; may be shared by threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what there is; raises `CheckpointError` where `folder` is not what it should be."""
+        """Read the metadata; raises `CheckpointError` if `folder` is not such a checkpoint."""
         self.folder = folder
         self._metadata = read_metadata(folder)
         self.tensors: dict[str, TensorStorageMetadata] = {
@@ -128,17 +128,17 @@ class Reader:
         }
 
     def common(self) -> dict[str, Any]:
-        """What Megatron stored for all ranks; raises `CheckpointError` where that has objects that Megatron does not know."""
+        """What Megatron stored for all ranks; raises `CheckpointError` if that has classes that Megatron does not use."""
         file = self.folder / COMMON
         loaded = read_object(file, str(file)) if file.is_file() else {}
         return loaded if isinstance(loaded, dict) else {}
 
     def read(self, key: str, offset: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """A part of the tensor `key`; raises `CheckpointError` where stored files do not give all of it."""
+        """A part of the tensor `key`; raises `CheckpointError` if the files do not hold all of it."""
         stored = self.tensors[key]
         part = torch.empty(tuple(shape), dtype=stored.properties.dtype)
         planner = _Reading(key, stored, ChunkStorageMetadata(torch.Size(offset), torch.Size(shape)), part)
-        # A reader of its own for each part: it keeps what it is about to read.
+        # A new reader for each part, since a reader has state.
         reader = FileSystemReader(self.folder)
         reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         plan = planner.create_local_plan()
@@ -175,7 +175,7 @@ class _Reading(LoadPlanner):
         return central_plan
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        raise AssertionError("only tensors are asked for")
+        raise AssertionError("the plan has only tensors")
 
     def resolve_tensor(self, read_item: ReadItem) -> Tensor:
         place = zip(read_item.dest_offsets, read_item.lengths, strict=True)

@@ -1,4 +1,4 @@
-"""Proof that a Hugging Face folder and a Megatron checkpoint are the same model: names, bits, config and logits."""
+"""Verifies that a Hugging Face folder and a Megatron checkpoint are the same model: names, bits, config and logits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from megatron_fork.conversion.published import PublishedWeights
 from megatron_fork.errors import CheckpointError
 from megatron_fork.models import Entry, build_model
 
-# float32 sums in another order; measured on the families of the tests and on SmolLM2-135M: below 5e-6.
+# Allows for another order of float32 sums; measured on the families of the tests and on SmolLM2-135M: below 5e-6.
 LOGIT_TOLERANCE = 2e-5
 PROMPTS = ("The road divided in the wood, and", "Question: what is 17 + 25? Answer:")
 _UNTOKENIZED = 24
@@ -41,37 +41,37 @@ class Verification:
     tensors: int
     compared_as: str
     different: tuple[str, ...]
-    """Names of tensors of which some bit differs."""
+    """Names of tensors in which any bit differs."""
     config: tuple[Difference, ...]
     logits: float | None
-    """Largest difference of the logits over their largest size; None where they were not compared."""
+    """Largest difference of the logits, divided by the largest logit; None if they were not compared."""
 
     @property
     def holds(self) -> bool:
-        """Whether both are the same model, and give the same results."""
-        grave = any(each.weight in ("other model", "other results") for each in self.config)
-        return not self.different and not grave and (self.logits is None or self.logits <= LOGIT_TOLERANCE)
+        """Whether both are the same model and give the same results."""
+        is_other = any(each.weight in ("other model", "other results") for each in self.config)
+        return not self.different and not is_other and (self.logits is None or self.logits <= LOGIT_TOLERANCE)
 
 
 def verify(
     hf_dir: Path, megatron_dir: Path, *, prompts: Sequence[str] = PROMPTS, logits: bool = True, workers: int = 2
 ) -> Verification:
-    """Compare the two; raises `CheckpointError` where their tensors have other names or shapes.
+    """Compare the two; raises `CheckpointError` if names or shapes of their tensors differ.
 
     Args:
         hf_dir: the Hugging Face folder.
-        megatron_dir: anything that `located.locate` knows.
-        prompts: texts on which logits are compared; without a tokenizer, fixed token ids stand in.
+        megatron_dir: any folder that `located.locate` recognises.
+        prompts: texts on which logits are compared; without a tokenizer, fixed token ids are used.
         logits: whether to run both models, one after the other, in float32.
-        workers: parameters compared at a time.
+        workers: parameters compared at the same time.
 
     """
     config, located = read_config(hf_dir), locate(megatron_dir)
     source = MegatronWeights(located, config)
     names, second = check_folder(hf_dir, config).names, SecondReading(hf_dir)
     if names != set(second):
-        raise CheckpointError(f"{hf_dir}: two ways to read it find other tensors, first {min(names ^ set(second))}")
-    # Not by the reader that conversions use: its faults would be on both sides, and nothing would differ.
+        raise CheckpointError(f"{hf_dir}: two readers find different tensors, first {min(names ^ set(second))}")
+    # Not with the reader that conversions use: a fault in it would be on both sides, and nothing would differ.
     published, dtypes = PublishedWeights(second), set()
 
     def differing(entry: Entry) -> list[str]:
@@ -99,7 +99,7 @@ def verify(
 
 
 def _same_bits(ours: Tensor, theirs: Tensor) -> bool:
-    """Bit for bit; where a conversion changed the dtype, after the same rounding."""
+    """Whether both are equal bit for bit; if their dtypes differ, after rounding to the narrower one."""
     narrow = min((ours.dtype, theirs.dtype), key=lambda dtype: (dtype.itemsize, str(dtype)))
     bits = torch.int16 if narrow.itemsize == 2 else torch.int32
     left, right = (tensor.to(narrow).contiguous().view(bits) for tensor in (ours, theirs))
@@ -111,7 +111,7 @@ def _logit_difference(hf_dir: Path, megatron: Path, config: PretrainedConfig, pr
     theirs = _of_hugging_face(hf_dir, rows)
     ours = _of_megatron(megatron, config, rows)
     pairs = list(zip(ours, theirs, strict=True))
-    # torch's maximum, which keeps a NaN.
+    # torch's maximum, since it keeps a NaN.
     size = torch.stack([reference.abs().max() for _, reference in pairs]).max()
     largest = torch.stack([(found - reference).abs().max() for found, reference in pairs]).max()
     return float(largest / size.clamp(min=1e-30))
@@ -124,14 +124,14 @@ def _token_ids(hf_dir: Path, config: PretrainedConfig, prompts: Sequence[str]) -
     if tuple(prompts) != PROMPTS:
         unread = next(prompt for prompt, ids in zip(prompts, found, strict=True) if not ids)
         raise CheckpointError(
-            f"{hf_dir} has no tokenizer that reads the prompt {unread!r}", hint="leave --prompt out: fixed ids stand in"
+            f"{hf_dir} has no tokenizer that reads the prompt {unread!r}", hint="without --prompt, fixed ids are used"
         )
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(config.vocab_size, (_UNTOKENIZED,), generator=generator).tolist() for _ in prompts]
 
 
 def _tokens(hf_dir: Path, prompt: str) -> list[int]:
-    """Empty where the folder has no tokenizer, or one of a closed vocabulary that lacks the words."""
+    """The prompt's tokens; empty if the folder has no tokenizer, or one whose vocabulary does not have the words."""
     if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return []
     try:
@@ -163,9 +163,9 @@ def _of_megatron(folder: Path, config: PretrainedConfig, rows: Sequence[Tensor])
 
 
 def load_megatron(model: nn.Module | Sequence[nn.Module], folder: Path) -> None:
-    """Fill this rank's part of a model from a `torch_dist` folder of any layout; every rank calls it.
+    """Fill this rank's part of a model from a `torch_dist` folder of any layout; every rank must call it.
 
-    Weights of another dtype are converted. Raises `CheckpointError` where the checkpoint is not of this model.
+    Weights of another dtype are converted. Raises `CheckpointError` if the checkpoint does not belong to this model.
     """
     require_known_classes(folder)
     for chunk in unwrap_chunks(model):
@@ -176,7 +176,7 @@ def load_megatron(model: nn.Module | Sequence[nn.Module], folder: Path) -> None:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise CheckpointError(
                 f"{folder} does not fit this model: {lines[-1] if lines else error!r}",
-                hint="config.json is of another model",
+                hint="config.json belongs to another model",
             ) from error
         chunk.load_state_dict(loaded)
 
@@ -184,7 +184,7 @@ def load_megatron(model: nn.Module | Sequence[nn.Module], folder: Path) -> None:
 class SecondReading(Mapping[str, Tensor]):
     """Tensors as the safetensors library reads them, each from the file that the index names; one in memory at a time.
 
-    Of a folder that `check_folder` has accepted: what is wrong with files and index has been said there.
+    For a folder that `check_folder` has accepted: faults of files and index have been raised there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -197,7 +197,7 @@ class SecondReading(Mapping[str, Tensor]):
                 self._file_of = dict.fromkeys(file.keys(), "model.safetensors")
 
     def __getitem__(self, name: str) -> Tensor:
-        # Opened anew for each: what was read of a file that stays mapped counts as this process's memory.
+        # Opened for each tensor: what was read of a file that stays mapped counts as this process's memory.
         with safe_open(self._folder / self._file_of[name], framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor

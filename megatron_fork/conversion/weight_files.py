@@ -1,7 +1,7 @@
 """Safetensors files that are filled tensor by tensor, in any order and by several threads.
 
-The format is a header that says where each tensor lies, and then the tensors (huggingface.co/docs/safetensors). The library
-writes a whole file from memory; a model of 32B does not fit there, but its header can be known before its tensors.
+The format is a header with the place of each tensor, and then the tensors (huggingface.co/docs/safetensors). The library writes
+a whole file from memory; a model of 32B does not fit there, but its header is known before its tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEADER_ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Specification:
-    """What is known of a tensor before it exists."""
+    """Dtype and shape of a tensor that may not exist yet."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -44,14 +44,14 @@ class Specification:
 
 @dataclass(frozen=True)
 class _Home:
-    """Where a tensor's bytes go."""
+    """Where a tensor's bytes are written."""
 
     descriptor: int
     start: int
 
 
 class WeightFiles:
-    """The weights of a Hugging Face folder: one file, or shards with an index. Leaves the context only when complete."""
+    """The weights of a Hugging Face folder: one file, or shards with an index. An incomplete folder is an error at the end."""
 
     def __init__(self, folder: Path, tensors: Mapping[str, Specification], *, shard_bytes: int) -> None:
         """Lay out the files.
@@ -59,7 +59,7 @@ class WeightFiles:
         Args:
             folder: exists.
             tensors: every tensor that will be written, in the order of the files.
-            shard_bytes: a file takes no further tensor beyond it.
+            shard_bytes: a file gets no further tensor if it would be larger.
 
         """
         self._folder = folder
@@ -98,11 +98,11 @@ class WeightFiles:
             start += self._tensors[name].bytes
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Put a tensor at its place; raises `CheckpointError` when it is not the one that was announced."""
+        """Write a tensor at its place; raises `CheckpointError` if it differs from its specification."""
         announced = self._tensors.get(name)
         if announced is None or announced != Specification(tensor.dtype, tuple(tensor.shape)):
             raise CheckpointError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)}, announced was {announced}",
+                f"{name} is {tensor.dtype} {list(tensor.shape)}, expected was {announced}",
                 hint="config.json and the weights are of different models",
             )
         home = self._homes[name]
@@ -152,7 +152,7 @@ def _file_name(number: int, count: int) -> str:
 
 
 def _write_all(descriptor: int, data: memoryview, start: int) -> None:
-    """`pwrite` may take a part only."""
+    """Write all of `data`, since `pwrite` may write only a part."""
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done : done + (1 << 30)], start + done)

@@ -1,6 +1,6 @@
-"""The weights of a Hugging Face folder: which file holds each of them, and its bytes when they are asked for.
+"""The weights of a Hugging Face folder: which file holds each of them, and their bytes on demand.
 
-What stands beside the files that count is not read: backups, shards of an earlier export, `consolidated.safetensors`, adapters.
+Other files are not read: backups, shards of an earlier export, `consolidated.safetensors`, adapters.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from megatron_fork.errors import CheckpointError, ModelError
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTISED = "quantised weights are not supported: take the model's bf16 folder"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_PIECE_BYTES = 16 << 20
+_CHUNK_BYTES = 16 << 20
 _LONGEST_NAME = 255
 
 
 class WeightFolder(Mapping[str, Tensor]):
-    """The tensors of a folder, each read into memory of its own from the file that `weight_map` names.
+    """The tensors of a folder, each read into its own memory from the file that `weight_map` names.
 
-    The library would map the files: all that was once read of them would count as this process's memory, and a file that
-    somebody cuts meanwhile would end the process (SIGBUS) in place of an error. Raises `ModelError` where there are no weights
-    that could be read, `CheckpointError` where files, headers and index do not go together.
+    The library would map the files: everything read from them would count as this process's memory, and a file that is
+    truncated meanwhile would kill the process (SIGBUS) instead of raising an error. Raises `ModelError` if there are no weights
+    that can be read, `CheckpointError` if files, headers and index do not match.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class WeightFolder(Mapping[str, Tensor]):
             first = min(lacking)
             raise CheckpointError(
                 f"{self.folder} lacks {len(lacking)} tensors that its index names, first {first}: {lacking[first]}",
-                hint="a safetensors file is missing or another's; fetch the folder again",
+                hint="a safetensors file is missing or belongs to another model; fetch the folder again",
             )
 
     def _opened(self, file: str) -> dict[str, _Stored]:
@@ -73,7 +73,7 @@ class WeightFolder(Mapping[str, Tensor]):
                 stored = _header(self._stack.enter_context(path.open("rb")).fileno())
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{path} cannot be read: {error}", hint="the file is truncated or no safetensors; fetch it again"
+                f"{path} cannot be read: {error}", hint="the file is truncated or not safetensors; fetch it again"
             ) from error
         self.files.append(file)
         return stored
@@ -82,36 +82,36 @@ class WeightFolder(Mapping[str, Tensor]):
         wanted = self.specification(name)
         data = bytearray(wanted.bytes)
         done = 0
-        for piece in self.pieces(name):
-            data[done : done + len(piece)] = piece
-            done += len(piece)
+        for chunk in self.chunks(name):
+            data[done : done + len(chunk)] = chunk
+            done += len(chunk)
         flat = torch.frombuffer(data, dtype=wanted.dtype) if data else torch.empty(0, dtype=wanted.dtype)
         _check_finite(name, flat)
         return flat.view(wanted.shape)
 
-    def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of a tensor as the file has them, a few at a time."""
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of a tensor as they are in the file, 16 MiB at a time."""
         stored, left = self._stored[name], self.specification(name).bytes
         start = stored.start
         while left:
-            piece = os.pread(stored.descriptor, min(left, _PIECE_BYTES), start)
-            if not piece:
+            chunk = os.pread(stored.descriptor, min(left, _CHUNK_BYTES), start)
+            if not chunk:
                 raise CheckpointError(f"{name} ends before its last byte", hint="the file is truncated; fetch it again")
-            yield piece
-            start, left = start + len(piece), left - len(piece)
+            yield chunk
+            start, left = start + len(chunk), left - len(chunk)
 
     def specification(self, name: str) -> Specification:
-        """Dtype and shape of a tensor, without reading it; raises `CheckpointError` where it is not of numbers in use."""
+        """Dtype and shape of a tensor, without reading it; raises `CheckpointError` if the dtype is not supported."""
         stored = self._stored[name]
         if stored.dtype not in _DTYPES:
             raise CheckpointError(
-                f"the checkpoint's {name} is of dtype {stored.dtype}, as of weights that are quantised",
+                f"the checkpoint's {name} has dtype {stored.dtype}, which only quantised weights have",
                 hint=QUANTISED,
             )
         return Specification(_DTYPES[stored.dtype], stored.shape)
 
     def headers(self) -> dict[str, Tensor]:
-        """Every tensor without its bytes."""
+        """Every tensor on the meta device, without its bytes."""
         specifications = {name: self.specification(name) for name in self}
         return {name: torch.empty(of.shape, dtype=of.dtype, device="meta") for name, of in specifications.items()}
 
@@ -129,10 +129,10 @@ class WeightFolder(Mapping[str, Tensor]):
 
 
 def file_of_tensors(folder: Path) -> dict[str, str] | None:
-    """The file of each tensor as the folder's index says; None where there is no index and `model.safetensors` has all.
+    """The file of each tensor by the folder's index; None if there is no index and `model.safetensors` has all.
 
-    Raises `ModelError` where there is neither, and where there are both and they are not the same: transformers would then read
-    the single file, vLLM the others.
+    Raises `ModelError` if there is neither, or if there are both and they differ: transformers would then read the single file,
+    vLLM the others.
     """
     single, index = folder / SINGLE, folder / INDEX
     if not index.is_file():
@@ -145,13 +145,13 @@ def file_of_tensors(folder: Path) -> dict[str, str] | None:
     if single.is_file() and others and not is_incomplete:
         raise ModelError(
             f"{folder} has both {SINGLE} and {INDEX}, which names {min(others)}",
-            hint="engines and trainer would read different weights: remove the one that is not the model's",
+            hint="engines and trainer would read different weights: remove the one that does not belong to the model",
         )
     return file_of
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    hint = "the index is cut or not of these files; fetch the folder again"
+    hint = "the index is truncated or belongs to other files; fetch the folder again"
     try:
         record = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except (ValueError, OSError, RecursionError) as error:
@@ -162,12 +162,12 @@ def _read_index(index: Path) -> dict[str, str]:
     for name, file in file_of.items():
         if not isinstance(file, str) or len(file) > _LONGEST_NAME or len(name) > _LONGEST_NAME:
             raise CheckpointError(
-                f"{index}: weight_map gives {models.shown(name)} the file {models.shown(file)}, which is no name",
+                f"{index}: weight_map gives {models.shown(name)} the file {models.shown(file)}, which is not a file name",
                 hint=hint,
             )
         if file in ("", ".", "..") or set(file) & {"/", "\\", "\0"}:
             raise CheckpointError(
-                f"{index}: weight_map gives {name} the file {file!r}, which is not one of its folder",
+                f"{index}: weight_map gives {name} the file {file!r}, which is not in its folder",
                 hint="only files beside the index are read: put the file there and name it without its folder",
             )
     return file_of
@@ -183,15 +183,15 @@ def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _no_weights(folder: Path) -> ModelError:
-    """What there is in place of weights that count."""
+    """The error for a folder without readable weights, by what it has instead."""
     names = sorted(path.name for path in folder.glob("*"))
     if pickled := [name for name in _PICKLED if name in names]:
         return ModelError(
-            f"{folder} has {pickled[0]}, and no safetensors",
-            hint="loading it would run what is written in it: save the model with transformers, which writes safetensors",
+            f"{folder} has {pickled[0]}, but no safetensors",
+            hint="loading it could run any code in it: save the model with transformers, which writes safetensors",
         )
     if "adapter_config.json" in names or "adapter_model.safetensors" in names:
-        return ModelError(f"{folder} has an adapter, and no {SINGLE}", hint="merge the adapter into its model first")
+        return ModelError(f"{folder} has an adapter, but no {SINGLE}", hint="merge the adapter into its model first")
     if others := [name for name in names if name.endswith(".safetensors")]:
         return ModelError(
             f"{folder} has neither {SINGLE} nor {INDEX}; {others[0]} is not read",
@@ -204,7 +204,7 @@ def _no_weights(folder: Path) -> ModelError:
 
 
 def _check_finite(name: str, flat: Tensor) -> None:
-    """Raise `CheckpointError` for NaN and infinity; either is an extreme, so one pass without a copy finds them."""
+    """Raise `CheckpointError` for NaN and infinity; both show in the extremes, so one pass without a copy finds them."""
     if not flat.numel():
         return
     least, most = flat.aminmax()
@@ -212,13 +212,13 @@ def _check_finite(name: str, flat: Tensor) -> None:
         kind = "NaN" if least.isnan() else "infinity"
         raise CheckpointError(
             f"the checkpoint's {name} holds {kind}",
-            hint="the training that wrote it had diverged, or the file is damaged: take an earlier one, or fetch it again",
+            hint="the training that wrote it diverged, or the file is damaged: take an earlier one, or fetch it again",
         )
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor lies in an open file."""
+    """Where a tensor is in an open file."""
 
     descriptor: int
     start: int
@@ -227,7 +227,7 @@ class _Stored:
 
 
 def _header(descriptor: int) -> dict[str, _Stored]:
-    """What a safetensors file says of its tensors: eight bytes of length, JSON, then the tensors."""
+    """The tensors of a safetensors file by its header: eight bytes of length, JSON, then the tensors."""
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     entries = json.loads(os.pread(descriptor, length, 8))
     return {

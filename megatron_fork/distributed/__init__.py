@@ -1,4 +1,4 @@
-"""Process groups, layouts, the device backend and the few collectives; the only room that knows Megatron's global state."""
+"""Process groups, layouts, the device backend and collectives; the only room that uses Megatron's global state."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         world_size,
     )
     from megatron_fork.distributed.config import ParallelConfig
-    from megatron_fork.distributed.launcher import another_tells, launch
+    from megatron_fork.distributed.launcher import another_prints, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "ParallelConfig"})
@@ -25,7 +25,7 @@ else:
 __all__ = [
     "ParallelConfig",
     "Layout",
-    "another_tells",
+    "another_prints",
     "choose_threads",
     "device",
     "finalize",

@@ -1,6 +1,6 @@
-"""The device this process computes on, and how its ranks find each other.
+"""The device this process computes on, and how the ranks connect.
 
-CUDA with NCCL where a GPU is present, else the CPU with gloo. One process needs no port: its store lives in memory.
+CUDA with NCCL if there is a GPU, otherwise the CPU with gloo. A single process needs no port: its store is in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_fork.errors import LayoutError
 
 
 def device() -> torch.device:
-    """The device of this rank: `cuda:LOCAL_RANK`, the one GPU that its launcher lets it see, or the CPU."""
+    """The device of this rank: `cuda:LOCAL_RANK`, the only GPU that its launcher makes visible, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     place = launch()
@@ -54,7 +54,7 @@ def is_launched() -> bool:
 
 
 def rank() -> int:
-    """This process's rank, known before `initialize` from the launcher's variables."""
+    """This process's rank; before `initialize` it is read from the launcher's variables."""
     if dist.is_initialized():
         return dist.get_rank()
     place = launch()
@@ -62,7 +62,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Ranks that were started, known before `initialize` from the launcher's variables."""
+    """The number of ranks; before `initialize` it is read from the launcher's variables."""
     if dist.is_initialized():
         return dist.get_world_size()
     place = launch()
@@ -70,22 +70,22 @@ def world_size() -> int:
 
 
 def choose_threads() -> str:
-    """Set how many threads this process computes with on a CPU; returns how many, and why.
+    """Set how many threads this process uses on a CPU; returns the number and the reason.
 
-    One, unless OMP_NUM_THREADS says otherwise: two that share a core with another process wait for each other at every small
-    operation. The network's passes, whose operations are large, take two: see `threads_of_a_pass`.
+    One, unless OMP_NUM_THREADS is set: two threads that share a core with another process wait for each other at every small
+    operation. The network's passes have large operations and use two: see `threads_of_a_pass`.
     """
     if "OMP_NUM_THREADS" in os.environ:
-        return f"{torch.get_num_threads()} threads by OMP_NUM_THREADS"
+        return f"{torch.get_num_threads()} threads, from OMP_NUM_THREADS"
     if torch.cuda.is_available():
         return f"{torch.get_num_threads()} threads beside the GPU"
     torch.set_num_threads(1)
     passes = _threads_of_a_pass()
-    return f"1 thread a process, {passes} for the network's passes; more for a large model by OMP_NUM_THREADS"
+    return f"1 thread per process, {passes} for the network's passes; set OMP_NUM_THREADS for more with a large model"
 
 
 def _threads_of_a_pass() -> int:
-    """Two for a process that is alone on two cores or more; ranks of one machine share its cores."""
+    """Two for a single process on two or more cores; ranks of one machine share its cores and use one."""
     if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
         return torch.get_num_threads()
     return 2 if not is_launched() and len(os.sched_getaffinity(0)) > 1 else 1
@@ -93,9 +93,9 @@ def _threads_of_a_pass() -> int:
 
 @contextmanager
 def threads_of_a_pass() -> Iterator[None]:
-    """Within it the network's forward and backward passes run: of thousands of tokens, large enough for a second thread.
+    """A context for the network's forward and backward passes, which are large enough for a second thread.
 
-    The number does not follow the load, as sums in another order differ in their last bits and a run repeats to the last bit.
+    The number does not depend on the load: sums in another order differ in their last bits, and a run must repeat exactly.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(_threads_of_a_pass())
@@ -106,9 +106,9 @@ def threads_of_a_pass() -> Iterator[None]:
 
 
 def initialize(*, timeout_minutes: float = 30.0) -> None:
-    """Join the default process group, unless this process has joined already.
+    """Join the default process group, unless this process has already joined.
 
-    Raises `LayoutError` when the launcher's variables are incomplete or its port cannot be had.
+    Raises `LayoutError` if the launcher's variables are incomplete or its port cannot be used.
     """
     if dist.is_initialized():
         return
@@ -126,7 +126,7 @@ def initialize(*, timeout_minutes: float = 30.0) -> None:
     if missing:
         raise LayoutError(
             f"the launcher did not set {', '.join(missing)}",
-            hint="start ranks with torchrun, or export it in the job script",
+            hint="start ranks with torchrun, or export them in the job script",
         )
     os.environ.update(place.variables)  # for torch, and for engines in this process
     address = f"{place.address}:{place.port}"
@@ -141,6 +141,6 @@ def initialize(*, timeout_minutes: float = 30.0) -> None:
 
 
 def finalize() -> None:
-    """Leave the process group, so that the other ranks are not left waiting."""
+    """Leave the process group, so that the other ranks do not wait for this one."""
     if dist.is_initialized():
         dist.destroy_process_group()

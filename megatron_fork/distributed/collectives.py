@@ -1,6 +1,6 @@
-"""The few collectives that the rooms use, each a no-op on a group of one.
+"""The collectives that the rooms use, each a no-op on a group of one.
 
-`group=None` means this process alone: a function that takes it needs no process group at all.
+`group=None` means this process alone, so that a function can be called without any process group.
 """
 
 from __future__ import annotations
@@ -85,23 +85,23 @@ def broadcast_object(value: Any, group: Group) -> Any:
 
 @dataclass(frozen=True)
 class RingExchange:
-    """A tensor on its way to the next rank of a group, and the previous rank's on its way here."""
+    """A tensor that is being sent to the next rank of a group, and one that is being received from the previous rank."""
 
-    sent: Tensor  # kept, unchanged, until it has left
+    sent: Tensor  # kept unchanged until it has been sent
     arriving: Tensor
     works: Sequence[dist.Work]
 
     def wait(self) -> Tensor:
-        """What the previous rank sent, once it is here."""
+        """Wait for the previous rank's tensor and return it."""
         for work in self.works:
             work.wait()
         return self.arriving
 
 
 def ring_exchange(tensor: Tensor, group: Group) -> RingExchange:
-    """Start to send `tensor` to the next rank of `group` and to receive a same-shaped one from the previous rank.
+    """Start to send `tensor` to the next rank of `group` and to receive one of the same shape from the previous rank.
 
-    The last rank's next is the first. Exchanges between the same ranks complete in the order in which they start.
+    The next rank of the last is the first. Exchanges between the same ranks complete in the order in which they start.
     """
     if size(group) == 1:
         return RingExchange(tensor, tensor, ())

@@ -1,31 +1,30 @@
-"""Megatron-core on a machine without CUDA: every difference stands in this one file, with the views of `cpu_view`.
+"""Megatron-core on a machine without CUDA: every patch is in this one file, with the views of `cpu_view`.
 
-Megatron names the CUDA device all over (`device="cuda"`, `torch.cuda.current_device()`, `tensor.cuda()`). On a CPU those
-names must mean the CPU. Inside `megatron.*` modules, and there alone, the global name `torch` is bound to a thin view of
-torch (`cpu_view`) that does just that; torch itself, as seen by everybody else, keeps its meaning. Where CUDA is
-available only the last two differences and the fifth are active.
+Megatron names the CUDA device in many places (`device="cuda"`, `torch.cuda.current_device()`, `tensor.cuda()`). On a CPU those
+names must mean the CPU. Only inside `megatron.*` modules the global name `torch` is bound to a thin view of torch (`cpu_view`)
+that does this; for all other code torch keeps its meaning. With CUDA only the last two patches and the fifth are active.
 
 Each patch and its reason, in every version from 0.16.1 to 0.19 unless said otherwise:
 
 1. `torch` in `megatron.*` is the CPU view: factories map `device="cuda"` to the CPU and drop `pin_memory`; streams, events
    and synchronisation do nothing, since gloo and the CPU run in program order.
 2. `Tensor.cuda()` returns the tensor: Megatron's optimizers and checkpoint exchange call the method.
-3. `Tensor.type()` answers `torch.cuda.FloatTensor` when a Megatron module asks: its optimizers sort parameters by that
-   spelling. Callers outside Megatron get torch's own answer.
+3. `Tensor.type()` returns `torch.cuda.FloatTensor` when a Megatron module calls it: its optimizers sort parameters by that
+   name. Callers outside Megatron get torch's own result.
 4. The model-parallel random state tracker forks and restores the CPU generator, as there is no CUDA generator.
 5. The distributed optimizer on torch's AdamW loads one *shared* `step` tensor for all parameters; AdamW increments it
-   in place once a parameter. It gets a tensor of its own per parameter, and `step` is kept when states are set. And where its
-   buffers are written, the padding at the end of a bucket counts as content: Megatron lays the buckets end to end without
-   it, but looks the parameters up where they lie with it, so that all behind the first bucket would be misplaced or cut off.
-6. The expert dispatcher turns split sizes into numbers only when they lie on a GPU, and passes on tensors otherwise; the
-   collective takes a sequence of numbers.
-7. gloo gathers and scatters parts of one size only: experts that are cut over tensor ranks exchange parts of several.
-   Gathers are padded, and reduce-scatters are an all-reduce of which each rank keeps its part.
+   in place once per parameter. Each parameter gets its own tensor, and `step` is kept when states are set. And when its
+   buffers are written, the padding at the end of a bucket counts as content: Megatron writes the buckets end to end without
+   it, but reads parameters at their places with it, so that everything after the first bucket would be misplaced or cut off.
+6. The expert dispatcher turns split sizes into numbers only if they are on a GPU, and passes on tensors otherwise; the
+   collective needs a sequence of numbers.
+7. gloo gathers and scatters only parts of equal size, but experts that are sharded over tensor ranks exchange parts of several
+   sizes. Gathers are padded, and a reduce-scatter is an all-reduce of which each rank keeps its part.
 8. The router asks whether `te_general_gemm` is None, a name that does not exist without Transformer Engine (GPU or not);
    until 0.16.
-9. The writer of checkpoints, a fork of the trainer, reports where each tensor lies through a queue in a third process, which
-   imports torch and Megatron to pass the report on: seconds of a core at every run's first checkpoint. The report is left in
-   memory that both processes have.
+9. The writer of checkpoints, a fork of the trainer, reports where each tensor was written through a queue in a third process,
+   which imports torch and Megatron to pass the report on: seconds of a core at every run's first checkpoint. Here the report
+   is written to memory that both processes share.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _MEGATRON = "megatron."
 
 
 class ReportsOfForks:
-    """A queue from forks of this process, one at a time, back to it; made before the fork."""
+    """A queue from forks of this process, one at a time, back to it; created before the fork."""
 
     def __init__(self) -> None:
         self._memory = os.memfd_create("reports of checkpoint writers")
@@ -105,7 +104,7 @@ def _rebind(module: types.ModuleType, view: CpuTorch) -> None:
 
 @functools.cache
 def install() -> None:
-    """Make megatron-core run on this machine. Safe to call many times."""
+    """Patch megatron-core to run on this machine; further calls do nothing."""
     _patch_router_without_transformer_engine()
     _patch_distributed_optimizer()
     _patch_reports_of_writers()

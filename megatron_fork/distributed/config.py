@@ -1,4 +1,4 @@
-"""The parallel sizes of a run, and whether ranks divide by them."""
+"""The parallel sizes of a run, and whether the number of ranks is divisible by them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from megatron_fork.recipe import PositiveInt, Settings
 
 @dataclass
 class ParallelConfig(Settings, room="parallel", error=LayoutError):
-    """Parallel sizes; data parallel is what remains of the world size."""
+    """Parallel sizes; the data-parallel size is the world size divided by them."""
 
     tensor: PositiveInt = 1
-    """Ranks over which heads, widths and vocabulary are cut; a divisor of each."""
+    """Ranks over which heads, widths and vocabulary are sharded; a divisor of each."""
     pipeline: PositiveInt = 1
-    """Ranks over which layers are cut; a divisor of their number."""
+    """Ranks over which layers are divided; a divisor of their number."""
     virtual_pipeline: PositiveInt = 1
     """Model chunks on each pipeline stage, interleaved."""
     context: PositiveInt = 1
-    """Ranks that share each sequence: each holds two chunks of it, one from either end."""
+    """Ranks that share each sequence: each holds two chunks of it, one from each end."""
     expert: PositiveInt = 1
     """Ranks that share the experts of a layer; they are taken from the tensor, context and data ranks."""
     expert_tensor: PositiveInt = 1
-    """Ranks over which each expert is cut, whatever `tensor` is."""
+    """Ranks over which each expert is sharded, independent of `tensor`."""
     sequence: bool = False
-    """Share norms and their activations over the tensor ranks too; needs `tensor` of 2 or more."""
+    """Also divide norms and their activations over the tensor ranks; needs `tensor` of 2 or more."""
 
     def check(self) -> None:
         if self.sequence and self.tensor == 1:
@@ -40,7 +40,7 @@ class ParallelConfig(Settings, room="parallel", error=LayoutError):
             )
 
     def data(self, world_size: int) -> int:
-        """Data-parallel size for a world; raises `LayoutError` when it does not divide."""
+        """Data-parallel size for a world size; raises `LayoutError` if that is not divisible by the other sizes."""
         model_ranks = self.tensor * self.pipeline * self.context
         if world_size % model_ranks:
             raise LayoutError(
@@ -59,5 +59,5 @@ class ParallelConfig(Settings, room="parallel", error=LayoutError):
 
     @property
     def alignment(self) -> int:
-        """A context rank's row is padded to a multiple of this many tokens, so that it splits over the tensor ranks."""
+        """A context rank's row is padded to a multiple of this many tokens, so that it divides over the tensor ranks."""
         return self.tensor if self.sequence else 1

@@ -1,6 +1,6 @@
-"""`torch` and `torch.cuda` as megatron-core is to see them on a machine without CUDA: the CPU under CUDA's names.
+"""`torch` and `torch.cuda` for megatron-core on a machine without CUDA: the CPU under CUDA's names.
 
-Nothing is changed here: `compatibility` puts these views in place.
+This file changes nothing: `compatibility` puts these views in place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FACTORIES = (
 
 
 class CpuEvent:
-    """Stands for `torch.cuda.Event`: work is done when the call returns, so an event is a time stamp."""
+    """Replaces `torch.cuda.Event`: work is done when the call returns, so an event is a time stamp."""
 
     def __init__(self, **_: object) -> None:
         self.seconds = 0.0
@@ -30,7 +30,7 @@ class CpuEvent:
         self.seconds = time.perf_counter()
 
     def elapsed_time(self, end: CpuEvent) -> float:
-        """Milliseconds, as CUDA's event answers."""
+        """Milliseconds, like CUDA's event."""
         return (end.seconds - self.seconds) * 1e3
 
     def wait(self, stream: object = None) -> None:
@@ -41,7 +41,7 @@ class CpuEvent:
 
 
 class CpuStream:
-    """Stands for `torch.cuda.Stream`: there is one order of execution, the program's."""
+    """Replaces `torch.cuda.Stream`: the only order of execution is the program's."""
 
     def __init__(self, *_: object, **__: object) -> None:
         """Device and priority have no meaning here."""
@@ -87,7 +87,7 @@ class _CpuCuda(types.ModuleType):
         """Everything submitted has already happened."""
 
     def empty_cache(self) -> None:
-        """The CPU allocator keeps no cache of ours."""
+        """The CPU allocator has no cache to empty."""
 
     def current_stream(self, device: object = None) -> CpuStream:
         return CpuStream()

@@ -1,7 +1,7 @@
-"""What started this process: its rank among how many, and where the ranks meet.
+"""How this process was launched: its rank, the world size, and the address where the ranks connect.
 
-torchrun says so in RANK and WORLD_SIZE; srun and mpirun in variables of their own. A process that overlooked them would be a
-run of one rank, as many times as there are tasks.
+torchrun sets RANK and WORLD_SIZE; srun and mpirun have their own variables. If they were ignored, every task would be a
+separate run of one rank.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Launch:
     rank: int
     world_size: int
     local_rank: int
-    """Its place among those of this machine."""
+    """Its place among the ranks of this machine."""
     address: str
-    """Of the machine on which the ranks find each other; empty where nothing says so."""
+    """The machine where the ranks connect; empty if no variable names it."""
     port: int
 
     @property
     def variables(self) -> dict[str, str]:
-        """As torchrun would have set them."""
+        """The variables that torchrun would have set."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world_size),
@@ -41,7 +41,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class _Variables:
-    """Where a launcher writes what; of several names the first that is set counts."""
+    """The names of a launcher's variables; of several names the first that is set counts."""
 
     launcher: str
     rank: str
@@ -57,14 +57,14 @@ _OTHERS = (
     _Variables("mpirun", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_LOCAL_RANK",)),
     _Variables("mpirun", "PMI_RANK", ("PMI_SIZE",), ("MPI_LOCALRANKID",)),
 )
-# Below Linux's range of ports for outgoing connections, so that none of those holds it.
+# Below Linux's range of ports for outgoing connections, so that none of those uses it.
 _FIRST_PORT, _PORTS = 15_000, 15_000
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
-    """How this process was launched; None where it was started by itself.
+    """How this process was launched; None if it was started alone.
 
-    Raises `LayoutError` where a launcher's variables contradict each other, or do not say where the ranks meet.
+    Raises `LayoutError` if a launcher's variables contradict each other, or do not say where the ranks connect.
     """
     given = {name: value for name, value in environment.items() if value.strip()}
     if "RANK" in given or "WORLD_SIZE" in given:
@@ -72,7 +72,7 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
         if missing:
             raise LayoutError(
                 f"the launcher did not set {', '.join(missing)}",
-                hint="start ranks with torchrun, or export it in the job script",
+                hint="start ranks with torchrun, or export them in the job script",
             )
         return _place(_TORCHRUN, given)
     for names in (_SLURM, *_OTHERS):
@@ -82,10 +82,10 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     return None
 
 
-def another_tells(environment: Mapping[str, str] = os.environ) -> bool:
-    """Where `launch` refuses: whether the first rank has met the same, so that this one need not say it too.
+def another_prints(environment: Mapping[str, str] = os.environ) -> bool:
+    """After `launch` has raised: whether the first rank raises the same error, so that this one need not print it.
 
-    Not where this one's own place is what is wrong: the others know nothing of it.
+    False if this rank's own variables are wrong, since the others do not see those.
     """
     given = {name: value for name, value in environment.items() if value.strip()}
     names = next((each for each in (_TORCHRUN, _SLURM, *_OTHERS) if each.rank in given), None)
@@ -106,7 +106,8 @@ def _place(names: _Variables, given: Mapping[str, str]) -> Launch:
     rank, world_size = _number(names.rank, given), _first(names.world_size, given, 1)
     if not 0 <= rank < world_size:
         raise LayoutError(
-            f"{names.rank}={rank} is no rank of a world of {world_size}", hint="let the launcher set both, or neither"
+            f"{names.rank}={rank} is not a rank of a world of {world_size}",
+            hint="let the launcher set both, or neither",
         )
     port = _number("MASTER_PORT", given) if "MASTER_PORT" in given else 0
     if not 0 <= port < 1 << 16:
@@ -116,12 +117,12 @@ def _place(names: _Variables, given: Mapping[str, str]) -> Launch:
 
 
 def _meeting_of_slurm(found: Launch, given: Mapping[str, str]) -> Launch:
-    """On the first node of the job step, which has its first rank; at a port that follows from the step's number."""
+    """The first node of the job step, which has its first rank, and a port computed from the step's number."""
     alone = _first(("SLURM_STEP_NUM_NODES",), given, 0) == 1
     node = "127.0.0.1" if alone else first_host(given.get("SLURM_STEP_NODELIST", ""))
     if "SLURM_STEP_NUM_TASKS" not in given and not (found.address and found.port):
         raise LayoutError(
-            f"the job has SLURM_NTASKS={found.world_size} tasks, and this process was not started by srun",
+            f"the job has SLURM_NTASKS={found.world_size} tasks, but this process was not started by srun",
             hint="start it with `srun megatron-fork ...` or torchrun; for a run of one rank, with `srun --ntasks=1`",
         )
     step = sum(_first((name,), given, 0) * factor for name, factor in (("SLURM_JOB_ID", 7), ("SLURM_STEP_ID", 1)))
@@ -133,9 +134,9 @@ def _with_address(found: Launch) -> Launch:
     missing = [name for name, value in (("MASTER_ADDR", found.address), ("MASTER_PORT", found.port)) if not value]
     if missing:
         raise LayoutError(
-            f"this is rank {found.rank} of {found.world_size} of {found.launcher}, and {' and '.join(missing)} "
+            f"this is rank {found.rank} of {found.world_size} of {found.launcher}, but {' and '.join(missing)} "
             f"{'are' if len(missing) > 1 else 'is'} not set",
-            hint="export the first rank's machine and a free port of it to every rank, or start them with torchrun",
+            hint="export the first rank's machine and a free port on it to every rank, or start them with torchrun",
         )
     return found
 

@@ -1,6 +1,6 @@
-"""How the ranks are laid out: the parallel sizes, their groups, and the checks before anything is allocated.
+"""The layout of the ranks: the parallel sizes and their process groups.
 
-Megatron keeps its process groups in module state; this file alone reads them. Everything below takes a group as argument.
+Megatron keeps its process groups in module state; only this file reads them. All other code takes a group as argument.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megatron_fork.distributed.config import ParallelConfig
 
 @dataclass(frozen=True)
 class Layout:
-    """The groups of this rank and its place in each."""
+    """The process groups of this rank."""
 
     config: ParallelConfig
     world: dist.ProcessGroup
@@ -37,7 +37,7 @@ class Layout:
 
     @property
     def last_stage_rank(self) -> int:
-        """Global rank of the pipeline stage that holds this rank's results."""
+        """Global rank of the last pipeline stage, which holds this rank's results."""
         return dist.get_global_rank(self.pipeline, self.pipeline.size() - 1)
 
     def __str__(self) -> str:
@@ -57,8 +57,8 @@ class Layout:
 
 @contextmanager
 def parallel_layout(config: ParallelConfig) -> Iterator[Layout]:
-    """Make Megatron's groups for `config` over the default process group, and take them down at the end."""
-    # Here, not at the top: engines share `vocab_parallel`'s entropy, and their processes have no megatron-core.
+    """Create Megatron's groups for `config` over the default process group, and destroy them at the end."""
+    # Imported here: engines use `vocab_parallel`'s entropy too, and their processes have no megatron-core.
     from megatron.core import parallel_state
 
     config.data(dist.get_world_size())
@@ -88,7 +88,7 @@ def parallel_layout(config: ParallelConfig) -> Iterator[Layout]:
 
 
 def _leave_groups() -> None:
-    """Take Megatron's groups down: it only forgets them, and each would keep its threads and buffers."""
+    """Destroy Megatron's groups: Megatron only forgets them, and each would keep its threads and buffers."""
     from megatron.core import parallel_state
 
     kept = [value if isinstance(value, list) else [value] for value in vars(parallel_state).values()]

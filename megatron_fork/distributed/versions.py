@@ -1,13 +1,13 @@
-"""What differs between the versions of megatron-core that this project runs on; no other file tells them apart.
+"""What differs between the supported versions of megatron-core; no other file distinguishes them.
 
 |                              | 0.16, 0.17       | 0.18, 0.19                                          |
 |------------------------------|------------------|-----------------------------------------------------|
 | experts in a layer's spec    | a `ModuleSpec`   | a `functools.partial` of their module               |
 | writer of checkpoints        | Megatron's own   | `nvidia-resiliency-ext`, not installed; or its own  |
 
-Without a distinction in the code: from 0.17 on Python 3.12 is needed and a router is told whether it belongs to a layer of
-multi-token prediction, which `PackedRouter` passes on; from 0.18 on `GPTModel` has a hook for what follows its last layer,
-but overriding its last step works in all versions; 0.19 announces the end of `GPTModel`.
+Differences that need no code: from 0.17 on Python 3.12 is needed, and a router gets an argument for layers of multi-token
+prediction, which `PackedRouter` passes on; from 0.18 on `GPTModel` has a hook for what follows its last layer, but overriding
+its last step works in all versions; 0.19 deprecates `GPTModel`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 
 def replace_experts(layer: ModuleSpec, module: type[MoELayer], router: Callable[..., Any]) -> None:
-    """Make the spec of a transformer layer with experts build them as `module`, with `router` in it."""
+    """Change the spec of a transformer layer so that its experts are built as `module` with `router`."""
     parts: Any = layer.submodules
     experts: Any = parts.mlp
     if isinstance(experts, functools.partial):
@@ -36,6 +36,6 @@ def replace_experts(layer: ModuleSpec, module: type[MoELayer], router: Callable[
 
 
 def own_writer() -> dict[str, str]:
-    """Keywords that make `dist_checkpointing.save` write with Megatron's own writer, whatever its default is."""
+    """Keywords that make `dist_checkpointing.save` use Megatron's own writer, whatever its default is."""
     choice = "async_strategy"
     return {choice: "mcore"} if choice in inspect.signature(dist_checkpointing.save).parameters else {}

@@ -1,4 +1,4 @@
-"""What a user is told: errors of one line, in words that show no secrets and that no terminal obeys."""
+"""The user's error messages: one line each, without secrets and without control characters."""
 
 from megatron_fork.errors.exceptions import (
     CheckpointError,

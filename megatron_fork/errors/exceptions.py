@@ -1,20 +1,20 @@
-"""The errors that a user can mend.
+"""The errors that a user can fix.
 
-Each carries one line that names the field and the value, and a hint that names the way out. The command line prints
-exactly those two and exits with `exit_code`; anything else that reaches it is a defect of ours. `StopRequested` alone is no
-error: it never reaches the command line.
+Each has one line that names the field and the value, and a hint that names the way out. The command line prints exactly
+those two and exits with `exit_code`; any other exception that reaches it is a defect of the project. Only `StopRequested` is
+not an error: it never reaches the command line.
 """
 
 from __future__ import annotations
 
 
 def _printable(text: str) -> str:
-    """One line, whatever names and values of others stand in it: what no terminal prints, or obeys, is escaped."""
+    """The text on one line: characters that a terminal cannot print, or would interpret, are escaped."""
     return text if text.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class MegatronForkError(Exception):
-    """Base of every error that is the user's to mend."""
+    """Base of every error that the user can fix."""
 
     exit_code = 1
     is_of_one_rank = False
@@ -27,13 +27,13 @@ class MegatronForkError(Exception):
 
 
 class ConfigError(MegatronForkError):
-    """A recipe or an override that cannot be used as it is written."""
+    """A recipe or an override that cannot be used as written."""
 
     exit_code = 2
 
 
 class LayoutError(MegatronForkError):
-    """Ranks, heads, layers or groups that do not divide as asked."""
+    """Ranks, heads, layers or groups that do not divide as the layout requires."""
 
     exit_code = 2
 
@@ -47,7 +47,7 @@ class DataError(MegatronForkError):
 
 
 class CheckpointError(MegatronForkError):
-    """A checkpoint that is incomplete, of another run, or cannot be read as what it claims to be."""
+    """A checkpoint that is incomplete, belongs to another run, or is not what it claims to be."""
 
 
 class RolloutError(MegatronForkError):
@@ -83,9 +83,9 @@ class RunFolderError(MegatronForkError):
 
 
 class StopRequested(Exception):
-    """The run was asked to stop, at a place from which it can go on later; whoever can save its state catches this.
+    """The run was asked to stop, at a place from which it can continue later; `checkpointing` catches it and saves.
 
-    Raised by stop points, which are handed down the house as functions: work that takes long calls one where it can stop.
+    Stop points raise it. They are passed down as functions: long work calls one wherever it can stop.
     """
 
 
@@ -96,6 +96,6 @@ class Interrupted(MegatronForkError):
 
 
 class Preempted(Interrupted):
-    """The scheduler asked the run to stop: it is to be started again, which the exit code asks for (EX_TEMPFAIL)."""
+    """The scheduler asked the run to stop; the exit code (EX_TEMPFAIL) asks to start it again."""
 
     exit_code = 75

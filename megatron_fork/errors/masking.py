@@ -1,6 +1,6 @@
-"""What nobody may read over a user's shoulder: passwords within addresses, and keys that came from the environment.
+"""Masking of secrets: passwords within addresses, and keys that came from the environment.
 
-Messages, logs and the files of a run are shown around: in them `***` stands for each.
+Messages, logs and the files of a run are shared with others, so `***` replaces each secret in them.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ KEY_VARIABLE = "MEGATRON_FORK_API_KEY"
 """The key that every request to a rollout server carries."""
 MASK = "***"
 
-# Between the scheme and the host of an address: all up to the last `@` before the path.
+# The login between the scheme and the host of an address: all up to the last `@` before the path.
 _LOGIN = re.compile(r"(?<=://)[^\s/?#'\"]*@")
-# The same of an address that is none, having such characters in its password: what follows the first colon is no port.
+# The login of an invalid address, with such characters in its password: what follows the first colon is not a port.
 _BROKEN_LOGIN = re.compile(r"(?<=://)[^\s/:@\[]*:(?!\d{1,5}\b)(?:(?!://)\S)*@")
 _PARAMETER = re.compile(
     r"(?i)([?&][\w.-]*(?:key|token|secret|password|passwd|signature|credential)[\w.-]*=)[^&\s#'\"]+"
 )
 _SECRET_NAME = re.compile(r"(?i)key|token|secret|passw|credential|auth|login")
 _SHORTEST = 4
-# A password alone that is a word, such as `vllm`, would be masked where it is none.
+# A shorter password that is a word, such as `vllm`, would be masked where the word is not a password.
 _SHORTEST_PASSWORD = 8
 
 _hidden: set[str] = set()
 
 
 def hide(value: str, *, named: str) -> None:
-    """Mask a value from now on, if what it is `named` says that it is a secret; a short one would mask half of a message."""
+    """Mask a value from now on if its name says that it is a secret; very short values are not masked."""
     if _SECRET_NAME.search(named):
         _hidden.update(_forms(value))
 
 
 def hide_logins(text: str) -> None:
-    """Mask from now on what is in the logins of addresses in `text`, also as a header of HTTP has it."""
+    """Mask from now on the logins of addresses in `text`, also in the form of an HTTP header."""
     for found in _LOGIN.findall(text):
         user, colon, password = found[:-1].partition(":")
         if not colon or found[:-1] == MASK:
@@ -59,7 +59,7 @@ def masked(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in an error's one line, without passwords and keys."""
+    """A value for an error message: on one line, short, without passwords and keys."""
     text = masked(repr(value) if not isinstance(value, str | int | float | None) else str(value))
     return text if len(text) <= 80 and text.isprintable() else ascii(text[:80]) + "..."
 
@@ -71,6 +71,6 @@ def _secrets() -> set[str]:
 
 @functools.cache
 def _forms(secret: str) -> frozenset[str]:
-    """As it is, and as Python, JSON and addresses write it."""
+    """The secret as it is, and as Python, JSON and addresses write it."""
     forms = {secret, secret.strip(), repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret, safe="")}
     return frozenset(form for form in forms if len(form) >= _SHORTEST)

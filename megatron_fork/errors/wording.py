@@ -1,4 +1,4 @@
-"""How messages write sizes and commands to type."""
+"""How messages write sizes, commands to type, and ways out of a refused write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that leaves three digits before the point: `1.36 MiB`, `61.0 GiB`."""
+    """Bytes in the unit that leaves at most three digits before the point: `1.36 MiB`, `61.0 GiB`."""
     unit = 0
     while count >= 1000.0 and unit < len(_UNITS) - 1:
         count, unit = count / 1024.0, unit + 1
@@ -18,16 +18,16 @@ def size(count: float) -> str:
 
 
 def command(*words: object) -> str:
-    """A command as a shell takes it, whatever blanks and quotes stand in its words."""
+    """A command as one types it in a shell, with blanks and quotes in its words escaped."""
     return f"`{shlex.join(map(str, words))}`"
 
 
 def way_out(error: OSError, *, elsewhere: str) -> str:
-    """What to do about a refusal to write; `elsewhere` is the setting that names another place."""
+    """What to do when a write fails; `elsewhere` is the setting that names another place."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"free some space, or choose another {elsewhere}"
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return f"a file stands where a folder is to be, or the other way round: choose another {elsewhere}"
+        return f"there is a file where a folder is needed, or a folder where a file is: choose another {elsewhere}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"choose another {elsewhere}, where this user may write"
     return f"choose another {elsewhere}"

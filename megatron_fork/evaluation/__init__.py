@@ -1,4 +1,4 @@
-"""Accuracy on held-out prompts with its uncertainty."""
+"""Pass rate on held-out prompts with its standard error."""
 
 from typing import TYPE_CHECKING
 

@@ -12,8 +12,8 @@ class EvaluationConfig(Settings, room="evaluation"):
     """How held-out prompts are evaluated."""
 
     samples: PositiveInt = 16
-    """Samples a prompt, at the rollout temperature."""
+    """Samples per prompt, at the rollout temperature."""
     greedy: bool = True
-    """Also decode each prompt once, most likely token first."""
+    """Also decode each prompt once with the most likely tokens."""
     every: NonNegativeInt = 10
-    """Steps between evaluations; 0 evaluates only before and after."""
+    """Steps between evaluations; 0 evaluates only before and after training."""

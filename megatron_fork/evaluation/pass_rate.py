@@ -1,4 +1,4 @@
-"""Pass rate on held-out prompts: the mean over prompts of the share of right samples, with its standard error."""
+"""Pass rate on held-out prompts: the mean over prompts of the fraction of right samples, with its standard error."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
 
-# Far beyond any training draw: held-out responses use their own random numbers, the same at every evaluation.
+# Far above any draw of training: held-out responses use their own random numbers, the same at every evaluation.
 _FIRST_DRAW = 1 << 40
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """avg@k with its standard error over prompts, greedy accuracy (NaN where not asked for), mean length in tokens."""
+    """avg@k with its standard error over prompts, greedy accuracy (NaN if switched off), mean length in tokens."""
 
     pass_rate: float
     standard_error: float
@@ -37,7 +37,7 @@ def evaluate(
 ) -> Evaluation:
     """Sample and score `prompts` under the engine's current weights.
 
-    Every rank raises `StopRequested` where `stop_point` does on one that draws.
+    Every rank raises `StopRequested` if `stop_point` raises it on a rank that draws.
     """
     trajectories = collector.sample(prompts, config.samples, first_draw=_FIRST_DRAW, stop_point=stop_point)
     rewards = [trajectory.reward for trajectory in trajectories]
@@ -53,7 +53,7 @@ def evaluate(
 
 
 def average_at_k(rewards: Sequence[float], samples: int) -> tuple[float, float]:
-    """(avg@k, standard error): prompts are the units, since samples of one prompt are not independent of its difficulty."""
+    """(avg@k, standard error); the error is over prompts, since samples of one prompt depend on its difficulty."""
     means = [math.fsum(rewards[first : first + samples]) / samples for first in range(0, len(rewards), samples)]
     mean = math.fsum(means) / len(means)
     if len(means) == 1:

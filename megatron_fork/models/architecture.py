@@ -1,4 +1,4 @@
-"""From a Hugging Face config, a folder's or a recipe's, to Megatron's settings, and whether a model divides over a layout."""
+"""From a Hugging Face config to Megatron's settings, and whether a model divides over a layout."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _COMMON = {
 
 
 def head_size(config: PretrainedConfig) -> int:
-    """Width of an attention head; configs may leave it to be the hidden size divided by the heads."""
+    """Width of an attention head; if the config does not set it, the hidden size divided by the heads."""
     explicit: int | None = vars(config).get("head_dim")
     return explicit or config.hidden_size // config.num_attention_heads
 
 
 def architecture_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """Arguments of Megatron's TransformerConfig that describe the model, whatever the layout; raises `ModelError`."""
+    """Arguments of Megatron's TransformerConfig that describe the model under any layout; raises `ModelError`."""
     family = family_of(config)
     carried = {**_CARRIED, **(EXPERT_FIELDS if family.has_experts else {})}
     return {
@@ -54,7 +54,7 @@ def architecture_settings(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def check_divides(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> None:
-    """Raise `LayoutError` when heads, widths, layers or experts do not split over the ranks, before any allocation."""
+    """Raise `LayoutError` if heads, widths, layers or experts do not divide over the ranks, before any allocation."""
     family = family_of(config)
     widths = ["num_attention_heads", "num_key_value_heads", "hidden_size"]
     for name in widths if family.has_experts else [*widths, "intermediate_size"]:
@@ -82,14 +82,14 @@ def check_divides(config: PretrainedConfig, parallel: distributed.ParallelConfig
 
 
 def padded_vocab_size(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> int:
-    """The vocabulary rounded up so that every tensor rank holds as many rows."""
+    """The vocabulary rounded up so that every tensor rank holds the same number of rows."""
     return -(-config.vocab_size // parallel.tensor) * parallel.tensor
 
 
 def tokens_where_attention_is_half(config: PretrainedConfig) -> float:
-    """Length from which attention costs more operations than the projections: what balances packed rows.
+    """Length from which attention costs more operations than the projections; used to balance packed rows.
 
-    A token of a layer costs 2 operations a parameter and, against half its sequence on average, 2 x length x heads x
+    A token of a layer costs 2 operations per parameter and, against half its sequence on average, 2 x length x heads x
     head_dim for scores and values together.
     """
     width, head = config.hidden_size, head_size(config)
@@ -99,7 +99,7 @@ def tokens_where_attention_is_half(config: PretrainedConfig) -> float:
     return float(attention + 3 * width * inner) / (config.num_attention_heads * head)
 
 
-# Fields that every model reads, though not every config class declares them.
+# Fields that every model reads, although not every config class declares them.
 _UNDECLARED = {"head_dim", "rope_theta"}
 
 
@@ -113,7 +113,7 @@ def config_from_recipe(fields: dict[str, Any]) -> PretrainedConfig:
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, model_type)
     check_architecture(architecture)
     config_class = CONFIG_MAPPING[model_type]
-    # A config keeps some fields under another name than config.json does, e.g. num_experts.
+    # Some fields have another name in the config object than in config.json, e.g. num_experts.
     unknown = sorted(set(fields) - set(vars(config_class())) - set(config_class.attribute_map) - _UNDECLARED)
     if unknown:
         raise ConfigError(
@@ -122,8 +122,8 @@ def config_from_recipe(fields: dict[str, Any]) -> PretrainedConfig:
         )
     try:
         return config_class(architectures=[architecture], **fields)
-    except Exception as error:  # config classes check their fields, and raise whatever they like
+    except Exception as error:  # config classes check their fields, and may raise anything
         raise ConfigError(
-            f"model.hf_config is no {config_class.__name__}: {' '.join(str(error).split())[:300]}",
+            f"model.hf_config is not a valid {config_class.__name__}: {' '.join(str(error).split())[:300]}",
             hint="see the model's config.json",
         ) from error

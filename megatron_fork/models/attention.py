@@ -1,11 +1,11 @@
 """Causal attention over packed sequences with torch's scaled-dot-product kernels.
 
-Megatron's local attention refuses packed sequences. Here the sequences of a micro-batch are taken in groups of similar
-length: a group becomes one padded batch and one kernel call. Causality makes right padding exact (a padded key lies after
-every true query), and the padding of a group is bounded, so that a 29,696-token sequence next to a 10-token one costs no
-more than the two apart. Torch's kernel never holds more than a tile of scores, so memory is linear in the length.
+Megatron's local attention refuses packed sequences. Here the sequences of a micro-batch are grouped by similar length: a group
+becomes one padded batch and one kernel call. Causality makes right padding exact (a padded key comes after every true query),
+and the padding of a group is bounded, so that a 29,696-token sequence next to a 10-token one costs no more than the two apart.
+Torch's kernel never holds more than a tile of scores, so memory is linear in the length.
 
-Over context-parallel ranks the same attention goes around their ring: see `context_attention`.
+Over context-parallel ranks, keys and values are sent around the ring: see `context_attention`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch import Tensor
 from megatron_fork.distributed import collectives
 from megatron_fork.models.context_attention import context_attention
 
-# A group may hold this many times its true tokens in padding and tokens together.
+# Tokens and padding of a group together may be at most this many times its tokens.
 _PADDING_LIMIT = 1.3
 
 
 @dataclass(frozen=True)
 class SequenceGroup:
-    """Neighbouring sequences that share one kernel call."""
+    """Consecutive sequences that share one kernel call."""
 
     start: int
     lengths: tuple[int, ...]
@@ -41,7 +41,7 @@ class SequenceGroup:
 
 
 def group_by_length(lengths: list[int]) -> list[SequenceGroup]:
-    """Split a packed row into runs of neighbouring sequences whose padded size stays within the limit."""
+    """Split a packed row into runs of consecutive sequences whose padded size stays within the limit."""
     groups: list[SequenceGroup] = []
     start = 0
     run: list[int] = []
@@ -57,7 +57,7 @@ def group_by_length(lengths: list[int]) -> list[SequenceGroup]:
 class PackedAttention(MegatronModule):
     """Drop-in `core_attention`: query `[tokens, heads, d]` packed, or `[sequence, batch, heads, d]`.
 
-    With context parallelism these are the rank's chunks of each sequence, and the cumulative lengths those of the whole row.
+    With context parallelism these are the rank's chunks of each sequence; cumulative lengths are those of the whole row.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class PackedAttention(MegatronModule):
         length_s = torch.tensor(lengths, device=query.device)
         place_sl = torch.arange(longest, device=query.device)
         first_s = length_s.cumsum(0) - length_s
-        # Padding repeats the last token of the row: any finite value will do there.
+        # Padding repeats the last token of the row: any finite value is good enough there.
         index_sl = (first_s[:, None] + place_sl).clamp_(max=query.shape[0] - 1)
         padded = (
             tensor.index_select(0, index_sl.flatten()).unflatten(0, index_sl.shape).transpose(1, 2)

@@ -1,10 +1,10 @@
-"""Attention of some queries to some keys, with what is needed to merge it with attention to other keys.
+"""Attention of some queries to some keys, with the log mass that merges it with attention to other keys.
 
 Softmax over all keys is a mean of the softmaxes over blocks of them, weighted by each block's mass, the sum of its
 exponentiated scores (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2205.14135). Masses are kept as logarithms.
 
 Shapes: query, out and their gradients `[batch, heads, queries, d]`; key and value `[batch, key heads, keys, d]`, where
-`key heads` divides `heads`; log mass `[batch, heads, queries]`, float64 for float64 and else float32.
+`key heads` divides `heads`; log mass `[batch, heads, queries]`, float64 for float64, otherwise float32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Scores live for this many queries and keys at a time.
+# Scores are computed for this many queries and keys at a time.
 _BLOCK = 512
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -49,7 +49,7 @@ def attend_backward(
 
 
 def merge_(out: Tensor, log_mass: Tensor, part: Tensor, part_log_mass: Tensor) -> None:
-    """Bring attention to further keys into `out` and `log_mass`, in place; both begin as 0 and minus infinity."""
+    """Merge attention to further keys into `out` and `log_mass`, in place; they start as 0 and minus infinity."""
     total = torch.logaddexp(log_mass, part_log_mass)
     out.mul_((log_mass - total).exp_()[..., None]).add_(part * (part_log_mass - total).exp_()[..., None])
     log_mass.copy_(total)
@@ -106,7 +106,7 @@ def attend_backward_in_blocks(
 
 
 def _blocks(queries: int, keys: int, causal: bool) -> Iterator[tuple[slice, slice]]:
-    """Pairs of blocks of which the queries see the keys, all or on the diagonal."""
+    """Pairs of blocks whose queries see the keys, all of them or on the diagonal."""
     for first in range(0, queries, _BLOCK):
         for first_key in range(0, first + 1 if causal else keys, _BLOCK):
             yield (

@@ -35,9 +35,9 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """Megatron's own wrapper refuses sequence parallelism; this norm marks its weight instead.
+    """An RMS norm for sequence parallelism, which Megatron's own wrapper refuses.
 
-    Under sequence parallelism each tensor rank normalises its share of the tokens, so weight gradients are partial sums;
+    Under sequence parallelism each tensor rank normalises its part of the tokens, so weight gradients are partial sums;
     Megatron reduces those of parameters marked `sequence_parallel`.
     """
 
@@ -67,7 +67,7 @@ def transformer_config(
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
         sequence_parallel=parallel.sequence,
-        # Batched sends of the interleaved schedule mix up its messages between two stages, without an error.
+        # With batched sends the interleaved schedule mixes up messages between two stages, without an error.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         bf16=dtype == torch.bfloat16,
@@ -75,7 +75,7 @@ def transformer_config(
         pipeline_dtype=dtype,
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, also in dense models
-        # The loss is divided by a global count of tokens before it reaches Megatron: it must only be summed there.
+        # The loss is divided by a global count of tokens before it reaches Megatron, which must only sum it.
         calculate_per_token_loss=True,
     )
     for name, value in rotary_positions(hf_config).attributes.items():
@@ -93,7 +93,7 @@ def build_chunks(
     compute: ComputeConfig | None = None,
     experts: ExpertsConfig | None = None,
 ) -> list[StatisticsModel]:
-    """This rank's part of the model, one chunk a virtual pipeline stage; arguments as of `build_model`."""
+    """This rank's part of the model, one chunk per virtual pipeline stage; arguments as in `build_model`."""
     routing = Routing(experts or ExpertsConfig())
     return [
         _on_device(
@@ -124,9 +124,9 @@ def build_model(
 
     Args:
         hf_config: the Hugging Face config, e.g. of Qwen3.
-        parallel: the layout, for which Megatron's groups must exist (`distributed.parallel_layout`); without virtual stages.
-        dtype: parameters and activations; statistics and loss are float32 whatever it is.
-        temperature: of the softmax whose log-probs and entropies the model reports.
+        parallel: the layout, whose process groups must exist (`distributed.parallel_layout`); without virtual stages.
+        dtype: of parameters and activations; statistics and loss are always float32.
+        temperature: of the softmax whose log-probs and entropies the model returns.
         head: how they are computed.
         compute: kernels and recomputation.
         experts: balance loss and replay of a mixture of experts.
@@ -134,7 +134,7 @@ def build_model(
     """
     if parallel.virtual_pipeline > 1:
         raise LayoutError(
-            f"parallel.virtual_pipeline={parallel.virtual_pipeline} makes more than one model a rank",
+            f"parallel.virtual_pipeline={parallel.virtual_pipeline} makes more than one model per rank",
             hint="call build_chunks",
         )
     chunks = build_chunks(
@@ -144,9 +144,9 @@ def build_model(
 
 
 def build_outline(hf_config: PretrainedConfig) -> StatisticsModel:
-    """The whole model on one rank, its parameters without memory: what Megatron knows of their names and shapes.
+    """The whole model on one rank and on the meta device, for the names and shapes of its parameters.
 
-    Of the local layers, whose names in a checkpoint are those of Transformer Engine's.
+    It has local layers, whose names in a checkpoint are the same as those of Transformer Engine's.
     """
     routing = Routing(ExpertsConfig())
     local = ComputeConfig(backend="local")
@@ -172,7 +172,7 @@ def build_value_chunks(
     compute: ComputeConfig | None = None,
     experts: ExpertsConfig | None = None,
 ) -> list[ValueModel]:
-    """This rank's part of a critic: the backbone of `hf_config`, one value a token on top, 0 at first."""
+    """This rank's part of a critic: the backbone of `hf_config` and a head with one value per token, 0 at first."""
     routing = Routing(experts or ExpertsConfig())
     return [
         _on_device(
@@ -193,7 +193,7 @@ def _arguments(
     compute: ComputeConfig | None,
     routing: Routing,
 ) -> Iterator[dict[str, Any]]:
-    """What Megatron's GPTModel is built from on this rank, chunk by chunk."""
+    """The arguments of Megatron's GPTModel on this rank, chunk by chunk."""
     compatibility.install()
     compute = compute or ComputeConfig()
     config = transformer_config(hf_config, parallel, dtype=dtype, compute=compute)
@@ -237,7 +237,7 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     if config.num_moe_experts:
-        # In checkpoints the names are Transformer Engine's, which fuses this norm into a dense layer's projection only.
+        # Checkpoints use Transformer Engine's names, and it fuses this norm into the projection of dense layers only.
         del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     return layer
 

@@ -1,4 +1,4 @@
-"""How a model computes on the hardware at hand; none of it changes a result beyond rounding."""
+"""How a model computes on this machine's hardware; none of it changes a result beyond rounding."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from megatron_fork.models.config import ComputeConfig
 
 @dataclass(frozen=True)
 class Chosen:
-    """The layers taken, and why."""
+    """The chosen layers, and the reason."""
 
     backend: Literal["local", "transformer_engine"]
     reason: str
 
 
 def choose_backend(config: ComputeConfig) -> Chosen:
-    """What `config.backend` means here; raises `ConfigError` where it asks for what this machine lacks."""
+    """The layers that `config.backend` means on this machine; raises `ConfigError` if it does not have them."""
     lacking = _lacking()
     wants = config.backend == "transformer_engine" or config.offload_layers > 0 or config.fp8 != "none"
     if config.backend == "local":
@@ -34,7 +34,7 @@ def choose_backend(config: ComputeConfig) -> Chosen:
         )
     if lacking:
         return Chosen("local", lacking)
-    return Chosen("transformer_engine", "a GPU and Transformer Engine are here")
+    return Chosen("transformer_engine", "a GPU and Transformer Engine are available")
 
 
 def _lacking() -> str:

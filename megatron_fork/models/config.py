@@ -13,12 +13,12 @@ Backend = Literal["auto", "local", "transformer_engine"]
 
 @dataclass
 class ModelConfig(Settings, room="model"):
-    """Exactly one of `path` and `hf_config`."""
+    """The model; give exactly one of `path` and `hf_config`."""
 
     path: FilePath | None = None
     """Folder with config.json, safetensors and a tokenizer."""
     hf_config: dict[str, Any] | None = None
-    """Fields of a Hugging Face config, `model_type` among them; weights are drawn from the run's seed."""
+    """Fields of a Hugging Face config, including `model_type`; weights are drawn from the run's seed."""
 
     def check(self) -> None:
         if self.path and self.hf_config:
@@ -31,38 +31,38 @@ class ModelConfig(Settings, room="model"):
 
 @dataclass
 class ComputeConfig(Settings, room="compute"):
-    """Kernels, recomputed activations and their offload, for every network of a run."""
+    """Kernels, recomputation and offload of activations, for every network of a run."""
 
     backend: Backend = "auto"
-    """Layers of Transformer Engine or of torch; auto: Transformer Engine on a GPU where it is installed."""
+    """Layers of Transformer Engine or of torch; auto: Transformer Engine on a GPU if it is installed."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in backward: none, those of attention, or all but each layer's input."""
     recompute_layers: PositiveInt = 1
-    """Layers that share one kept input where `recompute=full`."""
+    """Layers that share one kept input if `recompute=full`."""
     offload_layers: NonNegativeInt = 0
-    """Layers of a rank whose activations wait in host memory, 0: none; needs Transformer Engine and no pipeline."""
+    """Layers per rank whose activations are kept in host memory, 0: none; needs Transformer Engine and no pipeline."""
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
     """Matrix products in 8 bits; needs Transformer Engine and bf16."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
-    """How the scales of fp8 are chosen, as Transformer Engine names it."""
+    """How the scales of fp8 are chosen, by Transformer Engine's name."""
 
     def check(self) -> None:
         if self.offload_layers and self.recompute != "none":
             raise ConfigError(
                 f"compute.offload_layers={self.offload_layers} with compute.recompute={self.recompute}",
-                hint="Megatron offloads activations or recomputes them: choose one",
+                hint="Megatron either offloads activations or recomputes them: choose one",
             )
         if self.backend == "local" and (self.offload_layers or self.fp8 != "none"):
             raise ConfigError(
-                "compute.backend=local has neither offload_layers nor fp8", hint="both are of Transformer Engine"
+                "compute.backend=local has neither offload_layers nor fp8", hint="both need Transformer Engine"
             )
 
 
 @dataclass
 class ExpertsConfig(Settings, room="experts"):
-    """Training of a mixture of experts; without effect on dense models."""
+    """Training of a mixture of experts; no effect on dense models."""
 
     balance: NonNegativeFloat = 0.0
-    """Coefficient of the balance loss; 0 leaves the pretrained balance alone, 1e-4 is mild."""
+    """Coefficient of the balance loss; 0: no balance loss, 1e-4 is mild."""
     replay: bool = False
     """Send tokens to the experts that the rollout engine chose; needs an engine that reports them."""

@@ -1,9 +1,9 @@
-"""Exact causal attention over sequences that are spread over context-parallel ranks, in memory linear in the local length.
+"""Exact causal attention over sequences that are sharded over context-parallel ranks, in memory linear in the local length.
 
-Keys and values travel around the ring of ranks (Liu et al., arXiv 2310.01889); each rank attends its queries to those
-that pass and merges the parts by their log mass. Each sequence is cut in two chunks a rank, and rank r of C holds chunk
-r and chunk 2C - 1 - r, in that order. So what its queries see of another rank's keys is never a mask, but a half:
-nothing of an earlier rank's late chunk, and nothing by its early queries of a later rank.
+Keys and values are sent around the ring of ranks (Liu et al., arXiv 2310.01889); each rank attends its queries to those that
+arrive and merges the parts by their log mass. Each sequence is cut into two chunks per rank, and rank r of C holds chunk r and
+chunk 2C - 1 - r, in that order. So a rank's queries never need a mask for another rank's keys, only a half: they do not see an
+earlier rank's late chunk, and the early ones do not see a later rank's keys at all.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from megatron_fork.models.attention_blocks import attend, attend_backward, merge
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring sequences with the same number of local tokens: one kernel call."""
+    """Consecutive sequences with the same number of local tokens: one kernel call."""
 
     start: int
     length: int
     count: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Its view `[count, heads, length, ...]` of `[local tokens, heads, ...]`."""
+        """The run's view `[count, heads, length, ...]` of `[local tokens, heads, ...]`."""
         tokens = tensor[self.start : self.start + self.count * self.length]
         return tokens.unflatten(0, (self.count, self.length)).transpose(1, 2)
 
     def seen(self, rank: int, owner: int) -> tuple[slice, slice]:
-        """Which of this rank's queries see which of the keys of rank `owner`: every one of the latter, unless its own."""
+        """Which of this rank's queries see which keys of rank `owner`: each query all of them, except on this rank itself."""
         everything = slice(0, self.length)
         if owner < rank:
             return everything, slice(0, self.length // 2)
@@ -49,7 +49,7 @@ class Run:
 def context_attention(
     query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], *, group: Group, scale: float
 ) -> Tensor:
-    """Causal softmax attention within each sequence of a row whose tokens are spread over `group`.
+    """Causal softmax attention within each sequence of a row whose tokens are sharded over `group`.
 
     Args:
         query: `[local tokens, heads, d]`, this rank's chunks of each sequence, sequences end to end.
@@ -63,7 +63,7 @@ def context_attention(
         `[local tokens, heads, d]` in the dtype of `query`.
 
     Raises:
-        LayoutError: a sequence cannot be cut in two chunks a rank.
+        LayoutError: a sequence cannot be cut into two chunks per rank.
 
     """
     return _RingAttention.apply(query, key, value, runs_of(lengths, collectives.size(group)), group, scale)
@@ -76,7 +76,7 @@ def runs_of(lengths: Sequence[int], ranks: int) -> list[Run]:
     for length, equals in groupby(lengths):
         if length % (2 * ranks):
             raise LayoutError(
-                f"a packed sequence of {length} tokens is no multiple of 2 x context={ranks}",
+                f"a packed sequence of {length} tokens is not a multiple of 2 x context={ranks}",
                 hint="pad each sequence to a multiple of twice the context-parallel size",
             )
         count = len(list(equals))
@@ -87,7 +87,7 @@ def runs_of(lengths: Sequence[int], ranks: int) -> list[Run]:
 
 
 class _RingAttention(torch.autograd.Function):
-    """Keeps query, key, value, result and log mass of the local tokens; keys and values go round again in backward."""
+    """Keeps query, key, value, result and log mass of the local tokens; backward sends keys and values around again."""
 
     @staticmethod
     def forward(
@@ -113,7 +113,7 @@ class _RingAttention(torch.autograd.Function):
         query, key, value, out, log_mass = ctx.saved_tensors
         rank = collectives.rank(ctx.group)
         d_query = torch.zeros_like(query, dtype=log_mass.dtype)
-        # The gradients of a rank's keys and values travel one step behind them, and come home after a whole round.
+        # The gradients of a rank's keys and values are sent one step behind them, and return after a whole round.
         travelling: collectives.RingExchange | None = None
         for owner, key_value in _around_the_ring(torch.stack((key, value)), ctx.group):
             d_key_value = torch.zeros_like(key_value, dtype=log_mass.dtype)
@@ -144,7 +144,7 @@ class _RingAttention(torch.autograd.Function):
 
 
 def _around_the_ring(key_value: Tensor, group: Group) -> Iterator[tuple[int, Tensor]]:
-    """Each rank's `key_value` with its owner, this rank's first; the next is on its way while one is being used."""
+    """Each rank's `key_value` with its owner, this rank's first; the next one is sent while one is being used."""
     ranks = collectives.size(group)
     for step in range(ranks):
         exchange = collectives.ring_exchange(key_value, group) if step + 1 < ranks else None

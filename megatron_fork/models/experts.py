@@ -1,4 +1,4 @@
-"""Mixtures of experts: the router's settings, and how experts divide over the ranks."""
+"""Mixtures of experts: the router's settings, and whether experts divide over the ranks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ EXPERT_FIELDS = {
 
 
 def router_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """Megatron's settings for Hugging Face's router: softmax over all experts, the k largest, normalised where asked.
+    """Megatron's settings for Hugging Face's router: softmax over all experts, the k largest, optionally normalised.
 
-    The softmax over the k chosen logits is the normalised form of the softmax over all, so that `norm_topk_prob` is
-    Megatron's choice of top-k before softmax. The router runs in float32 whatever the model's dtype: a choice of experts
-    that flips between the statistics pass and the update would change log-probs.
+    The softmax over the k chosen logits is the normalised form of the softmax over all, so `norm_topk_prob` is Megatron's
+    top-k before softmax. The router always runs in float32: a choice of experts that differs between the statistics pass
+    and the update would change log-probs.
     """
     if config.norm_topk_prob and config.num_experts_per_tok == 1:
         raise ModelError(
@@ -32,7 +32,7 @@ def router_settings(config: PretrainedConfig) -> dict[str, Any]:
         raise ModelError(
             f"model config num_experts_per_tok={config.num_experts_per_tok} is more than "
             f"num_experts={config.num_experts}",
-            hint="a token goes to different experts",
+            hint="a token is sent to distinct experts",
         )
     return {
         "moe_router_pre_softmax": not config.norm_topk_prob,
@@ -43,7 +43,7 @@ def router_settings(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def check_experts_divide(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> None:
-    """Raise `LayoutError` when experts or their widths do not split over the ranks."""
+    """Raise `LayoutError` if experts or their widths do not divide over the ranks."""
     if config.num_experts % parallel.expert:
         raise LayoutError(
             f"parallel.expert={parallel.expert} does not divide the model's num_experts={config.num_experts}",
@@ -56,8 +56,7 @@ def check_experts_divide(config: PretrainedConfig, parallel: distributed.Paralle
             hint="choose an expert tensor-parallel size that divides the experts' width",
         )
     if parallel.expert == 1 and parallel.expert_tensor != parallel.tensor:
-        # Without expert parallelism Megatron counts experts among the dense weights and sums their gradients over those
-        # weights' ranks.
+        # Without expert parallelism Megatron treats experts as dense weights and sums their gradients over those ranks.
         raise LayoutError(
             f"parallel.expert_tensor={parallel.expert_tensor} with parallel.expert=1 and tensor={parallel.tensor}",
             hint=f"set parallel.expert_tensor={parallel.tensor}, or parallel.expert to 2 or more",
@@ -65,15 +64,15 @@ def check_experts_divide(config: PretrainedConfig, parallel: distributed.Paralle
     if parallel.tensor > 1 and not parallel.sequence:
         raise LayoutError(
             f"parallel.tensor={parallel.tensor} with parallel.sequence=false for a mixture of experts",
-            hint="set parallel.sequence=true: Megatron does not train experts otherwise",
+            hint="set parallel.sequence=true: without it Megatron does not train experts",
         )
 
 
 def check_no_experts(parallel: distributed.ParallelConfig) -> None:
-    """Raise `LayoutError` when a dense model is to be split over experts."""
+    """Raise `LayoutError` if the layout of a dense model has expert parallelism."""
     for name in ("expert", "expert_tensor"):
         if vars(parallel)[name] > 1:
             raise LayoutError(
-                f"parallel.{name}={vars(parallel)[name]} with a model that has no experts",
+                f"parallel.{name}={vars(parallel)[name]}, but the model has no experts",
                 hint=f"set parallel.{name}=1",
             )

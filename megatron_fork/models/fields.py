@@ -1,7 +1,7 @@
-"""What the fields of a Hugging Face config may be: types, sizes that a model can have, and how they go together.
+"""What the fields of a Hugging Face config may be: types, possible sizes, and which values fit each other.
 
-Config classes of transformers check some of it in words of their own, and make lists and labels as long as a number says before
-they do. So the fields are checked as they are written, before a class sees them, and once more as the class has them.
+Config classes of transformers check some of this with their own messages, and only after they have made lists as long as a
+field says. So the fields are checked as written, before a class reads them, and again as the class holds them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from megatron_fork.errors import MegatronForkError, ModelError
 
-# Several times what any published model has.
+# Several times the values of any published model.
 _LARGEST = {
     "vocab_size": 2**24,
     "hidden_size": 2**18,
@@ -39,22 +39,22 @@ _HINT = "see the config.json of the model as it was published"
 
 
 def shown(value: object) -> str:
-    """A value in an error's one line."""
+    """A value for an error message, on one line and short."""
     try:
         text = str(value).lower() if isinstance(value, bool) else str(value)
-    except (RecursionError, ValueError):  # too deep, or of more digits than Python prints
+    except (RecursionError, ValueError):  # too deep, or more digits than Python prints
         return f"a {type(value).__name__}"
     text = " ".join(text.split())
     return text if len(text) <= 80 else text[:80] + "..."
 
 
 def check_fields(fields: Mapping[Any, Any], where: str, error: type[MegatronForkError] = ModelError) -> None:
-    """Raise `error` for the first field that is not of the kind or size that a model's is; what is absent is not asked for.
+    """Raise `error` for the first field whose type or size a model cannot have; missing fields are not checked.
 
     Args:
         fields: as they are written.
-        where: stands before a field's name, as in `model.hf_config.`.
-        error: its class.
+        where: put before a field's name, such as `model.hf_config.`.
+        error: class of the error.
 
     """
     for name, value in fields.items():
@@ -72,19 +72,19 @@ def check_fields(fields: Mapping[Any, Any], where: str, error: type[MegatronFork
     if layers is not None and kinds is not None and len(kinds) != layers:
         raise error(
             f"{where}layer_types has {len(kinds)} entries, but num_hidden_layers={layers}",
-            hint="a model with other layers has other layer_types too: edit both, or remove layer_types",
+            hint="num_hidden_layers and layer_types must match: edit both, or remove layer_types",
         )
     both = [shown(fields[name]).removeprefix("torch.") for name in ("dtype", "torch_dtype") if fields.get(name)]
     if len(set(both)) > 1:
         raise error(
-            f"{where}dtype={both[0]}, but torch_dtype={both[1]}", hint="remove the one that is not the weights'"
+            f"{where}dtype={both[0]}, but torch_dtype={both[1]}", hint="remove the one that the weights do not have"
         )
 
 
 def _wrong(name: object, value: object) -> str:
-    """What is wrong with a field, and nothing where it is as it may be."""
+    """What is wrong with a field; empty if nothing is."""
     if not isinstance(name, str):
-        return "which has a name that is no text"
+        return "which has a name that is not text"
     if _depth(value) > _DEEPEST:
         return f"which is nested more than {_DEEPEST} levels deep"
     if name in _LARGEST and not (value is None and name in _MAY_BE_NULL):
@@ -100,18 +100,16 @@ def _wrong(name: object, value: object) -> str:
     if name in _FLAGS and type(value) is not bool:
         return "which is neither true nor false"
     if name in ("dtype", "torch_dtype") and value is not None and shown(value).removeprefix("torch.") not in _DTYPES:
-        return f"which is none of {', '.join(_DTYPES)}"
+        return f"which is not one of {', '.join(_DTYPES)}"
     if name in ("rope_parameters", "rope_scaling") and not (value is None or isinstance(value, Mapping)):
-        return "which is no mapping of fields"
-    if name == "architectures" and value is not None and not _is_list_of_text(value):
-        return "which is no list of names"
-    if name == "layer_types" and value is not None and not _is_list_of_text(value):
-        return "which is no list of names"
+        return "which is not a mapping of fields"
+    if name in ("architectures", "layer_types") and value is not None and not _is_list_of_text(value):
+        return "which is not a list of names"
     return ""
 
 
 def check_together(config: PretrainedConfig) -> None:
-    """Raise `ModelError` where fields of a config, each possible by itself, are not those of one model."""
+    """Raise `ModelError` if fields of a config, each possible alone, do not fit each other."""
     found = vars(config)
     check_fields(found, "model config ")
     heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
@@ -124,13 +122,13 @@ def check_together(config: PretrainedConfig) -> None:
         raise ModelError(f"model config num_attention_heads={heads} does not divide hidden_size={width}", hint=_HINT)
     if (head or width // heads) % 2:
         raise ModelError(
-            f"model config head_dim={head or width // heads} is odd", hint="rotary positions turn pairs of a head"
+            f"model config head_dim={head or width // heads} is odd", hint="rotary positions rotate pairs of a head"
         )
     pad = found.get("pad_token_id")
     if pad is not None and (type(pad) is not int or not -config.vocab_size <= pad < config.vocab_size):
         raise ModelError(
-            f"model config pad_token_id={shown(pad)} is no token of vocab_size={config.vocab_size}",
-            hint="take the id that the tokenizer has, or null",
+            f"model config pad_token_id={shown(pad)} is not a token of vocab_size={config.vocab_size}",
+            hint="use the tokenizer's id, or null",
         )
     kinds = found.get("layer_types")
     if kinds is not None and len(kinds) != config.num_hidden_layers:
@@ -139,15 +137,15 @@ def check_together(config: PretrainedConfig) -> None:
             hint=_HINT,
         )
     if other := [kind for kind in kinds or () if kind != "full_attention"]:
-        # Without use_sliding_window, which is refused by its own name, such a layer has no window.
+        # Without use_sliding_window, which has its own error, such a layer would have no window.
         raise ModelError(
             f"model config layer_types has {shown(other[0])}, which is not supported",
-            hint="use a model of full attention",
+            hint="use a model with full attention",
         )
 
 
 def is_number(value: object) -> bool:
-    """A finite number, and no flag."""
+    """Whether the value is a finite number and not a flag."""
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
     )
@@ -158,7 +156,7 @@ def _is_list_of_text(value: object) -> bool:
 
 
 def _depth(value: object) -> int:
-    """Levels of containers, counted without recursion and not beyond what is allowed."""
+    """Levels of containers, counted without recursion and only up to one above the limit."""
     level, depth = [value], 0
     while depth <= _DEEPEST:
         level = [

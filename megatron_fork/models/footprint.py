@@ -15,13 +15,13 @@ from megatron_fork.models.fields import shown
 
 
 def hugging_face_outline(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of transformers without memory; raises `ModelError` where its class does not take the config."""
+    """The model of transformers on the meta device; raises `ModelError` if its class does not accept the config."""
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # model classes raise whatever they like
+    except Exception as error:  # model classes may raise anything
         raise ModelError(
-            f"transformers makes no model of the config: {shown(error) or type(error).__name__}",
+            f"transformers cannot build a model from the config: {shown(error) or type(error).__name__}",
             hint="see the config.json of the model as it was published",
         ) from error
     return model
@@ -29,7 +29,7 @@ def hugging_face_outline(config: PretrainedConfig) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Parameters of one rank. Experts are counted apart: their optimizer state is sharded over other ranks."""
+    """Parameters of one rank. Experts are counted separately: their optimizer state is sharded over other ranks."""
 
     dense: int
     experts: int
@@ -40,15 +40,15 @@ class Footprint:
 
 
 def count_parameters(config: PretrainedConfig) -> int:
-    """Of the whole model, tied weights once."""
+    """Parameters of the whole model; tied weights count once."""
     return sum(count for _, count in _parameters(config))
 
 
 def fullest_rank(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> Footprint:
-    """What the rank of the fullest pipeline stage holds; raises `LayoutError` where the model does not split so.
+    """What a rank of the fullest pipeline stage holds; raises `LayoutError` if the model does not divide like that.
 
-    All stages have as many layers. The first also holds the embedding, the last the output layer and the final norm; tied
-    weights lie on both.
+    All stages have the same number of layers. The first also holds the embedding, the last the output layer and the final
+    norm; tied weights are on both.
     """
     check_divides(config, parallel)
     layers_dense = layers_experts = final_norm = 0
@@ -66,11 +66,11 @@ def fullest_rank(config: PretrainedConfig, parallel: distributed.ParallelConfig)
 
 
 def _is_replicated(name: str) -> bool:
-    """Norms and routers are whole on every tensor rank."""
+    """Whether every tensor rank holds the whole parameter, as for norms and routers."""
     return "norm" in name or name.endswith("mlp.gate.weight")
 
 
 def _parameters(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
-    """Hugging Face's names and sizes."""
+    """Hugging Face's names and sizes of the parameters."""
     for name, parameter in hugging_face_outline(config).named_parameters():
         yield name, parameter.numel()

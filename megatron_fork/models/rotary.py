@@ -1,6 +1,6 @@
 """Rotary positions of a Hugging Face config as Megatron's options: default, Llama 3's scaling, YaRN.
 
-Only what Megatron computes exactly as Hugging Face does is carried over; the rest is refused by name.
+Only what Megatron computes exactly like Hugging Face is supported; anything else is an error with its name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from megatron_fork.errors import ModelError
 from megatron_fork.models.fields import is_number, shown
 
-# Constants of Megatron's scaling for Llama 3, which has an option for the factor alone.
+# Constants of Megatron's scaling for Llama 3, which has an option only for the factor.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 _REQUIRED = {"llama3": ("factor", *_LLAMA3), "yarn": ("factor", "original_max_position_embeddings")}
@@ -54,7 +54,7 @@ def rotary_positions(config: PretrainedConfig) -> RotaryPositions:
 
 
 def _check_numbers(kind: str, parameters: dict[str, Any]) -> None:
-    """Every number of the kind is one, and not out of all proportion."""
+    """Raise `ModelError` unless the fields that the kind reads are numbers in a possible range."""
     required = ("rope_theta", *_REQUIRED.get(kind, ()))
     for name in required:
         if parameters.get(name) is None:
@@ -68,8 +68,8 @@ def _check_numbers(kind: str, parameters: dict[str, Any]) -> None:
         positive = name in required
         if not is_number(value) or not 0.0 <= value <= _LARGEST or (positive and value == 0.0):
             raise ModelError(
-                f"model config rope_parameters.{name}={shown(value)} is no number "
-                f"{'above 0' if positive else 'of 0 or more'} that positions have",
+                f"model config rope_parameters.{name}={shown(value)} is not a number "
+                f"{'above 0' if positive else 'of 0 or more'} that positions can have",
                 hint=_PUBLISHED,
             )
     if "truncate" in parameters and type(parameters["truncate"]) is not bool:
@@ -80,7 +80,7 @@ def _check_numbers(kind: str, parameters: dict[str, Any]) -> None:
 
 
 def longest_sequence(config: PretrainedConfig) -> int:
-    """Positions that the model was made for; YaRN stretches the original number by its factor."""
+    """The number of positions that the model supports; YaRN multiplies the original number by its factor."""
     stated: int = config.max_position_embeddings
     parameters = config.rope_parameters or {}
     if parameters.get("rope_type") != "yarn":
@@ -98,24 +98,24 @@ def _llama3(parameters: dict[str, Any]) -> RotaryPositions:
         if parameters[name] != value:
             raise ModelError(
                 f"model config rope_parameters.{name}={parameters[name]} is not supported with rope_type=llama3",
-                hint=f"Megatron's scaling has {name}={value:g} fixed",
+                hint=f"Megatron's scaling has a fixed {name}={value:g}",
             )
     default = _default(parameters).arguments
     return RotaryPositions({**default, "rope_scaling": True, "rope_scaling_factor": float(parameters["factor"])})
 
 
 def _yarn(parameters: dict[str, Any]) -> RotaryPositions:
-    """YaRN (arXiv 2309.00071): frequencies interpolated below a number of rotations, and a hotter attention."""
+    """YaRN (arXiv 2309.00071): frequencies interpolated below a number of rotations, and scaled attention."""
     factor = float(parameters["factor"])
     mscale, mscale_all_dim = parameters.get("mscale"), parameters.get("mscale_all_dim")
     attention_factor = parameters.get("attention_factor")
     if attention_factor is not None:
-        # Megatron has no option for the attention factor itself: 0.1 mscale ln(factor) + 1, divided by the same of
-        # mscale_all_dim, must come out as it.
+        # Megatron has no option for the attention factor itself: 0.1 mscale ln(factor) + 1, divided by the same with
+        # mscale_all_dim, must give it.
         if factor <= 1.0:
             raise ModelError(
                 f"model config attention_factor={attention_factor} is not supported with factor={factor:g}",
-                hint="remove rope_parameters from config.json: a factor of 1 scales nothing",
+                hint="remove rope_parameters from config.json: a factor of 1 has no effect",
             )
         mscale, mscale_all_dim = (attention_factor - 1.0) / (0.1 * math.log(factor)), 0.0
     elif not (mscale and mscale_all_dim):

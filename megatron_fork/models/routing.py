@@ -1,18 +1,18 @@
 """Routers of a mixture of experts that know which token of the share each row is.
 
-Two things need it, and both must not depend on micro-batches, packing or layout:
+Two features need this, and neither may depend on micro-batches, packing or layout:
 
-* The balance loss, a sequence at a time (arXiv 2412.19437, equations 17 to 20). Of a sequence of T tokens,
+* The balance loss, computed per sequence (arXiv 2412.19437, equations 17 to 20). For a sequence of T tokens,
 
       balance = E sum_e f_e P_e      f_e = chosen_e / (k T)      P_e = mean over its tokens of p_e
 
   with p the softmax over all E experts; the loss is the mean over the sequences of the mini-batch, summed over layers. Only P
-  has a gradient and f is known from the whole sequence, so that each token's part can be added where the token lies. Losses
-  over micro-batches, as Megatron has them, change with the way a mini-batch is cut.
+  has a gradient and f is known from the whole sequence, so that each token's part can be added on the rank that has the token.
+  Megatron's losses over micro-batches change with the way a mini-batch is split.
 * Routing replay (arXiv 2510.11370): tokens go to the experts that the rollout engine chose, with weights of the current router.
 
-Design: Megatron hands a padding mask down to its routers, through recomputation too. It carries each row's token instead, -1
-for padding, and all routers of a network share one `Routing` that describes the tokens of a share.
+Design: Megatron passes a padding mask to its routers, also in recomputation. Here it holds each row's token instead, -1 for
+padding, and all routers of a network share one `Routing` that describes the tokens of a share.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from megatron_fork.models.config import ExpertsConfig
 
 @dataclass
 class Routing:
-    """The tokens of the share at hand, sequences end to end; one object for all routers of a network."""
+    """The tokens of the current share, sequences end to end; one object for all routers of a network."""
 
     config: ExpertsConfig = field(default_factory=ExpertsConfig)
     sequence_n: Tensor | None = None  # [tokens of the share] int64
     length_s: Tensor | None = None  # [sequences of the share] float32
     sequences: int = 1
-    """In the mini-batch, over all ranks."""
+    """Number in the mini-batch, over all ranks."""
     chosen_nlk: Tensor | None = None  # [tokens of the share, layers, k] the engine's choices
     balance: float = 0.0
     """This rank's part of the balance loss since it was last set to 0."""
 
 
 class ReplayedChoice:
-    """What Megatron's router asks for its k largest scores when routing is replayed."""
+    """Gives Megatron's router the engine's experts in place of its k largest scores."""
 
     def __init__(self, router: PackedRouter) -> None:
         self._router = router
@@ -62,7 +62,7 @@ class ReplayedChoice:
         group_topk: int | None,
         largest: Callable[..., tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Scores and indices of the engine's experts where it chose, of the largest elsewhere; both `[tokens, k]`."""
+        """Scores and indices `[tokens, k]`: of the engine's experts, and of the largest scores for padding."""
         values, indices = largest(scores, topk, num_groups=num_groups, group_topk=group_topk)
         chosen = self._router.replayed()
         if chosen is None:
@@ -72,7 +72,7 @@ class ReplayedChoice:
 
 
 class PackedRouter(TopKRouter):
-    """Megatron's router with replay and a balance loss that no layout changes."""
+    """Megatron's router with replay, and with a balance loss that does not depend on the layout."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class PackedRouter(TopKRouter):
             self.router_replay = ReplayedChoice(self)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weights and choices `[tokens, experts]`; the balance loss is attached where a gradient will come."""
+        """Weights and choices `[tokens, experts]`; in training the balance loss is attached to the weights."""
         weights_te, chosen_te = super().routing(logits, padding_mask)
         if self.known.config.balance and self.training and torch.is_grad_enabled():
             loss = self._balance_loss(logits.flatten(0, -2), chosen_te)
@@ -98,7 +98,7 @@ class PackedRouter(TopKRouter):
         return weights_te, chosen_te
 
     def replayed(self) -> Tensor | None:
-        """`[tokens, k]` experts that the engine chose, -1 for padding; None where nothing is replayed."""
+        """`[tokens, k]` experts that the engine chose, -1 for padding; None if nothing is replayed."""
         chosen_nlk = self.known.chosen_nlk
         if chosen_nlk is None or self.token_t is None:
             return None
@@ -113,7 +113,7 @@ class PackedRouter(TopKRouter):
         return chosen_tk.masked_fill(self.token_t[:, None] < 0, -1)
 
     def _balance_loss(self, logits_te: Tensor, chosen_te: Tensor) -> Tensor:
-        """This rank's tokens' part of the loss, with the coefficient and divided by the mini-batch's sequences."""
+        """The part of this rank's tokens, times the coefficient and divided by the mini-batch's sequences."""
         known = self.known
         assert self.token_t is not None and known.sequence_n is not None and known.length_s is not None
         true_t = self.token_t >= 0
@@ -137,6 +137,6 @@ class PackedExperts(MoELayer):
         return super().forward(hidden_states, intermediate_tensors)
 
     def _of_this_rank(self, token_t: Tensor, hidden_states: Tensor) -> Tensor:
-        """Megatron splits the mask over tensor ranks where the embedding lies, but not on later pipeline stages."""
+        """This rank's tokens: Megatron splits the mask over tensor ranks on the first pipeline stage only."""
         rows = hidden_states.shape[0]
         return token_t if len(token_t) == rows else token_t.split(rows)[self.attn_tp_group.rank()]

@@ -1,4 +1,4 @@
-"""Megatron's GPTModel whose last stage answers with token statistics, or a loss of them, instead of logits."""
+"""Megatron's GPTModel whose last stage returns token statistics, or a loss of them, instead of logits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from megatron_fork.vocab_parallel import RowLoss, TokenStatistics, lm_head_loss,
 
 
 class LmHead(ColumnParallelLinear):
-    """The output layer as a place to run a head in.
+    """The output layer, which can run another head when it is called.
 
-    Megatron gathers sharded parameters when the module that holds them is called. A head that took the weight and left the
-    module alone would compute with what the last update made of this rank's shard.
+    Megatron gathers sharded parameters when the module that holds them is called. A head that used the weight without calling
+    the module would compute with parameters that have not been gathered.
     """
 
     def forward(self, *args: Any, head: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
@@ -29,7 +29,7 @@ class LmHead(ColumnParallelLinear):
 def gathered_hidden_states(model: GPTModel, hidden_states: Tensor) -> Tensor:
     """`[tokens, d]` on every tensor rank, from Megatron's `[tokens (/tp), 1, d]`.
 
-    A head must give every rank the same, whole gradient: under sequence parallelism backward only takes this rank's tokens.
+    A head must give every rank the same, whole gradient: under sequence parallelism backward only uses this rank's tokens.
     """
     if model.config.sequence_parallel:
         hidden_states = gather_from_sequence_parallel_region(
@@ -39,11 +39,11 @@ def gathered_hidden_states(model: GPTModel, hidden_states: Tensor) -> Tensor:
 
 
 class StatisticsModel(GPTModel):
-    """GPTModel with three answers of its last stage.
+    """GPTModel with three kinds of results of its last stage.
 
-    `forward(tokens, positions, None, labels=targets, loss_mask=rows)` gives `TokenStatistics` at `rows`; with
+    `forward(tokens, positions, None, labels=targets, loss_mask=rows)` returns `TokenStatistics` at `rows`; with
     `row_loss=...` as well, the (loss, sums) of `vocab_parallel.lm_head_loss`; without labels, this rank's logits
-    `[batch, sequence, vocab/tp]`, as GPTModel does.
+    `[batch, sequence, vocab/tp]`, like GPTModel.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class StatisticsModel(GPTModel):
             self.output_layer = self._head_around(weight)
 
     def _head_around(self, weight: Tensor | None) -> LmHead:
-        """Megatron's output layer with its weight, None where the tied embedding lies on this rank."""
+        """Megatron's output layer with its weight; None if the tied embedding is on this rank."""
         head = LmHead(
             self.config.hidden_size,
             self.vocab_size,
@@ -81,7 +81,7 @@ class StatisticsModel(GPTModel):
         return head
 
     def forward(self, *args: Any, row_loss: RowLoss | None = None, **kwargs: Any) -> Any:
-        """Megatron's forward; `row_loss` waits here for `_postprocess`, which Megatron calls without it."""
+        """Megatron's forward; `row_loss` is kept for `_postprocess`, to which Megatron does not pass it."""
         self._row_loss = row_loss
         try:
             return super().forward(*args, **kwargs)
@@ -122,6 +122,6 @@ class StatisticsModel(GPTModel):
 
 
 def _wider_main_gradient(weight: Tensor) -> Tensor | None:
-    """Megatron's float32 gradient of a half-precision weight, which its DDP wrapper hangs on the parameter."""
+    """Megatron's float32 gradient of a half-precision weight, which its DDP wrapper sets on the parameter."""
     main_gradient: Tensor | None = getattr(weight, "main_grad", None)
     return main_gradient if main_gradient is not None and main_gradient.dtype != weight.dtype else None

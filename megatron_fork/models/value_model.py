@@ -1,4 +1,4 @@
-"""Megatron's GPTModel with one number a token in place of the vocabulary: PPO's critic."""
+"""Megatron's GPTModel with one number per token instead of the vocabulary: PPO's critic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_fork.models.statistics_model import StatisticsModel, gathered_hidd
 
 
 class ValueHead(nn.Linear):
-    """One number a token, in float32 whatever the model's dtype."""
+    """One number per token, in float32 for any dtype of the model."""
 
     def forward(self, hidden_td: Tensor) -> Tensor:
         return (hidden_td.float() @ self.weight.float().T)[:, 0]
@@ -28,8 +28,8 @@ class ValueModel(GPTModel):
         self.hf_config = hf_config
         self.routing = routing
         if self.post_process:
-            # The name under which Megatron saves what follows the last layer. The same on every tensor rank, from zero:
-            # the first values are 0 whatever the hidden states.
+            # The name under which Megatron saves what follows the last layer. It is the same on every tensor rank, and
+            # starts at zero, so that the first values are 0.
             self.output_layer = ValueHead(
                 self.config.hidden_size, 1, bias=False, dtype=self.config.params_dtype, device=_device_of(self)
             )
@@ -61,5 +61,5 @@ def _device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-# Any model of this project: its forward takes a packed row and answers at the marked tokens.
+# Any model of this project: its forward takes a packed row and returns results at the marked tokens.
 PackedModel = StatisticsModel | ValueModel

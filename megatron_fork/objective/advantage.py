@@ -1,6 +1,6 @@
-"""Advantages: of whole responses from the rewards of their group, or of tokens from a critic's values; DAPO's soft punishment.
+"""Advantages of whole responses from their group's rewards, or of tokens from a critic's values; DAPO's overlong penalty.
 
-Generalised advantage estimation is of arXiv 1506.02438, Eq. 16.
+Generalised advantage estimation follows arXiv 1506.02438, Eq. 16.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megatron_fork.objective.averaging import global_sums
 from megatron_fork.objective.config import ObjectiveConfig
 from megatron_fork.objective.selected_tokens import refuse_other_shapes, refuse_other_than_flags
 
-# Keeps advantages without spread finite; the same value as in the authors' code.
+# Keeps advantages finite if all rewards are equal; the same value as in the authors' code.
 EPSILON = 1e-6
 
 
@@ -26,10 +26,10 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, config: ObjectiveConfig
 
     Args:
         rewards: `[responses]` float.
-        group_ids: `[responses]` int64, equal for responses to the same prompt; a group lives on one rank.
+        group_ids: `[responses]` int64, equal for responses to the same prompt; a group must be on one rank.
         config: `advantage` names the estimator.
-        group: the ranks whose responses make up the batch that reinforce_pp whitens over; None where each rank
-            holds all of them.
+        group: the ranks whose responses form the batch that reinforce_pp whitens over; None if each rank has all of
+            them.
 
     Returns:
         float32 `[responses]`. The spread of a group is the unbiased standard deviation; a group of one has advantage 0.
@@ -37,7 +37,8 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, config: ObjectiveConfig
     """
     if rewards.shape != group_ids.shape:
         raise ObjectiveError(
-            f"rewards has shape {list(rewards.shape)}, group_ids {list(group_ids.shape)}", hint="one group id a reward"
+            f"rewards has shape {list(rewards.shape)}, group_ids {list(group_ids.shape)}",
+            hint="give one group id per reward",
         )
     if config.advantage == "gae":
         raise ObjectiveError(
@@ -63,7 +64,7 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, config: ObjectiveConfig
 
 
 def _refuse_infinite(rewards: Tensor, group: Group) -> None:
-    """Every rank learns of a bad reward anywhere, so that all raise and none is left waiting."""
+    """Raise `ObjectiveError` on every rank if any rank has a bad reward, so that none is left waiting."""
     bad = (~torch.isfinite(rewards)).nonzero()
     found = collectives.all_reduce_max(torch.tensor(len(bad), device=device()), group)
     if len(bad):
@@ -73,12 +74,13 @@ def _refuse_infinite(rewards: Tensor, group: Group) -> None:
         )
     if found:
         raise ObjectiveError(
-            "a reward on another rank is not finite", hint="its message names it; the verifier must return a number"
+            "a reward on another rank is not finite",
+            hint="that rank's message names it; the verifier must return a number",
         )
 
 
 def overlong_penalty(lengths: Tensor, config: ObjectiveConfig) -> Tensor:
-    """DAPO's soft punishment, to be added to the reward: float32 `[responses]`, from 0 down to `-factor`.
+    """DAPO's overlong penalty, to be added to the reward: float32 `[responses]`, from 0 down to `-factor`.
 
     0 up to `max_response - cache` tokens, then linear, `-factor` at `max_response` and beyond (arXiv 2503.14476, Eq. 13).
     """
@@ -120,22 +122,22 @@ def generalized_advantages(
     """A_t = sum over i of (gamma lam)^i delta_(t+i) within a response, delta_t = r_t + gamma V_(t+1) - V_t.
 
     Args:
-        token_rewards: float `[tokens]`; an outcome reward stands at the last token of its response.
-        values: float `[tokens]`, the critic's, of the state in which the token was sampled.
-        sequence: int64 `[tokens]`, the response of each token; a response is one run of equal numbers.
+        token_rewards: float `[tokens]`; an outcome reward is at the last token of its response.
+        values: float `[tokens]`, the critic's value of the state in which the token was sampled.
+        sequence: int64 `[tokens]`, the response of each token; the tokens of a response must be consecutive.
         gamma: discount.
         lam: decay of the estimator.
 
     Returns:
-        float32 `[tokens]` each: advantages, and the returns A + V that the critic learns. V is 0 past the end of a
-        response, cut off or not.
+        float32 `[tokens]` each: advantages, and the returns A + V that the critic learns. V is 0 after the end of a
+        response, whether it was truncated or not.
 
     """
     for name, column in {"values": values, "sequence": sequence}.items():
         if column.shape != token_rewards.shape or column.dim() != 1:
             raise ObjectiveError(
                 f"{name} has shape {list(column.shape)}, token_rewards {list(token_rewards.shape)}",
-                hint="flat columns, one value a token",
+                hint="give flat columns with one value per token",
             )
     for name, column in {"token_rewards": token_rewards, "values": values}.items():
         if not torch.isfinite(column).all():
@@ -144,12 +146,12 @@ def generalized_advantages(
     if len(lengths) != len(torch.unique(sequence)):
         raise ObjectiveError(
             f"sequence has {len(lengths)} runs of {len(torch.unique(sequence))} responses",
-            hint="the tokens of a response stand together, in order",
+            hint="the tokens of a response must be consecutive and in order",
         )
     value = values.to(torch.float64)
     advantage = token_rewards.to(torch.float64) + gamma * _ahead(value, run, 1) - value
-    # Doubling: once each place holds the discounted sum of `step` deltas, adding the sum found `step` places ahead makes
-    # it one of 2 step. That is log2(longest) sweeps over the flat column, without padding.
+    # Doubling: if each place holds the discounted sum of `step` deltas, adding the sum `step` places ahead gives one of
+    # 2 step. This takes log2(longest) sweeps over the flat column, without padding.
     step = 1
     while step < (int(lengths.max()) if len(lengths) else 0):
         advantage = advantage + (gamma * lam) ** step * _ahead(advantage, run, step)
@@ -158,7 +160,7 @@ def generalized_advantages(
 
 
 def _ahead(column: Tensor, run: Tensor, step: int) -> Tensor:
-    """`[tokens]`: the value `step` places on in the same response, 0 past its end."""
+    """`[tokens]`: the value `step` places later in the same response, 0 after its end."""
     shifted = torch.zeros_like(column)
     shifted[:-step] = torch.where(run[step:] == run[:-step], column[step:], 0.0)
     return shifted

@@ -1,4 +1,4 @@
-"""Sums over all ranks, and what they are divided by: a weight for each token of this rank, and one global number."""
+"""Sums over all ranks and what they are divided by: a weight for each token of this rank, and one global number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_fork.objective.selected_tokens import refuse_other_shapes, refuse_
 
 
 class TokenWeights(NamedTuple):
-    """`weight` float32 `[tokens]`, None where all are 1; `normalizer` is the same on every rank, and at least 1."""
+    """`weight` float32 `[tokens]`, None if all are 1; `normalizer` is the same on every rank and at least 1."""
 
     weight: Tensor | None
     normalizer: float
@@ -27,13 +27,13 @@ def token_weights(
 
     Args:
         selected: bool `[tokens]`, the tokens that carry gradient.
-        candidate: bool `[tokens]`, those that might: response tokens that were not filtered out.
-        sequence: int64 `[tokens]`, the response of each token. A response lives on one rank; ranks may use the same
-            numbers for different responses.
+        candidate: bool `[tokens]`, the candidates: response tokens that were not filtered out.
+        sequence: int64 `[tokens]`, the response of each token. A response is on one rank; ranks may use the same numbers
+            for different responses.
         config: `average`, and `denominator`: which tokens of a response count.
         group: the ranks that share the mini-batch.
 
-    A response counts where it has candidates, even if none of them is selected. No token anywhere is legal.
+    A response counts if it has candidates, even if none of them is selected. There may be no tokens at all.
 
     """
     refuse_other_shapes("selected", selected, {"candidate": candidate, "sequence": sequence})

@@ -1,4 +1,4 @@
-"""The correction for an engine whose log-probs are not the trainer's, and how far apart the two are."""
+"""The correction for engine log-probs that differ from the trainer's, and the size of that difference."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from megatron_fork.objective.selected_tokens import refuse_other_shapes
 
 
 class Correction(NamedTuple):
-    """The factor of each token's surrogate, without gradient, and which factors a bound changed, as bool."""
+    """The factor of each token's surrogate, without gradient, and flags of the factors that a bound changed."""
 
     weight: Tensor
     clipped: Tensor
 
 
 class Mismatch(NamedTuple):
-    """Engine against trainer over all ranks, in nats a token; `clipped` is the share that the correction changed.
+    """Engine against trainer over all ranks, in nats per token; `clipped` is the fraction that the correction changed.
 
-    `factor` is the mean of exp |difference|, by how much a token's probabilities differ: 1 where they are alike.
+    `factor` is the mean of exp |difference|, the factor between the two probabilities of a token: 1 if they are equal.
     """
 
     largest: float
@@ -41,8 +41,8 @@ def accepted_responses(
 ) -> Tensor:
     """Bool `[tokens]`: the token's response stays in [sequence_low, sequence_high], for `correction=sequence`.
 
-    What must stay there is the geometric mean of old / rollout over *all* tokens of the response, selected or not, so that
-    no part of a micro-batch can decide it.
+    The bounds apply to the geometric mean of old / rollout over *all* tokens of the response, selected or not, so that it
+    does not depend on micro-batches.
 
     Args:
         old_logprob: float `[tokens]`, the trainer's, before this batch's updates.
@@ -59,10 +59,10 @@ def accepted_responses(
 def correct(
     old_logprob: Tensor, rollout_logprob: Tensor | None, accepted: Tensor | None, config: ObjectiveConfig
 ) -> Correction:
-    """`[tokens]`: what `config.correction` makes of each token, for any part of the tokens.
+    """The correction of each token, `[tokens]`, for any part of the tokens.
 
-    tis is truncated importance sampling, icepop its masked kind (arXiv 2510.18855): both need `rollout_logprob`.
-    sequence needs `accepted`, of `accepted_responses`.
+    tis is truncated importance sampling, icepop its masked variant (arXiv 2510.18855): both need `rollout_logprob`.
+    sequence needs `accepted`, from `accepted_responses`.
     """
     if config.correction == "sequence":
         kept = _required(accepted, "accepted", config)
@@ -95,9 +95,9 @@ def rollout_mismatch(
 ) -> Mismatch:
     """How far the engine's log-probs are from the trainer's, over the tokens of all ranks; two collectives.
 
-    `k3` estimates KL(engine || trainer) from the engine's tokens. `accepted` is needed where the correction is sequence.
-    `fresh`, bool `[tokens]`, are those that the trainer's very weights have drawn: `largest` is over them alone.
-    A NaN anywhere makes `largest` infinite on every rank. No token anywhere is legal.
+    `k3` estimates KL(engine || trainer) from the engine's tokens. `accepted` is needed if the correction is sequence.
+    `fresh`, bool `[tokens]`, marks the tokens that were drawn with the trainer's current weights: `largest` is over these only.
+    A NaN anywhere makes `largest` infinite on every rank. There may be no tokens at all.
     """
     others = {"rollout_logprob": rollout_logprob, "accepted": accepted, "fresh": fresh}
     refuse_other_shapes("old_logprob", old_logprob, others)

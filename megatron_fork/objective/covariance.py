@@ -1,4 +1,4 @@
-"""The tokens that Clip-Cov and KL-Cov hold back: those whose update lowers the entropy most (arXiv 2505.22617)."""
+"""The tokens that Clip-Cov and KL-Cov restrain: those whose update lowers the entropy most (arXiv 2505.22617)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_fork.objective.losses import LOSSES, loss_named
 from megatron_fork.objective.selected_tokens import refuse_other_shapes, refuse_other_than_flags
 from megatron_fork.selection import SelectionConfig, select_tokens
 
-# Any number other than the default of `selection.seed`: the control arm draws its tokens in the same way.
+# Differs from the default of `selection.seed`, since the control arm draws its tokens in the same way.
 _SEED = 22617
 
 
@@ -34,7 +34,7 @@ def covariance_tokens(
 
     The covariance of a token is (A - mean A)(logp - mean logp), with the exact means over the marked tokens of all
     ranks. clip_cov draws cov_share of the marked tokens at random among those with a covariance in
-    [cov_low, cov_high], all of these where they are fewer. kl_cov takes the cov_share with the largest.
+    [cov_low, cov_high], or takes all of these if they are fewer. kl_cov takes the cov_share with the largest.
 
     Args:
         logprob: float `[...]`, of the policy as it enters the update.
@@ -73,7 +73,7 @@ def covariance_tokens(
     rule = SelectionConfig(
         tokens=loss.covers,
         rule="exact_k",
-        # Half a token below `wanted`, so that rounding up gives it whatever the last bits of the quotient.
+        # Half a token below `wanted`, so that rounding up gives it for any rounding of the quotient.
         ratio=(wanted - 0.5) / available,
         seed=_SEED,
     )

@@ -49,7 +49,7 @@ def value_loss(
     clipped_square, beyond = square, torch.zeros_like(mask[mask])
     if config.gae.value_clip:
         moved = value - old
-        # Within the bounds the clipped value is the value itself: only rounding would tell the squares apart.
+        # Within the bounds the clipped value is the value itself: the squares would differ only by rounding.
         beyond = moved.abs() > config.gae.value_clip
         clamped = moved.clamp(-config.gae.value_clip, config.gae.value_clip)
         clipped_square = torch.where(beyond, (old + clamped - target).square(), square)

@@ -1,7 +1,7 @@
 """The policy-gradient loss under a token mask (arXiv 2506.01939 Eq. 6; clip-higher of arXiv 2503.14476).
 
-The loss is a sum over marked tokens divided by a global number that the caller passes in. It does not know of micro-batches
-or ranks: sums of the parts are the whole, under every split that keeps together what `needs_whole_sequences` says.
+The loss is a sum over marked tokens divided by a global number that the caller passes in. It does not depend on micro-batches
+or ranks: the losses of parts add up to the whole, under every split that respects `needs_whole_sequences`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PolicyLoss(NamedTuple):
 
 
 def needs_whole_sequences(config: ObjectiveConfig) -> bool:
-    """True where one call of `policy_loss` must hold all marked tokens of each of its responses."""
+    """Whether one call of `policy_loss` must have all marked tokens of each of its responses."""
     return loss_named(config.loss).whole_responses
 
 
@@ -68,21 +68,21 @@ def policy_loss(
         mask: `[...]` bool; unmarked tokens enter nothing.
         config: the surrogate with its bounds, penalties, correction.
         normalizer: global number to divide by; `token_weights` gives it.
-        entropy: `[...]` float32, with gradient; needed where `entropy_coef` or `entropy_shaping.alpha` is not 0.
-        rollout_logprob: `[...]` float32, the engine's; needed where `correction` is tis or icepop.
-        reference_logprob: `[...]` float32, of the reference policy; needed where `kl_coef` is not 0.
+        entropy: `[...]` float32, with gradient; needed if `entropy_coef` or `entropy_shaping.alpha` is not 0.
+        rollout_logprob: `[...]` float32, the engine's; needed if `correction` is tis or icepop.
+        reference_logprob: `[...]` float32, of the reference policy; needed if `kl_coef` is not 0.
         sequence: `[...]` int64, the response of each token; needed by gspo.
         weight: `[...]` float32, a factor of the whole token, of `token_weights`; 1 by default.
         forking: `[...]` bool, the high-entropy class; needed by archer.
         covered: `[...]` bool, of `covariance_tokens`; needed by clip_cov and kl_cov.
-        accepted: `[...]` bool, of `accepted_responses`; needed where `correction` is sequence.
+        accepted: `[...]` bool, of `accepted_responses`; needed if `correction` is sequence.
 
     Metrics are sums in the dtype of `logprob`: of tokens, token ratios, k1 and k3 to the old policy, the surrogate with its
-    correction and without `weight`, tokens that each bound took hold of, and, where config asks for them, correction weights,
-    corrected tokens, KL and covered tokens.
+    correction and without `weight`, tokens that each bound clipped, and, depending on config, correction weights, corrected
+    tokens, KL and covered tokens.
 
     """
-    # All but `logprob` and `entropy` is constant, whatever graph the caller has them from.
+    # Everything but `logprob` and `entropy` is constant, even if the caller's tensors have a graph.
     old_logprob, advantage = old_logprob.detach(), advantage.detach()
     rollout_logprob, reference_logprob, weight = map(_constant, (rollout_logprob, reference_logprob, weight))
     if not normalizer > 0.0:
@@ -163,12 +163,12 @@ def _constant(column: Tensor | None) -> Tensor | None:
 
 
 def supervised_loss(logprob: Tensor, *, normalizer: float) -> PolicyLoss:
-    """Cross-entropy of demonstrations: -sum of log-probs / normalizer, in nats a token."""
+    """Cross-entropy of demonstrations: -sum of log-probs / normalizer, in nats per token."""
     return PolicyLoss(-logprob.sum() / normalizer, {})
 
 
 def shaped_advantage(tokens: SelectedTokens) -> Tensor:
-    """`[selected]`: A + min(alpha sg(H), |A| / kappa) (arXiv 2506.14758); A itself where alpha is 0."""
+    """`[selected]`: A + min(alpha sg(H), |A| / kappa) (arXiv 2506.14758); A itself if alpha is 0."""
     shaping = tokens.config.entropy_shaping
     if not shaping.alpha:
         return tokens.advantage
@@ -177,7 +177,7 @@ def shaped_advantage(tokens: SelectedTokens) -> Tensor:
 
 
 def regularization(tokens: SelectedTokens, surrogate: Surrogate) -> tuple[Tensor, dict[str, Tensor]]:
-    """What each selected token adds to the objective, `[selected]`, and the columns that metrics sum."""
+    """What bonuses and penalties add to each selected token's objective, `[selected]`, and columns for the metrics."""
     config = tokens.config
     added, columns = torch.zeros_like(tokens.logprob), {}
     if config.entropy_coef:

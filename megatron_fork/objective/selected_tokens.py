@@ -1,4 +1,4 @@
-"""The selected tokens of one call, from which losses and regularizers take their columns, and whether columns fit together."""
+"""The columns of the selected tokens of one call, for losses and regularizers, and checks of their shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_fork.errors import ObjectiveError
 from megatron_fork.objective.config import ObjectiveConfig
 
-# e^80 is finite in float32; infinity times the 0 that a clipped token passes back would be NaN.
+# e^80 is finite in float32; infinity times the 0 gradient of a clipped token would be NaN.
 LARGEST_LOG_RATIO = 80.0
 
 
@@ -21,7 +21,7 @@ class SelectedTokens:
     config: ObjectiveConfig
     mask: Tensor
     optional: dict[str, Tensor | None]
-    """Columns as they were passed, `[...]`, of all tokens."""
+    """Columns of all tokens, `[...]`, as they were passed."""
     logprob: Tensor
     old_logprob: Tensor
     advantage: Tensor
@@ -38,7 +38,7 @@ class SelectedTokens:
         config: ObjectiveConfig,
         optional: dict[str, Tensor | None],
     ) -> SelectedTokens:
-        """Refuses columns that do not fit together, and selected advantages that are no numbers."""
+        """Raises `ObjectiveError` if shapes or dtypes do not match, or a selected advantage is not finite."""
         columns = {"old_logprob": old_logprob, "advantage": advantage, "mask": mask, **optional}
         refuse_other_shapes("logprob", logprob, columns)
         refuse_other_than_flags({name: columns[name] for name in ("mask", "forking", "covered", "accepted")})
@@ -50,12 +50,12 @@ class SelectedTokens:
         return cls(config, mask, optional, logprob, old_logprob, advantage, log_ratio, ratio)
 
     def given(self, name: str) -> Tensor | None:
-        """`[selected]`: an optional column, None where it was not passed."""
+        """`[selected]`: an optional column, None if it was not passed."""
         column = self.optional[name]
         return None if column is None else column[self.mask]
 
     def needed(self, name: str, field: str) -> Tensor:
-        """`[selected]`: the optional column that `config.<field>` cannot do without."""
+        """`[selected]`: the optional column that `config.<field>` needs; raises `ObjectiveError` if it was not passed."""
         column = self.given(name)
         if column is None:
             raise ObjectiveError(
@@ -71,17 +71,17 @@ def exponential(log_ratio: Tensor) -> Tensor:
 
 
 def refuse_other_shapes(reference_name: str, reference: Tensor, columns: dict[str, Tensor | None]) -> None:
-    """Raises for the first of `columns` that has not the shape of the reference."""
+    """Raise `ObjectiveError` for the first of `columns` whose shape differs from the reference."""
     for name, column in columns.items():
         if column is not None and column.shape != reference.shape:
             raise ObjectiveError(
                 f"{name} has shape {list(column.shape)}, {reference_name} {list(reference.shape)}",
-                hint="one value a token",
+                hint="give one value per token",
             )
 
 
 def refuse_other_than_flags(columns: dict[str, Tensor | None]) -> None:
-    """Raises for the first of `columns` that is not bool: as an index, numbers would pick tokens, not mark them."""
+    """Raise `ObjectiveError` for the first of `columns` that is not bool: numbers as an index would pick tokens by place."""
     for name, column in columns.items():
         if column is not None and column.dtype != torch.bool:
             raise ObjectiveError(f"{name} is {column.dtype}, not bool", hint="pass a flag for every token")

@@ -1,4 +1,4 @@
-"""The Megatron networks (policy, critic, reference), their optimizer, and the learner that drives them over a rollout batch."""
+"""The Megatron networks (policy, critic, reference), their optimizer, and the learner that trains them on a rollout batch."""
 
 from typing import TYPE_CHECKING
 

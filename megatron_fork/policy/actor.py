@@ -1,4 +1,4 @@
-"""The policy: a statistics pass over all response tokens, and an update over the marked ones; and its frozen reference."""
+"""The policy and its frozen reference: a statistics pass over all response tokens, an update over the selected ones."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
 from megatron_fork.policy.network import Network, Task, Update, finish_loss, no_tokens
 from megatron_fork.vocab_parallel import TokenStatistics
 
-# From the statistics of marked rows, and their places in the batch's columns, to a loss divided by a global count. Additive:
-# called on a part of the rows it gives that part of the loss.
+# From the statistics of selected rows and their places in the batch's columns to a loss that is divided by a global count. It
+# is additive: called on a part of the rows it gives that part of the loss.
 LossFunction = Callable[[TokenStatistics, Tensor], PolicyLoss]
 
 
 class Policy(Network):
-    """The language model being trained, or with no optimizer the frozen one that it is held to."""
+    """The language model being trained, or without an optimizer the frozen reference."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Policy(Network):
         super().__init__(config, optimizer, chunks, layout)
 
     def statistics(self, batch: Batch) -> TokenStatistics:
-        """Log-prob and entropy of every response token of this rank's share, `[response tokens]` in its order, on the CPU."""
+        """Log-prob and entropy of every response token of this rank's share, `[response tokens]` in order, on the CPU."""
         return TokenStatistics(*self.columns(batch, 2))
 
     def update(
@@ -63,15 +63,15 @@ class Policy(Network):
         learning_rate: float,
         whole_responses: bool = False,
     ) -> Update:
-        """One optimizer step on this rank's share: LM head, loss and backward on the marked rows only.
+        """One optimizer step on this rank's share: LM head, loss and backward on the selected rows only.
 
         Args:
             batch: this rank's share of the mini-batch.
             selected_t: bool `[response tokens]`, the tokens that carry gradient.
             loss_function: see `LossFunction`.
             learning_rate: of this step.
-            whole_responses: the loss needs all marked rows of a response at once. Otherwise it is evaluated a chunk of rows
-                at a time while their logits live, which saves a matrix product.
+            whole_responses: the loss needs all selected rows of a response at once. Otherwise it is evaluated on a chunk of
+                rows at a time while their logits exist, which saves a matrix product.
 
         """
         whole = self.micro_batches(batch)
@@ -90,7 +90,7 @@ class Policy(Network):
 
 
 def _marked(micro_batch: MicroBatch, selected_t: Tensor) -> Tensor:
-    """Where the marked response tokens of a micro-batch stand in the batch's columns."""
+    """The places of a micro-batch's selected response tokens in the batch's columns."""
     return micro_batch.place_r[selected_t[micro_batch.place_r]]
 
 
@@ -101,7 +101,7 @@ def _loss_of_whole_responses(
     context: collectives.Group,
     statistics: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Each context rank evaluates the loss of whole responses, through which gradients reach its own tokens only."""
+    """Each context rank evaluates the loss of whole responses; gradients reach only its own tokens."""
     ranks = collectives.size(context)
     if ranks == 1:
         return finish_loss(loss_function(TokenStatistics(*statistics), place_r))
@@ -110,7 +110,7 @@ def _loss_of_whole_responses(
     loss, metrics = loss_function(
         TokenStatistics(*(_of_all_ranks(own, own_r, len(whole_place_r), context) for own in statistics)), whole_place_r
     )
-    # Every rank of the group holds the same value: each answers for its part of it, while gradients pass unscaled.
+    # Every rank of the group holds the same value: each reports its fraction of it, while gradients are not scaled.
     shared = {name: value / ranks for name, value in {"loss": loss.detach(), **metrics}.items()}
     return loss, no_tokens(), shared
 

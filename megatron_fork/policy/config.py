@@ -1,4 +1,4 @@
-"""How the networks compute and how they are stepped."""
+"""How the networks compute and how they are optimized."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class PolicyConfig(Settings, room="policy"):
     """How the networks compute."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of weights and activations; log-probs, entropies and losses are fp32 whatever it is. fp32 or bf16."""
+    """Of weights and activations, fp32 or bf16; log-probs, entropies and losses are always fp32."""
     tokens_per_micro_batch: Tokens = 16384
-    """Token budget of a micro-batch in the update; a longer sequence gets one of its own."""
+    """Token budget of a micro-batch in the update; a longer sequence gets its own micro-batch."""
     tokens_per_statistics_batch: Tokens = 32768
     """Token budget of a micro-batch in the statistics pass, which keeps no activations."""
 
@@ -41,7 +41,7 @@ class PolicyConfig(Settings, room="policy"):
 
 @dataclass
 class OptimizerConfig(Settings):
-    """Adam with decoupled weight decay; the paper's run uses 1e-6, 10 warm-up steps, 0.1 and 1.0."""
+    """Adam with decoupled weight decay; the paper uses rate 1e-6, 10 warm-up steps, decay 0.1 and clipping at 1.0."""
 
     learning_rate: PositiveFloat = 1e-6
     """Peak learning rate."""
@@ -50,7 +50,7 @@ class OptimizerConfig(Settings):
     decay: Literal["constant", "linear"] = "constant"
     """After the warm-up: constant, or linear to 5 % of the peak at the last step."""
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled from the gradient; 0 switches it off."""
+    """Weight decay, decoupled from the gradient; 0 switches it off."""
     beta1: FractionBelowOne = 0.9
     """Decay of Adam's mean of gradients."""
     beta2: FractionBelowOne = 0.999
@@ -60,11 +60,11 @@ class OptimizerConfig(Settings):
     distributed: bool = False
     """Shard optimizer state over the data-parallel ranks."""
     overlap_gradients: bool = False
-    """Reduce a bucket of gradients while backward goes on."""
+    """Reduce a bucket of gradients while backward continues."""
     overlap_parameters: bool = False
-    """Gather sharded parameters while the next forward has begun; needs `distributed` and `overlap_gradients`."""
+    """Gather sharded parameters during the next forward; needs `distributed` and `overlap_gradients`."""
     offload: Fraction = 0.0
-    """Share of the optimizer's state that stays in host memory and is stepped there, 0: none; needs a GPU."""
+    """Fraction of the optimizer's state that is kept and updated in host memory, 0: none; needs a GPU."""
 
     def check(self) -> None:
         if self.overlap_parameters and not (self.distributed and self.overlap_gradients):
@@ -86,10 +86,10 @@ def _critic_optimizer() -> OptimizerConfig:
 
 @dataclass
 class CriticConfig(Settings, room="critic"):
-    """PPO's critic, which exists where `objective.advantage=gae`."""
+    """PPO's critic, which exists if `objective.advantage=gae`."""
 
     warmup_steps: NonNegativeInt = 0
-    """Steps at the start in which only the critic learns: until then its values are of a network that knows nothing."""
+    """Steps at the start in which only the critic learns, since its first values mean nothing."""
     epochs: PositiveInt = 1
     """Passes over a rollout batch for the critic; the policy makes one."""
     optimizer: OptimizerConfig = field(default_factory=_critic_optimizer)

@@ -1,4 +1,4 @@
-"""PPO's critic: the expected return from each state, on a backbone and an optimizer of its own (arXiv 1707.06347)."""
+"""PPO's critic: the expected return from each state, with its own backbone and optimizer (arXiv 1707.06347)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ValueLossFunction = Callable[[Tensor, Tensor], PolicyLoss]
 
 
 class Critic(Network):
-    """The value of the state before each response token: of the prompt and what was written so far."""
+    """The value of the state before each response token: the prompt and the response so far."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Critic(Network):
         super().__init__(config, optimizer, chunks, layout)
 
     def values(self, batch: Batch) -> Tensor:
-        """Float32 `[response tokens]` of this rank's share, in its order, on the CPU."""
+        """Values of this rank's share, float32 `[response tokens]` in order, on the CPU."""
         return self.columns(batch, 1)[0]
 
     def update(

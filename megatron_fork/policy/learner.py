@@ -1,4 +1,4 @@
-"""One rollout batch into a few optimizer steps: statistics, selection, update, and the metrics of each."""
+"""Trains on one rollout batch with a few optimizer steps: statistics, selection, update, and the metrics of each."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from megatron_fork.policy.trained_models import TrainedModels
 from megatron_fork.policy.update_metrics import Metrics, mean, of_critic_update, of_mismatch, of_responses, of_update
 from megatron_fork.vocab_parallel import TokenStatistics
 
-# Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 these differ in the last bits with
-# the shapes of the batch, and a cut that falls among them would choose by rounding noise, differently on every layout.
+# Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 their last bits depend on the shapes
+# of the batch, and a cut among them would choose by rounding noise, differently on every layout.
 _TIE_TOLERANCE = 1e-5
 
 
 @dataclass
 class StepResult:
-    """What a trainer step has done: all of it, or the updates before a stop, of which a later run makes the rest."""
+    """What a trainer step has done: all of it, or the updates before a stop; a resumed run makes the rest."""
 
     metrics: Metrics = field(default_factory=dict)
     """Of the step, over all ranks."""
@@ -35,15 +35,15 @@ class StepResult:
     shares: list[Batch] = field(default_factory=list)
     """This rank's part of each mini-batch, with its columns."""
     columns: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Of every sequence by its number, where an earlier run filled them in: what `shares` are made of again."""
+    """Columns of every sequence by its number, from the checkpoint of an interrupted step; `shares` are restored from them."""
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is anything that a checkpoint must keep."""
+        """Whether the step has results that a checkpoint must keep."""
         return bool(self.shares or self.columns)
 
     def restored(self, share: Batch) -> Batch:
-        """A share, of whatever layout, with the columns that it had."""
+        """The share, under any layout, with its columns from the checkpoint."""
         if not share.sequences:
             some = next(iter(self.columns.values()), {})
             return share.with_columns(**{name: column_t[:0] for name, column_t in some.items()})
@@ -55,14 +55,14 @@ class StepResult:
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Learning rates of a step; the policy rests where its own is 0."""
+    """Learning rates of a step; the policy is not updated if its rate is 0."""
 
     policy: float
     critic: float = 0.0
 
 
 class Learner:
-    """Trains the policy on the tokens that `selection` marks, and the critic, where there is one, on all candidates."""
+    """Trains the policy on the tokens that `selection` marks, and a critic on all candidates."""
 
     def __init__(
         self,
@@ -97,15 +97,15 @@ class Learner:
         result: StepResult | None = None,
         stop_point: Callable[[], None] = lambda: None,
     ) -> StepResult:
-        """One optimizer step a mini-batch; every rank passes the same mini-batches and takes its share.
+        """One optimizer step per mini-batch; every rank passes the same mini-batches and takes its share.
 
         Args:
             mini_batches: the same on every rank.
-            step: number of the training step.
+            step: number of the trainer step.
             rates: learning rates of the step.
-            clock: is told what took how long.
-            result: filled in, update by update; where an earlier run has begun the step, what it did is not done again.
-            stop_point: called before each update by every rank; `result` can be kept where it raises.
+            clock: records the time of each part.
+            result: filled in, update by update; what it holds of an interrupted step is not done again.
+            stop_point: called before each update by every rank; if it raises, `result` can be saved.
 
         """
         result = StepResult() if result is None else result
@@ -130,7 +130,10 @@ class Learner:
     ) -> dict[str, float]:
         """Select the tokens of one mini-batch and make its optimizer step; the metrics of both."""
         share = shares[index]
-        current = share if index == 0 or self.selection.entropy_policy == "old" else self._current(share)
+        current = share
+        if index > 0 and self.selection.entropy_policy != "old":
+            logprob_t, entropy_t = self.policy.statistics(share)
+            current = share.with_columns(logprob_t=logprob_t, entropy_t=entropy_t)
         chosen = self.select(current, number)
         clock.lap("statistics")
         shares[index] = current.with_columns(selected_t=chosen.mask)
@@ -159,7 +162,7 @@ class Learner:
         )
 
     def update(self, share: Batch, chosen: selection.Selection, number: int, *, learning_rate: float) -> Update:
-        """One optimizer step on the chosen tokens, or on all candidates where the loss says so, divided by a global number."""
+        """One optimizer step on the chosen tokens, or on all candidates if the loss trains those."""
         config, candidate_t = self.objective, candidates(share, self.objective)
         trains_all = objective.loss_named(config.loss).trains == "candidates"
         trained_t = candidate_t if trains_all else chosen.mask
@@ -190,7 +193,7 @@ class Learner:
     def _loss_columns(
         self, share: Batch, chosen: selection.Selection, trained_t: Tensor, number: int
     ) -> dict[str, Tensor]:
-        """What `policy_loss` reads of each response token, by the name of its argument."""
+        """The columns that `policy_loss` reads, by the names of its arguments."""
         config = self.objective
         needed = objective.loss_named(config.loss).columns
         columns = {
@@ -220,7 +223,7 @@ class Learner:
         return columns
 
     def _train_critic(self, shares: Sequence[Batch], learning_rate: float, clock: Clock) -> Metrics:
-        """After the policy, so that all advantages are of the critic that estimated them."""
+        """Train the critic, after the policy, so that all advantages come from the same critic."""
         critic = self.models.critic
         if critic is None or not shares:
             return {}
@@ -249,10 +252,6 @@ class Learner:
         clock.lap("critic")
         return mean(seen)
 
-    def _current(self, share: Batch) -> Batch:
-        logprob_t, entropy_t = self.policy.statistics(share)
-        return share.with_columns(logprob_t=logprob_t, entropy_t=entropy_t)
-
     def _segments(self, share: Batch) -> Tensor | None:
         segment = selection.SCOPES[self.selection.scope or ""].segment
         if segment is None:
@@ -270,9 +269,9 @@ class Learner:
         )
 
     def _checked_against_engine(self, shares: Sequence[Batch], version: int) -> Metrics:
-        """How far the engine's log-probs are from the trainer's; stops the run beyond the limit.
+        """Metrics of how far the engine's log-probs are from the trainer's; raises `RolloutError` above the limit.
 
-        The limit is for tokens of the weights of `version`, which the policy has now; older ones differ by what it learned.
+        The limit applies to tokens drawn with the weights of `version`, which the policy has now; older weights differ anyway.
         """
         sequence = self.objective.correction == "sequence"
         mismatch = objective.rollout_mismatch(
@@ -287,14 +286,14 @@ class Learner:
             raise RolloutError(
                 f"engine and trainer log-probs differ by {mismatch.largest:.3g} nats, more than "
                 f"rollout.mismatch_limit={self.mismatch_limit}",
-                hint="the engine holds other weights or another temperature; raise the limit for bf16 engines",
+                hint="the engine has other weights or another temperature; raise the limit for bf16 engines",
             )
         entropy = sum(float(filled(share.entropy_t).double().sum()) for share in shares)
         total = collectives.all_reduce_sum(torch.tensor(entropy, dtype=torch.float64, device=device()), self._group)
         return {**of_mismatch(mismatch), "entropy/mean": float(total) / max(1, mismatch.tokens)}
 
     def _of_selection(self, chosen: selection.Selection, current: Batch, old: Batch, number: int) -> Metrics:
-        """Counts, the mean entropy of what was chosen, and its overlap with what the old policy would have chosen."""
+        """Counts, the mean entropy of the chosen tokens, and their overlap with the old policy's choice."""
         by_old = chosen.mask if current is old else self.select(old, number).mask
         both = (chosen.mask & by_old).sum()
         sums = torch.stack([both.double(), filled(current.entropy_t)[chosen.mask].double().sum()]).to(device())

@@ -1,7 +1,7 @@
-"""A Megatron model on this rank: wrapped for data parallelism, run through Megatron's schedule, stepped by its optimizer.
+"""A Megatron model on this rank: wrapped for data parallelism, run by Megatron's schedule, updated by its optimizer.
 
-Policy, critic and reference are networks. All go through Megatron's forward-backward schedule, so that pipeline stages,
-data-parallel reduction and gradient finalisation are Megatron's own. Losses arrive divided by a global count; Megatron sums.
+Policy, critic and reference are networks. All use Megatron's forward-backward schedule, so that pipeline stages, data-parallel
+reduction and gradient finalisation are Megatron's own. Losses are divided by a global count before; Megatron only sums them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from megatron_fork.experience import Batch
 from megatron_fork.models import PackedModel, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
-from megatron_fork.policy.optimizer import build_optimizer
 from megatron_fork.policy.routing import describe
-from megatron_fork.policy.wrapping import connect_schedule, data_parallel
+from megatron_fork.policy.wrapping import build_optimizer, connect_schedule, data_parallel
 from megatron_fork.vocab_parallel import RowLoss
 
 
@@ -46,14 +45,14 @@ class Update:
 
 @dataclass(frozen=True)
 class Task:
-    """What the last stage does with a micro-batch: a loss inside the LM head, and what follows the model's answer."""
+    """What the last stage does with a micro-batch: a loss inside the LM head, and a function of its output."""
 
     finish: Callable[[Any], tuple[Tensor, Tensor, Any]]
     row_loss: RowLoss | None = None
 
 
 class Network:
-    """One model, its wrappers, and its optimizer where it is trained."""
+    """One model, its wrappers, and its optimizer if it is trained."""
 
     def __init__(
         self, config: PolicyConfig, optimizer: OptimizerConfig | None, chunks: Sequence[PackedModel], layout: Layout
@@ -75,7 +74,7 @@ class Network:
 
     @property
     def model(self) -> list[PackedModel]:
-        """This rank's part of the model, one chunk a virtual pipeline stage, with all parameters of the last step in place."""
+        """This rank's part of the model, one chunk per virtual pipeline stage, after all parameters have been gathered."""
         if self._gathering:
             for wrapped in self._wrapped:
                 assert isinstance(wrapped, DistributedDataParallel)
@@ -93,7 +92,7 @@ class Network:
         return self._optimizer
 
     def weights_changed(self) -> None:
-        """To be called after weights were loaded: float32 main parameters follow the model's."""
+        """Copy the model's weights to the float32 main parameters; must be called after weights were loaded."""
         self.optimizer.reload_model_params()
 
     def share(self, batch: Batch) -> Batch:
@@ -101,7 +100,7 @@ class Network:
         return deal(batch, self.layout.data.rank(), self.layout.data.size(), quadratic_at=self._quadratic_at)
 
     def micro_batches(self, batch: Batch) -> list[MicroBatch]:
-        """How an update cuts this rank's share: whole rows, of which each context rank takes its part."""
+        """The micro-batches of this rank's share in an update: whole rows, of which each context rank takes its part."""
         return self._packed(batch, self.config.tokens_per_micro_batch)
 
     def local(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
@@ -111,7 +110,7 @@ class Network:
 
     @torch.no_grad()
     def columns(self, batch: Batch, count: int) -> Tensor:
-        """`[count, response tokens]` of this rank's share, on the CPU: what the model answers, in the batch's order."""
+        """The model's outputs for this rank's share, `[count, response tokens]` in the batch's order, on the CPU."""
         self._describe(batch)
         micro_batches = self.local(self._packed(batch, self.config.tokens_per_statistics_batch))
         for chunk in self._chunks:
@@ -128,11 +127,11 @@ class Network:
         parallel = self.layout.config
         count = micro_batches_needed(batch, token_budget=token_budget)
         if parallel.expert > 1:
-            # Ranks that exchange tokens between their experts take part in each other's micro-batches.
+            # Ranks exchange tokens between their experts in every micro-batch, so all need the same number of them.
             everywhere = collectives.all_reduce_max(torch.tensor(count, device=device()), self.layout.data)
             count = int(everywhere)
         if parallel.virtual_pipeline > 1:
-            count += -count % parallel.pipeline  # of the interleaved schedule, which works in groups of that many
+            count += -count % parallel.pipeline  # the interleaved schedule needs a multiple of the stages
         shape = RowShape(alignment=parallel.alignment, context=parallel.context)
         return pack(batch, token_budget=token_budget, count=count, shape=shape, quadratic_at=self._quadratic_at)
 
@@ -145,7 +144,7 @@ class Network:
         *,
         learning_rate: float,
     ) -> Update:
-        """Forward, backward and one optimizer step on this rank's share, given with its micro-batches."""
+        """Forward, backward and one optimizer step on this rank's share and its micro-batches."""
         self._describe(batch)
         for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
             chunk.train()
@@ -169,12 +168,12 @@ class Network:
         return Update(sums.pop("loss", 0.0), float(gradient_norm), learning_rate, sums, self._balance())
 
     def _describe(self, batch: Batch) -> None:
-        """Tell the routers of a mixture of experts about the tokens of this rank's share."""
+        """Describe the tokens of this rank's share to the routers of a mixture of experts."""
         if self.has_experts:
             describe(self._chunks[0].routing, batch, self.layout.data)
 
     def _balance(self) -> float:
-        """The balance loss of an update: tensor, context, data and pipeline ranks hold a part of it each."""
+        """The balance loss of an update: tensor, context, data and pipeline ranks each hold a part of it."""
         if not self.has_experts:
             return 0.0
         part = torch.tensor(self._chunks[0].routing.balance, dtype=torch.float64, device=device())
@@ -187,13 +186,13 @@ class Network:
     def _run(
         self, micro_batches: list[MicroBatch], rows: list[Tensor], tasks: list[Task], *, forward_only: bool
     ) -> list[Any]:
-        """Through Megatron's schedule; what the last stage collected of each micro-batch, nothing on the others."""
+        """Run Megatron's schedule; returns the results of each micro-batch on the last stage, an empty list on others."""
         where = device()
         items = [
             (micro_batch.to(where), row_1t.to(where), task)
             for micro_batch, row_1t, task in zip(micro_batches, rows, tasks, strict=True)
         ]
-        # Every chunk of an interleaved pipeline reads the same micro-batches, at its own time.
+        # Every chunk of an interleaved pipeline reads the same micro-batches, each at its own time.
         iterators = [iter(items) for _ in self._wrapped]
         interleaved = len(self._wrapped) > 1
         with threads_of_a_pass():
@@ -219,12 +218,12 @@ class Network:
 
 
 def no_tokens() -> Tensor:
-    """Megatron's own count, by which nothing is divided: see `wrapping.finalize_gradients`."""
+    """The token count that Megatron's schedule expects; nothing is divided by it: see `wrapping.finalize_gradients`."""
     return torch.zeros((), dtype=torch.int, device=device())
 
 
 def finish_loss(answer: PolicyLoss | tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """What Megatron's schedule wants of a loss and its sums."""
+    """A loss and its sums in the form that Megatron's schedule expects."""
     loss, metrics = answer
     return loss, no_tokens(), {"loss": loss.detach(), **metrics}
 

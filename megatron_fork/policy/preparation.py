@@ -1,4 +1,4 @@
-"""Columns that the networks fill in before the first update of a rollout batch: log-probs, reference, values, advantages."""
+"""Columns that are computed before the first update of a rollout batch: log-probs, reference, values, advantages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepared(shares: Sequence[Batch], networks: TrainedModels, config: objective
 
 
 def candidates(share: Batch, config: objective.ObjectiveConfig) -> Tensor:
-    """Bool `[response tokens]`; those of truncated responses are none where overlong filtering is on."""
+    """Candidates, bool `[response tokens]`; with overlong filtering, tokens of truncated responses are not candidates."""
     trained = [
         not (config.overlong.filter and isinstance(sequence, Trajectory) and sequence.finish_reason == "length")
         for sequence in share.sequences
@@ -48,7 +48,7 @@ def _with_statistics(share: Batch, networks: TrainedModels) -> Batch:
 def _with_generalized_advantages(
     shares: Sequence[Batch], config: objective.ObjectiveConfig, networks: TrainedModels
 ) -> list[Batch]:
-    """Per-token advantages of the critic, whitened over the candidates of the whole rollout batch, and its targets."""
+    """Per-token advantages from the critic's values, whitened over the whole rollout batch's candidates, and its targets."""
     estimated = [_estimated(share, config) for share in shares]
     whole_t = torch.cat([filled(share.advantage_t) for share in estimated])
     mask_t = torch.cat([candidates(share, config) for share in estimated])
@@ -58,7 +58,7 @@ def _with_generalized_advantages(
 
 
 def _estimated(share: Batch, config: objective.ObjectiveConfig) -> Batch:
-    """The outcome's reward stands at the last token of a response."""
+    """The share with advantages and returns; the reward is at the last token of a response."""
     reward_t = torch.zeros(share.response_tokens)
     last_t = torch.tensor(share.response_lengths, dtype=torch.long).cumsum(0) - 1
     reward_t[last_t] = filled(share.advantage_t)[last_t]

@@ -1,4 +1,4 @@
-"""What the routers of a mixture of experts are told about this rank's share of a mini-batch."""
+"""Describes this rank's share of a mini-batch to the routers of a mixture of experts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_fork.models import Routing
 
 
 def describe(routing: Routing, batch: Batch, group: collectives.Group) -> None:
-    """Fill `routing` in for the share `batch`; collective over the data ranks, `group`."""
+    """Fill in `routing` for the share `batch`; collective over the data ranks, `group`."""
     where = device()
     lengths = torch.tensor([sequence.length for sequence in batch.sequences], dtype=torch.long, device=where)
     routing.sequence_n = torch.arange(len(lengths), device=where).repeat_interleave(lengths)
@@ -24,7 +24,7 @@ def describe(routing: Routing, batch: Batch, group: collectives.Group) -> None:
 
 
 def _chosen_by_the_engine(batch: Batch) -> torch.Tensor | None:
-    """`[tokens, layers, k]`; None for demonstrations, which no engine wrote."""
+    """The engine's experts `[tokens, layers, k]`; None for demonstrations, which no engine drew."""
     parts = []
     for sequence in batch.sequences:
         if not isinstance(sequence, Trajectory):

@@ -1,4 +1,4 @@
-"""The trajectories of a step on their way to the learner: advantages within each prompt group, then shuffled mini-batches."""
+"""Prepares the trajectories of a step for the learner: advantages within each prompt group, then shuffled mini-batches."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from megatron_fork.experience import Batch, Trajectory
 def with_advantages(
     trajectories: Sequence[Trajectory], config: objective.ObjectiveConfig, *, group_size: int
 ) -> list[Trajectory]:
-    """Trajectories, those of a prompt group together, with the advantage of each.
+    """The trajectories with their advantages; those of a prompt group must be consecutive.
 
-    It is the reward plus overlong penalty compared within the group; with a critic, which compares token by token later, the
-    sum itself.
+    The advantage is the reward plus overlong penalty, compared within the group; with a critic it is the sum itself, since
+    advantages are then estimated per token later.
     """
     if not trajectories:
         return []
@@ -40,7 +40,7 @@ def shaped_rewards(trajectories: Sequence[Trajectory], config: objective.Objecti
 def groups_with_signal(
     trajectories: Sequence[Trajectory], config: objective.ObjectiveConfig, *, group_size: int
 ) -> int:
-    """Groups of which some response is better than another; a critic learns of every group."""
+    """The number of groups whose rewards differ; with a critic every group counts."""
     if not trajectories or config.advantage == "gae":
         return len(trajectories) // group_size
     rewards = shaped_rewards(trajectories, config).view(-1, group_size)
@@ -50,7 +50,7 @@ def groups_with_signal(
 def split_into_mini_batches(
     trajectories: Sequence[Trajectory], groups_each: int, *, group_size: int, seed: int
 ) -> list[Batch]:
-    """Shuffle whole groups into mini-batches of `groups_each`; a short remainder is a mini-batch of its own."""
+    """Shuffle whole groups into mini-batches of `groups_each`; the last one may be smaller."""
     groups = [trajectories[first : first + group_size] for first in range(0, len(trajectories), group_size)]
     random.Random(seed).shuffle(groups)
     chunks = [groups[first : first + groups_each] for first in range(0, len(groups), groups_each)]

@@ -1,4 +1,4 @@
-"""The networks of a run: the policy, and what the objective needs beside it."""
+"""The networks of a run: the policy, and those that the objective needs besides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_fork.policy.network import Network
 
 @dataclass(frozen=True)
 class TrainedModels:
-    """The policy; a critic where advantages come from one; a frozen reference where a KL penalty needs one."""
+    """The policy; a critic if advantages come from one; a frozen reference if there is a KL penalty."""
 
     policy: Policy
     critic: Critic | None = None
@@ -20,5 +20,5 @@ class TrainedModels:
 
     @property
     def trained(self) -> Mapping[str, Network]:
-        """What a checkpoint holds, by name."""
+        """The networks that a checkpoint holds, by name."""
         return {"policy": self.policy} if self.critic is None else {"policy": self.policy, "critic": self.critic}

@@ -13,7 +13,7 @@ Metrics = dict[str, float]
 
 
 def of_responses(mini_batches: Sequence[Batch]) -> Metrics:
-    """Of all responses that a step trains on: mean reward, share that were cut at their limit, tokens with their prompts."""
+    """Of all responses of a step: mean reward, fraction that was cut at the length limit, tokens including prompts."""
     all_of_step = [each for batch in mini_batches for each in batch.sequences]
     responses = [each for each in all_of_step if isinstance(each, Trajectory)]
     if not responses:
@@ -26,7 +26,7 @@ def of_responses(mini_batches: Sequence[Batch]) -> Metrics:
 
 
 def of_update(update: Update) -> Metrics:
-    """Means over the trained tokens, shares where a sum counts tokens."""
+    """Means over the trained tokens; for sums that count tokens these are fractions."""
     tokens = max(1.0, update.sums["tokens"])
     return {
         "loss": update.loss,
@@ -43,7 +43,7 @@ def of_update(update: Update) -> Metrics:
 
 
 def of_critic_update(update: Update) -> Metrics:
-    """The loss, the share of clipped values, and 1 - Var(error) / Var(return): 1 foresees all, 0 nothing."""
+    """The loss, the fraction of clipped values, and 1 - Var(error) / Var(return): 1 predicts everything, 0 nothing."""
     sums, tokens = update.sums, max(1.0, update.sums["value_tokens"])
 
     def variance(name: str) -> float:
@@ -69,5 +69,5 @@ def of_mismatch(mismatch: objective.Mismatch) -> Metrics:
 
 
 def mean(seen: Sequence[Metrics]) -> Metrics:
-    """The mean over updates of each metric; NaN thresholds (nothing cut) stay NaN."""
+    """The mean of each metric over updates; thresholds that are NaN (no cut) stay NaN."""
     return {name: math.fsum(metrics[name] for metrics in seen) / len(seen) for name in (seen[0] if seen else {})}

@@ -1,14 +1,17 @@
-"""Megatron's data-parallel wrapper around each chunk, and what its schedule calls at the right moments."""
+"""Megatron's data-parallel wrapper around each chunk, its Adam optimizer, and the functions that its schedule calls."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from torch import Tensor, nn
 
+from megatron_fork.errors import ConfigError
 from megatron_fork.policy.config import OptimizerConfig
 
 
@@ -22,12 +25,35 @@ def data_parallel(config: OptimizerConfig, chunks: Sequence[nn.Module]) -> Itera
         check_for_nan_in_grad=True,
     )
     for index, chunk in enumerate(chunks):
-        # Chunks after the first have their turn while others compute: buckets would only cost messages.
+        # Later chunks are reduced while others compute: buckets would only cost messages.
         yield DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=index > 0)
 
 
+def build_optimizer(config: OptimizerConfig, chunks: Sequence[nn.Module], dtype: torch.dtype) -> MegatronOptimizer:
+    """Megatron's optimizer over the wrapped chunks; main parameters are float32 for any dtype of the model."""
+    if config.offload and not torch.cuda.is_available():
+        raise ConfigError(f"offload={config.offload} needs a GPU", hint="there is no device memory to save: set 0")
+    return get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.beta1,
+            adam_beta2=config.beta2,
+            clip_grad=config.clip_gradient,
+            bf16=dtype == torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=config.distributed,
+            overlap_param_gather=config.overlap_parameters,
+            optimizer_cpu_offload=config.offload > 0,
+            optimizer_offload_fraction=config.offload,
+        ),
+        list(chunks),
+    )
+
+
 def connect_schedule(config: OptimizerConfig, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer) -> None:
-    """Tell Megatron's schedule when gradients are reduced, parameters gathered, and how losses are scaled."""
+    """Set the functions by which Megatron's schedule reduces gradients, gathers parameters and scales losses."""
     wrapped = [chunk for chunk in chunks if isinstance(chunk, DistributedDataParallel)]
     shared: Any = wrapped[0].config
     shared.finalize_model_grads_func = finalize_gradients
@@ -42,5 +68,5 @@ def connect_schedule(config: OptimizerConfig, chunks: Sequence[nn.Module], optim
 
 
 def finalize_gradients(chunks: list[nn.Module], _: Tensor | None, **groups: Any) -> None:
-    """Megatron's reductions without its division by a token count: the loss has been divided already."""
+    """Megatron's reductions without its division by a token count: the loss has already been divided."""
     finalize_model_grads(chunks, None, **groups)

@@ -1,4 +1,4 @@
-"""A recipe: what fields of settings declare and how they are checked; its text, read without loss; entries by name."""
+"""A recipe: how fields of settings are declared and checked, how its text is read, and how entries are found by name."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Trees of settings side by side: the fields by their dotted names."""
+"""Comparison of trees of settings, whose fields have dotted names."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def different(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def letters(fields: dict[str, Any]) -> str:
-    """A few letters that stand for fields and their values."""
+    """A short hash of fields and their values."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""A recipe with what every field means, and in which range and unit: as comments."""
+"""A recipe with comments that give every field's meaning, range and unit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH = 118
 
 
 def described(config: Any) -> str:
-    """YAML that is a recipe of the same settings, a comment above every field."""
+    """A recipe of the same settings as YAML, with a comment above every field."""
     return "\n".join(_lines(config, "")) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""What a recipe names: an entry of one of the package's tables, or `module:name` of the user's own.
+"""What a recipe names: an entry of one of the package's tables, or the user's own as `module:name`.
 
-Losses, engines and choices of tokens are looked up here, so that all of them are named, searched for and refused alike. A
-module is searched where Python searches, and in the current folder.
+Losses, engines and choices of tokens are all looked up here, by the same rules. A module is imported from where Python
+searches, and from the current folder.
 """
 
 from __future__ import annotations
@@ -26,52 +26,52 @@ _LONGEST_REASON = 300
 
 
 def is_custom(name: object) -> bool:
-    """Whether a name has the form `module:name` of something outside the package; it is not looked for."""
+    """Whether a name has the form `module:name` of something outside the package; it is not imported."""
     return isinstance(name, str) and _CUSTOM.fullmatch(name) is not None
 
 
 def check_name(field: str, name: object, table: Mapping[str, object]) -> None:
-    """Raise `ConfigError` unless `name` is in `table` or has the form of one of the user's own, which is not imported yet."""
+    """Raise `ConfigError` unless `name` is in `table` or has the form `module:name`, which is not imported yet."""
     if is_custom(name) or (isinstance(name, str) and name in table):
         return
     raise ConfigError(
         f"{field}={shown(name)} is not one of {', '.join(table)}",
-        hint=f"{suggestion(name, table)}or module:name of something of your own",
+        hint=f"{suggestion(name, table)}or module:name for one of your own",
     )
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
-    """The known name that is close to what was given, as a question; empty where none is."""
+    """The known name that is closest to `name`, as a question; empty if none is close."""
     near = difflib.get_close_matches(str(name)[:80], list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]}? " if near else ""
 
 
 def entry_named(field: str, name: str, table: Mapping[str, T], kind: str, *, made: Callable[[Any], T | None]) -> T:
-    """The entry of this name.
+    """Return the entry of this name.
 
     Args:
-        field: of the recipe, for errors.
-        name: of an entry, or `module:name`.
+        field: the field of the recipe, for errors.
+        name: name of an entry, or `module:name`.
         table: the package's entries.
-        kind: what an entry is called, as `loss`.
-        made: an entry of what the user's module holds; None where it can be none.
+        kind: what an entry is called, such as `loss`.
+        made: makes an entry of the user's object; None if that is not possible.
 
     Raises:
-        ConfigError: nothing has this name, or what has it is no entry.
+        ConfigError: nothing has this name, or what has it cannot be an entry.
 
     """
     check_name(field, name, table)
     if name in table:
         return table[name]
     module, _, attribute = name.partition(":")
-    if "" not in sys.path:  # the current folder; last, so that a file there hides no package
+    if "" not in sys.path:  # the current folder; last, so that a file there does not hide a package
         sys.path.append("")
     try:
         holds = vars(importlib.import_module(module))
-    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+    except (Exception, SystemExit) as error:  # the user's module may raise anything when it is imported
         raise ConfigError(
             f"{field}={name}: {module} cannot be imported: {_reason(error)}",
-            hint="put its folder on PYTHONPATH, or run where it lies",
+            hint="add its folder to PYTHONPATH, or run in that folder",
         ) from error
     if attribute not in holds:
         raise ConfigError(
@@ -80,8 +80,8 @@ def entry_named(field: str, name: str, table: Mapping[str, T], kind: str, *, mad
     entry = made(holds[attribute])
     if entry is None:
         raise ConfigError(
-            f"{field}={name} is of type {type(holds[attribute]).__name__}, which makes no {kind}",
-            hint="the project's docs/extending.md shows one",
+            f"{field}={name} is of type {type(holds[attribute]).__name__}, which cannot be used as {kind}",
+            hint="the project's docs/extending.md has an example",
         )
     return entry
 
@@ -131,6 +131,6 @@ def _imported(place: str) -> Any:
 
 
 def part(named: str | Callable[..., T]) -> Callable[..., T]:
-    """What an entry of a table names: itself, or `module:name`, whose module is imported only now."""
+    """The object that an entry of a table names: itself, or that of `module:name`, whose module is imported only now."""
     found: Callable[..., T] = _imported(named) if isinstance(named, str) else named
     return found

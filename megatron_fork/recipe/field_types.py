@@ -1,6 +1,6 @@
-"""Types of fields, each with its range and its unit: what pydantic checks, and what `docs/config.md` and the schema say.
+"""Types of fields, each with its range and unit: pydantic checks them, and `docs/config.md` and the schema show them.
 
-Nothing of pydantic is imported here: the classes of settings are imported by worker processes and engines, which check none.
+Pydantic is not imported here: worker processes and engines import the classes of settings too, but check none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class EntryOf:
-    """Text that is a key of a table, or names something of the user's own as `module:name`."""
+    """Text that is a key of a table, or the user's own as `module:name`."""
 
     names: tuple[str, ...]
 
@@ -45,9 +45,9 @@ class Pattern:
         return {**handler(source), "pattern": self.expression}
 
 
-# `module:name`, of something outside the package.
+# `module:name` of something outside the package.
 CUSTOM = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
-# What torch takes, in 64 bits.
+# The range that torch takes, in 64 bits.
 Seed = Annotated[int, Ge(-(2**63)), Lt(2**64)]
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
@@ -62,20 +62,20 @@ NonNegativeMebibytes = Annotated[int, Ge(0), Unit("MiB")]
 Gibibytes = Annotated[float, Gt(0), Unit("GiB")]
 Seconds = Annotated[float, Gt(0), Unit("s")]
 Nats = Annotated[float, Gt(0), Unit("nats")]
-# Infinity means something; everywhere else a number is finite.
+# Here infinity has a meaning; every other number must be finite.
 NatsOrInfinite = Annotated[Nats, "or infinite"]
-# In which a leading `~` is the user's home.
+# A leading `~` stands for the user's home.
 FilePath = Annotated[str, Predicate(can_be_path)]
 
 
 def bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A field's type without `None` and `Annotated`, and what is annotated there."""
+    """A field's type without `None` and `Annotated`, and its annotations."""
     hint = without_none(hint)[0]
     return (get_args(hint)[0], hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
-    """A field's type without `None`, and whether it may be that."""
+    """A field's type without `None`, and whether it may be `None`."""
     if get_origin(hint) not in (Union, UnionType):
         return hint, False
     (inner,) = (each for each in get_args(hint) if each is not NoneType)
@@ -91,31 +91,31 @@ def may_be_infinite(hint: Any) -> bool:
 
 
 def unit_of(hint: Any) -> str:
-    """The unit of a field; empty where it has none."""
+    """The unit of a field; empty if it has none."""
     return next((each.unit for each in bare(hint)[1] if isinstance(each, Unit)), "")
 
 
 def limits_of(hint: Any) -> str:
-    """Range and unit of a field in words, as `1 or more, in tokens`; empty where it has neither."""
+    """Range and unit of a field in words, such as `1 or more, in tokens`; empty if it has neither."""
     unit = unit_of(hint)
     infinite = "or infinite" if may_be_infinite(hint) else ""
     return ", ".join(filter(None, [range_of(hint)[0], infinite, unit and f"in {unit}"]))
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:
-    """The words that a field takes; empty where it takes any."""
+    """The words that a field accepts; empty if it accepts any."""
     inner, annotated = bare(hint)
     tables = (each.names for each in annotated if isinstance(each, OneOf | EntryOf))
     return get_args(inner) if get_origin(inner) is Literal else next(tables, ())
 
 
 def may_be_custom(hint: Any) -> bool:
-    """Whether a field takes `module:name` beside its choices."""
+    """Whether a field accepts `module:name` besides its choices."""
     return any(isinstance(each, EntryOf) for each in bare(hint)[1])
 
 
 def range_of(hint: Any) -> tuple[str, str]:
-    """The numbers that a field takes, as `0 or more` or `in (0, 1]`, and what another is, as `negative` or `outside (0, 1]`."""
+    """The range of a field, such as `0 or more` or `in (0, 1]`, and words for other numbers: `negative`, `outside (0, 1]`."""
     low = high = ""
     wanted, otherwise = "", ""
     for each in bare(hint)[1]:

@@ -1,7 +1,7 @@
-"""From what a recipe or an override has written to the typed fields of settings: each value as its field means it.
+"""From the text of a recipe or an override to the typed fields of settings: the field's type decides how a value is read.
 
-A field of text takes the text as it is, whatever YAML would make of it; a count takes decimal digits. What is not of a field's
-kind is handed on as it is: the settings themselves refuse it, as they do what is out of range.
+A text field keeps the text as written, whatever YAML would make of it; a count takes decimal digits. A value of the wrong
+type is passed on unchanged: the settings themselves refuse it, as they refuse one that is out of range.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _NONE = ("", "null")
 
 @dataclass(frozen=True)
 class FieldReader:
-    """Reads the settings of one class from a tree of what was written."""
+    """Reads the settings of one class from a tree of written values."""
 
     settings: type
 
     def read(self, tree: Mapping[str, Any]) -> Any:
-        """Settings of the class; raises `ConfigError` for the first field that is unknown or not as it declares."""
+        """Settings of the class; raises `ConfigError` for the first field that is unknown or has a wrong value."""
         self.check_known(tree)
         return _settings(tree, self.settings, "")
 
     def override(self, dotted: str, text: str) -> Any:
-        """What the text of an override stands for in its field; text for a field of text, else what YAML reads."""
+        """The value of an override's text: unchanged for a text field, otherwise what YAML reads."""
         hint = _hint_of(self.settings, dotted)
         (inner, _), (_, optional) = bare(hint), without_none(hint)
         if optional and text in _NONE:
@@ -58,7 +58,7 @@ class FieldReader:
             ) from error
 
     def check_known(self, tree: Mapping[Any, Any], cls: Any = None, path: str = "") -> None:
-        """Refuse unknown fields by name, with the nearest known one."""
+        """Raise `ConfigError` for an unknown field, with the closest known name as hint."""
         cls = cls or self.settings
         known = [entry.name for entry in fields(cls)]
         for key, value in tree.items():
@@ -79,11 +79,10 @@ class FieldReader:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     said = str(error).strip()
-    if (
-        isinstance(error, yaml.MarkedYAMLError) and error.problem
-    ):  # its first line says what was being read when it was met
+    # The first line of such an error only says what was being read.
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
         said = error.problem
     reason = said.splitlines()[0] if said else type(error).__name__
     return reason if len(reason) <= 300 else reason[:300] + "..."
@@ -97,16 +96,16 @@ def _settings(tree: Mapping[str, Any], cls: Any, path: str) -> Any:
         values[name] = _settings(value, hint, f"{path}{name}.") if is_dataclass(hint) else _value(value, hint)
     try:
         return cls(**values)
-    except ConfigError as error:  # of a class that stands in several rooms
+    except ConfigError as error:  # of a class that several rooms use
         if error.message.partition("=")[0] in types_of(cls) and path:
             raise ConfigError(f"{path}{error.message}", hint=error.hint) from error
         raise
 
 
 def _value(value: Any, hint: Any) -> Any:
-    """A value as its field means it; one that it cannot mean as it was written."""
+    """The value in its field's type; unchanged if it cannot have that type."""
     inner = bare(hint)[0]
-    if isinstance(value, bool | int | float):  # of a preset, which is not written in YAML
+    if isinstance(value, bool | int | float):  # from a preset, which is not written in YAML
         value = Written(str(value), value)
     if isinstance(value, list):
         kind = get_args(inner)[0] if get_origin(inner) is list else str
@@ -130,7 +129,7 @@ def _value(value: Any, hint: Any) -> Any:
 
 
 def _anything(value: Any) -> Any:
-    """What stands in a mapping of anything, as YAML has it: numbers, true and false also behind a reference."""
+    """The value of a free mapping as YAML reads it; a reference may also resolve to a number, true or false."""
     if isinstance(value, dict):
         return {key_text(key): _anything(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -150,7 +149,7 @@ def _number(text: str) -> float | str:
 
 
 def _hint_of(cls: type, dotted: str) -> Any:
-    """The type of a field; None where there is none of that name, or it lies in a mapping of anything."""
+    """The type of a field; None if no field has that name, or it is in a free mapping."""
     hint: Any = cls
     for part in dotted.split("."):
         hint = types_of(hint).get(part)

@@ -1,7 +1,7 @@
 r"""References in a recipe: `${oc.env:NAME}` for a variable of the environment, `${train.steps}` for another field's value.
 
-OmegaConf resolves them, for the run alone. What is written of a run keeps the reference, so that a key in the environment
-stands in no file; `\${` stands for the two characters.
+OmegaConf resolves them in memory only. The files of a run keep the reference, so that no file holds a key from the
+environment; `\${` stands for the two characters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _VARIABLE = re.compile(r"oc\.env:\s*(\w+)")
 
 
 class Resolved(str):
-    """The text that a reference stands for, which remembers how it was written."""
+    """The text that a reference resolves to; `written` is the reference."""
 
     written: str
 
@@ -33,14 +33,14 @@ class Resolved(str):
 
 
 def resolve(tree: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree with every reference replaced by what it stands for.
+    """Replace every reference in the tree by its value.
 
     Args:
-        tree: what recipe and overrides have written, values as `Written` or text.
-        defaults: of all fields, for references to one that is not written.
+        tree: what the recipe and overrides contain, values as `Written` or text.
+        defaults: of all fields, for references to fields that are not in the tree.
 
     Raises:
-        ConfigError: a reference that leads nowhere, with the field that holds it.
+        ConfigError: a reference that cannot be resolved, with the field that holds it.
 
     """
     if not _holds_reference(tree):
@@ -54,14 +54,14 @@ def resolve(tree: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]
         raise _refused(str(error.full_key or "a field"), error) from error
 
     def value_of(text: str, path: str) -> Any:
-        for name in _VARIABLE.findall(text):  # before anything can be said of them
+        for name in _VARIABLE.findall(text):  # before any message can show their values
             hide(os.environ.get(name, ""), named=name)
         try:
             value = OmegaConf.select(everything, path, throw_on_missing=True, throw_on_resolution_failure=True)
         except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
             raise _refused(path, error) from error
         if OmegaConf.is_config(value):
-            raise ConfigError(f"{path}={text} refers to a room of fields", hint="refer to one field")
+            raise ConfigError(f"{path}={text} refers to a group of fields", hint="refer to a single field")
         if "oc.env" in text:
             hide(str(value), named=text)
         is_escape = _OPENING not in text.replace(_ESCAPED, "")
@@ -72,7 +72,7 @@ def resolve(tree: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]
 
 
 def as_written(value: Any) -> Any:
-    """A tree of settings as a recipe writes it: references as such, the characters of one escaped, logins masked."""
+    """A tree of settings as a recipe writes it: references unresolved, literal `${` escaped, logins masked."""
     if isinstance(value, dict):
         return {key: as_written(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -110,5 +110,5 @@ def _refused(path: str, error: Exception) -> ConfigError:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return ConfigError(
         f"{path}: a reference cannot be resolved: {reason}",
-        hint="${oc.env:NAME} is a variable of the environment, ${train.steps} a field; write \\${ for the characters",
+        hint="${oc.env:NAME} is an environment variable, ${train.steps} a field; write \\${ for the characters themselves",
     )

@@ -1,7 +1,7 @@
-"""The base of every class of settings: what its fields declare is checked when one is made, and told in one line.
+"""The base of every class of settings: values are checked when an object is made, and an error is one line.
 
-A class of settings is a dataclass whose fields have the types of `field_types.py` and a docstring each. Pydantic judges the
-values and leaves them as they are: text keeps the reference that it was written as.
+A class of settings is a dataclass whose fields have the types of `field_types.py` and a docstring each. Pydantic checks the
+values without changing them, so that text keeps the reference that it was written as.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _LONGEST_MEANING = 200
 
 @dataclass
 class Settings:
-    """A room of fields: `class RemoteConfig(Settings, room="rollout.remote")`."""
+    """A group of fields: `class RemoteConfig(Settings, room="rollout.remote")`."""
 
     _room: ClassVar[str]
     _error: ClassVar[type[MegatronForkError]]
 
     def __init_subclass__(cls, *, room: str = "", error: type[MegatronForkError] = ConfigError) -> None:
-        """`room`: where its fields lie in a recipe; empty where that is in several places."""
+        """`room`: the dotted name of the group in a recipe; empty if it is used in several places."""
         cls._room, cls._error = f"{room}." if room else "", error
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Settings:
         self.check()
 
     def check(self) -> None:
-        """Raise what is wrong with several fields together; each alone is what it declares."""
+        """Raise an error if fields do not fit each other; each has already been checked alone."""
 
     def _refusal(self, name: str, problem: ErrorDetails) -> MegatronForkError:
         cls: Any = type(self)
@@ -68,7 +68,7 @@ class Settings:
         hint = types_of(cls)[name]
         ways_out = [f"did you mean {each}?" for each in get_close_matches(str(problem["input"]), choices_of(hint), 1)]
         if may_be_custom(hint):
-            ways_out.append("or module:name of something of your own")
+            ways_out.append("or module:name for one of your own")
         if wanted := range_of(hint)[0]:
             ways_out.append(f"give {wanted}" if wanted[0].isdigit() else f"give a number {wanted}")
         if default not in (MISSING, None):
@@ -81,10 +81,10 @@ class Settings:
 
 
 def _wrong(hint: Any, problem: ErrorDetails) -> str:
-    """What a value is that a field does not take."""
+    """Words for a value that a field does not accept, to follow `is`."""
     value, kind = problem["input"], problem["type"]
     if kind == "is_instance_of":
-        return f"no {problem['ctx']['class']}"
+        return f"not a {problem['ctx']['class']}"
     if isinstance(value, float) and not isfinite(value):
         return "not a finite number"
     if choices_of(hint):
@@ -96,14 +96,14 @@ def _wrong(hint: Any, problem: ErrorDetails) -> str:
 
 @functools.cache
 def types_of(cls: Any) -> dict[str, Any]:
-    """The type of every field of a class, with its range and unit; empty for what is no class of fields."""
+    """The type of every field of a class, with its range and unit; empty for anything but a dataclass."""
     hints = get_type_hints(cls, include_extras=True) if is_dataclass(cls) else {}
     return {name: hint for name, hint in hints.items() if not name.startswith("_")}
 
 
 @functools.cache
 def meanings(cls: Any) -> dict[str, str]:
-    """What the docstring below each field of a class of settings says, and what it may be where that is a list."""
+    """The docstring below each field of a class of settings, with the choices of a field that has some."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(node, ast.ClassDef)
     found = dict.fromkeys(types_of(cls), "")
@@ -119,7 +119,7 @@ def meanings(cls: Any) -> dict[str, str]:
 
 @functools.cache
 def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
-    """What checks each field; built for the first object of a class."""
+    """The pydantic adapter of each field; built for the first object of a class."""
     return {name: _adapter(hint) for name, hint in types_of(cls).items()}
 
 

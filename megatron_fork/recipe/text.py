@@ -1,8 +1,8 @@
-"""The text of a recipe or an override: of sane size, depth and repetition, and read without losing how a value was written.
+"""The text of a recipe or an override: limited in size, depth and repetition, and read with every value as it was written.
 
-A line of YAML can stand for billions of values by its aliases, and a few kilobytes of brackets for more levels than any reader
-comes back from. Both are found on the text's own nodes, of which an alias is one. And YAML makes 20261127 of `2026_11_27`, 750
-of `12:30` and False of `off`: what such words mean is for the field to say, so each is kept with its characters.
+With aliases a line of YAML can stand for billions of values, and a few kilobytes of brackets overflow any reader's stack.
+Both are detected on the nodes of the text, where an alias is a single node. And YAML reads `2026_11_27` as 20261127, `12:30`
+as 750 and `off` as False: the field decides what such words mean, so each value is kept with its characters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MOST_CHARACTERS = 1 << 20
 _MOST_VALUES = 20_000
 _DEEPEST = 20
 _TAG = "tag:yaml.org,2002:"
-# YAML 1.1 takes 1e-6 for text, for want of a dot, 010 for 8 and 12:30 for 750; whoever writes a recipe does not.
+# YAML 1.1 reads 1e-6 as text, since it has no dot, 010 as 8 and 12:30 as 750; nobody means that in a recipe.
 _FLOAT = re.compile(
     r"(?:[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
@@ -27,20 +27,20 @@ _INTEGER = re.compile(r"[-+]?(?:0x[\da-fA-F_]+|0b[01_]+|\d[\d_]*)$")
 
 @dataclass(frozen=True)
 class Written:
-    """A value that YAML takes for a number, true, false or null, and the characters that it was written in."""
+    """A value that YAML reads as a number, true, false or null, and the characters that it was written in."""
 
     text: str
     value: Any
 
 
 def read_yaml(text: str) -> Any:
-    """What YAML text holds, such values as `Written`; raises `ValueError` or `yaml.YAMLError` with the reason."""
+    """The content of YAML text, with numbers, booleans and null as `Written`; raises `ValueError` or `yaml.YAMLError`."""
     _refuse_monstrous(text)
     return yaml.load(text, Loader=_Reader)
 
 
 def plain(value: Any) -> Any:
-    """A value as YAML has it, whatever it was written like."""
+    """The value as YAML reads it, without the characters that it was written in."""
     if isinstance(value, dict):
         return {key_text(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -49,12 +49,12 @@ def plain(value: Any) -> Any:
 
 
 def key_text(key: Any) -> str:
-    """The name of a field."""
+    """The name of a field as text."""
     return key.text if isinstance(key, Written) else str(key)
 
 
 def write_yaml(tree: Any) -> str:
-    """YAML that `read_yaml` gives back as it was: text that would be taken for a number is quoted."""
+    """YAML that `read_yaml` reads back unchanged: text that looks like a number is quoted."""
     return yaml.dump(tree, Dumper=_Writer, sort_keys=False, allow_unicode=True)
 
 
@@ -72,9 +72,9 @@ def _refuse_monstrous(text: str) -> None:
 
 
 def _values(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> int:
-    """How many values a node stands for, those of its aliases each time."""
+    """How many values a node stands for; those behind an alias count each time."""
     if id(node) in above:
-        raise ValueError("it contains itself by an alias")
+        raise ValueError("it contains itself through an alias")
     if len(above) > _DEEPEST:  # through aliases
         raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
     if id(node) not in known:
@@ -90,7 +90,7 @@ def _values(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> i
 
 
 class _Reader(yaml.SafeLoader):
-    """SafeLoader, which keeps the characters, knows no dates, and refuses a field that is written twice."""
+    """A SafeLoader that keeps the characters, does not read dates, and refuses a field that is written twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge"]
@@ -100,13 +100,13 @@ class _Reader(yaml.SafeLoader):
 
 
 class _Writer(yaml.SafeDumper):
-    """SafeDumper, which quotes what `_Reader` would take for something else, and repeats instead of aliases."""
+    """A SafeDumper that quotes text which `_Reader` would read as something else, and writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Unicode's line breaks are folded by YAML, and end a line for others: escaped, they stay."""
+        """Quote text with Unicode's line breaks, which YAML would fold: they are then escaped and kept."""
         style = '"' if any(each in data for each in "\x85\u2028\u2029") else None
         return self.represent_scalar(f"{_TAG}str", data, style=style)
 
@@ -132,7 +132,7 @@ _Reader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in found if tag not in _OTHERWISE]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-# The writer keeps YAML 1.1's own rules too: others read what it writes.
+# The writer also keeps YAML 1.1's own rules, since other programs read its files.
 for each in (_Reader, _Writer):
     each.add_implicit_resolver(f"{_TAG}int", _INTEGER, list("-+0123456789"))
     each.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789."))

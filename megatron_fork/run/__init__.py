@@ -1,4 +1,4 @@
-"""One run on this rank: its context, the building of its parts, what it keeps and tells, and how it stops."""
+"""One run on this rank: its context, how its parts are built, what it writes and prints, and how it stops."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""When a run is saved, and how it ends where it is asked to stop: one `save`, whatever the place."""
+"""When a run is saved, and how it ends if it is asked to stop: one `save` for every place."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from megatron_fork.run.step_files import write_groups, write_step
 
 @contextmanager
 def checkpointing(context: RunContext, models: TrainedModels, state: RunState) -> Iterator[None]:
-    """Whatever ends the steps of this context early, a stop request or an engine that fails, leaves a checkpoint.
+    """Save a checkpoint if the steps in this context end early, by a stop request or an engine that fails.
 
-    `StopRequested` becomes `Interrupted`, which the command line understands; what fails since the run is to stop does too.
+    `StopRequested` becomes `Interrupted`, which the command line understands; so does an engine's failure if the run was
+    asked to stop.
     """
     with context.stop.remembered():
         try:
@@ -32,7 +33,7 @@ def checkpointing(context: RunContext, models: TrainedModels, state: RunState) -
 
 
 def _forget_untrusted(state: RunState, error: Exception) -> None:
-    """Rollouts whose log-probs are not the policy's are drawn anew by whoever resumes."""
+    """Rollouts whose log-probs are not the policy's are drawn again when the run resumes."""
     partial = state.partial
     is_whole = partial is not None and partial.trajectories is not None and not partial.result.is_begun
     if isinstance(error, RolloutError) and is_whole:
@@ -40,7 +41,7 @@ def _forget_untrusted(state: RunState, error: Exception) -> None:
 
 
 def checkpoint(context: RunContext, models: TrainedModels, state: RunState) -> None:
-    """Save after a whole step, where that is due; the last one is complete when this returns."""
+    """Save after a whole step if a checkpoint is due; the last one is complete when this returns."""
     context.checkpoints.poll()
     config, is_last = context.config.run, state.step == context.config.train.steps
     if is_due(state.step, config.checkpoint_every, context.config.train.steps):
@@ -50,7 +51,7 @@ def checkpoint(context: RunContext, models: TrainedModels, state: RunState) -> N
 
 
 def save(context: RunContext, models: TrainedModels, state: RunState) -> None:
-    """A checkpoint of the state as it is, unless there is one; every rank calls it."""
+    """Save the state as it is, unless a checkpoint of it exists; every rank must call it."""
     if state.partial.is_saved if state.partial is not None else context.checkpoints.holds(state.step):
         return
 
@@ -60,7 +61,7 @@ def save(context: RunContext, models: TrainedModels, state: RunState) -> None:
         write_groups(folder, (state.partial or state).in_flight)
 
     has_files = state.partial is not None or context.config.rollout.max_staleness > 0
-    with context.stop.remembered():  # it may fork a writer, and what is raised in the middle of a fork is lost
+    with context.stop.remembered():  # saving may fork a writer, and an exception raised during a fork is lost
         context.checkpoints.save(
             state.step,
             models.trained,

@@ -1,4 +1,4 @@
-"""Everything about a recipe that can be refused before a model is allocated: one list, for `train` and for `doctor`."""
+"""Every check of a recipe that needs no allocated model, for `train` and `doctor` alike."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.errors import ConfigError, ModelError, RunFolderError
 from megatron_fork.policy import OptimizerConfig
+from megatron_fork.recipe import one_line
 from megatron_fork.rewards import check_verifier, takes_row
 from megatron_fork.rollout import check_engine, stop_tokens_of
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a recipe names, found and fitting."""
+    """What a recipe names, found and checked."""
 
     hf_config: PretrainedConfig
     contents: conversion.Contents | None
-    """Of the model's folder; None where weights are drawn."""
+    """Of the model's folder; None if the weights are random."""
     source: PromptSource
     stop_tokens: tuple[int, ...]
-    """Any of them ends a response, the tokenizer's own first."""
+    """Any of them ends a response; the tokenizer's own comes first."""
 
 
 def check(config: RunConfig, *, ranks: int) -> Checked:
-    """What `config` names; raises the `MegatronForkError` of the first thing that would not do on `ranks` ranks here."""
+    """Find what `config` names; raises a `MegatronForkError` for the first thing that would fail on `ranks` ranks here."""
     check_machine(config)
     check_settings(config, ranks=ranks)
     hf_config, contents = matching_model(config)
@@ -43,9 +44,24 @@ def check(config: RunConfig, *, ranks: int) -> Checked:
 
 
 def check_settings(config: RunConfig, *, ranks: int) -> None:
-    """Raise `ConfigError` for settings of several rooms that do not go together, or not with so many ranks."""
-    _check_staleness(config)
-    _check_groups(config)
+    """Raise `ConfigError` for settings that do not fit each other or the number of ranks."""
+    stale = config.rollout.max_staleness
+    if stale and config.objective.correction == "none":
+        raise ConfigError(
+            f"rollout.max_staleness={stale} with objective.correction=none would treat older weights' tokens as the policy's",
+            hint="set objective.correction=tis",
+        )
+    if stale and config.experts.replay:
+        raise ConfigError(
+            f"rollout.max_staleness={stale} with experts.replay=true, which cannot record responses that continue later",
+            hint="set experts.replay=false",
+        )
+    if config.train.steps and config.rollout.samples < 2 and config.objective.advantage != "gae":
+        raise ConfigError(
+            f"rollout.samples=1 with objective.advantage={config.objective.advantage}, which compares the responses to a "
+            "prompt: every advantage would be 0",
+            hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
+        )
     _check_verifier(config)
     objective.loss_named(config.objective.loss)
     selection.token_choice(config.selection.tokens)
@@ -53,7 +69,7 @@ def check_settings(config: RunConfig, *, ranks: int) -> None:
 
 
 def check_machine(config: RunConfig) -> None:
-    """Raise what a recipe asks of this machine in vain: packages, a GPU, a folder."""
+    """Raise an error if the recipe needs a package, a GPU or a folder that this machine does not have."""
     on_gpu = torch.cuda.is_available()
     if models.choose_backend(config.compute).backend == "transformer_engine":
         check_import("transformer_engine.pytorch")
@@ -61,18 +77,18 @@ def check_machine(config: RunConfig) -> None:
     for field, optimizer in trained_optimizers(config).items():
         if optimizer.offload and not on_gpu:
             raise ConfigError(
-                f"{field}.offload={optimizer.offload} without a GPU", hint="there is no device memory to spare: set 0"
+                f"{field}.offload={optimizer.offload} needs a GPU", hint="there is no device memory to save: set 0"
             )
     if config.rollout.servers and config.rollout.sync == "nccl" and not on_gpu:
         raise ConfigError(
-            "rollout.sync=nccl without a GPU", hint="set rollout.sync=gloo, or disk where all see one file system"
+            "rollout.sync=nccl needs a GPU", hint="set rollout.sync=gloo, or disk if all machines share a file system"
         )
     if config.run.wandb and importlib.util.find_spec("wandb") is None:
         raise RunFolderError(f"run.wandb={config.run.wandb}, but wandb is not installed", hint="pip install wandb")
     check_verifier(config.rewards)
     if config.run.folder and Path(config.run.folder).is_file():
         raise RunFolderError(
-            f"run.folder={config.run.folder} is a file", hint="name a folder, which is made where there is none"
+            f"run.folder={config.run.folder} is a file", hint="name a folder; it is created if it does not exist"
         )
     if config.run.folder:
         _check_place(Path(config.run.folder))
@@ -93,17 +109,17 @@ def _check_place(folder: Path) -> None:
 
 
 def check_kernels(config: RunConfig) -> None:
-    """Raise `ConfigError` where the LM head is to run on Triton and cannot."""
+    """Raise `ConfigError` if the LM head is set to run on Triton and cannot."""
     if config.vocab_parallel.kernels != "triton":
         return
     if importlib.util.find_spec("triton") is None:
         raise ConfigError("vocab_parallel.kernels=triton, but Triton is not installed", hint="pip install triton")
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ConfigError("vocab_parallel.kernels=triton without a GPU", hint="set vocab_parallel.kernels=auto")
+        raise ConfigError("vocab_parallel.kernels=triton needs a GPU", hint="set vocab_parallel.kernels=auto")
 
 
 def trained_optimizers(config: RunConfig) -> dict[str, OptimizerConfig]:
-    """The settings of every optimizer that the run steps, by their field."""
+    """The settings of every optimizer that the run uses, by their field."""
     found = {"optimizer": config.optimizer}
     if config.objective.advantage == "gae":
         found["critic.optimizer"] = config.critic.optimizer
@@ -113,32 +129,31 @@ def trained_optimizers(config: RunConfig) -> dict[str, OptimizerConfig]:
 
 
 def check_import(module: str) -> None:
-    """Raise `ConfigError` where an installed package is broken, as by a library of another CUDA."""
+    """Raise `ConfigError` if an installed package is broken, for example built for another CUDA."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # a broken installation raises whatever it likes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # a broken installation may raise anything
         raise ConfigError(
-            f"{module} is installed and cannot be imported: {reason}",
+            f"{module} is installed but cannot be imported: {one_line(error)}",
             hint="install it again for this torch and CUDA, or set compute.backend=local",
         ) from error
 
 
 def matching_model(config: RunConfig) -> tuple[PretrainedConfig, conversion.Contents | None]:
-    """The model's config and what its folder holds; raises where it cannot be built as the recipe asks.
+    """The model's config and what its folder holds (None if weights are random); raises if it cannot be built as asked.
 
-    None where weights are drawn. Of a folder's weights only the headers are read.
+    Only the headers of the folder's weight files are read.
     """
     hf_config = conversion.resolve_config(config.model)
     models.check_divides(hf_config, config.parallel)
     _check_recomputation(config, hf_config)
     if config.experts.replay and not models.family_of(hf_config).has_experts:
-        raise ConfigError("experts.replay=true with a model that has no experts", hint="set experts.replay=false")
+        raise ConfigError("experts.replay=true, but the model has no experts", hint="set experts.replay=false")
     return hf_config, conversion.check_initial(config.model, hf_config)
 
 
 def _check_recomputation(config: RunConfig, hf_config: PretrainedConfig) -> None:
-    """Megatron recomputes whole groups of layers, and stops at the last layer of a stage in the middle of one."""
+    """Megatron recomputes whole groups of layers, so they must fill a pipeline stage."""
     stages = config.parallel.pipeline * config.parallel.virtual_pipeline
     layers, together = hf_config.num_hidden_layers // stages, config.compute.recompute_layers
     if config.compute.recompute == "full" and layers % together:
@@ -149,14 +164,14 @@ def _check_recomputation(config: RunConfig, hf_config: PretrainedConfig) -> None
 
 
 def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:
-    """The prompts of a recipe; raises where their tokenizer, or the sequences they lead to, do not fit the model."""
+    """The prompts of a recipe; raises if their tokenizer or the length of their sequences does not fit the model."""
     source = load_prompts(config.data, _tokenizer(config.model), with_rows=takes_row(config.rewards.kind))
     if len(source.tokenizer) > hf_config.vocab_size:
         tokens = len(source.tokenizer)
         raise ModelError(
             f"the tokenizer{f' of model.path={config.model.path}' if config.model.path else ''} has {tokens} tokens, the "
             f"model's vocab_size is {hf_config.vocab_size}",
-            hint="its files are not those of this model: fetch them again"
+            hint="the tokenizer files are not this model's: fetch them again"
             if config.model.path
             else f"set model.hf_config.vocab_size to {tokens} or more",
         )
@@ -186,13 +201,13 @@ def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSo
 def matching_ends(
     config: RunConfig, hf_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
-    """The tokens that end a response, from every place that names one; raises where one is no token of the model.
+    """The tokens that end a response, from every place that names one; raises if one is not a token of the model.
 
-    A config that names no end gets the tokenizer's: it is written beside the trained weights.
+    A config without an `eos_token_id` gets the tokenizer's, since it is written beside the trained weights.
     """
     if tokenizer.eos_token_id is None and config.sft.steps:
         raise ModelError(
-            f"sft.steps={config.sft.steps}, but the tokenizer has no eos_token, with which demonstrations end",
+            f"sft.steps={config.sft.steps}, but the tokenizer has no eos_token to end demonstrations with",
             hint="name it in tokenizer_config.json",
         )
     if hf_config.eos_token_id is None:
@@ -205,39 +220,17 @@ def matching_ends(
     return stop_tokens_of(named, hf_config.vocab_size)
 
 
-def _check_staleness(config: RunConfig) -> None:
-    stale = config.rollout.max_staleness
-    if stale and config.objective.correction == "none":
-        raise ConfigError(
-            f"rollout.max_staleness={stale} with objective.correction=none takes tokens of older weights for the policy's own",
-            hint="set objective.correction=tis",
-        )
-    if stale and config.experts.replay:
-        raise ConfigError(
-            f"rollout.max_staleness={stale} with experts.replay=true, which knows nothing of responses that go on later",
-            hint="set experts.replay=false",
-        )
-
-
-def _check_groups(config: RunConfig) -> None:
-    if config.train.steps and config.rollout.samples < 2 and config.objective.advantage != "gae":
-        raise ConfigError(
-            f"rollout.samples=1 with objective.advantage={config.objective.advantage}, which compares the responses to a "
-            "prompt: every advantage would be 0",
-            hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
-        )
-
-
 def _check_verifier(config: RunConfig) -> None:
-    """A generated task has the verifier of its name, or one of the user's own."""
+    """A generated task needs the verifier of its name, or one of the user's own."""
     task, kind = config.data.source, config.rewards.kind
     fits = kind == task if task in GENERATED else kind not in GENERATED
     if not fits and ":" not in kind:
         hint = f"set rewards.kind={task}" if task in GENERATED else "set rewards.kind=math, or module:function"
-        raise ConfigError(f"rewards.kind={kind} with data.source={task}", hint=hint)
+        raise ConfigError(f"rewards.kind={kind} does not fit data.source={task}", hint=hint)
     if kind == "reasoning_gym" and config.rewards.workers == 0:
         raise ConfigError(
-            "rewards.kind=reasoning_gym with rewards.workers=0", hint="its tasks are made in workers only"
+            "rewards.kind=reasoning_gym with rewards.workers=0",
+            hint="set rewards.workers to 1 or more: only workers make its tasks",
         )
 
 
@@ -251,7 +244,7 @@ def _tokenizer(source: models.ModelConfig) -> PreTrainedTokenizerBase | None:
             f"model.path={source.path} has no readable tokenizer: {type(error).__name__}: {models.shown(error)}",
             hint="copy the model's tokenizer files into the folder",
         ) from error
-    # Of a folder without any of them transformers makes a tokenizer that knows no text.
+    # If a folder has none of these files, transformers makes a tokenizer that cannot read text.
     if not any((Path(source.path) / name).is_file() for name in found.vocab_files_names.values()):
         raise ModelError(
             f"model.path={source.path} has no tokenizer: none of {', '.join(found.vocab_files_names.values())}",

@@ -1,7 +1,7 @@
 """Who may use a run folder: one process at a time, and only the run whose settings `resolved.yaml` there names.
 
-A folder stands for one run. What an earlier start left in it, a warm start, metrics or checkpoints, belongs to the settings in
-its `resolved.yaml`: the same settings go on from there, others are refused, and `run.overwrite=true` removes it all first.
+A folder holds one run. What an earlier start left in it (a warm start, metrics, checkpoints) belongs to the settings in its
+`resolved.yaml`: the same settings continue from there, others are refused, and `run.overwrite=true` removes it all first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import yaml
 
 from megatron_fork.config import RunConfig, differences
 from megatron_fork.errors import RunFolderError, command
+from megatron_fork.recipe import one_line
 from megatron_fork.run.folder import writing_to
 
 RESOLVED = "resolved.yaml"
@@ -31,27 +32,27 @@ _LEFT_BY_RUNS = (
     *("metrics.jsonl", "updates.jsonl", "summary.json", "report.html"),
 )
 _REMOVED = ".removed-"
-# A killed trainer's checkpoint writer may need a moment to end, on this machine or on the one that a job was taken from.
+# A killed trainer's checkpoint writer may need a moment to end, on this machine or on the one where the job ran before.
 _PATIENCE_SECONDS = 60.0
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 Say = Callable[[str], None]
 
 
 def claim(path: Path, config: RunConfig, *, may_change: tuple[str, ...], say: Say) -> TextIO:
-    """Make `path` this process's and this run's; the lock lasts as long as the returned file is open.
+    """Reserve `path` for this process and this run; the lock lasts as long as the returned file is open.
 
     Args:
-        path: made where it does not exist.
-        config: settings of the run, compared with those that the folder holds.
-        may_change: beginnings of the dotted names in which the same run may differ.
-        say: tells the user what is waited for or removed.
+        path: created if it does not exist.
+        config: settings of the run, compared with those in the folder.
+        may_change: prefixes of the dotted names that a resumed run may change.
+        say: prints what is waited for or removed.
 
     Raises:
-        RunFolderError: another process has it, or it holds another run.
+        RunFolderError: another process uses it, or it holds another run.
 
     """
     if path.exists() and not path.is_dir():
-        raise RunFolderError(f"run.folder={path} is a file", hint="name a folder, which is made where there is none")
+        raise RunFolderError(f"run.folder={path} is a file", hint="name a folder; it is created if it does not exist")
     with writing_to(path):
         path.mkdir(parents=True, exist_ok=True)
     lock = _locked(path, say)
@@ -66,7 +67,7 @@ def claim(path: Path, config: RunConfig, *, may_change: tuple[str, ...], say: Sa
 
 
 def new_folder(wanted: Path) -> Path:
-    """`wanted`, or where another run of this second has taken that name, `wanted.2` and so on; made here."""
+    """Create `wanted`, or `wanted.2` and so on if another run of this second has taken that name."""
     with writing_to(wanted):
         wanted.parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, 1000):
@@ -89,7 +90,7 @@ def _locked(path: Path, say: Say) -> TextIO:
             break
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                say(f"run.folder={path} lies where files cannot be locked: see that no second run uses it")
+                say(f"run.folder={path} is on a file system without locks: make sure that no second run uses it")
                 break
             lock.seek(0)
             holder = lock.read().strip()
@@ -97,10 +98,10 @@ def _locked(path: Path, say: Say) -> TextIO:
                 lock.close()
                 raise RunFolderError(
                     f"run.folder={path} is in use by {holder or 'another process'}",
-                    hint="wait until that has ended, or choose another run.folder",
+                    hint="wait until it has ended, or choose another run.folder",
                 ) from error
         if not told:
-            say(f"run.folder={path}: waiting for what {holder or 'an earlier run'} left writing")
+            say(f"run.folder={path}: waiting for {holder or 'an earlier run'} to finish writing")
             told = True
         time.sleep(0.2)
     lock.truncate(0)
@@ -110,7 +111,7 @@ def _locked(path: Path, say: Say) -> TextIO:
 
 
 def _is_alive(holder: str) -> bool:
-    """Whether the process that a lock names is seen to live; on another machine it cannot be seen."""
+    """Whether the process that a lock names is known to be alive; False for one on another machine."""
     match holder.split():
         case ["process", number, "on", host, *_] if number.isdigit() and host == socket.gethostname():
             return Path("/proc", number).exists() if Path("/proc").is_dir() else True
@@ -118,14 +119,14 @@ def _is_alive(holder: str) -> bool:
 
 
 def _is_started_again() -> bool:
-    """Whether a scheduler or launcher has started the same command again: the run is then gone on with, not begun anew."""
+    """Whether a scheduler or launcher has started the same command again: the run then continues and is not overwritten."""
     return any(
         os.environ.get(name, "0") not in ("", "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
     )
 
 
 def _remove_run(path: Path, say: Say) -> None:
-    """`resolved.yaml` goes first: what a kill leaves of the rest is then refused, and not taken for a run."""
+    """Remove `resolved.yaml` first: if the removal is killed, the rest is refused and not taken for a run."""
     held = _held(path, (RESOLVED, *_LEFT_BY_RUNS))
     if held:
         say(f"run.overwrite=true: removing {', '.join(held)} from {path}")
@@ -140,18 +141,18 @@ def _remove_run(path: Path, say: Say) -> None:
 
 
 def _held(path: Path, names: tuple[str, ...]) -> list[str]:
-    """Which of the names are files or folders there: a run leaves nothing else."""
+    """Those of the names that exist there as a file or folder."""
     return [name for name in names if (path / name).is_file() or (path / name).is_dir()]
 
 
 def _check_same_run(path: Path, config: RunConfig, may_change: tuple[str, ...]) -> None:
     resolved = path / RESOLVED
-    out = "choose another run.folder, or begin clean with run.overwrite=true"
+    out = "choose another run.folder, or start over with run.overwrite=true"
     if not resolved.exists():
         held = _held(path, _LEFT_BY_RUNS)
         if held:
             raise RunFolderError(
-                f"run.folder={path} holds {', '.join(held)} and no {RESOLVED}: of which settings is not known", hint=out
+                f"run.folder={path} holds {', '.join(held)} but no {RESOLVED}: its settings are not known", hint=out
             )
         return
     try:
@@ -161,10 +162,9 @@ def _check_same_run(path: Path, config: RunConfig, may_change: tuple[str, ...]) 
             if not name.startswith(may_change)
         ]
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunFolderError(f"{resolved} cannot be read: {reason}", hint=out) from error
+        raise RunFolderError(f"{resolved} cannot be read: {one_line(error)}", hint=out) from error
     if changed:
         raise RunFolderError(
             f"run.folder={path} holds a run with other settings: {', '.join(changed)}",
-            hint=f"go on with that one by {command('megatron-fork', 'train', resolved)}, {out}",
+            hint=f"continue that run with {command('megatron-fork', 'train', resolved)}, {out}",
         )

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, plain lines in a log file; rank 0 alone speaks."""
+"""What a person sees during a run: a live line on a terminal, plain lines in a log file; only rank 0 prints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHOWN = (
 
 
 def quiet_libraries() -> None:
-    """Libraries' notices about optional packages are for `doctor`, not for every run."""
+    """Silence the libraries' notices about optional packages, which `doctor` reports."""
     warnings.filterwarnings("ignore", module=r"(megatron|torch|transformers)\b.*")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -46,7 +46,7 @@ class Display:
         self.console = console or Console(highlight=False)
 
     def say(self, line: str) -> None:
-        """One line of news."""
+        """Print one line."""
         if self.speaks:
             self.console.print(masked(line), markup=False, soft_wrap=True)
 
@@ -63,7 +63,7 @@ class Display:
 
 
 class Stage:
-    """One stage: `advance` after every step, with whatever metrics are at hand."""
+    """One stage: `advance` after every step, with the metrics that there are."""
 
     def __init__(self, name: str, total: int, done: int, display: Display) -> None:
         self.name, self.total, self.done, self.first = name, total, done, done

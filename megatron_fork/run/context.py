@@ -1,6 +1,6 @@
 """What every command needs before it starts: checked settings, the layout, the prompts, the run folder.
 
-Everything that can be refused is refused here, before a model is allocated.
+Whatever can be refused is refused here, before a model is allocated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MAY_CHANGE = (
         "rollout.probe_",
     ),
 )
-# What no folder's name may hold.
+# Characters that a folder's name may not hold.
 _NO_NAME = re.compile(r"[/\x00-\x1f\ud800-\udfff]")
 
 
@@ -56,26 +56,26 @@ class RunContext:
     display: Display
     stop: StopRequest
     stop_tokens: tuple[int, ...]
-    """Any of them ends a response, the tokenizer's own first."""
+    """Any of them ends a response; the tokenizer's own comes first."""
     model_files: conversion.ModelFiles
-    """What goes beside weights that the run writes."""
+    """The files that go beside the weights that the run writes."""
     identity: str
-    """What the run is determined by, in a few letters; a resumed run may change the rest."""
+    """A fingerprint of the settings that determine the run; a resumed run may change the others."""
     formerly: tuple[str, ...]
-    """What other versions took for it."""
+    """The fingerprints that earlier versions gave the same settings."""
     checkpoints: checkpoint.Checkpoints
 
     def asked_to_stop(self) -> bool:
-        """Whether any rank was; every rank must ask."""
+        """Whether any rank was asked to stop; every rank must call it."""
         return self.stop.agreed(self.layout.world)
 
     def stop_point(self) -> None:
-        """Raise `StopRequested` on every rank where any was asked to stop; every rank must call it."""
+        """Raise `StopRequested` on every rank if any was asked to stop; every rank must call it."""
         if self.asked_to_stop():
             raise StopRequested
 
     def interrupted(self, what: str) -> Interrupted:
-        """The error to end with, once the state is saved: a scheduler's request has an exit code of its own."""
+        """The error to end with once the state is saved; a scheduler's request has its own exit code."""
         kind = Interrupted if self.stop.by_user else Preempted
         return kind(
             f"{what}; the state is saved",
@@ -90,7 +90,7 @@ class RunContext:
 
 @contextmanager
 def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
-    """Check `config`, join the ranks, open the run folder; leave all in order at the end."""
+    """Check `config`, connect the ranks, open the run folder; close everything at the end."""
     checked = check(config, ranks=distributed.world_size())
     hf_config, source, stop_tokens = checked.hf_config, checked.source, checked.stop_tokens
     model_files = conversion.ModelFiles.of(config.model, hf_config, source.tokenizer)
@@ -131,7 +131,7 @@ def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
 
 @contextmanager
 def _stopping(stop: StopRequest) -> Iterator[None]:
-    """Until there is something to save a signal ends the run at once; whoever has something says so."""
+    """A signal ends the run at once, until a caller that has something to save uses `stop.remembered`."""
     try:
         with stop.at_once():
             yield
@@ -141,12 +141,12 @@ def _stopping(stop: StopRequest) -> Iterator[None]:
         kind = Interrupted if stop.by_user else Preempted
         raise kind(
             "stopped where nothing had to be saved",
-            hint="start it again with the same run.folder: it goes on from there",
+            hint="start it again with the same run.folder: it continues from there",
         ) from error
 
 
 def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFolder:
-    """The first rank chooses the folder for all and claims it; where it may not be had, every rank learns why."""
+    """The first rank chooses and claims the folder for all; if that fails, every rank raises the same error."""
     first = distributed.rank() == 0
     path, lock, refused = Path(config.run.folder or "runs"), None, None
     try:
@@ -160,7 +160,7 @@ def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFold
     path, refused = collectives.broadcast_object((path, refused), layout.world)
     if refused is not None:
         raise refused
-    # Without `overwrite`: this file is what a run is resumed by.
+    # Without `overwrite`, since a run is resumed with this file.
     head = as_comments(provenance(str(layout))) if first else ""
     named = replace(config, run=replace(config.run, folder=str(path), overwrite=False))
     return RunFolder(

@@ -1,4 +1,4 @@
-"""The engine's side of a step: rollouts from it, the policy's new weights for it."""
+"""The engine's side of a step: collecting rollouts from it and sending it the policy's new weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from megatron_fork.run.state import PartialStep, RunState
 
 
 def collect(context: RunContext, collector: Collector, state: RunState) -> PartialStep:
-    """The rollouts of the next step with their advantages; those of an earlier run, where it left any.
+    """The rollouts of the next step with their advantages; if an interrupted run left some, those.
 
-    Where the run is asked to stop, or the engine fails, what there is stands in `state`.
+    If the run is asked to stop or the engine fails, `state` keeps what has been collected.
     """
     context.stop_point()
     if state.partial is not None and state.partial.trajectories is not None:
@@ -25,7 +25,7 @@ def collect(context: RunContext, collector: Collector, state: RunState) -> Parti
             start=state.prompts_drawn, version=state.step, stop_point=context.stop.local_stop_point
         )
     except (StopRequested, RolloutError):
-        if collector.is_stream:  # what was drawn is not drawn again
+        if collector.is_stream:  # its responses are kept, not drawn again
             state.partial = PartialStep(collector.counts(), in_flight=collector.in_flight())
         raise
     warn_of_failures(context, collector, rollouts.failures, f"step {state.step + 1}")
@@ -41,6 +41,6 @@ def collect(context: RunContext, collector: Collector, state: RunState) -> Parti
 
 
 def sync_weights(context: RunContext, policy: Policy, engine: Engine, version: int) -> None:
-    """The policy's weights for the engine, and the proof that it has them."""
+    """Send the policy's weights to the engine, and verify by log-probs that it has them."""
     engine.update_weights(PolicyWeights(policy), version)
     probe(engine, policy, context.source.held_out, context.config.rollout)

@@ -23,13 +23,13 @@ from megatron_fork.run.metric_names import PeerNames
 
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into the user's error."""
+    """Turn an `OSError` while writing to `path` into a `RunFolderError`."""
     try:
         yield
     except FileNotFoundError as error:
         raise RunFolderError(
             f"{path} cannot be written: its folder was removed while the run wrote to it",
-            hint="leave a run's folder alone until the run has ended; start it again to begin anew",
+            hint="do not touch a run's folder until the run has ended; start the run again",
         ) from error
     except OSError as error:
         raise RunFolderError(
@@ -38,14 +38,14 @@ def writing_to(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` in one step, so that a reader sees the old text or the new."""
+    """Replace `path` in one step, so that a reader sees either the old text or the new."""
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text)
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as null."""
+    """The value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -68,7 +68,7 @@ class RunFolder:
         lock: TextIO | None = None,
         peer_names: PeerNames | None = None,
     ) -> None:
-        """Of the rank that `writes`; `lock` is kept open until `close`, and with it the folder kept from other processes."""
+        """`writes`: whether this rank writes; `lock` stays open until `close`, so that no other process uses the folder."""
         self.path = path
         self.writes = writes
         self._lock, self._resolved, self._wandb_project = lock, resolved, wandb_project
@@ -79,7 +79,7 @@ class RunFolder:
                 path.mkdir(parents=True, exist_ok=True)
 
     def begin(self) -> None:
-        """Write resolved.yaml and start Weights & Biases: not before, so that a refused start leaves the folder as it was."""
+        """Write resolved.yaml and start Weights & Biases; not earlier, so that a refused start leaves the folder unchanged."""
         if not self.writes:
             return
         write_atomically(self.path / "resolved.yaml", self._resolved)
@@ -98,13 +98,13 @@ class RunFolder:
             self._wandb.log({**finite, f"{stage}/step": step})
 
     def updates(self, step: int, values: Sequence[Mapping[str, float]]) -> None:
-        """Append a line to updates.jsonl for each optimizer step of a training step."""
+        """Append a line to updates.jsonl for each optimizer step of a trainer step."""
         if self.writes:
             for number, update in enumerate(values):
                 self._append(self.path / "updates.jsonl", {"step": step, "update": number, **update})
 
     def traces(self, step: int, records: list[dict[str, Any]], *, of: Literal["step", "evaluation"] = "step") -> None:
-        """Write the traced trajectories of a step, or of the evaluation after it."""
+        """Write the traced trajectories of a step or of the evaluation after it."""
         if self.writes and records:
             lines = [json.dumps(_finite(record)) for record in records]
             write_atomically(self.path / "traces" / f"{of}-{step:06d}.jsonl", "\n".join(lines) + "\n")
@@ -117,12 +117,12 @@ class RunFolder:
     def forget(
         self, *, warm_start_after: int | None = None, after: int | None = None, evaluations_after: int | None = None
     ) -> None:
-        """Drop what a run that goes on writes again; None drops nothing of that stage.
+        """Remove the records that a resumed run will write again; None removes nothing of that stage.
 
         Args:
-            warm_start_after: lines of the warm start past this step.
-            after: lines, updates and traces of training past this step; -1 drops all.
-            evaluations_after: lines and traces of evaluations past this step; -1 drops all.
+            warm_start_after: remove lines of the warm start past this step.
+            after: remove lines, updates and traces of training past this step; -1 removes all.
+            evaluations_after: remove lines and traces of evaluations past this step; -1 removes all.
 
         """
         if not self.writes:
@@ -134,7 +134,7 @@ class RunFolder:
                 kept = [line + "\n" for line in file.read_text(encoding="utf-8").splitlines() if _stands(line, last)]
                 write_atomically(file, "".join(kept))
         with writing_to(self.path):
-            (self.path / "summary.json").unlink(missing_ok=True)  # it says that the run has finished
+            (self.path / "summary.json").unlink(missing_ok=True)  # it means that the run has finished
             for trace in (self.path / "traces").glob("*-*.jsonl"):
                 kept_to = evaluations_after if trace.name.startswith("evaluation-") else after
                 if kept_to is not None and not _step_of(trace) <= kept_to:
@@ -152,7 +152,7 @@ class RunFolder:
 
 
 def _stands(line: str, last: Mapping[str, int | None]) -> bool:
-    """Whether a line, whole or cut off by a crash, is of its stage's last kept step or before; an update is of training."""
+    """Whether to keep a line: it is whole, and its step is not past its stage's last kept one; updates belong to training."""
     try:
         record = json.loads(line)
         kept = last[record.get("stage", "train")]
@@ -167,7 +167,7 @@ def _step_of(trace: Path) -> float:
 
 
 def _start_wandb(project: str, path: Path, resolved: str, of_training: Sequence[str]) -> Any:
-    """The Weights & Biases run of a folder, the one that was begun there, where one was; more metrics `of_training`."""
+    """Start the Weights & Biases run of a folder or continue the one that it has; `of_training`: further metric names."""
     try:
         import wandb
     except ImportError as error:
@@ -181,7 +181,7 @@ def _start_wandb(project: str, path: Path, resolved: str, of_training: Sequence[
     if not kept.is_file():
         write_atomically(kept, secrets.token_hex(4) + "\n")
     typed = sys.argv
-    sys.argv = [masked(each) for each in typed]  # it keeps the command line
+    sys.argv = [masked(each) for each in typed]  # wandb stores the command line
     try:
         run = wandb.init(
             project=project,
@@ -193,7 +193,7 @@ def _start_wandb(project: str, path: Path, resolved: str, of_training: Sequence[
         )
     finally:
         sys.argv = typed
-    # Charts by the run's own steps: those that a resumed run takes again lie over the first ones.
+    # Charts use the run's own steps: steps that a resumed run repeats lie over the first ones.
     for stage in ("sft", "train", "evaluation"):
         run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
     for name in of_training:

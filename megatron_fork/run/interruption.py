@@ -1,10 +1,10 @@
 """Ctrl-C and the scheduler's signals: the first asks the run to save and stop, the second stops it at once.
 
-Where there is nothing to save, as while weights are loaded or before the first step, the first stops it too.
+If there is nothing to save, for example while weights are loaded or before the first step, the first one stops it too.
 
-Slurm sends SIGTERM before it takes a job's machines away, and what `--signal` names, by habit SIGUSR1, before the time is up.
-SIGHUP comes when the terminal goes away, as with an SSH session; what is printed afterwards goes nowhere. A run under `nohup`,
-which ignores it, goes on.
+Slurm sends SIGTERM before it takes a job's machines away, and the signal of `--signal`, usually SIGUSR1, before the time is up.
+SIGHUP comes when the terminal closes, for example with an SSH session; output after that is discarded. A run under `nohup`,
+which ignores SIGHUP, continues.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
 
 import torch
@@ -22,24 +22,24 @@ from megatron_fork.distributed import collectives, device
 from megatron_fork.errors import StopRequested
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-# One Ctrl-C reaches a rank twice: from the terminal, and passed on by torchrun.
+# One Ctrl-C reaches a rank twice: from the terminal, and forwarded by torchrun.
 _SAME_REQUEST_SECONDS = 1.0
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """Raised out of whatever the process was at when the signal came; no `Exception`, which libraries catch."""
+    """Raised by a signal wherever the process is; not an `Exception`, since libraries catch those."""
 
 
 class StopRequest:
-    """Within this context the first signal is remembered; all ranks learn of it at the next `agreed`."""
+    """Within this context the first signal is remembered; `agreed` shares it with all ranks."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.by_user = True
-        """Whether it was Ctrl-C that all ranks agreed on, and not the scheduler."""
+        """Whether the ranks were stopped by Ctrl-C and not by the scheduler."""
         self._first = 0.0
         self.has_raised = False
-        """What fails from then on, fails because this rank or another is on its way out."""
+        """Whether `StoppedAtOnce` was raised; later failures are then caused by ranks that are ending."""
         self._raises = False
 
     def __enter__(self) -> StopRequest:
@@ -59,7 +59,7 @@ class StopRequest:
         if number == signal.SIGHUP:
             self._leave_terminal()
         now = time.monotonic()
-        if self._raises and os.getpid() != self._process:  # a fork, to which Ctrl-C comes too: it has nothing to say
+        if self._raises and os.getpid() != self._process:  # a forked child, which gets Ctrl-C too, ends silently
             _end_by(number)
         elif self.received is None:
             self.received, self._first = number, now
@@ -68,23 +68,19 @@ class StopRequest:
             _end_by(number)
 
     def _leave_terminal(self) -> None:
-        """Writing to a terminal that is gone fails, and the run is still to be saved."""
+        """Writing to a closed terminal fails, and the run must still be saved."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for number in self._on_terminal:
             os.dup2(nowhere, number)
         os.close(nowhere)
 
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Nothing is to be saved in this context: a signal raises `StoppedAtOnce`."""
-        with self._raising(True):
-            yield
+    def at_once(self) -> AbstractContextManager[None]:
+        """In this context there is nothing to save: a signal raises `StoppedAtOnce`."""
+        return self._raising(True)
 
-    @contextmanager
-    def remembered(self) -> Iterator[None]:
-        """What is done in this context is to be saved: a signal waits for the next question, or for its end."""
-        with self._raising(False):
-            yield
+    def remembered(self) -> AbstractContextManager[None]:
+        """In this context there is something to save: a signal waits for the next stop point or the context's end."""
+        return self._raising(False)
 
     @contextmanager
     def _raising(self, raises: bool) -> Iterator[None]:
@@ -103,7 +99,7 @@ class StopRequest:
             raise StoppedAtOnce
 
     def local_stop_point(self) -> None:
-        """Raise `StopRequested` where this rank was asked; the others may not know yet."""
+        """Raise `StopRequested` if this rank was asked to stop; the others may not know yet."""
         if self.received is not None:
             raise StopRequested
 

@@ -1,6 +1,6 @@
-"""The names that other trainers give to what is measured here, for `run.metric_aliases`: their charts then show these runs too.
+"""The names that other trainers give to the same metrics, for `run.metric_aliases`: their charts then show these runs too.
 
-Only what is the same quantity has a name of theirs. docs/run-folder.md says of each over what it is taken, and what has none.
+Only the same quantity gets such a name. docs/run-folder.md says what each is averaged over, and which metrics have no alias.
 Sources: verl's `compute_data_metrics`, `compute_throughout_metrics` and `compute_policy_loss`; NeMo-RL's `ClippedPGLossFn`.
 """
 
@@ -18,7 +18,7 @@ def _named(name: str) -> Callable[[Metrics, int], float]:
     return lambda metrics, ranks: metrics[name]
 
 
-# Of a training step: their full name, as their loggers have it, and how it comes from ours and the count of ranks.
+# Metrics of a trainer step: the full name in their loggers, and how to compute it from our metrics and the number of ranks.
 ALIASES: dict[Peer, dict[str, Callable[[Metrics, int], float]]] = {
     "verl": {
         "actor/entropy": _named("entropy/mean"),
@@ -56,7 +56,7 @@ ALIASES: dict[Peer, dict[str, Callable[[Metrics, int], float]]] = {
 
 @dataclass(frozen=True)
 class PeerNames:
-    """Under whose names a run's metrics are written as well; `ranks` of the trainer share the work of a step."""
+    """The trainers under whose names metrics are also written; `ranks`: how many ranks share the work of a step."""
 
     peers: Sequence[Peer] = ()
     ranks: int = 1
@@ -65,7 +65,7 @@ class PeerNames:
         return [name for peer in self.peers for name in ALIASES[peer]]
 
     def of(self, stage: str, metrics: Metrics) -> dict[str, float]:
-        """The metrics of a step of training under their names, as far as they are there; none of another stage."""
+        """A trainer step's metrics under the peers' names, as far as they exist; empty for other stages."""
         found = {}
         for peer in self.peers if stage == "train" else ():
             for name, value in ALIASES[peer].items():

@@ -1,4 +1,4 @@
-"""Where a run came from: versions, commit, command line, machine, layout. Written down, and compared with nothing."""
+"""Where a run came from: versions, commit, command line, machine, layout. For readers only; nothing is compared with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GIT_SECONDS = 5.0
 
 
 def provenance(layout: str) -> dict[str, object]:
-    """What a reader of the results needs beside the recipe; passwords in addresses are left out."""
+    """What a reader of the results needs besides the recipe; passwords in addresses are masked."""
     versions = {"megatron-fork": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -43,12 +43,12 @@ def provenance(layout: str) -> dict[str, object]:
 
 
 def as_comments(found: dict[str, object]) -> str:
-    """YAML of it, every line behind a `#`, to stand above a recipe."""
+    """The provenance as YAML comments, to be put above a recipe."""
     return textwrap.indent(write_yaml({"provenance": found}), "# ", lambda line: True)
 
 
 def commit(project: Path = _PROJECT) -> str | None:
-    """The git commit of this project's source, marked where files differ from it; None where it is no working copy."""
+    """The git commit of this project's source, marked if files differ from it; None outside a working copy."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -60,7 +60,7 @@ def commit(project: Path = _PROJECT) -> str | None:
         ).stdout.strip()
 
     try:
-        # Of an enclosing repository, as around a virtual environment, the commit would be another project's.
+        # An enclosing repository, for example around a virtual environment, would give another project's commit.
         git("ls-files", "--error-unmatch", "megatron_fork/__init__.py")
         return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):

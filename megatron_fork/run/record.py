@@ -1,4 +1,4 @@
-"""What a run writes down: metrics and traces of steps, evaluations, and at the end the summary and the report."""
+"""What a run records: metrics and traces of steps, evaluations, and at the end the summary and the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_fork.run.traces import response_records, trace_records
 
 
 def evaluate_held_out(context: RunContext, collector: Collector, step: int) -> dict[str, float]:
-    """Evaluate the engine's weights on the held-out prompts and write the result down."""
+    """Evaluate the engine's weights on the held-out prompts and record the result."""
     began = time.perf_counter()
     result: Evaluation = evaluate(
         collector, context.source.held_out, context.config.evaluation, stop_point=context.stop.local_stop_point
@@ -42,7 +42,7 @@ def evaluate_held_out(context: RunContext, collector: Collector, step: int) -> d
 def keep_responses(
     context: RunContext, responses: list[Trajectory], step: int, kind: Literal["without_signal", "evaluation"]
 ) -> None:
-    """Write a few responses that are not trained on beside the traces, with what the verifier said of them."""
+    """Write a few responses that are not trained on beside the traces, with the verifier's reasons."""
     run = context.config.run
     if context.folder.writes and run.trace_every:
         records = response_records(
@@ -52,7 +52,7 @@ def keep_responses(
 
 
 def evaluate_where_due(context: RunContext, collector: Collector, state: RunState) -> dict[str, float]:
-    """The evaluation after the last step, where it is due and was not done yet."""
+    """Evaluate after the last step if that is due and not done yet."""
     if not state.owes_evaluation:
         return {}
     state.after = evaluate_held_out(context, collector, state.step)
@@ -61,7 +61,7 @@ def evaluate_where_due(context: RunContext, collector: Collector, state: RunStat
 
 
 def log_step(context: RunContext, state: RunState, done: PartialStep, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Metrics, updates and traces of the step that `done` was; every rank calls it."""
+    """Record metrics, updates and traces of the step `done`; every rank must call it."""
     assert done.trajectories is not None
     metrics = {**done.rollout_metrics, **done.result.metrics, **seconds}
     metrics["tokens_per_second"] = sum(len(each.response) for each in done.trajectories) / metrics["time/step"]
@@ -93,7 +93,7 @@ def utilization(context: RunContext, trained: Sequence[Trajectory], seconds: flo
 
 
 def is_traced(state: RunState, config: RunConfig, *, has_signal: bool) -> bool:
-    """Whether trajectories of the step are kept: where that is due, and of ever fewer of the steps without signal."""
+    """Whether to trace the step: if that is due, or if it is the 1st, 2nd, 4th, 8th ... step without signal."""
     if not config.run.trace_every:
         return False
     nth = 0 if has_signal else state.steps_without_signal
@@ -102,8 +102,8 @@ def is_traced(state: RunState, config: RunConfig, *, has_signal: bool) -> bool:
 
 
 def note_signal(context: RunContext, state: RunState, metrics: dict[str, float], *, updates: int) -> bool:
-    """Whether any group of the step had signal; count the step, and say it, where none had."""
-    # Of a step that an earlier version began it is not known.
+    """Whether any group of the step had signal; if none had, count the step and print a line."""
+    # A step that an earlier version began does not have this metric.
     if metrics.get("rollout/groups_with_signal", 1) > 0:
         return True
     state.steps_without_signal += 1
@@ -117,14 +117,14 @@ def note_signal(context: RunContext, state: RunState, metrics: dict[str, float],
 
 
 def warn_of_failures(context: RunContext, collector: Collector, failures: Failures, where: str) -> None:
-    """Say it where the verifier failed on many responses; raises `RewardError` where it has never judged one."""
+    """Print a warning if the verifier failed on many responses; raises `RewardError` if it has never judged one."""
     warning = collector.rewards.watch.look(failures, where)
     if warning is not None:
         context.display.say(warning)
 
 
 def finish(context: RunContext, state: RunState, *, parameters: int, seconds: float) -> None:
-    """summary.json and the report, with what was before and after."""
+    """Write summary.json and the report, with the evaluations before and after training."""
     if not context.folder.writes:
         return
     before, after = state.before or {}, state.after or state.before or {}
@@ -141,7 +141,7 @@ def finish(context: RunContext, state: RunState, *, parameters: int, seconds: fl
         "layout": str(context.layout),
         "wall_seconds": seconds,
         **asdict(outcome),
-        "provenance": provenance(str(context.layout)) if context.folder.writes else {},
+        "provenance": provenance(str(context.layout)),
     }
     summary["seconds"]["other"] = max(0.0, seconds - sum(outcome.seconds.values()))
     context.folder.summary(summary)
@@ -156,15 +156,15 @@ def finish(context: RunContext, state: RunState, *, parameters: int, seconds: fl
 
 
 def warn_without_signal(context: RunContext, outcome: Outcome) -> None:
-    """At the end of the run, where steps had nothing to learn from."""
+    """Print a warning at the end of a run whose steps had nothing to learn from."""
     if not outcome.steps_without_signal:
         return
-    unchanged = " and made no update: the model is the one that it began with" if not outcome.updates else ""
+    unchanged = ", and there was no update: the model is unchanged" if not outcome.updates else ""
     context.display.say(
         f"warning: {outcome.steps_without_signal} of {outcome.steps} steps had no group with signal{unchanged}"
     )
     context.display.say(
-        f"  responses and the verifier's reasons are in {context.folder.path / 'traces'} and the report; where all are wrong, "
-        "look at the verifier, the answer format and rollout.max_response_tokens, or take easier prompts; where all are "
-        "right, harder ones"
+        f"  responses and the verifier's reasons are in {context.folder.path / 'traces'} and the report; if all are wrong, "
+        "check the verifier, the answer format and rollout.max_response_tokens, or use easier prompts; if all are right, "
+        "use harder ones"
     )

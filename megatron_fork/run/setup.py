@@ -1,32 +1,38 @@
-"""How a run begins, resumed, warm-started, or as its model folder has it, and the building of its parts."""
+"""How a run starts (resumed, warm-started, or from its model folder), and how its parts are built."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from megatron_fork import checkpoint, conversion, distributed, models, rollout
 from megatron_fork.config import RunConfig
+from megatron_fork.distributed import collectives
 from megatron_fork.errors import StopRequested
+from megatron_fork.experience import Batch
+from megatron_fork.objective import PolicyLoss, supervised_loss
 from megatron_fork.policy import Critic, Learner, OptimizerConfig, Policy, TrainedModels
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Collector, Engine, EngineContext
 from megatron_fork.run.context import RunContext
-from megatron_fork.run.fine_tuning import fine_tune
 from megatron_fork.run.state import RunState, checked, state_of
 from megatron_fork.run.step_files import read_groups, read_step
+from megatron_fork.vocab_parallel import TokenStatistics
 
 
 def start(context: RunContext) -> tuple[RunState, TrainedModels]:
-    """Where the run stands and its models: resumed, warm-started, or as the model folder has them."""
+    """The run's state and models: resumed, warm-started, or from the model folder."""
     saved = context.checkpoints.latest()
     context.folder.begin()
     if saved is not None:
         return _resumed(context, saved)
     began = time.monotonic()
-    context.folder.forget(after=-1, evaluations_after=-1)  # of a start that left no checkpoint
+    context.folder.forget(after=-1, evaluations_after=-1)  # an earlier start that left no checkpoint
     if context.config.sft.steps and not has_warm_start(context):
         warm_start(context)
     trained = build_models(context, first_weights(context))
@@ -56,12 +62,12 @@ def _resumed(context: RunContext, saved: checkpoint.Saved) -> tuple[RunState, Tr
 
 
 def first_weights(context: RunContext) -> models.ModelConfig:
-    """What reinforcement learning sets out from: the warm start's folder, or the recipe's model."""
+    """The weights that reinforcement learning starts from: the warm start's folder, or the recipe's model."""
     return models.ModelConfig(path=str(context.warm_start)) if context.config.sft.steps else context.config.model
 
 
 def build_models(context: RunContext, reference: models.ModelConfig) -> TrainedModels:
-    """What the objective asks for; the reference has its weights, the others' are still to be loaded."""
+    """The networks that the objective needs; the reference has its weights, the others are still to be loaded."""
     config = context.config
     critic = frozen = None
     if config.objective.advantage == "gae":
@@ -80,12 +86,12 @@ def build_models(context: RunContext, reference: models.ModelConfig) -> TrainedM
 
 
 def has_warm_start(context: RunContext) -> bool:
-    """Whether the folder holds a finished one; its settings are the run's, which opening the folder has made sure of."""
+    """Whether the folder holds a finished warm start; `claim` has checked that its settings are this run's."""
     return (context.warm_start / "config.json").is_file()
 
 
 def warm_start(context: RunContext) -> Policy:
-    """Supervised fine-tuning on the source's demonstrations, kept as a Hugging Face folder; taken up where one was begun."""
+    """Fine-tune on the source's demonstrations and write a Hugging Face folder; continues an interrupted warm start."""
     policy = build_policy(context, context.config.sft.optimizer)
     if has_warm_start(context):
         conversion.load_initial(
@@ -117,8 +123,37 @@ def warm_start(context: RunContext) -> Policy:
     return policy
 
 
+def fine_tune(context: RunContext, policy: Policy, *, first: int) -> Iterator[int]:
+    """Imitate the source's demonstrations from step `first` on, by cross-entropy; after each step, how many are done."""
+    config, seed = context.config.sft, context.config.seed
+    with context.display.stage("sft", config.steps, done=first) as stage:
+        for step in range(first, config.steps):
+            started = time.perf_counter()
+            batch = policy.share(Batch(context.source.demonstrations(config.batch, step=step, seed=seed)))
+            count = torch.tensor(batch.response_tokens, device=distributed.device())
+            tokens = int(collectives.all_reduce_sum(count, policy.layout.data))
+
+            def loss_of(statistics: TokenStatistics, _: Tensor, tokens: int = tokens) -> PolicyLoss:
+                return supervised_loss(statistics.logprob, normalizer=tokens)
+
+            everything = torch.ones(batch.response_tokens, dtype=torch.bool)
+            rate = config.optimizer.rate_at(step, config.steps)
+            update = policy.update(batch, everything, loss_of, learning_rate=rate)
+            seconds = time.perf_counter() - started
+            metrics = {
+                "loss": update.loss,
+                "gradient_norm": update.gradient_norm,
+                "learning_rate": rate,
+                "tokens_per_second": tokens / seconds,
+                "time/step": seconds,
+            }
+            context.folder.metrics("sft", step + 1, metrics)
+            stage.advance(metrics, every_seconds=5.0)
+            yield step + 1
+
+
 def build_policy(context: RunContext, optimizer: OptimizerConfig | None) -> Policy:
-    """A policy of the run's architecture, its weights still to be loaded."""
+    """A policy of the run's architecture; its weights are still to be loaded."""
     return Policy(
         context.config.policy,
         optimizer,
@@ -127,13 +162,13 @@ def build_policy(context: RunContext, optimizer: OptimizerConfig | None) -> Poli
         temperature=context.config.rollout.temperature,
         head=context.config.vocab_parallel,
         compute=context.config.compute,
-        # The frozen reference routes by itself: its weights are others, and so would be its best experts.
+        # The frozen reference chooses its own experts: its weights differ, and so would its best experts.
         experts=context.config.experts if optimizer else None,
     )
 
 
 def build_engine(context: RunContext, *, save: Callable[[], None] = lambda: None) -> Engine:
-    """The engine that draws responses; its weights come with the first update. `save`: before a wait for servers."""
+    """The engine that draws responses; the first update brings its weights. `save` is called before waiting for servers."""
     return rollout.build_engine(
         EngineContext(
             context.config.rollout,
@@ -156,7 +191,7 @@ def build_engine(context: RunContext, *, save: Callable[[], None] = lambda: None
 def build_collector(
     context: RunContext, engine: Engine, rewards: RewardPool, state: RunState | None = None
 ) -> Collector:
-    """What collects rollouts; it goes on with what the `state` of an earlier run has in flight."""
+    """The collector of rollouts; it continues the prompt groups that `state` has in flight."""
     config = context.config
     collector = Collector(
         config.rollout,
@@ -185,7 +220,7 @@ def build_learner(config: RunConfig, models: TrainedModels) -> Learner:
 
 
 def write_model(context: RunContext, policy: Policy, folder: Path) -> None:
-    """A Hugging Face folder with all that it needs, which transformers, vLLM and SGLang load."""
+    """Write a complete Hugging Face folder, which transformers, vLLM and SGLang load."""
     conversion.export_hf(policy, folder)
     if context.folder.writes:
         context.model_files.write(folder)

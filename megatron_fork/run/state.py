@@ -1,7 +1,7 @@
-"""Where a run stands: with the tensors of a checkpoint, all that it needs to go on as if it had never stopped.
+"""The state of a run: together with a checkpoint's tensors, all it needs to continue as if it had never stopped.
 
-A checkpoint's manifest keeps `RunState.record`; prompt groups in flight and the trajectories of a partial step, which are
-large, lie in files beside it (see `step_files`).
+A checkpoint's manifest keeps `RunState.record`; prompt groups in flight and the trajectories of a partial step are large and
+are kept in files beside it (see `step_files`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from megatron_fork.policy import StepResult
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import PromptGroup, RolloutCounts
 
-DAMAGED = "the checkpoint is damaged or another version's: point LATEST to an earlier one, or begin anew"
-# Nothing that a run counts is as large; what says so was written by something else.
+DAMAGED = "the checkpoint is damaged or from another version: point LATEST to an earlier one, or start over"
+# No count of a run is larger; a larger one was written by something else.
 MOST = 10**12
 _Count = Annotated[int, Field(ge=0, le=MOST)]
 _Size = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
@@ -50,7 +50,7 @@ class CountsRecord(TypedDict, total=False):
 class PartialRecord(TypedDict):
     counts: CountsRecord
     trajectories: _Count | None
-    """How many lie in the files; None while they are collected."""
+    """How many there are in the files; None while they are collected."""
     rollout_metrics: _Metrics
     metrics: _Metrics | None
     """Of the step; None before its statistics pass."""
@@ -59,7 +59,7 @@ class PartialRecord(TypedDict):
 
 @_exact
 class StateRecord(TypedDict, total=False):
-    """What a manifest keeps of a run. Metrics may be NaN, which stands for what was not measured."""
+    """What a manifest keeps of a run. A metric that was not measured is NaN."""
 
     step: _Count
     prompts_drawn: _Count
@@ -76,22 +76,19 @@ _RECORD = TypeAdapter(StateRecord)
 
 @dataclass
 class PartialStep:
-    """The step after the last whole one, as far as it came.
-
-    Its rollouts are being collected, or they are there, and some of its updates are made.
-    """
+    """The unfinished step after the last whole one: its rollouts are being collected, or some of its updates are made."""
 
     counts: RolloutCounts
     trajectories: list[Trajectory] | None = None
-    """With their advantages, in the order of their numbers; None while they are collected."""
+    """With their advantages, ordered by number; None while they are collected."""
     rollout_metrics: dict[str, float] = field(default_factory=dict)
     result: StepResult = field(default_factory=StepResult)
     dropped: list[Trajectory] = field(default_factory=list)
-    """Of groups without signal, to be shown; a checkpoint does not keep them."""
+    """From groups without signal, to be shown; a checkpoint does not keep them."""
     in_flight: list[PromptGroup] = field(default_factory=list)
-    """As in `RunState`, since this step's rollouts were taken from them; not part of `record` either."""
+    """As in `RunState`, but after this step's rollouts were taken; not part of `record` either."""
     is_saved: bool = False
-    """It is as a checkpoint has it: an earlier run's, with which this one has not gone on yet."""
+    """A checkpoint holds it as it is: it was resumed and has not continued yet."""
 
     def record(self) -> PartialRecord:
         return {
@@ -108,19 +105,19 @@ class RunState:
     """The last whole step, and at most one partial step after it."""
 
     step: int = 0
-    """Trainer steps that are done."""
+    """Finished trainer steps."""
     prompts_drawn: int = 0
     seconds: float = 0.0
-    """That the run has taken, in all its parts."""
+    """That the run has taken, over all its starts."""
     before: dict[str, float] | None = None
     after: dict[str, float] | None = None
     """Metrics of the first and the last evaluation."""
     steps_without_signal: int = 0
     owes_evaluation: bool = False
-    """The evaluation after `step` is due and not done yet."""
+    """Whether the evaluation after `step` is due and not done yet."""
     partial: PartialStep | None = None
     in_flight: list[PromptGroup] = field(default_factory=list)
-    """Prompt groups that were begun and not trained on, on the first rank, after `step`; not part of `record`."""
+    """On the first rank: prompt groups that were begun but not trained on after `step`; not part of `record`."""
 
     @property
     def evaluated(self) -> int:
@@ -128,7 +125,7 @@ class RunState:
         return -1 if self.before is None else self.step - self.owes_evaluation
 
     def finish_step(self, *, evaluation_every: int, last: int) -> None:
-        """The partial step is whole; evaluations are due every so many steps and after the last."""
+        """Make the partial step a whole one; evaluations are due every `evaluation_every` steps and after the last."""
         assert self.partial is not None
         self.step += 1
         self.prompts_drawn += self.partial.counts.drawn
@@ -136,7 +133,7 @@ class RunState:
         self.owes_evaluation = is_due(self.step, evaluation_every, last)
 
     def reached(self, steps: int) -> str:
-        """How far the run came, of so many steps, in words."""
+        """How far the run got of its `steps`, in words."""
         if self.partial is None:
             return f"after step {self.step} of {steps}"
         if self.partial.trajectories is None:
@@ -158,12 +155,12 @@ class RunState:
 
 
 def is_due(step: int, every: int, last: int) -> bool:
-    """Every `every` steps, and at the end."""
+    """Whether `step` is the last, or one of every `every` steps; `every=0` means only the last."""
     return step == last or (every > 0 and step % every == 0)
 
 
 def checked(record: Mapping[str, Any], where: str) -> StateRecord:
-    """A manifest's record as it is, or `CheckpointError` that names the field of `where` which is not what a run writes."""
+    """The manifest's record; raises `CheckpointError` that names the first field of `where` that a run does not write so."""
     renamed = _renamed(record)
     try:
         _RECORD.validate_python({"step": None, "prompts_drawn": None, **renamed})
@@ -175,11 +172,11 @@ def checked(record: Mapping[str, Any], where: str) -> StateRecord:
         value = repr(first["input"])
         value = value if len(value) <= 60 else value[:60] + "..."
         raise CheckpointError(f"{where} has {name}={value}: {first['msg']}", hint=DAMAGED) from error
-    return cast(StateRecord, renamed)  # whole numbers among the metrics stay whole: a resumed run writes the same lines
+    return cast(StateRecord, renamed)  # not pydantic's copy: integers in the metrics stay integers when written again
 
 
 def state_of(record: StateRecord) -> RunState:
-    """The state but for what lies in files: trajectories, their columns, and groups in flight."""
+    """The state without what is kept in files: trajectories, their columns, and groups in flight."""
     plain = dict(record)
     partial = record.get("partial")
     if partial is not None:
@@ -196,7 +193,7 @@ def _counts_of(record: CountsRecord) -> RolloutCounts:
 
 
 def _renamed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of the version before, which kept a partial step under two names: `unfinished`, and while drawn `drawing`."""
+    """A record with today's names: the previous version called a partial step `unfinished`, or `drawing` while collected."""
     renamed = dict(record)
     unfinished, drawing = renamed.pop("unfinished", None), renamed.pop("drawing", None)
     if isinstance(unfinished, dict):

@@ -1,7 +1,7 @@
-"""The large parts of a partial step and of what is in flight, as files beside a checkpoint's tensors, and how they are read.
+"""The large parts of a partial step and of the groups in flight, as files beside a checkpoint's tensors.
 
-Rollouts are what a step costs most, and updates that were made cannot be unmade: both are kept. Each rank writes the sequences
-that it trains on with their columns, and whoever resumes, under any layout, picks from all of them.
+Rollouts are the most expensive part of a step, and updates cannot be undone: both are kept. Each rank writes the sequences
+that it trains on with their columns; a resumed run, under any layout, reads all of them and takes its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OF_EVERY_BATCH = {"advantage_t", "rollout_logprob_t"}
 
 
 def write_step(folder: Path, step: PartialStep, layout: Layout) -> None:
-    """This rank's part: its share of every mini-batch, or, where these are not there, all from the first rank."""
+    """Write this rank's share of every mini-batch; before there are shares the first rank writes all trajectories."""
     if step.result.shares:
         is_first = layout.tensor.rank() == layout.context.rank() == layout.pipeline.rank() == 0
         mine = [part for share in step.result.shares for part in _parts(share)] if is_first else []
@@ -43,7 +43,7 @@ def write_step(folder: Path, step: PartialStep, layout: Layout) -> None:
 
 
 def read_step(folder: Path, record: PartialRecord, step: PartialStep) -> None:
-    """Fill in what `write_step` kept; raises `CheckpointError` where the parts are not those of the step."""
+    """Fill in what `write_step` wrote; raises `CheckpointError` if the parts are not those of the step."""
     if record["trajectories"] is None:
         return
     parts: list[tuple[Trajectory, _Columns]] = []
@@ -57,7 +57,7 @@ def read_step(folder: Path, record: PartialRecord, step: PartialStep) -> None:
     if len(set(numbers)) < len(numbers) or len(numbers) != record["trajectories"]:
         raise CheckpointError(
             f"{folder} holds {len(set(numbers))} trajectories in {len(numbers)} parts, not the {record['trajectories']} of "
-            "the step that was begun",
+            "the partial step",
             hint=DAMAGED,
         )
     step.trajectories = [trajectory for trajectory, _ in parts]
@@ -66,13 +66,13 @@ def read_step(folder: Path, record: PartialRecord, step: PartialStep) -> None:
 
 
 def write_groups(folder: Path, groups: Sequence[PromptGroup]) -> None:
-    """Prompt groups in flight, from whichever rank has any."""
+    """Write the prompt groups in flight; only a rank that has any writes."""
     if groups:
         torch.save([_plain_group(group) for group in groups], folder / _GROUPS)
 
 
 def read_groups(folder: Path) -> list[PromptGroup]:
-    """What `write_groups` kept; none where it kept nothing."""
+    """The groups that `write_groups` wrote; empty if it wrote none."""
     path = folder / _GROUPS
     if not path.is_file():
         return []
@@ -82,30 +82,30 @@ def read_groups(folder: Path) -> list[PromptGroup]:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """What is not as it was written, wherever that shows, is one line."""
+    """Turn every error of reading a damaged file into a `CheckpointError`."""
     try:
         yield
-    except Exception as error:  # torch's reader and the classes below raise whatever they like
+    except Exception as error:  # torch's reader and the classes below may raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{file} is no part of a step that was begun: {reason}", hint=DAMAGED) from error
+        raise CheckpointError(f"{file} is not part of a partial step: {reason}", hint=DAMAGED) from error
 
 
 def _entries(file: Path) -> list[dict[str, Any]]:
     entries = torch.load(file, weights_only=True)
     if not isinstance(entries, list):
-        raise TypeError(f"it holds a {type(entries).__name__}, no list")
+        raise TypeError(f"it holds a {type(entries).__name__}, not a list")
     return entries
 
 
 def _check_columns(trajectory: Trajectory, columns: _Columns, *, trained: bool) -> None:
-    """Those of a batch, one value a token; of a step of which nothing was trained on there are none."""
+    """Columns must be those of a batch, with one value per token; before training there are none."""
     known = {column.name for column in fields(Batch)} - {"sequences"}
     needed = _OF_EVERY_BATCH if trained else set()
     if not needed <= set(columns) <= known:
         raise ValueError(f"trajectory {trajectory.number} has the columns {sorted(columns)}")
     for name, column in columns.items():
         if not isinstance(column, Tensor) or column.shape != (len(trajectory.response),):
-            raise ValueError(f"{name} of trajectory {trajectory.number} is not one value a token")
+            raise ValueError(f"{name} of trajectory {trajectory.number} does not have one value per token")
 
 
 def _plain_group(group: PromptGroup) -> dict[str, Any]:
@@ -143,16 +143,16 @@ def _parts(share: Batch) -> list[dict[str, Any]]:
     names = [column.name for column in fields(share) if column.name != "sequences"]
     present = {name: vars(share)[name] for name in names if vars(share)[name] is not None}
     lengths = share.response_lengths
-    pieces = {name: column_t.split(lengths) for name, column_t in present.items()}
+    columns = {name: column_t.split(lengths) for name, column_t in present.items()}
     return [
-        _plain(sequence, {name: pieces[name][index].clone() for name in pieces})
+        _plain(sequence, {name: columns[name][index].clone() for name in columns})
         for index, sequence in enumerate(share.sequences)
         if isinstance(sequence, Trajectory)
     ]
 
 
 def _plain(trajectory: Trajectory, columns: _Columns) -> dict[str, Any]:
-    """Without classes of this project, so that a file is data and nothing else."""
+    """The trajectory without classes of this project, so that the file holds only data."""
     plain = asdict(trajectory)
     plain["versions"] = [tuple(span) for span in trajectory.versions]
     plain["response"], plain["rollout_logprob"] = _tensors(trajectory.response, trajectory.rollout_logprob)
@@ -175,28 +175,28 @@ def _prompt(plain: dict[str, Any]) -> Prompt:
     _check_counts(index=prompt.index)
     _check_texts(text=prompt.text, answer=prompt.answer)
     if not prompt.tokens or any(type(token) is not int or token < 0 for token in prompt.tokens):
-        raise ValueError(f"prompt {prompt.index} has tokens that are none")
+        raise ValueError(f"prompt {prompt.index} has tokens that are not token ids")
     return prompt
 
 
 def _check_counts(**counts: object) -> None:
     for name, value in counts.items():
         if type(value) is not int or not 0 <= value <= MOST:
-            raise ValueError(f"{name}={value!r} is no count")
+            raise ValueError(f"{name}={value!r} is not a count")
 
 
 def _check_texts(**texts: object) -> None:
     for name, value in texts.items():
         if not isinstance(value, str):
-            raise ValueError(f"{name}={value!r} is no text")
+            raise ValueError(f"{name}={value!r} is not text")
 
 
 def _versions(plain: Sequence[Any]) -> tuple[VersionSpan, ...]:
     versions = tuple(VersionSpan(*span) for span in plain)
     if any(type(number) is not int for span in versions for number in span):
-        raise ValueError("a version's span is not of whole numbers")
+        raise ValueError("a version span holds values that are not whole numbers")
     if any(span.version < 0 or not 0 <= span.start <= span.end <= MOST for span in versions):
-        raise ValueError("a version's span is none")
+        raise ValueError("a version span is out of range")
     return versions
 
 
@@ -205,7 +205,7 @@ def _tensors(tokens: Sequence[int], logprob: Sequence[float]) -> tuple[Tensor, T
 
 
 def _arrays(tokens: Tensor | Sequence[int], logprob: Tensor | Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
-    """Also of tuples, as these files once had them."""
+    """The arrays of tensors, or of tuples, which earlier versions of these files have."""
     token_t, logprob_t = torch.as_tensor(tokens), torch.as_tensor(logprob)
     if token_t.dim() != 1 or token_t.shape != logprob_t.shape:
         raise ValueError(f"tokens of shape {list(token_t.shape)} with log-probs of shape {list(logprob_t.shape)}")

@@ -1,4 +1,4 @@
-"""Only the warm start of a recipe, as `megatron-fork sft` runs it."""
+"""The warm start of a recipe alone, as `megatron-fork sft` runs it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def supervise(config: RunConfig, display: Display) -> Path:
     with prepare(config, display) as context, RewardPool(config.rewards) as rewards, ExitStack() as stack:
         if context.checkpoints.latest() is not None:
             raise RunFolderError(
-                f"run.folder={context.folder.path} holds a run that has left its warm start behind",
-                hint=f"its model is {context.warm_start}; for another warm start choose another run.folder",
+                f"run.folder={context.folder.path} holds a run that is past its warm start",
+                hint=f"its warm-start model is {context.warm_start}; for another warm start choose another run.folder",
             )
         context.folder.begin()
         context.folder.forget(after=-1)

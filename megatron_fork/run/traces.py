@@ -1,7 +1,7 @@
 """A few trajectories of a step with every token's entropy and whether it carried gradient, for the report.
 
-Responses that were not trained on, of groups without signal and of evaluations, have no entropy: only what engine and
-verifier said of them.
+Responses that were not trained on (of groups without signal, of evaluations) have no entropy, only what the engine and the
+verifier returned.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megatron_fork.rewards import read_reference
 def trace_records(
     shares: Sequence[Batch], tokenizer: PreTrainedTokenizerBase, *, step: int, count: int, group: collectives.Group
 ) -> list[dict[str, Any]]:
-    """`count` trajectories of the step's shares over all data-parallel ranks, chosen by the step, in batch order."""
+    """`count` trajectories of the step's shares over all data-parallel ranks, drawn with the step as seed, in batch order."""
     mine = [sequence.number for share in shares for sequence in share.sequences]
     everyone = sorted(number for numbers in collectives.gather_objects(mine, group) for number in numbers)
     chosen = set(random.Random(step).sample(everyone, min(count, len(everyone))))
@@ -67,7 +67,7 @@ def response_records(
     count: int,
     kind: Literal["without_signal", "evaluation"],
 ) -> list[dict[str, Any]]:
-    """At most `count` responses that were not trained on, right and wrong ones, as the engine and the verifier left them."""
+    """At most `count` responses that were not trained on, right and wrong ones mixed, with the verifier's reasons."""
     few = mixture(responses, count, lambda response: response.reward > 0)
     return [_of_response(response, token_texts(tokenizer, response), step, kind).fields() for response in few]
 
@@ -93,8 +93,8 @@ def _of_response(response: Trajectory, tokens: list[str], step: int, kind: str) 
 def token_texts(tokenizer: PreTrainedTokenizerBase, sequence: Demonstration) -> list[str]:
     """What each response token adds to the text, with the space that some tokenizers put between two tokens.
 
-    Bytes of a token that are no text by themselves, as a part of a character, stay what they are: as surrogates, the way of
-    Python's `surrogateescape`.
+    Bytes that are not text by themselves, such as a part of a character, are kept as surrogates, as Python's
+    `surrogateescape` does.
     """
     before = [sequence.prompt.tokens[-1], *sequence.response[:-1]]
     texts = []
@@ -103,14 +103,14 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, sequence: Demonstration) -> 
         text = both[len(left) :] if both.startswith(left) else alone
         if _NO_TEXT in alone:
             text = _with_bytes(tokenizer, token) or text
-        elif _NO_TEXT in text:  # of the previous token's bytes
+        elif _NO_TEXT in text:  # it comes from the previous token's bytes
             text = alone
         texts.append(text)
     return texts
 
 
 def _with_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> str | None:
-    """The text of a token with the bytes that are none; None where the tokenizer's vocabulary does not tell its bytes."""
+    """The text of a token, its non-text bytes as surrogates; None if the vocabulary does not say what its bytes are."""
     piece = str(tokenizer.convert_ids_to_tokens(token))
     if named := _NAMED_BYTE.fullmatch(piece):
         whole = bytes([int(named[1], 16)])
@@ -122,13 +122,13 @@ def _with_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> str | None:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letters by which byte-level vocabularies write bytes: printable ones as they are, the others from 256 on."""
+    """The letters that byte-level vocabularies use for bytes: printable ones as they are, the others from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 _BYTES = _byte_letters()
-# As SentencePiece writes a byte that it has no piece for.
+# How SentencePiece writes a byte that it has no piece for.
 _NAMED_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _NO_TEXT = "\ufffd"

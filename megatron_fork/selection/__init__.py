@@ -1,4 +1,4 @@
-"""Which tokens carry gradient: the exact distributed k-th largest, and every named rule over it."""
+"""Which tokens carry gradient: the exact k-th largest over all ranks, and every named rule that uses it."""
 
 from typing import TYPE_CHECKING
 

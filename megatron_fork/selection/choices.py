@@ -1,7 +1,7 @@
 """What `selection.tokens`, `selection.scope` and `selection.rule` may be: the choices by name, and what each means.
 
-A new choice of tokens is a score and one entry here. One of the user's own stands outside: `selection.tokens: module:name`,
-where the name is a function that scores tokens, or a `TokenChoice`. Nothing here needs torch: settings are checked by it.
+A new choice of tokens is a score and one entry here. The user's own is given as `selection.tokens: module:name`, where the
+name is a function that scores tokens, or a `TokenChoice`. Nothing here needs torch, since settings are checked with it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class TokenChoice:
     score: str | Callable[[TokenColumns], Tensor] | None
     """A function, or `module:function`, which is imported when it is first called; None: every candidate, without a score.
 
-    It gives one number a token, floats or integers. Floats are compared as float32, and cut as `selection.rule` says. Of
-    integers exactly k are taken, ties by the tokens' ids.
+    It returns one number per token, floats or integers. Floats are compared as float32, and cut by `selection.rule`. Of
+    integers exactly k tokens are taken, ties by the tokens' ids.
     """
     lowest: bool = False
-    """Those with the lowest scores instead."""
+    """Choose those with the lowest scores instead."""
     by_entropy: bool = False
-    """The score is the entropy in nats: the cut is `Selection.threshold`, which reports draw beside entropies."""
+    """The score is the entropy in nats: the cut is `Selection.threshold`, which reports show beside entropies."""
 
 
 _SCORES = "megatron_fork.selection.scores"
@@ -46,7 +46,7 @@ TOKENS: dict[str, TokenChoice] = {
 
 @cache
 def token_choice(name: str) -> TokenChoice:
-    """The choice of this name; raises `ConfigError` where there is none."""
+    """The choice of this name; raises `ConfigError` if there is none."""
     choice = entry_named("selection.tokens", name, TOKENS, "choice of tokens", made=_made)
     if is_custom(name):
         check_part("selection.tokens", name, "score", choice.score)
@@ -59,12 +59,12 @@ def _made(found: object) -> TokenChoice | None:
 
 @dataclass(frozen=True)
 class CutScope:
-    """What is cut as one."""
+    """The tokens that share one cut."""
 
     segment: Literal["sequence", "micro_batch"] | None = None
-    """Cut each of these by itself; None: all tokens together."""
+    """Cut each of these separately; None: all tokens together."""
     over_ranks: bool = False
-    """With what the other ranks have of it."""
+    """Together with the other ranks' tokens."""
 
 
 SCOPES: dict[str, CutScope] = {
@@ -77,12 +77,12 @@ SCOPES: dict[str, CutScope] = {
 
 @dataclass(frozen=True)
 class CutRule:
-    """Where scores are cut, and what becomes of those at the cut."""
+    """Where scores are cut, and which tokens at the cut are taken."""
 
     interpolates: bool = False
-    """Between the two scores about the quantile, as `torch.quantile` does, instead of taking the k-th largest."""
+    """Cut between the two scores around the quantile, like `torch.quantile`, instead of at the k-th largest."""
     breaks_ties: bool = False
-    """Exactly k tokens, those with the lowest ids of equal ones; otherwise all of them."""
+    """Take exactly k tokens, of equal ones those with the lowest ids; otherwise all equal ones."""
 
 
 RULES: dict[str, CutRule] = {

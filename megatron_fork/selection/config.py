@@ -16,28 +16,28 @@ Preset = Literal["paper", "authors_code", "trl"]
 
 @dataclass
 class SelectionConfig(Settings, room="selection"):
-    """The rule of selection; a preset fills in what the recipe leaves unsaid, and an explicit field wins over it.
+    """The rule of selection; a preset fills in fields that the recipe does not set.
 
-    Every combination of the choices means something, so that one word turns any recipe into its control arm: `random`
-    marks exactly k tokens whatever the rule, and `all` reads neither ratio nor rule nor scope.
+    Every combination of the choices is valid, so that one word turns any recipe into its control arm: `random` marks
+    exactly k tokens under every rule, and `all` ignores ratio, rule and scope.
     """
 
     preset: Preset = "paper"
-    """What the fields of None are filled with: `paper`, the `authors_code`, or what `trl` does (docs/semantics.md)."""
+    """Fills in the fields that are None, as in the `paper`, the `authors_code` or `trl` (docs/semantics.md)."""
     tokens: Annotated[str, EntryOf(tuple(TOKENS))] = "top"
     """top: highest entropies. bottom: lowest. random: the control arm. all: no selection. module:name: highest scores of a
     function of your own (docs/extending.md)."""
     ratio: PositiveFraction = 0.2
-    """Share of the response tokens that carries gradient: 0.2 trains the top fifth, 1.0 all tokens."""
+    """Fraction of the response tokens that carries gradient: 0.2 trains the top fifth, 1.0 all tokens."""
     scope: Scope | None = None
-    """What the share is taken of: the whole mini-batch over all ranks, one micro-batch over all data-parallel ranks,
-    one micro-batch of one rank, or one sequence. Like the two below, the preset's choice where none is made."""
+    """What the fraction is taken of: the whole mini-batch over all ranks, one micro-batch over all data-parallel ranks,
+    one micro-batch of one rank, or one sequence. By default, as for the next two fields, the preset's choice."""
     rule: Rule | None = None
     """threshold: at or above the k-th largest, ties kept. exact_k: ties broken by token order. quantile: interpolated."""
     entropy_policy: EntropyPolicy | None = None
-    """Whose entropy: the policy being trained, recomputed before every mini-batch, or the one that began the step."""
+    """Whose entropy: the policy being trained, recomputed before every mini-batch, or the policy before the step."""
     seed: int = 0
-    """Of the random choice; combined with the step."""
+    """Seed of the random choice; combined with the step."""
 
     def check(self) -> None:
         for name, value in PRESETS[self.preset]["selection"].items():
@@ -45,7 +45,7 @@ class SelectionConfig(Settings, room="selection"):
                 setattr(self, name, value)
 
 
-# Values below are relative to the whole recipe, since the denominator belongs to the objective.
+# Names are relative to the whole recipe, since the denominator belongs to the objective.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "selection": {"scope": "minibatch", "rule": "threshold", "entropy_policy": "current"},

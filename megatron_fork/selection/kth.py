@@ -1,14 +1,14 @@
 """The exact k-th largest value over all ranks, without gathering the values.
 
-Floats become integers of the same order. A histogram of an interval of these, summed over the ranks, says in which bin the
-k-th largest lies; that bin is the next interval, until one value is left. From the whole range this takes three rounds.
+Floats become integers of the same order. A histogram of an interval of these, summed over the ranks, shows which bin holds the
+k-th largest; that bin is the next interval, until one value is left. From the whole range this takes three rounds.
 
-Among many values a sample guesses the first interval, so narrow that its histogram all but gives the answer and few values
-are left to look at again. A guess that misses is seen from the counts beside it and the search starts from the whole range:
-sampling decides the time, never the result.
+With many values a sample guesses the first interval, so narrow that its histogram nearly gives the answer and few values are
+left to look at again. If the guess misses, the counts beside it show that, and the search starts from the whole range: sampling
+decides the time, never the result.
 
-On the wire: histograms of at most 4,099 counts, whatever the number of values. In memory: temporaries of one block, and one
-histogram a block. Ranks may hold any number of values, none included.
+On the wire: histograms of at most 4,099 counts for any number of values. In memory: temporaries of one block, and one histogram
+per block. Ranks may hold any number of values, including none.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from megatron_fork.errors import SelectionError
 _DIGIT_BITS = 12
 _LOWEST, _HIGHEST = ~0x7F800000, 0x7F800000  # the keys of the infinities
 _SAMPLED_FROM = 1 << 19
-_SAMPLE_STRIDE = 127  # odd, so that it does not fall into step with rows of a round length
+_SAMPLE_STRIDE = 127  # odd, so that it is not in step with rows of a round length
 
 
 def kth_largest(values: Tensor, k: int, *, group: Group = None) -> float:
-    """The k-th largest of all ranks' `values` (k = 1: the maximum), exactly one of them.
+    """The k-th largest of all ranks' `values` (k = 1: the maximum), which is exactly one of them.
 
     Args:
         values: any shape, float; compared as float32. NaN is an error on every rank.
@@ -47,7 +47,7 @@ def kth_largest(values: Tensor, k: int, *, group: Group = None) -> float:
 
 
 def kth_of_numbers(flat: Tensor, k: int, count: int, group: Group) -> float:
-    """`kth_largest` of `count` values in all where it is known that none is NaN and that 1 <= k <= count."""
+    """`kth_largest` of `count` values in all, without checks: none may be NaN, and 1 <= k <= count."""
     return float_of_key(_kth_key(flat, k, count, group))
 
 
@@ -65,7 +65,7 @@ class _Interval:
     shift: int
 
     def split(self, index: int) -> _Interval:
-        """Bin `index`, in as many bins as a histogram may have."""
+        """Bin `index` as an interval with as many bins as a histogram may have."""
         shift = max(0, self.shift - _DIGIT_BITS)
         parts = self.shift - shift
         return _Interval((self.first + index) << parts, 1 << parts, shift)
@@ -82,7 +82,7 @@ def _kth_key(flat: Tensor, k: int, count: int, group: Group) -> int:
     while True:
         counts = torch.empty(len(blocks), interval.bins + 2, dtype=torch.int64, device=flat.device)
         for row, block in zip(counts, blocks, strict=True):
-            # Copied to a place of its own: a histogram kept where it was made would wall in the memory of its block.
+            # Copied to new memory: a histogram kept where it was made would keep its block's memory from being reused.
             row.copy_(_histogram(block, interval))
         total = collectives.all_reduce_sum(counts.sum(0), group).cpu()
         from_top = total[1:-1].flip(0).cumsum(0)
@@ -98,21 +98,21 @@ def _kth_key(flat: Tensor, k: int, count: int, group: Group) -> int:
         rank -= int(from_top[higher_bins - 1]) if higher_bins else 0
         interval = interval.split(chosen)
         hits = counts[:, 1 + chosen].tolist()
-        # One block stays in any case, empty or not, for a rank takes part in every round.
+        # One block is always kept, even an empty one, since every rank takes part in every round.
         blocks = [block for block, hit in zip(blocks, hits, strict=True) if hit] or blocks[:1]
 
 
 def _histogram(block: Tensor, interval: _Interval) -> Tensor:
     """`[1 + bins + 1]` counts: of the values below the interval, in each of its bins, and above it."""
     below = interval.first - 1
-    # Of non-negative floats the bits themselves have the order, and as integers those of negative ones are negative: below.
+    # The bits of non-negative floats are already in order; those of negative floats are negative integers, which are below.
     keys = block.to(torch.float32).view(torch.int32) if below >= 0 else ordered_keys(block)
     bins = (keys >> interval.shift).clamp_(below, interval.first + interval.bins).sub_(below)
     return torch.bincount(bins, minlength=interval.bins + 2)
 
 
 def _guess(flat: Tensor, k: int, count: int, group: Group) -> _Interval:
-    """An interval that nearly always holds the k-th largest: four standard deviations about its place in a sample."""
+    """An interval that nearly always holds the k-th largest: four standard deviations around its place in a sample."""
     sample = flat[::_SAMPLE_STRIDE].contiguous()
     sampled = global_count(sample, group)
     share = k / count
@@ -128,19 +128,19 @@ def _guess(flat: Tensor, k: int, count: int, group: Group) -> _Interval:
 
 
 def block_size(device: torch.device) -> int:
-    """How many values to handle at a time: what stays in a CPU's cache between steps, or hides the launches elsewhere."""
+    """How many values to handle at a time: as many as fit in a CPU's cache, or enough to hide kernel launches on a GPU."""
     return 1 << 16 if device.type == "cpu" else 1 << 24
 
 
 def ordered_keys(values: Tensor) -> Tensor:
-    """int32 keys, new memory, that order as the values do in float32; -0.0 comes right below 0.0."""
+    """int32 keys in new memory with the order of the values in float32; -0.0 is directly below 0.0."""
     bits = values.to(torch.float32).view(torch.int32)
-    # A negative float's magnitude grows with its low 31 bits, so these are turned over; one new tensor, the rest in place.
+    # A negative float's magnitude grows with its low 31 bits, so these are inverted; one new tensor, the rest in place.
     return (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
 
 
 def float_of_key(key: int) -> float:
-    """The value of a key; 0.0 for that of -0.0 too."""
+    """The value of a key; 0.0 also for the key of -0.0."""
     bits = key if key >= 0 else key ^ 0x7FFFFFFF
     return torch.tensor(bits, dtype=torch.int32).view(torch.float32).item() + 0.0
 
@@ -151,7 +151,7 @@ def floats_of_keys(keys: Tensor) -> Tensor:
 
 
 def refuse_nan(values: Tensor, group: Group, whose: str = "") -> None:
-    """Every rank learns of a NaN anywhere, so that all raise and none is left waiting."""
+    """Raise `SelectionError` on every rank if any rank has a NaN, so that none is left waiting."""
     found = torch.zeros(collectives.size(group), dtype=torch.int64, device=values.device)
     # The maximum of values with a NaN among them is NaN: one sweep without a temporary, where `isnan` would make flags.
     if values.numel() and values.max().isnan():
@@ -161,5 +161,5 @@ def refuse_nan(values: Tensor, group: Group, whose: str = "") -> None:
         rank = int(found.nonzero()[0, 0])
         raise SelectionError(
             f"{whose}value {int(found[rank]) - 1} of rank {rank} is NaN",
-            hint="look for a diverged policy: logits that are not finite",
+            hint="the policy may have diverged: check for logits that are not finite",
         )

@@ -1,4 +1,4 @@
-"""What tokens are ranked by, and what a score may look at."""
+"""The scores that tokens are ranked by, and the columns that a score may read."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import SelectionError
 from megatron_fork.selection.config import SelectionConfig
 
-_BLOCK = 1 << 20  # tokens mixed at a time, for the sake of memory
+_BLOCK = 1 << 20  # tokens mixed at a time, to save memory
 
 
 @dataclass(frozen=True)
 class TokenColumns:
-    """This rank's tokens, `[tokens]` each. What stands at tokens that are no candidates may be anything, and counts nowhere."""
+    """This rank's tokens, `[tokens]` each. Values at tokens that are not candidates are arbitrary and ignored."""
 
     entropy: Tensor
     """float, nats, without gradient."""
@@ -29,13 +29,13 @@ class TokenColumns:
     step: int
     """Number of the update."""
     group: Group
-    """The ranks that share the mini-batch: a score that needs a sum over all tokens adds it up over these."""
+    """The ranks that share the mini-batch: a score that needs a sum over all tokens must sum over these."""
     others: Mapping[str, Tensor]
-    """In training: `logprob` of the policy whose entropy it is, `advantage`, and `sequence`, the response of each token."""
+    """In training: `logprob` of the same policy as the entropy, `advantage`, and `sequence`, the response of each token."""
     given_ids: Tensor | None = None
 
     def needed(self, name: str) -> Tensor:
-        """One of `others`; raises `SelectionError` where whoever selects did not give it."""
+        """One of `others`; raises `SelectionError` if it was not passed to `select_tokens`."""
         if name not in self.others:
             raise SelectionError(
                 f"selection.tokens={self.config.tokens} needs the column {name}, which is not given",
@@ -45,7 +45,7 @@ class TokenColumns:
 
     @cached_property
     def token_id(self) -> Tensor:
-        """int64: those given, or the places in the concatenation of all ranks' tokens; the first look at it is collective."""
+        """int64: the given ids, or places in the concatenation of all ranks' tokens; the first access is collective."""
         if self.given_ids is not None:
             return self.given_ids.reshape(-1).to(torch.int64)
         count = torch.tensor([self.candidate.numel()], device=self.candidate.device)
@@ -60,13 +60,13 @@ def entropy(tokens: TokenColumns) -> Tensor:
 
 def pseudo_random(tokens: TokenColumns) -> Tensor:
     """int32, not negative: 31 pseudo-random bits for each token's id, the same on every device and for every layout."""
-    # Python integers have no end, tensors wrap around at 64 bits: the offset has to fit before it is added.
+    # Python integers are unbounded, tensors wrap around at 64 bits: the offset must fit before it is added.
     offset = (tokens.config.seed * 1_000_003 + tokens.step) * 0x9E3779B1 & 0x7FFFFFFFFFFFFFFF
     return torch.cat([_mixed(block + offset).to(torch.int32) for block in tokens.token_id.split(_BLOCK)])
 
 
 def _mixed(numbers: Tensor) -> Tensor:
-    """Multiply and shift, in place, until every bit of a number has a say in every bit of the result."""
+    """Multiply and shift, in place, until every bit of a number affects every bit of the result."""
     for factor in (0x45D9F3B3335B369, 0x3C6EF372FE94F82B):
         numbers.bitwise_xor_(numbers >> 29).mul_(factor)
     return numbers.bitwise_xor_(numbers >> 32).bitwise_and_(0x7FFFFFFF)

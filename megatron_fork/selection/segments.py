@@ -1,9 +1,9 @@
-"""The cuts that a scope makes: to which of them each token belongs, which ranks make them together, and where they lie.
+"""The segments that a scope cuts separately: each token's segment, the ranks that cut together, and the place of each cut.
 
-The k-th largest integer of every segment is found at once, over all ranks, by radix select with a histogram a segment: the
-leading digit of all keys is counted in one table of segments x digits, summed over the ranks, which says for each segment in
-which bin its k-th largest lies; the next digit is counted among the keys of these bins alone. Time is linear in the keys
-whatever the number of segments, and every rank takes part in the same collectives, whatever it holds of them.
+The k-th largest integers of all segments are found together, over all ranks, by radix select with one histogram per segment:
+the leading digit of all keys is counted in one table of segments x digits, summed over the ranks, which shows for each segment
+which bin holds its k-th largest; the next digit is counted only among the keys of these bins. Time is linear in the keys for
+any number of segments, and every rank takes part in the same collectives, whatever keys it has.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from megatron_fork.selection.choices import SCOPES
 from megatron_fork.selection.config import SelectionConfig
 from megatron_fork.selection.kth import block_size
 
-_MOST_OVER_RANKS = 1 << 20  # a table of counts for each goes over the wire
+_MOST_OVER_RANKS = 1 << 20  # a table of counts for each is sent between ranks
 _TABLE_BITS = 20  # the counts of a round fill at most 8 MiB, unless there are more segments than half of that many
-_SMALL_TABLE_BITS = 17  # of a chunk: no more to sweep than its keys
+_SMALL_TABLE_BITS = 17  # for a chunk: its table is no larger than its keys
 _DIGIT_BITS = 11
 
 
@@ -32,12 +32,12 @@ _DIGIT_BITS = 11
 class Segments:
     """`number` segments of this rank's tokens, each cut over all ranks of `group`."""
 
-    of_token: Tensor | None  # int32 [tokens]; None where there is one segment
+    of_token: Tensor | None  # int32 [tokens]; None if there is one segment
     number: int
     group: Group
 
     def each(self, value: Tensor) -> Tensor:
-        """`[segments] -> [tokens]`, or `[1]` where there is one segment, to be broadcast."""
+        """`[segments] -> [tokens]`, or `[1]` if there is one segment, to be broadcast."""
         return value if self.of_token is None else value.index_select(0, self.of_token)
 
     def count(self, flags: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Segments:
         return collectives.all_reduce_sum(counts, self.group)
 
     def among(self, places: Tensor) -> Segments:
-        """The same segments with the tokens at `places` alone."""
+        """The same segments with only the tokens at `places`."""
         of_token = None if self.of_token is None else self.of_token.index_select(0, places)
         return Segments(of_token, self.number, self.group)
 
@@ -62,8 +62,8 @@ class Segments:
 def segments_of(
     shape: torch.Size, segments: Tensor | None, candidate: Tensor, config: SelectionConfig, group: Group
 ) -> Segments:
-    """The segments that `config.scope` cuts in; `candidate` is flat, `segments` of the tokens' `shape` or None."""
-    assert config.scope is not None  # the preset's, where none was named
+    """The segments of `config.scope`; `candidate` is flat, `segments` has the tokens' `shape` or is None."""
+    assert config.scope is not None  # the preset sets it
     scope = SCOPES[config.scope]
     wide = scope.over_ranks
     of_token = torch.zeros(0, dtype=torch.int64, device=candidate.device)
@@ -73,23 +73,23 @@ def segments_of(
     elif scope.segment is not None and segments is not None:
         of_token = segments.reshape(-1).to(torch.int64)
     if of_token.numel():
-        of_token = of_token.where(candidate, 0)  # whatever stands at the others
+        of_token = of_token.where(candidate, 0)  # values at other tokens are arbitrary
     last_here, last_anywhere = _last(of_token, wide, group)
     last = last_anywhere if wide else last_here
     if last > candidate.numel() and not wide:
-        # Numbers of sequences of the whole mini-batch: a table of them all may be far larger than what is here.
+        # Sequences are numbered over the whole mini-batch: a table of all may be far larger than this rank needs.
         present, of_token = of_token.unique(return_inverse=True)
         last = len(present) - 1
     return Segments(of_token.to(torch.int32) if last > 0 else None, last + 1, group if wide else None)
 
 
 def _last(of_token: Tensor, wide: bool, group: Group) -> tuple[int, int]:
-    """The last segment here and over all ranks; every rank refuses what one of them cannot use."""
+    """The last segment here and over all ranks; every rank raises if the numbers of any rank cannot be used."""
     first_and_last = torch.tensor([0, 0], device=of_token.device)
     if of_token.numel():
         first_and_last = torch.stack([-of_token.min(), of_token.max()])
     last_here = int(first_and_last[1])
-    # In all scopes alike, so that ranks whose scopes differ do not wait for each other.
+    # In every scope, so that ranks whose scopes differ do not wait for each other.
     below_zero, last_anywhere = collectives.all_reduce_max(first_and_last, group).tolist()
     if below_zero > 0:
         raise SelectionError(f"segment {-below_zero} is negative", hint="number micro-batches or sequences from 0")
@@ -106,16 +106,16 @@ def _kth_largest_of_segments(keys: Tensor, segment: Tensor | None, k: Tensor, gr
 
     Args:
         keys: int32 or int64 `[n]`, any value.
-        segment: int32 `[n]`, the segment of each key; None where there is one segment.
-        k: int64 `[segments]`, the same on all ranks: from 1 to the segment's global count. Where it is 0, the result
-            says nothing.
+        segment: int32 `[n]`, the segment of each key; None if there is one segment.
+        k: int64 `[segments]`, the same on all ranks: from 1 to the segment's global count. If it is 0, the result has no
+            meaning.
         group: the ranks; None for this process alone.
 
     """
     block = block_size(keys.device)
     if segment is None or collectives.size(group) > 1 or len(keys) <= block or (segment[1:] < segment[:-1]).any():
         return _radix_select(keys, segment, k, group, _TABLE_BITS)
-    # Neighbouring segments, as many as a cache holds: their tables are small, and so can be their number of rounds.
+    # As many consecutive segments as fit in a cache: their tables are small, and few rounds are enough.
     ends = torch.bincount(segment, minlength=len(k)).cumsum(0).tolist()
     found, first, start = [], 0, 0
     while first < len(k):
@@ -133,7 +133,7 @@ def _radix_select(keys: Tensor, segment: Tensor | None, k: Tensor, group: Group,
     for low in reversed(range(0, width, digit_bits)):
         bits = min(digit_bits, width - low)
         bins = 1 << bits
-        # The top digit carries the sign, and is counted from its smallest value on.
+        # The top digit has the sign, and is counted from its smallest value on.
         smallest = -(bins >> 1) if low + bits == width else 0
         digit = (keys >> low).sub_(smallest).bitwise_and_(bins - 1)
         place = digit if segment is None else segment * bins + digit

@@ -1,8 +1,8 @@
 """Which tokens carry gradient: I_t = 1[H_t >= tau], with tau over the whole mini-batch (arXiv 2506.01939, Eq. 6).
 
-Tokens that are no candidates are given the lowest score there is, so that the k-th largest of all tokens is that of the
-candidates, and nothing has to be picked out and put back. What tokens are ranked by is the business of `scores`: entropies,
-keys of a random choice, or a function of the user's, whose highest are found just as exactly over all ranks.
+Tokens that are not candidates get the lowest possible score, so that the k-th largest of all tokens is that of the candidates,
+and candidates need not be gathered and put back. `scores` decides what tokens are ranked by: entropies, keys of a random
+choice, or a user's function, whose highest values are found just as exactly over all ranks.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from megatron_fork.selection.segments import Segments, segments_of
 class Selection:
     """The chosen tokens of this rank, and the global counts.
 
-    `threshold` is the entropy at the cut, in nats: the mean over segments, weighted by their candidates, where a scope
-    makes several cuts; NaN where entropy decides nothing (`all`, `random`, scores of the user's) or there is no candidate.
+    `threshold` is the entropy at the cut, in nats. If a scope makes several cuts, it is the mean over segments, weighted by
+    their candidates; NaN if entropy does not decide (`all`, `random`, a user's scores) or there is no candidate.
     """
 
     mask: Tensor  # bool, the shape of the entropies
@@ -55,19 +55,19 @@ def select_tokens(
     """Mark the tokens that carry gradient.
 
     Args:
-        entropy: float, any shape, nats; values outside `response_mask` are never looked at.
+        entropy: float, any shape, nats; values outside `response_mask` are ignored.
         response_mask: bool, same shape: the candidates. Padding, prompts and filtered responses are False.
         config: the named choices.
-        group: ranks that share the mini-batch (data parallel), on whose device the tensors are. All of them call this.
-        segments: int64, same shape: the micro-batch or sequence of each token, numbered from 0, for the scopes that cut
-            in each. By default one micro-batch, and one sequence a row of the last dimension.
+        group: ranks that share the mini-batch (data parallel), on whose device the tensors are. All of them must call this.
+        segments: int64, same shape: the micro-batch or sequence of each token, numbered from 0, for scopes that cut each
+            separately. By default one micro-batch, and one sequence per row of the last dimension.
         token_ids: int64, same shape: unique ids that do not depend on the layout, to break ties and seed the random
             choice. By default the place in the concatenation of all ranks' tokens.
         step: number of the update, mixed into the random choice.
-        tie_tolerance: scores this close to the cut count as equal to it; of entropies in nats.
-        columns: same shape: what scores of the user's own look at besides (`TokenColumns.others`).
+        tie_tolerance: scores this close to the cut count as equal to it; in nats for entropies.
+        columns: same shape: further columns for a user's own scores (`TokenColumns.others`).
 
-    No candidate on a rank, or on all, is legal: nothing is selected there.
+    A rank, or all ranks, may have no candidates: nothing is selected there.
 
     """
     for name, other in (("response_mask", response_mask), ("segments", segments), ("token_ids", token_ids)):
@@ -75,7 +75,9 @@ def select_tokens(
     for name, column in (columns or {}).items():
         _check_shape(name, column, entropy)
     if not 0.0 <= tie_tolerance < math.inf:
-        raise SelectionError(f"tie_tolerance={tie_tolerance} is not a distance", hint="0 counts equal entropies alone")
+        raise SelectionError(
+            f"tie_tolerance={tie_tolerance} is not a distance", hint="with 0 only equal entropies count as ties"
+        )
     candidate = response_mask.reshape(-1)
     choice = token_choice(config.tokens)
     if choice.score is None:
@@ -104,7 +106,7 @@ def select_tokens(
 
 
 def _score(choice: TokenChoice, tokens: TokenColumns) -> Tensor:
-    """float32 or int64 `[tokens]`, the highest to be chosen: the lowest there is at those that are no candidates."""
+    """float32 or integer `[tokens]`, the highest are chosen; tokens that are not candidates get the lowest value."""
     assert choice.score is not None
     name = f"selection.tokens={tokens.config.tokens}"
     columns = {"entropy": tokens.entropy, "candidate": tokens.candidate, **tokens.others}
@@ -118,7 +120,8 @@ def _score(choice: TokenChoice, tokens: TokenColumns) -> Tensor:
     if not isinstance(score, Tensor) or score.shape != tokens.candidate.shape or score.is_complex():
         found = f"{list(score.shape)} {score.dtype}" if isinstance(score, Tensor) else type(score).__name__
         raise SelectionError(
-            f"{name} scores {tokens.candidate.numel()} tokens with {found}", hint="a number a token: a tensor [tokens]"
+            f"{name} scores {tokens.candidate.numel()} tokens with {found}",
+            hint="return one number per token: a tensor [tokens]",
         )
     if not score.is_floating_point():
         keys = score.detach() if score.dtype == torch.int32 else score.detach().to(torch.int64)
@@ -130,10 +133,10 @@ def _score(choice: TokenChoice, tokens: TokenColumns) -> Tensor:
 
 
 def _mean(cut: Tensor, count: Tensor, parts: Segments, group: Group) -> float:
-    """The cuts' mean, weighted by candidates; of cuts that each rank makes for itself, over all ranks of `group`."""
+    """The cuts' mean, weighted by candidates; if each rank makes its own cuts, over all ranks of `group`."""
     cut, count = cut[count > 0], count[count > 0]
     if len(cut) == 1 and (parts.group is not None or collectives.size(group) == 1):
-        return float(cut)  # to the last bit, so that comparing entropies with it repeats the choice
+        return float(cut)  # exact, so that comparing entropies with it repeats the choice
     sums = torch.stack([(cut * count).sum(), count.sum().double()])
     if parts.group is None:
         collectives.all_reduce_sum(sums, group)
@@ -153,36 +156,36 @@ def _check_column(name: str, column: Tensor | None, entropy: Tensor) -> None:
 def _check_shape(name: str, column: Tensor, entropy: Tensor) -> None:
     if column.shape != entropy.shape:
         raise SelectionError(
-            f"entropy has shape {list(entropy.shape)}, {name} {list(column.shape)}", hint="one entry a token"
+            f"entropy has shape {list(entropy.shape)}, {name} {list(column.shape)}", hint="give one entry per token"
         )
 
 
 def _rule(config: SelectionConfig) -> CutRule:
-    assert config.rule is not None  # the preset's, where none was named
+    assert config.rule is not None  # the preset sets it
     return RULES[config.rule]
 
 
 def _cut_by_score(score: Tensor, k: Tensor, count: Tensor, segments: Segments, config: SelectionConfig) -> Tensor:
-    """`[segments]` float64: the score at the cut of each, NaN where there is no candidate.
+    """`[segments]` float64: the score at the cut of each, NaN if there is no candidate.
 
-    `score` is float32 `[tokens]`, minus infinity at those that are no candidates; `k` and `count` are of the candidates.
+    `score` is float32 `[tokens]`, minus infinity at tokens that are not candidates; `k` and `count` are of the candidates.
     """
     if not _rule(config).interpolates:
         return _kth_largest(score, k, segments)
-    # Interpolated as `torch.quantile` does, which stops at 2^24 values.
+    # Interpolated like `torch.quantile`, which is limited to 2^24 values.
     place = (1.0 - config.ratio) * (count - 1).clamp(min=0).double()
     below = place.floor()
     rank = count - below.long()
     lower = _kth_largest(score, rank, segments)
     upper = _kth_largest(score, (rank - 1).clamp(min=1).minimum(count), segments)
     cut = lower + (upper - lower) * (place - below)
-    return torch.where(cut.isnan(), lower, cut)  # inf - inf and 0 x inf are no interpolation
+    return torch.where(cut.isnan(), lower, cut)  # inf - inf and 0 x inf cannot be interpolated
 
 
 def _mark_by_score(
     score: Tensor, cut: Tensor, k: Tensor, tokens: TokenColumns, segments: Segments, tolerance: float
 ) -> Tensor:
-    """Flags `[tokens]`: candidates at or above the cut of their segment, or exactly k of them where the rule breaks ties."""
+    """Flags `[tokens]`: candidates at or above the cut of their segment, or exactly k of them if the rule breaks ties."""
     # Compared in the scores' own precision.
     high_enough = (score >= segments.each((cut - tolerance).to(torch.float32))).logical_and_(tokens.candidate)
     if not _rule(tokens.config).breaks_ties:
@@ -192,35 +195,35 @@ def _mark_by_score(
 
 
 def _mark_by_key(keys: Tensor, k: Tensor, tokens: TokenColumns, segments: Segments) -> Tensor:
-    """Flags `[tokens]` of exactly k candidates a segment: those with the highest integers."""
+    """Flags `[tokens]` of exactly k candidates per segment: those with the highest integers."""
     cut = segments.each(segments.kth_largest(keys, k))
     tied = (keys == cut).logical_and_(tokens.candidate)
     return _exactly(k, (keys > cut).logical_and_(tokens.candidate), tied, tokens.token_id, segments)
 
 
 def _shares(ratio: float, count: Tensor) -> Tensor:
-    """`ceil(ratio n)` of each count n, at least 1 of any: exactly, for the ratio that was written (0.7 of 10 are 7)."""
+    """`ceil(ratio n)` for each count n, at least 1 if n is not 0; exact for the ratio as written (0.7 of 10 is 7)."""
     sizes, place = count.unique(return_inverse=True)
-    # In floats 0.7 x 10 may come out above 7, and one token more would be taken.
+    # In floats 0.7 x 10 may be slightly above 7, and one token more would be taken.
     exact = Fraction(ratio).limit_denominator(10**9)
     k = [max(1, -(-exact.numerator * size // exact.denominator)) if size else 0 for size in sizes.tolist()]
     return torch.tensor(k, dtype=torch.int64, device=count.device)[place]
 
 
 def _exactly(k: Tensor, above: Tensor, tied: Tensor, ids: Tensor, segments: Segments) -> Tensor:
-    """Flags of k tokens a segment: those above the cut and, of the tied, as many as are missing, lowest ids first."""
+    """Flags of k tokens per segment: those above the cut and as many of the tied as are missing, lowest ids first."""
     missing = k - segments.count(above)
     if not (segments.count(tied) > missing).any():
         return above | tied
     places = tied.nonzero()[:, 0]
     among_tied = segments.among(places)
-    backwards = ~ids.index_select(0, places)  # the complement turns the order of all integers over
+    backwards = ~ids.index_select(0, places)  # the complement reverses the order of all integers
     lowest = backwards >= among_tied.each(among_tied.kth_largest(backwards, missing))
     return above.index_fill(0, places[lowest], True)
 
 
 def _kth_largest(score: Tensor, k: Tensor, segments: Segments) -> Tensor:
-    """`[segments]` float64, NaN where k is 0."""
+    """The k-th largest score of each segment, `[segments]` float64; NaN if k is 0."""
     if segments.of_token is None:
         rank = int(k)
         count = global_count(score, segments.group)

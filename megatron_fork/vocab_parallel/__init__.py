@@ -1,4 +1,4 @@
-"""Log-prob, entropy and the LM head on vocabulary shards: the only place that computes either."""
+"""Log-prob, entropy and the LM head on vocabulary shards; no other room computes these."""
 
 from typing import TYPE_CHECKING
 

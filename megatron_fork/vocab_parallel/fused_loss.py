@@ -1,10 +1,10 @@
-"""A loss straight from hidden states, its gradients formed while the logits still live.
+"""A loss computed from hidden states, with its gradients formed while the logits still exist.
 
-Where a token's loss depends on nothing but that token's statistics, its coefficients are known as soon as the statistics are:
-the gradient tile is formed in place of the logits in the forward, and three matrix products do the work of four. Design: a
-chunk of rows keeps its logits over all the shard's columns (160 MiB on a CPU), one collective of four floats a token
-completes its statistics, the loss is evaluated on them, and the chunk's gradients are added up in float32. Kept for backward:
-d_hidden of the selected rows and d_weight, which are only multiplied by the upstream scalar.
+If a token's loss depends only on that token's statistics, its coefficients are known as soon as the statistics are: the
+gradient tile overwrites the logits in the forward pass, and three matrix products do the work of four. Design: a chunk of rows
+keeps its logits over all the shard's columns (160 MiB on a CPU), one collective of four floats per token completes its
+statistics, the loss is evaluated on them, and the chunk's gradients are summed in float32. Kept for backward: d_hidden of the
+selected rows and d_weight, which are only multiplied by the upstream scalar.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from megatron_fork.vocab_parallel.head import Head
 from megatron_fork.vocab_parallel.lm_head import ChosenRows, chunks_of, given_weight_gradient, head_of
 from megatron_fork.vocab_parallel.shard import TokenStatistics, over_ranks, refuse_bad, statistics_of
 
-# From the statistics of some of the chosen rows, and which of them (a slice of the row order), to their part of the loss
-# and to detached sums: the parts add up to the whole.
+# From the statistics of some of the chosen rows, and their slice of the row order, to their part of the loss and to detached
+# sums: the parts add up to the whole.
 RowLoss = Callable[[TokenStatistics, slice], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -42,19 +42,19 @@ def lm_head_loss(
     config: VocabParallelConfig | None = None,
     weight_gradient: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of `loss` over chunks of the chosen rows, differentiable in `hidden` and `weight`, and the sums beside it.
+    """The sum of `loss` over chunks of the chosen rows, differentiable in `hidden` and `weight`, and its other sums.
 
     Args:
-        hidden: `[tokens, d]`, as all that follow of `lm_head_statistics`.
+        hidden: `[tokens, d]`; see `lm_head_statistics` for this and the following arguments.
         weight: `[vocab/tp, d]`.
         targets: `[tokens]` int64.
-        loss: additive over tokens; see `RowLoss`. It is called on every rank of `group` with the same statistics, and once
-            with none where no row is chosen.
+        loss: additive over tokens; see `RowLoss`. It is called on every rank of `group` with the same statistics; if no row
+            is chosen, it is called once without any.
         rows: the tokens to compute.
         group: ranks that share the vocabulary.
         temperature: of the softmax.
         vocab_size: without the padding.
-        chunk_tokens: rows whose logits live at a time, by default as many as `config.chunk_mib` holds.
+        chunk_tokens: rows whose logits exist at a time, by default as many as fit in `config.chunk_mib`.
         config: kernels and memory.
         weight_gradient: where d_weight is added in backward.
 
@@ -76,14 +76,14 @@ def lm_head_loss(
 
 
 class _Work:
-    """One call's way through its chunks: sums over them, and the gradients where they are wanted."""
+    """The work of one call over its chunks: the sums, and the gradients if they are needed."""
 
     def __init__(self, head: Head, loss: RowLoss, chunks: list[slice], chosen: ChosenRows) -> None:
         self.head, self.loss, self.chunks, self.chosen = head, loss, chunks, chosen
         self.sums: dict[str, Tensor] = {}
 
     def run(self, hidden_td: Tensor, d_hidden_td: Tensor | None, d_weight_vd: Tensor | None) -> Tensor:
-        """The loss; adds this rank's share of the gradients where they are given."""
+        """The loss; adds this rank's part of the gradients to `d_hidden_td` and `d_weight_vd` if they are given."""
         total = torch.zeros((), dtype=self.head.sum_dtype, device=hidden_td.device)
         for index, chunk in enumerate(self.chunks):
             targets_c = self.chosen.targets[chunk]
@@ -129,7 +129,7 @@ class _Work:
         return kept, partial_4c
 
     def _evaluate(self, logprob_c: Tensor, entropy_c: Tensor, chunk: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(loss, d loss / d log-prob, d loss / d entropy) of one chunk; None where the entropy has no gradient."""
+        """(loss, d loss / d log-prob, d loss / d entropy) of one chunk; None if the entropy has no gradient."""
         with torch.enable_grad():
             leaves = TokenStatistics(logprob_c.detach().requires_grad_(), entropy_c.detach().requires_grad_())
             part, sums = self.loss(leaves, chunk)
@@ -156,7 +156,7 @@ class _LmHeadLoss(torch.autograd.Function):
         d_weight_vd = None
         if ctx.needs_input_grad[1]:
             d_weight_vd = torch.empty(weight_vd.shape, dtype=head.sum_dtype, device=weight_vd.device)
-            # Padding has no gradient; the rest is written by the first chunk, be it without rows.
+            # Padding has no gradient; the rest is written by the first chunk, even if that has no rows.
             d_weight_vd[head.shard.columns :] = 0.0
         loss = work.run(hidden_td, d_hidden_td, d_weight_vd)
         collectives.all_reduce_sum(d_hidden_td, head.shard.group)
@@ -168,7 +168,7 @@ class _LmHeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        # Given away, not kept: a gradient that nobody else holds becomes `weight.grad` without a copy.
+        # No reference is kept: a gradient that nothing else references becomes `weight.grad` without a copy.
         d_hidden_td, d_weight_vd = ctx.gradients
         ctx.gradients = None, None
         if d_weight_vd is not None:

@@ -1,10 +1,10 @@
-"""The LM head a tile at a time: `[tokens, columns]` of logits, and what their gradient gives to hidden states and weight.
+"""The LM head a tile at a time: `[tokens, columns]` of logits, and the gradients of hidden states and weight from theirs.
 
 Design note. A product of 1,024 tokens with 2,048 rows of the weight is large enough for a CPU's matrix library to run at full
 speed and small enough that the tile is still in cache when it is swept; on a GPU the tile is 16,384 columns wide. Column tiles
 are the outer loop: the weight is read once, and a tile's part of d_weight is complete when the loop leaves it. Products run in
-the model's dtype and sum in float32 (`out_dtype` on a GPU). A CPU rounds a product of half-precision operands, where
-it has instructions for it, or is slow: there the operands of one tile are widened instead, and every CPU computes the same.
+the model's dtype and sum in float32 (`out_dtype` on a GPU). A CPU either rounds a product of half-precision operands or has no
+instructions for it and is slow: there the operands of one tile are widened instead, and every CPU computes the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
-    """Add `left @ right` to `total`, or overwrite it where it is the first: fresh memory is then touched once."""
+    """Add `left @ right` to `total`, or overwrite it if it is the first, so that new memory is touched only once."""
     if total.dtype != left.dtype:
         total.copy_(_product(left, right)) if first else total.add_(_product(left, right))
     elif first:
@@ -64,7 +64,7 @@ class Head:
         return accumulation_dtype(self.weight_vd.dtype)
 
     def column_tiles(self, tokens: int = _CPU_TOKENS) -> Iterator[slice]:
-        """Places of the tiles for chunks of at most `tokens`: fewer tokens leave a CPU's tile room for more columns."""
+        """Columns of the tiles for chunks of at most `tokens`: with fewer tokens a CPU's tile has more columns."""
         columns = _GPU_COLUMNS if self.weight_vd.is_cuda else _CPU_COLUMNS
         if not self.weight_vd.is_cuda and self.weight_vd.dtype == self.product_dtype:
             columns *= max(1, min(4, _CPU_TOKENS // max(1, tokens)))
@@ -73,7 +73,7 @@ class Head:
         )
 
     def tile_tokens(self, chunk_bytes: int) -> int:
-        """Tokens of a tile, where tiles follow one another and none is kept."""
+        """Tokens of a tile if tiles are processed one after the other and none is kept."""
         if self.weight_vd.is_cuda:
             return max(1, chunk_bytes // (4 * _GPU_COLUMNS))
         return _CPU_TOKENS
@@ -83,13 +83,13 @@ class Head:
         return max(16, chunk_bytes // (4 * max(1, self.shard.columns)))
 
     def operand(self, tensor: Tensor, name: str) -> Tensor:
-        """`tensor` in the dtype of the products; where it must be widened, the last operand of that name is lost."""
+        """`tensor` in the dtype of the products; if it must be widened, the last operand of that name is overwritten."""
         if tensor.dtype == self.product_dtype:
             return tensor
         return self.scratch.take(name, tensor.shape, self.product_dtype, tensor.device).copy_(tensor)
 
     def logits(self, hidden_cd: Tensor, weight_kd: Tensor, out_ck: Tensor | None = None) -> Tensor:
-        """`[tokens, columns]` in the dtype of the sums, from two operands; the last result without `out_ck` is lost."""
+        """`[tokens, columns]` in the dtype of the sums; without `out_ck` the last result is overwritten."""
         if hidden_cd.dtype != self.sum_dtype:
             return _product(hidden_cd, weight_kd.T)
         if out_ck is None:
@@ -98,13 +98,13 @@ class Head:
         return torch.mm(hidden_cd, weight_kd.T, out=out_ck)
 
     def no_columns(self, tokens: int) -> Tensor:
-        """The four numbers of no column at all, `[4, tokens]`."""
+        """The four numbers for no columns, `[4, tokens]`."""
         partial_4t = self.weight_vd.new_zeros(4, tokens, dtype=self.sum_dtype)
         partial_4t[0] = torch.finfo(self.sum_dtype).min
         return partial_4t
 
     def extended(self, partial_4c: Tensor, logits_ck: Tensor, targets_c: Tensor, columns: slice) -> Tensor:
-        """The four numbers of the columns seen so far and those of this tile."""
+        """The four numbers for the columns so far together with this tile's."""
         column_c, held_c = self.shard.locate(targets_c, columns.start, columns.stop - columns.start)
         seen = partial_4c[0] if columns.start else None
         swept_4c = self.kernels.sweep(logits_ck, column_c, held_c, self.inverse_temperature, seen)
@@ -130,13 +130,13 @@ class Head:
             logits_ck: overwritten.
             targets_c: global ids.
             columns: the tile's place in the shard.
-            statistics_3c: entropy, and the upstream gradients of log-prob and of entropy (None: it has none).
+            statistics_3c: entropy, and the upstream gradients of log-prob and of entropy (None: no gradient).
             log_z_c: of the whole vocabulary.
-            hidden_cd: operand, as `weight_kd`.
+            hidden_cd: operand, like `weight_kd`.
             weight_kd: the tile's rows of the weight.
-            d_hidden_cd: in the dtype of the sums, as `d_weight_kd`.
-            d_weight_kd: None where the weight needs no gradient.
-            first: nothing has been added to `d_weight_kd`; what it holds is overwritten.
+            d_hidden_cd: in the dtype of the sums, like `d_weight_kd`.
+            d_weight_kd: None if the weight needs no gradient.
+            first: nothing has been added to `d_weight_kd` yet; its content is overwritten.
 
         """
         column_c, held_c = self.shard.locate(targets_c, columns.start, columns.stop - columns.start)

@@ -1,9 +1,9 @@
-"""Log-prob and entropy straight from hidden states: the LM head on selected rows only.
+"""Log-prob and entropy from hidden states: the LM head on selected rows only.
 
 Logits exist one tile at a time, forward and backward (they are recomputed: one more matrix product in exchange for memory
-that does not grow with tokens; `lm_head_loss` saves that product where the loss is known). Kept for backward: the selected
-hidden states, the weight, two floats a token. Rows that are not asked for cost nothing. Forward: one collective of four
-floats a token. Backward: one all-reduce of the selected rows' d_hidden, which is a partial sum over each rank's columns.
+that does not grow with tokens; `lm_head_loss` saves that product if the loss is known). Kept for backward: the selected
+hidden states, the weight, two floats per token. Other rows cost nothing. Forward: one collective of four floats per token.
+Backward: one all-reduce of the selected rows' d_hidden, which is a partial sum over each rank's columns.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def lm_head_statistics(
         hidden: `[tokens, d]`, the same on every rank of `group`.
         weight: `[vocab/tp, d]`, this rank's rows of the LM head.
         targets: `[tokens]` int64, global vocabulary ids.
-        rows: bool `[tokens]` or int64 indices of the tokens to compute; None for all. None chosen is legal.
+        rows: bool `[tokens]` or int64 indices of the tokens to compute; None for all. There may be none.
         group: ranks that share the vocabulary; None for one rank.
         temperature: the rollout's decoding temperature.
         vocab_size: true vocabulary size; rows of `weight` at or past it (globally) are padding.
@@ -63,7 +63,7 @@ def lm_head_statistics(
         gradient of `hidden` is accumulated in float32 and summed over `group`.
 
     Raises:
-        StatisticsError: naming the token, where a target is no token or the logits have no softmax; shapes that disagree.
+        StatisticsError: a target is not a token or the logits have no softmax, with the token; shapes do not match.
 
     """
     chosen = ChosenRows.of(hidden, weight, targets, rows)
@@ -96,12 +96,13 @@ class ChosenRows:
             )
         if targets.shape != hidden.shape[:1]:
             raise StatisticsError(
-                f"hidden has shape {list(hidden.shape)}, targets {list(targets.shape)}", hint="one target a token"
+                f"hidden has shape {list(hidden.shape)}, targets {list(targets.shape)}",
+                hint="give one target per token",
             )
         if rows is not None and rows.dtype == torch.bool:
             if rows.shape != targets.shape:
                 raise StatisticsError(
-                    f"rows has shape {list(rows.shape)}, targets {list(targets.shape)}", hint="one flag a token"
+                    f"rows has shape {list(rows.shape)}, targets {list(targets.shape)}", hint="give one flag per token"
                 )
             rows = rows.nonzero()[:, 0]
         return cls(hidden, targets, rows)
@@ -121,7 +122,7 @@ def chunks_of(tokens: int, chunk_tokens: int) -> list[slice]:
 
 
 def given_weight_gradient(weight_vd: Tensor, gradient_vd: Tensor | None, buffer_vd: Tensor | None) -> Tensor | None:
-    """What autograd gets for the weight: the gradient, or zeros that take no memory once the buffer has it."""
+    """What autograd gets for the weight: the gradient, or zeros that take no memory if the buffer has it."""
     if buffer_vd is None:
         return None if gradient_vd is None else gradient_vd.to(weight_vd.dtype)
     return weight_vd.new_zeros(()).expand(weight_vd.shape)
@@ -163,7 +164,7 @@ class _LmHeadStatistics(torch.autograd.Function):
         gradient_vd = buffer_vd
         if buffer_vd is None and ctx.needs_input_grad[1]:
             gradient_vd = torch.empty_like(weight_vd, memory_format=torch.contiguous_format)
-            # Padding has no gradient, and without any row nothing has.
+            # Padding has no gradient, and without rows the whole weight has none.
             gradient_vd[head.shard.columns if ctx.chunks else 0 :] = 0.0
         for columns in head.column_tiles():
             weight_kd = head.operand(head.weight_vd[columns], "weight")
@@ -195,7 +196,7 @@ class _LmHeadStatistics(torch.autograd.Function):
 
 
 def _sum_of(gradient_kd: Tensor, head: Head) -> Tensor:
-    """Where a tile's part of d_weight is summed: in place, or beside it where it is of half precision."""
+    """Where a tile's part of d_weight is summed: in place, or in scratch if the gradient is in half precision."""
     if gradient_kd.dtype == head.sum_dtype:
         return gradient_kd
     return head.scratch.take("d_weight", gradient_kd.shape, head.sum_dtype, gradient_kd.device)

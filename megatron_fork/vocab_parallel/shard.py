@@ -1,15 +1,15 @@
-"""One rank's share of the softmax statistics, and their exact combination over tiles and ranks.
+"""The softmax statistics of one vocabulary shard, and their exact combination over tiles and ranks.
 
-A tile of columns is swept once and leaves four numbers a token, relative to its own maximum m:
+A tile of columns is swept once and gives four numbers per token, relative to its own maximum m:
 
-    m = max_j x_j      s = sum_j e^(x_j - m)      u = sum_j (x_j - m) e^(x_j - m)      x_target (0 where another holds it)
+    m = max_j x_j      s = sum_j e^(x_j - m)      u = sum_j (x_j - m) e^(x_j - m)      x_target (0 if another tile has it)
 
 With M = max over tiles of m and w = e^(m - M), the sums over all of them are S = sum w s and U = sum w (u + (m - M) s): the
 same four numbers again, whether the tiles are a rank's or all ranks'. In the end
 
     log Z = M + ln S          logprob = x_target - M - ln S       entropy = ln S - U / S       [nats]
 
-Four floats a token on the wire, in one collective; no rank ever sees another's logits.
+Four floats per token on the wire, in one collective; no rank ever sees another's logits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from megatron_fork.vocab_parallel.tile import LOWEST_EXPONENT
 
 
 class TokenStatistics(NamedTuple):
-    """Log-prob of the target and entropy of the distribution, in nats, float32, one value a token."""
+    """Log-prob of the target and entropy of the distribution, in nats, float32, one value per token."""
 
     logprob: Tensor
     entropy: Tensor
@@ -49,12 +49,12 @@ class VocabularyShard:
         if end > size * ranks:
             raise StatisticsError(
                 f"vocab_size={end} is more than the {size} columns of each of {ranks} rank(s)",
-                hint="pass the group that shares the vocabulary, and each rank its own columns",
+                hint="pass the group that shares the vocabulary, and on each rank its own columns",
             )
         return cls(size, offset, min(max(end - offset, 0), size), end, group)
 
     def locate(self, targets_t: Tensor, first: int = 0, columns: int | None = None) -> tuple[Tensor, Tensor]:
-        """Column of each target in a tile of the shard (0 where it is not in there), and whether it is."""
+        """Column of each target in a tile of the shard (0 if the tile does not have it), and whether the tile has it."""
         local_t = targets_t - (self.offset + first)
         held_t = (local_t >= 0) & (local_t < (self.columns if columns is None else columns))
         return torch.where(held_t, local_t, 0), held_t
@@ -78,9 +78,9 @@ def combine(partial_n4t: Tensor) -> Tensor:
 
 
 def over_ranks(partial_4t: Tensor, shard: VocabularyShard) -> Tensor:
-    """`combine` over the ranks of the shard's group: one all-gather of four floats a token.
+    """`combine` over the ranks of the shard's group: one all-gather of four floats per token.
 
-    Ranks whose shards differ in size would place each other's columns wrongly: the sizes travel along as one more token.
+    Ranks with shards of different sizes would place each other's columns wrongly: the sizes are sent as one more token.
     """
     if collectives.size(shard.group) == 1:
         return partial_4t
@@ -90,7 +90,7 @@ def over_ranks(partial_4t: Tensor, shard: VocabularyShard) -> Tensor:
     if (sizes != shard.size).any():
         raise StatisticsError(
             f"the ranks of the group hold {[int(size) for size in sizes]} columns",
-            hint="pad the vocabulary so that every rank holds equally many",
+            hint="pad the vocabulary so that every rank has the same number of columns",
         )
     return combine(partial_r4t[:, :, :-1])
 
@@ -99,12 +99,12 @@ def statistics_of(partial_4t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(log Z, logprob, entropy), each `[tokens]`, from the four numbers of the whole vocabulary."""
     maximum_t, sum_t, weighted_t, target_t = partial_4t
     log_sum_t = sum_t.log()
-    # Not x_target - log Z: far from 0 that would round the difference to the resolution of the logits.
+    # Not x_target - log Z: for large logits that would round the difference to the resolution of the logits.
     return maximum_t + log_sum_t, target_t - maximum_t - log_sum_t, log_sum_t - weighted_t / sum_t
 
 
 def refuse_bad(statistics: TokenStatistics, targets_t: Tensor, shard: VocabularyShard, tokens: Tensor | None) -> None:
-    """Name the first token whose target is no token or whose logits have no softmax; `tokens` are its indices for the user.
+    """Raise `StatisticsError` for the first token with an invalid target or without a softmax; `tokens`: the user's indices.
 
     Every rank has the same targets and statistics, so that all of them raise. On a GPU this waits for the result once.
     """
@@ -117,9 +117,9 @@ def refuse_bad(statistics: TokenStatistics, targets_t: Tensor, shard: Vocabulary
     if foreign_t[place]:
         raise StatisticsError(
             f"target {int(targets_t[place])} of token {token} is outside the vocabulary [0, {shard.vocab_size})",
-            hint="leave out tokens without a target through `rows`",
+            hint="leave out tokens without a target with `rows`",
         )
     raise StatisticsError(
-        f"the logits of token {token} hold NaN or +inf, or none that is finite ({int(bad_t.sum())} such token(s))",
-        hint="look for a diverged policy or a wrong checkpoint: the hidden state or the LM head is not finite",
+        f"the logits of token {token} hold NaN or +inf, or no finite value ({int(bad_t.sum())} such token(s))",
+        hint="the policy may have diverged or the checkpoint may be wrong: the hidden state or the LM head is not finite",
     )

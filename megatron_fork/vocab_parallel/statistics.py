@@ -1,7 +1,7 @@
 """Log-prob and entropy of every token from a rank's shard of the logits.
 
-Cost: one read of the logits forward, one read and one write backward, one collective of four floats a token. For backward
-the logits themselves and two floats a token (log Z, entropy) are kept; no softmax is ever stored.
+Cost: one read of the logits forward, one read and one write backward, one collective of four floats per token. For backward
+the logits themselves and two floats per token (log Z, entropy) are kept; no softmax is ever stored.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def token_statistics(
         `TokenStatistics` of float32 `[...]` in nats (float64 for float64 logits), differentiable in both.
 
     Raises:
-        StatisticsError: naming the token, where a target is no token or the logits have no softmax; shapes that disagree.
+        StatisticsError: a target is not a token or the logits have no softmax, with the token; shapes do not match.
 
     """
     if logits.shape[:-1] != targets.shape:
         raise StatisticsError(
-            f"logits has shape {list(logits.shape)}, targets {list(targets.shape)}", hint="one target a token"
+            f"logits has shape {list(logits.shape)}, targets {list(targets.shape)}", hint="give one target per token"
         )
     inverse_temperature = inverse_of(temperature)
     shard = VocabularyShard.of(logits.shape[-1], vocab_size, group)

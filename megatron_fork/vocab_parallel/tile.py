@@ -1,11 +1,11 @@
-"""Statistics and gradient of one tile of logits in torch: the reference, and what a CPU runs.
+"""Statistics and gradient of one tile of logits in torch: the reference, and the implementation for a CPU.
 
-Design note. A tile `[tokens, columns]` is taken in blocks of rows whose scratch stays in a core's second-level cache, so that
-main memory sees each logit once: one read in `sweep`; one read and one write in `logits_gradient`. Operations a logit, all in
-cache: `sweep` maximum, shift (with the temperature, one fused multiply-add), exponential, two sums and a product;
-`logits_gradient` shift, exponential, product, and two more where the entropy has a gradient. Half-precision logits are widened
-a block at a time. The scratch is kept from call to call: fresh pages cost as much as the arithmetic. The exponentials
-dominate what is left; fusing further needs a compiled kernel (see `triton_tile`).
+Design note. A tile `[tokens, columns]` is processed in blocks of rows whose scratch stays in a core's second-level cache, so
+that each logit is transferred once: one read in `sweep`; one read and one write in `logits_gradient`. Operations per logit, all
+in cache: `sweep` maximum, shift (with the temperature, one fused multiply-add), exponential, two sums and a product;
+`logits_gradient` shift, exponential, product, and two more if the entropy has a gradient. Half-precision logits are widened a
+block at a time. The scratch is kept from call to call: new pages cost as much as the arithmetic. The exponentials dominate
+what is left; fusing further needs a compiled kernel (see `triton_tile`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch import Tensor
 from megatron_fork.errors import ConfigError
 from megatron_fork.vocab_parallel.config import KernelChoice
 
-# Of one scratch tensor for a block of rows: half a core's cache for each thread; on a GPU as much as fills it.
+# Size of one scratch tensor for a block of rows: half a core's cache for each thread; on a GPU enough to fill it.
 _BLOCK_BYTES_A_THREAD = 1 << 19
 _BLOCK_BYTES_ON_GPU = 256 << 20
-# e^-1e4 is 0 in every float type, and 0 * -1e4 is 0 where 0 * -inf would be NaN: exact for columns at -inf.
+# e^-1e4 is 0 in every float type, and 0 * -1e4 is 0, while 0 * -inf would be NaN: exact for columns at -inf.
 LOWEST_EXPONENT = -1e4
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Float64 stays (gradient checks); everything else is computed in float32."""
+    """The dtype to compute in: float64 for float64 (gradient checks), otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -48,11 +48,11 @@ class TileKernels(Protocol):
 
         Args:
             logits_tv: `[tokens, columns]`, any float dtype; not modified.
-            column_t: int64 `[tokens]`, the target's column within the tile; anything in range where it is not held.
+            column_t: int64 `[tokens]`, the target's column within the tile; any column if the tile does not have it.
             held_t: bool `[tokens]`, whether the tile holds the target.
             inverse_temperature: the logits are multiplied by it.
-            reference_t: the maximum of other columns of the same tokens. It may take the place of m, which any number can
-                that no exponent overflows against: finding the tile's own maximum then needs no pass.
+            reference_t: the maximum of other columns of the same tokens. It may be used as m, like any number with which
+                no exponent overflows: the tile's own maximum then needs no pass.
 
         Returns:
             `[4, tokens]` of m, s, u and the target's logit (see `shard`), float32, or float64 for float64 logits. A NaN or
@@ -85,16 +85,16 @@ class TileKernels(Protocol):
             log_z_t: `[tokens]`, of the whole vocabulary.
             entropy_t: `[tokens]`.
             logprob_gradient_t: `[tokens]`, upstream.
-            entropy_gradient_t: `[tokens]`, upstream; None where there is none.
+            entropy_gradient_t: `[tokens]`, upstream; None if there is none.
             inverse_temperature: as in `sweep`.
-            out_tv: where to write it: another tile of any float dtype, or `logits_tv` itself.
+            out_tv: where to write: another tile of any float dtype, or `logits_tv` itself.
 
         """
         ...
 
 
 class TorchKernels:
-    """See `TileKernels` for the contracts. Holds scratch: one instance serves one call at a time."""
+    """`TileKernels` in torch. Holds scratch, so one instance must serve one call at a time."""
 
     def __init__(self) -> None:
         self._scratch = Scratch()
@@ -139,7 +139,7 @@ class TorchKernels:
         *,
         present_only: bool = False,
     ) -> None:
-        """Both sums of all tokens; `present_only` leaves 0 * -inf out of the second, a NaN logit still shows in the first."""
+        """Both sums of all tokens; `present_only` ignores 0 * -inf in the second; a NaN logit still shows in the first."""
         shift_t1 = maximum_t.neg()[:, None]
         for block in _blocks(logits_tv):
             exponent_tv, weight_tv = self._exponentials(logits_tv[block], shift_t1[block], inverse_temperature)
@@ -201,13 +201,13 @@ def _blocks(logits_tv: Tensor) -> Iterator[slice]:
 
 
 class Scratch:
-    """Named pieces of memory that only grow; a piece taken again is the same memory, so one caller at a time."""
+    """Named buffers that only grow; taking a name again returns the same memory, so only one caller may use it at a time."""
 
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A contiguous tensor with whatever values."""
+        """A contiguous tensor with arbitrary values."""
         size = math.prod(shape)
         held = self._held.get(name)
         if held is None or held.numel() < size or held.dtype != dtype or held.device != device:
@@ -216,14 +216,14 @@ class Scratch:
 
 
 def kernels_for(choice: KernelChoice, logits: Tensor) -> TileKernels:
-    """The kernels for logits of this device and dtype; raises `ConfigError` where Triton is asked for and cannot run."""
+    """The kernels for logits of this device and dtype; raises `ConfigError` if Triton is set but not installed."""
     installed = importlib.util.find_spec("triton") is not None
     # Float64 is for gradient checks; the kernels sum in float32.
     if choice == "torch" or (choice == "auto" and not (logits.is_cuda and installed)) or logits.dtype == torch.float64:
         return TorchKernels()
     if not installed:
         raise ConfigError("vocab_parallel.kernels=triton, but Triton is not installed", hint="pip install triton")
-    # Not at the top: Triton is optional, and takes a second to import.
+    # Imported here: Triton is optional, and takes a second to import.
     from megatron_fork.vocab_parallel import triton_tile
 
     return triton_tile

@@ -2,29 +2,29 @@
 
 Design note, for a tile of T tokens and V columns of b bytes each:
 
-                  moves                                   of V = 151,936 in bf16     instructions a column
-    sweep         reads T V b, writes 16 T V / 16,384     304 kB a token             11 to 16
-    gradient      reads T V b, writes T V b               608 kB a token             15 to 19; 17 to 24 with the entropy's
+                  moves                                   for V = 151,936 in bf16    instructions per column
+    sweep         reads T V b, writes 16 T V / 16,384     304 kB per token           11 to 16
+    gradient      reads T V b, writes T V b               608 kB per token           15 to 19; 17 to 24 with the entropy's
 
-Instructions are counted in the compiled code (Triton 3.9, sm_80 and sm_90), nothing here is timed. While memory brings one
-bf16 column, an H200 can issue 14 instructions, an A100 19, an H100 20; twice that where a column is also written. So the
-sweep is near the balance, and what runs for every column is kept short: one exponential, to the base of 2; no mask, no bounds
-check but in a row's last block; factors multiplied into each other once a program.
+Instructions are counted in the compiled code (Triton 3.9, sm_80 and sm_90); nothing here is timed. While memory delivers one
+bf16 column, an H200 can issue 14 instructions, an A100 19, an H100 20; twice that if a column is also written. So the sweep is
+near the balance, and the work for every column is kept short: one exponential, to the base of 2; no mask and no bounds check
+except in a row's last block; factors multiplied together once per program.
 
 Fused into the sweep: widening to float32, temperature, maximum, both sums (rescaled when the running maximum grows), and the
-target's logit as one more load a token. Fused into the gradient: softmax, target, temperature, the entropy's part (compiled
-out where nobody asks for it) and the rounding to the type of the result, in place if asked to.
+target's logit as one more load per token. Fused into the gradient: softmax, target, temperature, the entropy's part (compiled
+out if it is not needed) and the rounding to the dtype of the result, optionally in place.
 
 Not fused:
 
-*  The LM head's product. It would spare the tile's way to memory and back, about a tenth of the product's time at a width of
-   4,096, and give up cuBLAS for a product of our own.
-*  The gradient into the sweep: it needs log Z over all ranks, and what the loss made of it.
-*  The merge of a row's splits, a few dozen floats a token: in torch.
+*  The LM head's product. It would save writing the tile to memory and reading it, about a tenth of the product's time at a
+   width of 4,096, but would replace cuBLAS by a product written here.
+*  The gradient into the sweep: it needs log Z over all ranks, and the loss's gradients.
+*  The merge of a row's splits, a few dozen floats per token: in torch.
 
 A row is split into programs of `SPLIT_COLUMNS` columns: 100 tokens of the whole vocabulary make 1,000 programs, some 7 for each
-SM of an H100. The width ignores the number of tokens, so that a token's statistics have the same bits in whatever chunk
-it comes. Their last bits do depend on the tuned block size; the choice is therefore kept on disk, in Triton's cache.
+SM of an H100. The width does not depend on the number of tokens, so that a token's statistics have the same bits in every
+chunk. Their last bits do depend on the tuned block size; the choice is therefore kept on disk, in Triton's cache.
 """
 
 # No `from __future__ import annotations`: Triton reads the kernels' annotations, as objects.
@@ -37,24 +37,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Triton's interpreter has no device to time configurations on: it gets one, with blocks as small as its tests' rows.
+# Triton's interpreter cannot time configurations: it gets a single one, with blocks as small as its tests' rows.
 _INTERPRETED = triton.knobs.runtime.interpret
 _LARGEST_BLOCK = 256 if _INTERPRETED else 8192
 
 # A multiple of every block size: only the end of a row ends within a block.
 SPLIT_COLUMNS = 2 * _LARGEST_BLOCK
 
-# e^-1e4 is 0 in float32, and 0 * -1e4 is 0 where 0 * -inf would be NaN: exact for columns at -inf.
+# e^-1e4 is 0 in float32, and 0 * -1e4 is 0, while 0 * -inf would be NaN: exact for columns at -inf.
 _LOWEST_EXPONENT = -1e4
 _LOWEST = tl.constexpr(_LOWEST_EXPONENT)
 
-# `exp2` compiles to one instruction where `exp` takes five: it flushes what is below 2^-126, lost in any sum with a 1 in it.
+# `exp2` compiles to one instruction, `exp` to five: it flushes values below 2^-126, which do not change a sum that has a 1.
 _LN_2 = tl.constexpr(math.log(2))
 _DOUBLINGS = tl.constexpr(1 / math.log(2))
 
 
 def _configurations(*choices: tuple[int, ...]) -> list[Any]:
-    """Of (block size, warps[, stages]): 8 to 32 columns a thread, which spills nothing; three stages keep two loads ahead."""
+    """From (block size, warps[, stages]): 8 to 32 columns per thread, without spills; three stages load two blocks ahead."""
     if _INTERPRETED:
         choices = ((_LARGEST_BLOCK, *choices[0][1:]),)
     names = ("BLOCK", "STAGES")
@@ -83,7 +83,7 @@ def _absorb(
     return larger, total, weighted
 
 
-# `columns_bucket` is there for the key alone. Partials are written, never added to: tuning does no harm.
+# `columns_bucket` is only used as the key. Partials are written, never added to, so tuning does not change them.
 @triton.autotune(
     configs=_configurations((2048, 4, 1), (2048, 4, 3), (4096, 4, 1), (4096, 8, 3), (8192, 8, 1), (8192, 16, 1)),
     key=["columns_bucket"],
@@ -143,11 +143,11 @@ def sweep(
     """`[4, tokens]` of m, s, u and the target's logit, float32, from unscaled logits, which are only read.
 
     Args:
-        logits_tv: `[tokens, columns]` bf16, fp16 or fp32; columns next to one another, rows as far apart as they like.
-        column_t: the target's column; any column where this rank does not hold the target.
+        logits_tv: `[tokens, columns]` bf16, fp16 or fp32; columns contiguous, rows with any stride.
+        column_t: the target's column; any column if this rank does not hold the target.
         held_t: whether this rank holds the target.
         inverse_temperature: above 0.
-        reference_t: not needed here, where the maximum costs no read of its own.
+        reference_t: not used here, since the maximum needs no extra read.
 
     """
     tokens, columns = logits_tv.shape
@@ -179,7 +179,7 @@ def _merge_splits(partial_4st: Tensor) -> Tensor:
     share_st = distance_st.exp()
     sum_t = (share_st * sum_st).sum(0)
     weighted_t = (share_st * (weighted_st + distance_st * sum_st)).sum(0)
-    # The first split alone looked the target up, wherever in the row it is.
+    # Only the first split reads the target's logit, wherever in the row it is.
     return torch.stack([maximum_t, sum_t, weighted_t, target_st[0]])
 
 
@@ -187,9 +187,9 @@ def _own_column(column_t: Tensor, held_t: Tensor) -> Tensor:
     return torch.where(held_t, column_t, -1)
 
 
-# Tuning runs the kernel many times on the caller's tensors. In place, the second run would take the first one's gradient for
-# logits: hence `restore_value`, which puts the tile back after every run. That holds a copy of the tile during the first call
-# for a width, and is timed with every configuration alike. Tuning on a scratch would hold as much and be code of our own.
+# Tuning runs the kernel many times on the caller's tensors. In place, the second run would read the first one's gradient as
+# logits: hence `restore_value`, which restores the tile after every run. It holds a copy of the tile during the first call for
+# a width, and costs every configuration the same time. Tuning on a scratch would hold as much and need more code here.
 @triton.autotune(
     configs=_configurations((1024, 4), (2048, 4), (2048, 8), (4096, 8), (8192, 8), (8192, 16)),
     key=["columns_bucket", "WITH_ENTROPY"],
@@ -254,13 +254,13 @@ def logits_gradient(
     """Gradient of the unscaled logits, written into `out_tv` and returned.
 
     Args:
-        logits_tv: as `sweep` takes them.
+        logits_tv: as in `sweep`.
         column_t: as in `sweep`.
         held_t: as in `sweep`.
         log_z_t: over the whole vocabulary, of the logits divided by the temperature.
         entropy_t: likewise.
         logprob_gradient_t: upstream.
-        entropy_gradient_t: upstream; None where nothing is asked for.
+        entropy_gradient_t: upstream; None if there is none.
         inverse_temperature: as in `sweep`.
         out_tv: `[tokens, columns]`, any float dtype: `logits_tv` itself, or memory that does not overlap it.
 
@@ -272,7 +272,7 @@ def logits_gradient(
     def grid(choice: dict[str, Any]) -> tuple[int, int]:
         return tokens, triton.cdiv(columns, choice["BLOCK"])
 
-    # The backward of a sum hands down one number under every index; the kernel steps through memory.
+    # The backward of a sum gives an expanded tensor of one number; the kernel needs contiguous memory.
     _gradient_kernel[grid](
         logits_tv,
         logits_tv.stride(0),

@@ -144,7 +144,7 @@ DAMAGES = {
     "the manifest is missing": (lambda folder: (folder / "step-000002/manifest.json").unlink(), "has no manifest.json"),
     "the manifest is cut off": (lambda folder: os.truncate(folder / "step-000002/manifest.json", 50), "cannot be read"),
     "the manifest is of another run": (other_run, "belongs to another run"),
-    "the manifest is of another step": (older_manifest, "is of step-000001, not of step-000002"),
+    "the manifest is of another step": (older_manifest, "belongs to step-000001, not to step-000002"),
     "the folder is gone": (lambda folder: shutil.rmtree(folder / "step-000002"), "has no manifest.json"),
 }
 
@@ -174,7 +174,7 @@ def test_without_a_pointer_the_newest_complete_one_is_taken_and_said(pointer: st
         (tmp_path / "LATEST").write_text(pointer)
     found = latest(tmp_path, run="this")
     assert found is not None and found.progress == {"step": 2}
-    assert len(found.refused) == 1 and "LATEST, which is missing or names no checkpoint" in found.refused[0]
+    assert len(found.refused) == 1 and "LATEST, which is missing or does not name a checkpoint" in found.refused[0]
     with pytest.raises(CheckpointError, match="belongs to another run"):
         latest(tmp_path, run="another")
 

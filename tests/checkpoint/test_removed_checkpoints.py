@@ -51,7 +51,7 @@ def removed_while_running(name: str) -> None:
 
         shutil.rmtree(root)
         checkpoints.poll()
-        assert "step-000002, step-000003 was removed" in said[-1] and "would begin anew" in said[-1]
+        assert "step-000002, step-000003 was removed" in said[-1] and "would start over" in said[-1]
         save(4)
         found = latest(root)
         assert found is not None and found.progress == {"step": 4}

@@ -49,7 +49,7 @@ CASES = {
     "negative clip": ([str(QUICKSTART), "objective.clip_low=-0.1"], ["objective.clip_low=-0.1"]),
     "value for a mapping": ([str(QUICKSTART), "selection=top"], ["selection=top", "not a mapping"]),
     "not an override": ([str(QUICKSTART), "selection.tokens"], ["selection.tokens", "field=value"]),
-    "no model": ([str(QUICKSTART), "model.hf_config=null"], ["names no model", "model.path"]),
+    "no model": ([str(QUICKSTART), "model.hf_config=null"], ["has no model", "model.path"]),
     "unknown architecture": ([str(QUICKSTART), "model.hf_config.model_type=qwen9"], ["model_type", "qwen9"]),
     "unsupported architecture": (
         [str(QUICKSTART), "model.hf_config.model_type=gpt2"],

@@ -127,7 +127,7 @@ def findings(*overrides: str, ranks: int | None = None) -> str:
 
 
 def test_any_number_of_ranks() -> None:
-    assert "2 data ranks of 2  (a multiple of 2 ranks; counted for 4)" in findings("parallel.tensor=2", ranks=4)
+    assert "2 data ranks of 2  (needs a multiple of 2 ranks; computed for 4)" in findings("parallel.tensor=2", ranks=4)
     with pytest.raises(MegatronForkError, match="world size 3 is not a multiple"):
         findings("parallel.tensor=2", ranks=3)
 
@@ -142,7 +142,7 @@ def test_a_32b_model_with_servers_has_no_engine_on_its_ranks() -> None:
     with_servers = findings(*words, "rollout.engine=vllm", "rollout.servers=[http://127.0.0.1:9]", ranks=32)
     assert "embedded engine" not in with_servers and "61" not in with_servers.partition("before activations")[2]
     embedded = findings(*words, ranks=32)
-    assert "embedded engine: 61.0 GiB a rank" in embedded
+    assert "embedded engine: 61.0 GiB per rank" in embedded
     assert "1.91 GiB" not in embedded.partition("before activations")[2]
 
 
@@ -150,7 +150,7 @@ def test_a_32b_model_with_servers_has_no_engine_on_its_ranks() -> None:
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_nccl_without_a_gpu(engine: str) -> None:
     words = [f"rollout.engine={engine}", "rollout.servers=[http://127.0.0.1:9]", "rollout.sync=nccl"]
-    with pytest.raises(ConfigError, match=r"rollout\.sync=nccl without a GPU"):
+    with pytest.raises(ConfigError, match=r"rollout\.sync=nccl needs a GPU"):
         check(load_config(QUICKSTART, words), ranks=1)
 
 
@@ -220,7 +220,7 @@ def test_quantised_weights_are_called_so(
     [
         ({"num_hidden_layers": 1}, "layer_types has 2 entries, but num_hidden_layers=1"),
         ({"num_hidden_layers": 3}, "layer_types has 2 entries, but num_hidden_layers=3"),
-        ({"dtype": "bf16"}, "dtype=bf16, which is none of float32, bfloat16"),
+        ({"dtype": "bf16"}, "dtype=bf16, which is not one of float32, bfloat16"),
         ({"hidden_size": "32"}, "hidden_size=32, which is not a whole number"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps=1e-6, which is not a finite number"),
         ({"dtype": "float32", "torch_dtype": "bfloat16"}, "dtype=float32, but torch_dtype=bfloat16"),

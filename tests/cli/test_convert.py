@@ -36,7 +36,7 @@ def test_a_run_is_converted_and_proved(tmp_path: Path) -> None:
 
     for words, named in (
         (("to-hf", str(folder), str(converted)), "exists already"),
-        (("to-hf", str(model), str(tmp_path / "other")), "holds Hugging Face safetensors, no Megatron checkpoint"),
+        (("to-hf", str(model), str(tmp_path / "other")), "holds Hugging Face safetensors, not a Megatron checkpoint"),
         (("to-megatron", str(tmp_path / "nothing"), str(tmp_path / "other")), "is not a folder"),
         (("to-megatron", str(model), str(tmp_path / "other"), "--dtype", "fp8"), "--dtype fp8 is not known"),
     ):

@@ -55,8 +55,8 @@ def test_a_file_of_prompts_resumes_by_the_number_drawn(folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("rewards.kind=math",), "rewards.kind=math with data.source=reach"),
-        (("data.source=arithmetic",), "rewards.kind=reach with data.source=arithmetic"),
+        (("rewards.kind=math",), "rewards.kind=math does not fit data.source=reach"),
+        (("data.source=arithmetic",), "rewards.kind=reach does not fit data.source=arithmetic"),
         (("data.source=nowhere.jsonl", "rewards.kind=math"), "data.source=nowhere.jsonl needs a tokenizer"),
         (("data.preset=gsm8k",), "data.preset=gsm8k with data.source=reach"),
         (("data.preset=gsm9k",), "data.preset=gsm9k is not one of dapo_math_17k, math"),

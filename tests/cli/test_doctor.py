@@ -55,12 +55,12 @@ def test_a_recipe_that_would_start() -> None:
     assert f"{parameters:,} parameters" in output
     assert "longest sequence: 5 + 46 = 51 tokens" in output
     assert "a step: 16 prompts x 16 = 256 responses  (2 updates)" in output
-    assert "an update: 128 responses, 128 a data rank" in output
+    assert "an update: 128 responses, 128 per data rank" in output
 
 
 def test_ranks_that_are_still_to_be_started_are_no_error() -> None:
     code, output = call(str(QUICKSTART), "parallel.tensor=2", "parallel.context=2")
-    assert code == 0 and "layout: 1 data ranks of 4  (a multiple of 4 ranks; counted for 4)" in output
+    assert code == 0 and "layout: 1 data ranks of 4  (needs a multiple of 4 ranks; computed for 4)" in output
 
 
 @NO_GPU
@@ -88,7 +88,7 @@ def test_what_is_asked_for_in_vain_is_one_line(override: str, expected: str, mon
 def test_a_package_that_does_not_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_engine.py").write_text("raise OSError('libcudnn.so.9: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match=r"broken_engine is installed and cannot be imported: libcudnn"):
+    with pytest.raises(ConfigError, match=r"broken_engine is installed but cannot be imported: libcudnn"):
         checks.check_import("broken_engine")
 
 

@@ -81,13 +81,13 @@ def ends(file: str, value: object) -> Callable[[Path], None]:
     [
         (backup, ["neither model.safetensors nor", "model-backup.safetensors is not read"]),
         (head, ["lm_head.weight differs from model.embed_tokens.weight"]),
-        (bias, ["a tensor model.layers.1.self_attn.k_proj.bias, which the model lacks"]),
-        (layer, ["a tensor model.layers.1.", "which the model lacks"]),
+        (bias, ["a tensor model.layers.1.self_attn.k_proj.bias, which the model does not have"]),
+        (layer, ["a tensor model.layers.1.", "which the model does not have"]),
         (ends("generation_config.json", [1, 135]), ["generation_config.json is [1, 135]: 135 is no token", "of 135"]),
         (ends("config.json", -1), ["config.json is -1: -1 is no token"]),
         (ends("generation_config.json", ["<eos>"]), ["generation_config.json is ['<eos>']: '<eos>' is no token"]),
         (lambda folder: (folder / "generation_config.json").write_text("{"), ["generation_config.json cannot be read"]),
-        (lambda folder: (folder / "generation_config.json").write_text("[1]"), ["holds a list, no fields"]),
+        (lambda folder: (folder / "generation_config.json").write_text("[1]"), ["holds a list, not fields"]),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "sft", "doctor"])

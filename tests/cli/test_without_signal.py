@@ -26,7 +26,7 @@ def test_steps_without_signal_are_said_shown_and_counted(tmp_path: Path, verdict
     assert code == 0, output
     for step in (1, 2, 3):
         assert f"step {step}: 0 of 8 groups had signal: {alike}; no update" in output
-    assert "warning: 3 of 3 steps had no group with signal and made no update" in output
+    assert "warning: 3 of 3 steps had no group with signal, and there was no update" in output
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["steps_without_signal"], summary["updates"], summary["groups_with_signal"]) == (3, 0, 0)
     assert summary["groups_sampled"] == 24 and summary["final_evaluation"]["step"] == 3

@@ -154,7 +154,7 @@ def test_what_has_another_name_today_is_told(
         lambda: load_config(QUICKSTART, [f"{named}=3"]),
         lambda: differences(recipe.read_text(), load_config(QUICKSTART)),
     ):
-        with pytest.raises(ConfigError, match=f"^{former} has another name today") as caught:
+        with pytest.raises(ConfigError, match=f"^{former} has been renamed") as caught:
             read()
         assert f"write {today}" in caught.value.hint
 

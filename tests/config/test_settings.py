@@ -130,7 +130,7 @@ def test_no_refusal_shows_a_login() -> None:
 
 def test_a_room_is_no_other_room() -> None:
     error = refused(RunConfig, "data", 3)
-    assert error is not None and error.message == "data=3 is no DataConfig"
+    assert error is not None and error.message == "data=3 is not a DataConfig"
 
 
 def test_no_default_is_shared() -> None:

@@ -254,7 +254,7 @@ def test_what_no_file_system_takes_is_no_path(name: str, place: str) -> None:
 
 def test_a_base_that_no_file_system_takes(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(f"base: {LONG}.yaml\n")
-    with pytest.raises(ConfigError, match="which names no recipe"):
+    with pytest.raises(ConfigError, match="which does not name a recipe"):
         load_config(tmp_path / "recipe.yaml")
 
 

@@ -158,10 +158,10 @@ def quantise(folder: Path) -> None:
     [
         (lambda folder: truncate(folder / "model.safetensors"), "model.safetensors cannot be read"),
         (drop_tensor, "no tensor model.norm.weight"),
-        (add_tensor, "visual.weight, which the model lacks"),
+        (add_tensor, "visual.weight, which the model does not have"),
         (other_head, "ties the embeddings, but lm_head.weight differs"),
         (narrow_tensor, r"model.layers.0.mlp.down_proj.weight has the shape \[32, 47\], the model's \[32, 48\]"),
-        (quantise, "model.norm.weight is of dtype I8"),
+        (quantise, "model.norm.weight has dtype I8"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     ],
 )
@@ -198,7 +198,7 @@ def remove_shard(folder: Path) -> None:
         (lambda folder: truncate(max((folder / "release").glob("*.distcp"))), "cannot be read"),
         (lambda folder: (folder / "release" / ".metadata").unlink(), "no .metadata"),
         (lambda folder: (folder / "latest_checkpointed_iteration.txt").write_text("12"), "names 12"),
-        (lambda folder: shutil.rmtree(folder / "release" / "hugging_face"), "brings no config.json"),
+        (lambda folder: shutil.rmtree(folder / "release" / "hugging_face"), "has no config.json"),
     ],
 )
 def test_a_megatron_folder_that_does_not_fit_is_refused(
@@ -215,7 +215,7 @@ def test_a_megatron_folder_that_does_not_fit_is_refused(
 def test_another_models_config_is_refused(tmp_path: Path) -> None:
     to_megatron(hf_folder(tmp_path / "theirs", tie_word_embeddings=False), tmp_path / "megatron")
     for fields, named in (
-        ({"tie_word_embeddings": True}, "output_layer.weight, which the model lacks"),
+        ({"tie_word_embeddings": True}, "output_layer.weight, which the model does not have"),
         ({"num_hidden_layers": 4, "tie_word_embeddings": False}, "shape"),
         ({"intermediate_size": 64, "tie_word_embeddings": False}, "linear_fc1.weight in the shape"),
     ):

@@ -163,7 +163,7 @@ def test_a_fault_of_the_readers_names_is_found(tmp_path: Path, monkeypatch: pyte
     save({**weights, "model.layers.0.self_attn.q_proj.bias": torch.ones(64)}, folder / "model.safetensors")
     names = list(weights)
     monkeypatch.setattr(WeightFolder, "__iter__", lambda _: iter(names))
-    with pytest.raises(MegatronForkError, match=r"two ways to read it find other tensors, first .*q_proj\.bias"):
+    with pytest.raises(MegatronForkError, match=r"two readers find different tensors, first .*q_proj\.bias"):
         verify(folder, tmp_path / "megatron", logits=False)
 
 
@@ -225,7 +225,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a config of nothing": (
         lambda folder: (folder / "config.json").write_text("[1]") and None,
-        "holds a list, no fields",
+        "holds a list, not fields",
     ),
     "another width": (configured(intermediate_size=64), r"has the shape \[48, 32\], the model's \[64, 32\]"),
     "other heads": (configured(num_key_value_heads=4), r"k_proj\.weight has the shape \[32, 32\], the model's"),
@@ -238,23 +238,23 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no head": (configured(tie_word_embeddings=False), r"no tensor lm_head\.weight"),
     "a bias": (
         changed(lambda w: w.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)})),
-        r"a tensor model\.layers\.0\.self_attn\.q_proj\.bias, which the model lacks",
+        r"a tensor model\.layers\.0\.self_attn\.q_proj\.bias, which the model does not have",
     ),
     "another architecture": (
         configured(architectures=["Qwen2ForCausalLM"], model_type="qwen2"),
         r"no tensor model\.layers\.0\.self_attn\.k_proj\.bias",
     ),
     "a missing tensor": (changed(lambda w: w.pop(NORM)), rf"no tensor {NORM}"),
-    "integers": (changed(lambda w: w.update({NORM: w[NORM].to(torch.int8)})), rf"{NORM} is of dtype I8"),
-    "fp8": (changed(lambda w: w.update({NORM: w[NORM].to(torch.float8_e4m3fn)})), rf"{NORM} is of dtype F8_E4M3"),
+    "integers": (changed(lambda w: w.update({NORM: w[NORM].to(torch.int8)})), rf"{NORM} has dtype I8"),
+    "fp8": (changed(lambda w: w.update({NORM: w[NORM].to(torch.float8_e4m3fn)})), rf"{NORM} has dtype F8_E4M3"),
     "packed": (changed(lambda w: w.update({"model.q.qweight": torch.ones(2, dtype=torch.int32)})), "dtype I32"),
     "quantised": (configured(quantization_config={"quant_method": "fp8"}), "quantization_config=.*fp8"),
     "weights elsewhere": (configured(transformers_weights="z.safetensors"), r"transformers_weights=z\.safetensors"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"has no \*\.safetensors"),
     "another name": (renamed("z.safetensors"), r"neither model\.safetensors nor .*; z\.safetensors is not read"),
-    "an adapter": (renamed("adapter_model.safetensors"), "has an adapter, and no model.safetensors"),
-    "a pickle": (renamed("pytorch_model.bin"), r"has pytorch_model\.bin, and no safetensors"),
-    "pickled shards": (renamed("pytorch_model.bin.index.json"), r"has pytorch_model\.bin\.index\.json, and no"),
+    "an adapter": (renamed("adapter_model.safetensors"), "has an adapter, but no model.safetensors"),
+    "a pickle": (renamed("pytorch_model.bin"), r"has pytorch_model\.bin, but no safetensors"),
+    "pickled shards": (renamed("pytorch_model.bin.index.json"), r"has pytorch_model\.bin\.index\.json, but no"),
     "a cut file": (
         lambda folder: (
             (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]) and None
@@ -267,10 +267,10 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an empty one": (indexed('{"weight_map": {}}'), "has no weight_map"),
     "a list": (indexed("[1]"), "has no weight_map"),
     "a number for a file": (indexed(lambda m: {"weight_map": {**m, NORM: 3}}), rf"gives {NORM} the file 3"),
-    "a file above": (indexed(lambda m: {"weight_map": {**m, NORM: "../z.safetensors"}}), "not one of its folder"),
-    "a file anywhere": (indexed(lambda m: {"weight_map": {**m, NORM: "/z.safetensors"}}), "not one of its folder"),
-    "a file below": (indexed(lambda m: {"weight_map": {**m, NORM: "a\\z"}}), "not one of its folder"),
-    "the folder itself": (indexed(lambda m: {"weight_map": {**m, NORM: ".."}}), "not one of its folder"),
+    "a file above": (indexed(lambda m: {"weight_map": {**m, NORM: "../z.safetensors"}}), "not in its folder"),
+    "a file anywhere": (indexed(lambda m: {"weight_map": {**m, NORM: "/z.safetensors"}}), "not in its folder"),
+    "a file below": (indexed(lambda m: {"weight_map": {**m, NORM: "a\\z"}}), "not in its folder"),
+    "the folder itself": (indexed(lambda m: {"weight_map": {**m, NORM: ".."}}), "not in its folder"),
     "a tensor twice": (indexed('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}'), "names a twice"),
     "a missing file": (
         indexed(lambda m: {"weight_map": {**m, NORM: "z.safetensors"}}),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_fork.distributed.launcher import Launch, another_tells, first_host, launch
+from megatron_fork.distributed.launcher import Launch, another_prints, first_host, launch
 from megatron_fork.errors import LayoutError
 
 STEP = {
@@ -86,7 +86,7 @@ def test_a_process_alone_is_none_of_many(alone: dict[str, str]) -> None:
         ({"WORLD_SIZE": "4"}, "did not set RANK"),
         ({"RANK": "", "WORLD_SIZE": "4"}, "did not set RANK"),
         ({"RANK": "zero", "WORLD_SIZE": "4"}, "RANK='zero' is not a number"),
-        ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK=4 is no rank of a world of 4"),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK=4 is not a rank of a world of 4"),
         ({**of_torchrun(0, 2), "MASTER_PORT": "abc"}, "MASTER_PORT='abc' is not a number"),
         ({**of_torchrun(0, 2), "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is not a port"),
         ({**of_torchrun(0, 2), "LOCAL_RANK": "x"}, "LOCAL_RANK='x' is not a number"),
@@ -139,4 +139,4 @@ def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
 def test_somebody_says_what_is_wrong_and_not_everybody(variables: dict[str, str], told_by_another: bool) -> None:
     with pytest.raises(LayoutError):
         launch(variables)
-    assert another_tells(variables) == told_by_another
+    assert another_prints(variables) == told_by_another

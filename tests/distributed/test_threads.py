@@ -39,7 +39,7 @@ def test_a_lone_process(monkeypatch: pytest.MonkeyPatch, cores: int, expected: i
     said = distributed.choose_threads()
     assert torch.get_num_threads() == 1
     assert threads_of_a_pass() == expected
-    assert said.startswith(f"1 thread a process, {expected} for the network's passes")
+    assert said.startswith(f"1 thread per process, {expected} for the network's passes")
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda launcher: next(iter(launcher)))

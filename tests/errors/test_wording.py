@@ -46,8 +46,8 @@ def test_no_password_is_shown(text: str, shown: str) -> None:
     [
         (errno.ENOSPC, "free some space"),
         (errno.EDQUOT, "free some space"),
-        (errno.ENOTDIR, "a file stands where a folder is to be"),
-        (errno.EEXIST, "a file stands where a folder is to be"),
+        (errno.ENOTDIR, "there is a file where a folder is needed"),
+        (errno.EEXIST, "there is a file where a folder is needed"),
         (errno.EACCES, "where this user may write"),
         (errno.EROFS, "where this user may write"),
         (errno.ENAMETOOLONG, "choose another"),

@@ -190,7 +190,7 @@ def test_plain_blocks_equal_the_fused_kernel(monkeypatch, dtype: torch.dtype, ca
 
 
 def test_lengths_that_no_rank_can_share_are_refused() -> None:
-    with pytest.raises(LayoutError, match="a packed sequence of 6 tokens is no multiple of 2 x context=2"):
+    with pytest.raises(LayoutError, match="a packed sequence of 6 tokens is not a multiple of 2 x context=2"):
         runs_of([4, 6], 2)
 
 

@@ -61,8 +61,8 @@ def test_unsupported_fields_of_other_families_are_named(family: str, fields: dic
             {"tensor": 2, "expert_tensor": 2},
             "parallel.tensor=2 with parallel.sequence=false for a mixture of experts",
         ),
-        ("qwen3", {"expert": 2}, "parallel.expert=2 with a model that has no experts"),
-        ("llama", {"expert_tensor": 2}, "parallel.expert_tensor=2 with a model that has no experts"),
+        ("qwen3", {"expert": 2}, "parallel.expert=2, but the model has no experts"),
+        ("llama", {"expert_tensor": 2}, "parallel.expert_tensor=2, but the model has no experts"),
     ],
 )
 def test_experts_that_do_not_divide_are_named(family: str, parallel: dict, named: str) -> None:

@@ -88,7 +88,7 @@ def test_it_trains(my_losses: Path, name: str, monkeypatch: pytest.MonkeyPatch) 
     ("name", "told"),
     [
         ("my_losses:nothing", "my_losses has no nothing"),
-        ("my_losses:PROBE", "objective.loss=my_losses:PROBE is of type int, which makes no loss"),
+        ("my_losses:PROBE", "objective.loss=my_losses:PROBE is of type int, which cannot be used as loss"),
         ("no_such_module_here:f", "cannot be imported"),
         ("my_broken:f", "cannot be imported: ValueError by me"),
         ("pppo", "objective.loss=pppo is not one of ppo"),

@@ -178,7 +178,7 @@ def test_any_name_with_a_letter_more_is_refused_with_the_close_one(place: int, l
     ("name", "told"),
     [
         ("my_engines:nothing", "my_engines has no nothing"),
-        ("my_engines:PROBE", "is of type int, which makes no engine"),
+        ("my_engines:PROBE", "is of type int, which cannot be used as engine"),
         ("no_such_module_here:f", "cannot be imported: ModuleNotFoundError"),
         ("my_broken:f", "cannot be imported: ValueError by me"),
     ],

@@ -72,23 +72,23 @@ def test_what_is_no_list_of_parts(content: object, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02" + b"(" * 5000, b"text" * 100])
 def test_what_is_no_file_of_torch(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "part-00000.pt").write_bytes(content)
-    assert "part-00000.pt is no part of a step that was begun" in refused(tmp_path)
+    assert "part-00000.pt is not part of a partial step" in refused(tmp_path)
 
 
 def test_nothing_is_executed(tmp_path: Path) -> None:
     write(tmp_path, [Marker(tmp_path / "executed")])
     refused(tmp_path)
     torch.save([Marker(tmp_path / "executed")], tmp_path / "groups.pt")
-    with pytest.raises(CheckpointError, match=r"groups\.pt is no part"):
+    with pytest.raises(CheckpointError, match=r"groups\.pt is not part"):
         step_files.read_groups(tmp_path)
     assert not (tmp_path / "executed").exists()
 
 
 def test_missing_and_repeated_trajectories(tmp_path: Path) -> None:
     write(tmp_path, parts()[:-1])
-    assert f"not the {len(DRAWN)} of the step" in refused(tmp_path)
+    assert f"not the {len(DRAWN)} of the partial step" in refused(tmp_path)
     write(tmp_path, [*parts()[:-1], parts()[0]])
-    assert f"not the {len(DRAWN)} of the step" in refused(tmp_path)
+    assert f"not the {len(DRAWN)} of the partial step" in refused(tmp_path)
     (tmp_path / "part-00000.pt").unlink()
     assert f"holds 0 trajectories in 0 parts, not the {len(DRAWN)}" in refused(tmp_path)
 
@@ -143,5 +143,5 @@ def test_groups_come_back_or_are_refused(tmp_path: Path) -> None:
             changed = copy.deepcopy(plain)
             changed[0][name] = value
             torch.save(changed, tmp_path / "groups.pt")
-            with pytest.raises(CheckpointError, match=r"groups\.pt is no part"):
+            with pytest.raises(CheckpointError, match=r"groups\.pt is not part"):
                 step_files.read_groups(tmp_path)

@@ -138,7 +138,7 @@ def test_a_manifest_of_another_format_names_the_way_out(saved: Path) -> None:
     record = json.loads((saved / "manifest.json").read_text())
     del record["sha256"]
     (saved / "manifest.json").write_text(json.dumps({**record, "format": 2}))
-    with pytest.raises(CheckpointError, match="has format=2, this version reads format=3: go on with the version"):
+    with pytest.raises(CheckpointError, match="has format=2, this version reads format=3: continue with the version"):
         latest(saved.parent, run="this")
 
 

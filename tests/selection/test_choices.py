@@ -174,7 +174,7 @@ def test_what_is_no_score_is_told_by_name(name: str, told: str) -> None:
     [
         ("my_choices:nothing", "my_choices has no nothing"),
         ("no_such_module_here:f", "cannot be imported: ModuleNotFoundError"),
-        ("my_choices:TOKENS", "is of type int, which makes no choice of tokens"),
+        ("my_choices:TOKENS", "is of type int, which cannot be used as choice of tokens"),
     ],
 )
 def test_doctor_and_train_refuse_what_your_module_lacks(my_choices: Path, name: str, told: str) -> None:

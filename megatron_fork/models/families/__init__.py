@@ -25,7 +25,7 @@ FAMILIES = {
 
 
 def check_architecture(architecture: str) -> None:
-    """Raise `ModelError`, naming those that are known, for an architecture without a table entry."""
+    """Raise `ModelError` with the supported ones for an architecture without a table entry."""
     if architecture not in FAMILIES:
         raise ModelError(
             f"model architecture {shown(architecture)} is not known", hint=f"supported: {', '.join(sorted(FAMILIES))}"
@@ -33,7 +33,7 @@ def check_architecture(architecture: str) -> None:
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The table entry for a config's architecture; raises `ModelError` where there is none or a field is not supported."""
+    """The table entry for a config's architecture; raises `ModelError` if there is none or a field is not supported."""
     check_fields({"architectures": config.architectures}, "model config ")
     architecture = (config.architectures or ["none"])[0]
     check_architecture(architecture)
@@ -41,7 +41,7 @@ def family_of(config: PretrainedConfig) -> Family:
     of_type = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if of_type != architecture:
         raise ModelError(
-            f"model config model_type={config.model_type} is of {of_type}, but architectures names {architecture}",
+            f"model config model_type={config.model_type} belongs to {of_type}, but architectures names {architecture}",
             hint="see the config.json of the model as it was published",
         )
     for name, (supported, hint) in family.required.items():

@@ -1,7 +1,7 @@
-"""What a model family is: settings of Megatron, the fields that decide about support, and its tensors' names.
+"""What a model family is: settings of Megatron, the values of fields that are supported, and its tensors' names.
 
-All families: RMSNorm before attention and MLP, grouped-query attention, SwiGLU, rotary positions. Names are those of the
-published checkpoints, on both sides of the whole model: layers and experts count from 0 over all pipeline stages and expert
+All families have RMSNorm before attention and MLP, grouped-query attention, SwiGLU, and rotary positions. Names are those of
+the whole model in published and Megatron checkpoints: layers and experts are numbered over all pipeline stages and expert
 ranks.
 """
 
@@ -22,7 +22,7 @@ class Entry:
     hugging_face: tuple[str, ...]
     rule: Rule
     expert: int | None = None
-    """Set for an expert's own tensor: one expert rank holds it, cut over the experts' own tensor group."""
+    """Number of the expert, if it is an expert's tensor: one expert rank holds it, sharded over the experts' tensor group."""
 
     def at(self, layer: int, expert: int | None = None) -> Entry:
         place = {"layer": layer, "expert": expert}
@@ -35,13 +35,13 @@ class Family:
     """What distinguishes one family."""
 
     layer: tuple[Entry, ...]
-    """A layer's parameters, but for its experts'."""
+    """A layer's parameters, except its experts'."""
     expert: tuple[Entry, ...] = ()
-    """Those of each expert of a layer; none in a dense model."""
+    """The parameters of each expert of a layer; empty in a dense model."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of Megatron, beyond those that all families share."""
+    """Megatron's settings in addition to those that all families share."""
     required: dict[str, tuple[Any, str]] = field(default_factory=dict)
-    """Fields of the Hugging Face config: the one supported value, and what to do about another."""
+    """Fields of the Hugging Face config: the supported value, and the hint for any other."""
 
     @property
     def has_experts(self) -> bool:
@@ -93,4 +93,4 @@ EXPERT_MLP = _gated_mlp(f"{_OURS}mlp.experts.local_experts.{{expert}}.", f"{_THE
 
 SILU = {"hidden_act": ("silu", "use a model with silu")}
 NO_BIAS = {"attention_bias": (False, "use a model without biases")}
-FULL_ATTENTION = {"use_sliding_window": (False, "use a model of full attention")}
+FULL_ATTENTION = {"use_sliding_window": (False, "use a model with full attention")}

@@ -1,4 +1,4 @@
-"""Llama 3 (arXiv 2407.21783): nothing beside what all families have; rotary positions may be scaled."""
+"""Llama 3 (arXiv 2407.21783): only what all families have; rotary positions may be scaled."""
 
 from __future__ import annotations
 

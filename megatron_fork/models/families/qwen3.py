@@ -1,4 +1,4 @@
-"""Qwen3 (arXiv 2505.09388): no biases, RMSNorm on query and key heads. Dense, or experts in place of every MLP."""
+"""Qwen3 (arXiv 2505.09388): no biases, RMSNorm on query and key heads. Dense, or with experts instead of every MLP."""
 
 from __future__ import annotations
 

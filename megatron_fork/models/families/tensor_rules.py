@@ -1,7 +1,7 @@
-"""How one Megatron parameter is made of Hugging Face tensors, and how it is cut over the tensor ranks.
+"""How one Megatron parameter is made of Hugging Face tensors, and how it is sharded over the tensor ranks.
 
-A rule is two pairs of inverse functions: Hugging Face tensors <-> one full tensor, and full tensor <-> one shard a rank.
-Everything is a view or a concatenation, so that a round trip is exact bit for bit.
+A rule is a pair of inverse functions between the Hugging Face tensors and one Megatron shard per tensor rank. Everything is a
+view or a concatenation, so that a round trip is exact bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Rule:
     """Replicated: one Hugging Face tensor, the same on every tensor rank."""
 
     def shards(self, tensors: Sequence[Tensor], ranks: int, config: PretrainedConfig) -> list[Tensor]:
-        """Cut the Hugging Face tensors into one Megatron shard a tensor rank."""
+        """One Megatron shard per tensor rank, from the Hugging Face tensors."""
         return [tensors[0]] * ranks
 
     def join(self, shards: Sequence[Tensor], config: PretrainedConfig) -> list[Tensor]:
@@ -28,7 +28,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Split(Rule):
-    """One tensor cut along `dimension`: 0 for column-parallel weights, 1 for row-parallel ones."""
+    """One tensor split along `dimension`: 0 for column-parallel weights, 1 for row-parallel ones."""
 
     dimension: int
 
@@ -52,7 +52,7 @@ class Vocabulary(Rule):
 
 
 class GatedProjection(Rule):
-    """Gate and up projection, each cut over the ranks, stacked within a rank."""
+    """Gate and up projection, each split over the ranks, stacked within a rank."""
 
     def shards(self, tensors: Sequence[Tensor], ranks: int, config: PretrainedConfig) -> list[Tensor]:
         return [torch.cat(pair) for pair in zip(*(tensor.chunk(ranks) for tensor in tensors), strict=True)]
@@ -65,7 +65,7 @@ class GatedProjection(Rule):
 class QueryKeyValue(Rule):
     """Query, key and value heads, interleaved by query group: each group's queries, then its key, then its value.
 
-    Weights `[heads x d, hidden]` and biases `[heads x d]` alike.
+    For weights `[heads x d, hidden]` and biases `[heads x d]`.
     """
 
     def shards(self, tensors: Sequence[Tensor], ranks: int, config: PretrainedConfig) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The losses, one file each, and the one table that says what each needs: see `table`."""
+"""The losses, one file each, and `table` with what each of them needs."""
 
 from megatron_fork.objective.losses.table import LOSSES, Loss, loss_named
 

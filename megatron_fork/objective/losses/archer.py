@@ -10,7 +10,7 @@ from megatron_fork.objective.selected_tokens import SelectedTokens
 
 
 def archer(tokens: SelectedTokens) -> Surrogate:
-    """PPO's, looser and with less KL at high-entropy tokens."""
+    """PPO's surrogate, with looser clip and less KL at high-entropy tokens."""
     config, bounds = tokens.config, tokens.config.archer
     forking = tokens.needed("forking", "loss")
     loose = clipped(tokens.ratio, tokens.advantage, bounds.forking_clip_low, bounds.forking_clip_high, config.dual_clip)

@@ -9,7 +9,7 @@ from megatron_fork.objective.selected_tokens import SelectedTokens
 
 
 def cispo(tokens: SelectedTokens) -> Surrogate:
-    """A bounded weight leaves every token its gradient."""
+    """The weight is clipped and held constant, so that every token keeps its gradient."""
     config, ratio = tokens.config, tokens.ratio.detach()
     low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
     value = ratio.clamp(low, high) * tokens.advantage * tokens.logprob

@@ -1,4 +1,4 @@
-"""Clip-Cov (arXiv 2505.22617): tokens drawn among those of high covariance give nothing to the sum."""
+"""Clip-Cov (arXiv 2505.22617): some tokens of high covariance, chosen at random, do not count in the sum."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from megatron_fork.objective.selected_tokens import SelectedTokens
 
 
 def clip_cov(tokens: SelectedTokens) -> Surrogate:
-    """PPO's, and 0 at covered tokens."""
+    """PPO's surrogate, and 0 at covered tokens."""
     surrogate = ppo(tokens)
     return surrogate._replace(value=torch.where(tokens.needed("covered", "loss"), 0.0, surrogate.value))

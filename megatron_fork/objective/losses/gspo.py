@@ -11,7 +11,7 @@ from megatron_fork.objective.selected_tokens import SelectedTokens, exponential
 
 
 def gspo(tokens: SelectedTokens) -> Surrogate:
-    """PPO's clip of s; the gradient in logp_t is s A, the same for every token of the response."""
+    """PPO's clip of s; the gradient with respect to logp_t is s A, the same for every token of the response."""
     mean = response_means(tokens.log_ratio.detach(), tokens.needed("sequence", "loss")).to(tokens.ratio.dtype)
     ratio = exponential(mean) * (tokens.logprob - tokens.logprob.detach()).exp()
     return ppo(replace(tokens, ratio=ratio))

@@ -9,7 +9,7 @@ from megatron_fork.objective.selected_tokens import SelectedTokens
 
 
 def kl_cov(tokens: SelectedTokens) -> Surrogate:
-    """R A, not clipped, minus cov_kl_coef |logp - old logp| at covered tokens."""
+    """Unclipped r A, minus cov_kl_coef |logp - old logp| at covered tokens."""
     config = tokens.config
     penalty = config.cov_kl_coef * tokens.log_ratio.abs() * tokens.needed("covered", "loss")
     return clipped(tokens.ratio, tokens.advantage, inf, inf, config.dual_clip)._replace(penalty=penalty)

@@ -1,4 +1,4 @@
-"""What a loss makes of its tokens, and the clip that most of them share."""
+"""The result of a loss for its tokens, and the clip that most losses share."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 class Surrogate(NamedTuple):
-    """`[selected]` each: the value to be maximised, with gradient, and which tokens a bound took hold of, as bool."""
+    """`[selected]` each: the value to be maximised, with gradient, and flags of the tokens that a bound clipped."""
 
     value: Tensor
     clipped_low: Tensor
     clipped_high: Tensor
     dual_clipped: Tensor
     penalty: Tensor | None = None
-    """Taken off the objective beside the value: no correction for the engine's log-probs weighs it."""
+    """Subtracted from the objective without the correction for the engine's log-probs."""
     kl_share: Tensor | None = None
-    """Share of `objective.kl_coef` that each token pays; 1 where it is None."""
+    """Fraction of `objective.kl_coef` that applies to each token; None means 1."""
 
 
 def clipped(ratio: Tensor, advantage: Tensor, low: float, high: float, dual_clip: float) -> Surrogate:

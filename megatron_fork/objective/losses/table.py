@@ -1,7 +1,7 @@
 """What `objective.loss` may be: the losses by name, and what each needs of its tokens.
 
-A new loss is one file with a function and one entry here. One of the user's own stands outside: `objective.loss: module:name`,
-where the name is such a function, or a `Loss` that says what it needs.
+A new loss is one file with a function and one entry here. The user's own is given as `objective.loss: module:name`, where the
+name is such a function, or a `Loss` with its needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # settings are checked without torch
     from megatron_fork.objective.selected_tokens import SelectedTokens
 
 Column = Literal["sequence", "forking", "covered"]
-"""Columns of `policy_loss` that a loss may ask for: the response of each token, the high-entropy class, `covariance_tokens`."""
+"""Columns of `policy_loss` that a loss may need: the response of each token, the high-entropy class, `covariance_tokens`."""
 
 Trains = Literal["selected", "candidates"]
 Covers = Literal["top", "random"]
@@ -27,20 +27,20 @@ Covers = Literal["top", "random"]
 
 @dataclass(frozen=True)
 class Loss:
-    """A surrogate with what it needs."""
+    """A surrogate and what it needs."""
 
     surrogate: str | Callable[[SelectedTokens], Surrogate]
     """A function, or `module:function`, which is imported when it is first called."""
     columns: tuple[Column, ...] = ()
-    """Optional columns that it cannot do without."""
+    """Optional columns that it needs."""
     whole_responses: bool = False
-    """One call must hold all selected tokens of each of its responses: micro-batches do not cut them."""
+    """Whether one call must hold all selected tokens of each of its responses: micro-batches do not cut them."""
     trains: Trains = "selected"
     """candidates: all of them carry gradient, and the selected ones are its column `forking`."""
     covers: Covers = "top"
-    """Which tokens of high covariance are in `covered`: those with the highest, or some drawn among the high ones."""
+    """Which tokens of high covariance are in `covered`: those with the highest, or a random choice of the high ones."""
     unbounded_below: bool = False
-    """`clip_low` of 1 or more means something: no lower bound."""
+    """Whether `clip_low` may be 1 or more, which means no lower bound."""
 
     def __call__(self, tokens: SelectedTokens) -> Surrogate:
         """The surrogate of each selected token."""
@@ -63,7 +63,7 @@ LOSSES: dict[str, Loss] = {
 
 @cache
 def loss_named(name: str) -> Loss:
-    """The loss of this name; raises `ConfigError` where there is none."""
+    """The loss of this name; raises `ConfigError` if there is none."""
     loss = entry_named("objective.loss", name, LOSSES, "loss", made=_made)
     if not is_custom(name):
         return loss
