@@ -83,9 +83,9 @@ def ends(file: str, value: object) -> Callable[[Path], None]:
         (head, ["lm_head.weight differs from model.embed_tokens.weight"]),
         (bias, ["a tensor model.layers.1.self_attn.k_proj.bias, which the model does not have"]),
         (layer, ["a tensor model.layers.1.", "which the model does not have"]),
-        (ends("generation_config.json", [1, 135]), ["generation_config.json is [1, 135]: 135 is no token", "of 135"]),
-        (ends("config.json", -1), ["config.json is -1: -1 is no token"]),
-        (ends("generation_config.json", ["<eos>"]), ["generation_config.json is ['<eos>']: '<eos>' is no token"]),
+        (ends("generation_config.json", [1, 135]), ["generation_config.json is [1, 135]: 135 is not a token", "of 135"]),
+        (ends("config.json", -1), ["config.json is -1: -1 is not a token"]),
+        (ends("generation_config.json", ["<eos>"]), ["generation_config.json is ['<eos>']: '<eos>' is not a token"]),
         (lambda folder: (folder / "generation_config.json").write_text("{"), ["generation_config.json cannot be read"]),
         (lambda folder: (folder / "generation_config.json").write_text("[1]"), ["holds a list, not fields"]),
     ],
@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_one_line_of_every_command(
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["rollout.stop_tokens=[7,999]"], "rollout.stop_tokens is [7, 999]: 999 is no token of a vocabulary of 135"),
+        (["rollout.stop_tokens=[7,999]"], "rollout.stop_tokens is [7, 999]: 999 is not a token of a vocabulary of 135"),
         (["rollout.max_staleness=1", "rollout.tail=stop"], "rollout.max_staleness=1 with objective.correction=none"),
         (["rollout.samples=1", "rollout.dynamic_sampling=false"], "rollout.samples=1 with objective.advantage=grpo"),
     ],

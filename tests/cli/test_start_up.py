@@ -95,7 +95,7 @@ def test_the_first_rank_alone_prints_the_recipe(rank: str) -> None:
     code, output, _ = watched("train", str(QUICKSTART), "--print-config", RANK=rank, WORLD_SIZE="2")
     assert (
         code == 0
-        and output.startswith("# Of every random choice" if rank == "0" else "")
+        and output.startswith("# Seed of every random choice" if rank == "0" else "")
         and bool(output) == (rank == "0")
     )
 
