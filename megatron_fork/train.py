@@ -15,6 +15,7 @@ from pathlib import Path
 from megatron_fork import run
 from megatron_fork.clock import Clock
 from megatron_fork.config import RunConfig
+from megatron_fork.errors import RolloutError
 from megatron_fork.experience import Batch
 from megatron_fork.policy import LearningRates, split_into_mini_batches
 from megatron_fork.rewards import RewardPool
@@ -53,11 +54,15 @@ def train(config: RunConfig, display: run.Display) -> Path:
                     stop_point=context.stop_point,
                 )
                 state.finish_step(evaluation_every=config.evaluation.every, last=config.train.steps)
+                failure: RolloutError | None = None
                 try:
                     run.sync_weights(context, models.policy, engine, state.step)
-                finally:  # the step is done, even if the servers fail now
-                    clock.lap("synchronise")
-                    metrics = run.log_step(context, state, step, clock.laps())
+                except RolloutError as error:  # servers that fail, on every rank alike: the step is done all the same
+                    failure = error
+                clock.lap("synchronise")
+                metrics = run.log_step(context, state, step, clock.laps())
+                if failure is not None:
+                    raise failure
                 stage.advance({**metrics, **run.evaluate_where_due(context, collector, state)})
                 state.seconds = time.monotonic() - began
                 run.checkpoint(context, models, state)
