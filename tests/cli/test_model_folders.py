@@ -83,7 +83,10 @@ def ends(file: str, value: object) -> Callable[[Path], None]:
         (head, ["lm_head.weight differs from model.embed_tokens.weight"]),
         (bias, ["a tensor model.layers.1.self_attn.k_proj.bias, which the model does not have"]),
         (layer, ["a tensor model.layers.1.", "which the model does not have"]),
-        (ends("generation_config.json", [1, 135]), ["generation_config.json is [1, 135]: 135 is not a token", "of 135"]),
+        (
+            ends("generation_config.json", [1, 135]),
+            ["generation_config.json is [1, 135]: 135 is not a token", "of 135"],
+        ),
         (ends("config.json", -1), ["config.json is -1: -1 is not a token"]),
         (ends("generation_config.json", ["<eos>"]), ["generation_config.json is ['<eos>']: '<eos>' is not a token"]),
         (lambda folder: (folder / "generation_config.json").write_text("{"), ["generation_config.json cannot be read"]),
