@@ -191,6 +191,26 @@ def test_what_was_drawn_before_a_failure_is_kept(parts) -> None:
     assert (step.counts.drawn, step.counts.judged) == (expected.prompts_drawn, expected.groups_sampled)
 
 
+def test_what_was_restored_stays_as_the_checkpoint_has_it(parts) -> None:
+    """A wait for servers may save it again, in the middle of a step that has gone on from there."""
+    source, engine = parts
+    settings = config(max_response_tokens=30)
+    stopped = RolloutScheduler(settings, engine, source, parity_pool(), groups=6, seed=4)
+    polls = itertools.count(1)
+    with pytest.raises(StopRequested):
+        stopped.take(start=0, version=0, stop_point=stops_where(lambda: next(polls) > 12))
+    left, counts = stopped.groups(), stopped.counts
+
+    def state() -> str:
+        return repr([(sorted(group.answers), sorted(group.begun)) for group in left]) + repr(counts)
+
+    before = state()
+    again = RolloutScheduler(settings, engine, source, parity_pool(), groups=6, seed=4)
+    again.restore(left, counts)
+    again.take(start=0, version=0)
+    assert state() == before
+
+
 def test_nothing_under_way_is_no_file(tmp_path) -> None:
     step_files.write_groups(tmp_path, [])
     assert list(tmp_path.iterdir()) == [] and step_files.read_groups(tmp_path) == []
