@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from megatron_fork import conversion, models, objective, selection
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
-from megatron_fork.errors import ConfigError, ModelError, RunFolderError
+from megatron_fork.errors import ConfigError, ModelError, RunFolderError, way_out
 from megatron_fork.policy import OptimizerConfig
 from megatron_fork.recipe import one_line
 from megatron_fork.rewards import check_verifier, takes_row
@@ -106,6 +107,13 @@ def _check_place(folder: Path) -> None:
             f"run.folder={folder} cannot be written: this user may not write in {place}",
             hint="choose another run.folder, where this user may write",
         )
+    try:  # rights are not all: nobody makes a folder in /proc, or on a full disk
+        tempfile.TemporaryDirectory(prefix=".megatron-fork-", dir=place).cleanup()
+    except OSError as error:
+        raise RunFolderError(
+            f"run.folder={folder} cannot be written: no folder can be made in {place}: {error.strerror or error}",
+            hint=way_out(error, elsewhere="run.folder"),
+        ) from error
 
 
 def check_kernels(config: RunConfig) -> None:

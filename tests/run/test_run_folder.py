@@ -105,5 +105,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_start(tmp_path: Path
     config = load_config(QUICKSTART, [f"run.folder={tmp_path / 'file' / 'below' / 'run'}"])
     with pytest.raises(RunFolderError, match=r"^run\.folder=.* cannot be written: .*file is a file$"):
         check(config, ranks=1)
+    with pytest.raises(RunFolderError, match=r"^run\.folder=/proc/x cannot be written: "):  # also for root
+        check(load_config(QUICKSTART, ["run.folder=/proc/x"]), ranks=1)
     check(load_config(QUICKSTART, [f"run.folder={tmp_path / 'new' / 'below' / 'run'}"]), ranks=1)
-    assert not (tmp_path / "new").exists()
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
