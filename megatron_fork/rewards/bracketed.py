@@ -25,8 +25,8 @@ class Bracketed(Measured, ABC):
 
     joined: Joined = ","
 
-    def statements(self) -> list[Value]:
-        raise NotImplementedError
+    @abstractmethod
+    def statements(self) -> list[Value]: ...
 
     @abstractmethod
     def statement(self) -> Value: ...
