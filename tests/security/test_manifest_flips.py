@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,18 @@ def places(record: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [*([path] if path else []), *(place for key, value in below for place in places(value, (*path, key)))]
 
 
+def changed(record: dict[str, Any], place: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+    """The record with each of `HOSTILE` at one place."""
+    for value in HOSTILE:
+        copy = json.loads(json.dumps(record))
+        *before, last = place
+        holder = copy
+        for key in before:
+            holder = holder[key]
+        holder[last] = value
+        yield copy
+
+
 HOSTILE = [None, True, -5, 10**13, 2.5, math.nan, math.inf, "12", [], [1], {}, {"a": "b"}]
 
 
@@ -155,13 +168,7 @@ HOSTILE = [None, True, -5, 10**13, 2.5, math.nan, math.inf, "12", [], [1], {}, {
 def test_progress_is_what_a_run_writes_or_is_refused_by_its_field(place: tuple[Any, ...]) -> None:
     expected = read(PROGRESS)
     assert (expected.step, expected.prompts_drawn) == (STEP, 112)
-    for value in HOSTILE:
-        record = json.loads(json.dumps(PROGRESS))
-        *before, last = place
-        holder = record
-        for key in before:
-            holder = holder[key]
-        holder[last] = value
+    for record in changed(PROGRESS, place):
         try:
             found = read(record)
         except CheckpointError as error:
@@ -202,13 +209,7 @@ def test_the_record_of_the_version_before_is_read(former: dict[str, Any]) -> Non
         assert (counts.drawn, counts.judged, counts.reward, counts.failures.example) == (3, 2, 1.5, "late")
         assert checked(former, "here")["partial"]["trajectories"] is None
     for place in places(former):
-        for value in HOSTILE:
-            record = json.loads(json.dumps(former))
-            *before, last = place
-            holder = record
-            for key in before:
-                holder = holder[key]
-            holder[last] = value
+        for record in changed(former, place):
             try:
                 found = read(record)
             except CheckpointError as error:
