@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from megatron_fork.cluster import ClusterConfig
 from megatron_fork.data import PRESETS as DATA_PRESETS
 from megatron_fork.data import DataConfig
 from megatron_fork.distributed import ParallelConfig
@@ -49,8 +50,10 @@ from megatron_fork.vocab_parallel import VocabParallelConfig
 # Former dotted names of fields and rooms, with those of today, for the error about an old recipe or `resolved.yaml`.
 RENAMED: dict[str, str] = {}
 _MOST_BASES, _MOST_DOTS = 20, 20
-# Fields added after checkpoints got their present format, while a run's fingerprint still had every field.
+# Fields added after checkpoints got their present format, while a run's fingerprint still had every field, and those (or
+# rooms) added since then.
 _ADDED = ("data.columns.solution",)
+_ADDED_LATER = ("cluster.",)
 
 
 @dataclass
@@ -136,6 +139,7 @@ class RunConfig(Settings):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     vocab_parallel: VocabParallelConfig = field(default_factory=VocabParallelConfig)
@@ -212,8 +216,12 @@ def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
 
 def former_fingerprints(config: RunConfig, *, leave_out: tuple[str, ...]) -> tuple[str, ...]:
     """The fingerprints of earlier versions, which hashed every field: with the fields that were added since, and without."""
-    every = {name: value for name, value in flat(asdict(config)) if not name.startswith(leave_out)}
     usual = dict(flat(asdict(RunConfig())))
+    every = {
+        name: value
+        for name, value in flat(asdict(config))
+        if not name.startswith(leave_out) and not (name.startswith(_ADDED_LATER) and value == usual[name])
+    }
     older = {name: value for name, value in every.items() if name not in _ADDED or value != usual[name]}
     return letters(every), letters(older)
 

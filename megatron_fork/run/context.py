@@ -30,15 +30,9 @@ from megatron_fork.run.provenance import as_comments, provenance
 
 # What a resumed run may change without becoming another run.
 _MAY_CHANGE = (
-    *("run.", "parallel.", "train.steps", "rewards.workers", "rewards.failure_warning", "policy.tokens_per_"),
-    *(
-        "rollout.batch_size",
-        "rollout.servers",
-        "rollout.sync",
-        "rollout.remote.",
-        "rollout.colocated.",
-        "rollout.probe_",
-    ),
+    *("run.", "parallel.", "cluster.", "train.steps", "rewards.workers", "rewards.failure_warning"),
+    *("policy.tokens_per_", "rollout.batch_size", "rollout.servers", "rollout.sync", "rollout.remote."),
+    *("rollout.colocated.", "rollout.probe_"),
 )
 # Characters that a folder's name may not hold.
 _NO_NAME = re.compile(r"[/\x00-\x1f\ud800-\udfff]")
