@@ -1,0 +1,59 @@
+"""The model of a recipe, also where its folder is on another machine: shapes of published models come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from megatron_fork import conversion, models
+from megatron_fork.config import RunConfig
+from megatron_fork.errors import ModelError
+
+_FOLDER = Path(__file__).parent / "published"
+# By the model's name without the suffix of a variant, since variants of a model have one shape.
+_SUFFIXES = ("-base", "-instruct")
+
+
+def _stem(name: str) -> str:
+    name = name.lower().removeprefix("meta-")
+    return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
+
+
+_SHAPES = {_stem(path.name): path for path in sorted(_FOLDER.iterdir())}
+
+
+def shape_name(source: models.ModelConfig) -> str | None:
+    """The published shape that stands in for `model.path`; None if the folder exists or the recipe has the config itself."""
+    if not source.path or Path(source.path).is_dir():
+        return None
+    found = _SHAPES.get(_stem(Path(source.path).name))
+    return found.name if found else None
+
+
+def model_shape(config: RunConfig) -> PretrainedConfig:
+    """The Hugging Face config of the recipe's model; nothing is allocated.
+
+    Read from `model.path` if that folder exists, else the published shape of the folder's name. Raises `ModelError` if there is
+    neither, or the architecture is not supported.
+    """
+    name = shape_name(config.model)
+    if name is not None:
+        return _published(name)
+    if config.model.path and not Path(config.model.path).is_dir():
+        raise ModelError(
+            f"model.path={config.model.path} is not a folder, and {Path(config.model.path).name} is no published model "
+            "whose shape is known",
+            hint=f"name a folder with config.json, or end model.path in one of {', '.join(known_shapes())}",
+        )
+    return conversion.resolve_config(config.model)
+
+
+def known_shapes() -> list[str]:
+    return [path.name for path in _SHAPES.values()]
+
+
+def _published(name: str) -> PretrainedConfig:
+    config = conversion.read_config(_FOLDER / name)
+    models.family_of(config)
+    return config
