@@ -12,8 +12,8 @@ if TYPE_CHECKING:
         padded_vocab_size,
         tokens_where_attention_is_half,
     )
+    from megatron_fork.models.attention import SequenceGroup, group_by_length
     from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
-    from megatron_fork.models.attention import group_by_length
     from megatron_fork.models.compute import choose_backend
     from megatron_fork.models.config import ComputeConfig, ExpertsConfig, ModelConfig
     from megatron_fork.models.families import (
@@ -54,6 +54,7 @@ __all__ = [
     "ParameterCounts",
     "PackedModel",
     "Routing",
+    "SequenceGroup",
     "StatisticsModel",
     "ValueModel",
     "build_chunks",

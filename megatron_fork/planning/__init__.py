@@ -5,8 +5,40 @@ from typing import TYPE_CHECKING
 from megatron_fork import opened
 
 if TYPE_CHECKING:
+    from megatron_fork.planning.engines import EngineRoom, cache_bytes
+    from megatron_fork.planning.held import (
+        Held,
+        Replicas,
+        engine_weights,
+        held_by_stage,
+        optimizer_bytes,
+        replica_ranks,
+    )
+    from megatron_fork.planning.layer import LayerMemory, Machine, Row, layer_memory
+    from megatron_fork.planning.memory import Load, StageMemory, kept_of_row, memory_by_stage, micro_batches_of
     from megatron_fork.planning.shapes import known_shapes, model_shape, shape_name
 else:
     __getattr__ = opened(__name__, __file__)
 
-__all__ = ["known_shapes", "model_shape", "shape_name"]
+__all__ = [
+    "EngineRoom",
+    "Held",
+    "LayerMemory",
+    "Load",
+    "Machine",
+    "Replicas",
+    "Row",
+    "StageMemory",
+    "cache_bytes",
+    "engine_weights",
+    "held_by_stage",
+    "kept_of_row",
+    "layer_memory",
+    "memory_by_stage",
+    "micro_batches_of",
+    "optimizer_bytes",
+    "replica_ranks",
+    "known_shapes",
+    "model_shape",
+    "shape_name",
+]

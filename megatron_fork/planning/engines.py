@@ -43,7 +43,14 @@ class EngineRoom:
 
     @classmethod
     def of(
-        cls, config: PretrainedConfig, parameters: int, *, gpus: int, gpu_bytes: float, itemsize: int, share: float = 0.0
+        cls,
+        config: PretrainedConfig,
+        parameters: int,
+        *,
+        gpus: int,
+        gpu_bytes: float,
+        itemsize: int,
+        share: float = 0.0,
     ) -> EngineRoom:
         """`share`: fraction of a GPU's memory that the engine may hold; 0: as a server takes it."""
         weights = float(itemsize * parameters)

@@ -1,6 +1,6 @@
 """Memory of the LM head: on the selected rows in an update, on all response rows in the statistics pass.
 
-The tensors are those of `vocab_parallel`: `fused_loss` sums d_weight in float32 and keeps a chunk's logits over the whole shard,
+The tensors are those of `vocab_parallel`: `fused_loss` sums d_weight in float32 and keeps a chunk's logits over all columns,
 `lm_head` holds one tile of them. On a GPU a half-precision product makes new tiles beside the chunk's place.
 """
 

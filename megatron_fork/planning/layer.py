@@ -4,19 +4,17 @@ The terms are the tensors that autograd saves in the layers of `models.build`, e
 
 * Local layers on a CPU have the composite RMSNorm of torch, which saves its input and the normalised input in float32; on a GPU
   it is one kernel, which saves its input and a float per row.
-* Local layers split the projection of queries, keys and values. Queries become a copy, while values stay a view, which keeps the
-  whole projection.
+* Local layers split the projection of queries, keys and values. Queries become a copy; values stay a view that keeps it all.
 * The local gated MLP saves its input projection (two widths), both factors and their product: five widths. Transformer Engine's
   kernel saves the projection and the product: three.
-* Attention saves queries, keys, values, the result and a float a head and token (`_scaled_dot_product_flash_attention`); the ring
-  of context parallelism saves the same. Sequences of unequal length are padded in groups: see `models.group_by_length`.
+* Attention (`_scaled_dot_product_flash_attention`) saves queries, keys, values, the result and a float a head and token; the
+  ring of context parallelism saves the same. Sequences of unequal length are padded in groups: see `models.group_by_length`.
 
 A norm's tensors are whole on every tensor rank, or divided by sequence parallelism; the rest is divided over tensor ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,26 +49,32 @@ class Row:
 
     @property
     def padded(self) -> float:
-        """Tokens and padding of the groups in which local attention computes; 0 if a view of the row is enough."""
-        if self.context > 1:
-            return 0.0
-        groups = models.group_by_length(list(self.lengths))
-        return float(
-            sum(
-                max(group.lengths) * len(group.lengths) for group in groups if len(set(group.lengths)) > 1
-            )
-        )
+        """Tokens and padding of the groups of unequal sequences, which local attention copies."""
+        return float(sum(max(group.lengths) * len(group.lengths) for group in self._groups if _is_uneven(group)))
+
+    @property
+    def viewed(self) -> float:
+        """Tokens of the groups of equal sequences, which need no copy."""
+        return self.tokens if self.context > 1 else float(sum(g.tokens for g in self._groups if not _is_uneven(g)))
 
     @property
     def is_joined(self) -> bool:
-        """Whether the results of several kernel calls become one tensor, which is another copy."""
-        return self.context == 1 and (len(models.group_by_length(list(self.lengths))) > 1 or self.padded > 0)
+        """Whether the results of the groups become one tensor, which is another copy."""
+        return len(self._groups) > 1 or self.padded > 0
+
+    @property
+    def _groups(self) -> list[models.SequenceGroup]:
+        return models.group_by_length(list(self.lengths)) if self.context == 1 else []
 
     @classmethod
     def filled(cls, tokens: int, longest: int, context: int = 1) -> Row:
         """A row of `tokens` tokens in sequences of `longest` tokens and the rest, or one longer sequence."""
         whole, rest = divmod(max(tokens, longest), longest)
         return cls((longest,) * whole + ((rest,) if rest else ()), context)
+
+
+def _is_uneven(group: models.SequenceGroup) -> bool:
+    return len(set(group.lengths)) > 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,9 @@ def layer_memory(
     # Bytes of a token.
     kept = {"norms": 2 * _norm(normed, 1, itemsize, gpu) + 2 * normed * itemsize}
     projection = itemsize * (query + 2 * key)
+    keeps_projection = False
     if "qk_layernorm" in family.settings:
+        keeps_projection = gpu or itemsize == 4
         # The float32 copies of a CPU's norm replace the projection's own parts, which only float32 itself shares.
         kept["query and key norms"] = (
             query * itemsize + 4 * (heads + key_heads)
@@ -119,26 +125,23 @@ def layer_memory(
             else (8 * query + 4 * key + (4 * key if itemsize < 4 else 0)) + 4 * (heads + key_heads)
         )
     kept["rotary"] = 0.0 if fused else 4.0 * head * itemsize
-    kept["attention"] = projection + itemsize * (query + key + query) + 4 * heads
-    if compute.recompute == "selective":
-        kept["attention"] -= 4 * heads
-    padded = 0.0
-    if not fused and compute.recompute != "selective" and row.padded:
-        # Padded copies of queries, keys, values and the result, beside the projection if a norm keeps that.
-        keeps_projection = "qk_layernorm" in family.settings and (gpu or itemsize == 4)
-        padded = row.padded * (itemsize * (2 * query + 2 * key) + 4 * heads)
-        kept["attention"] = (projection if keeps_projection else 0.0) + itemsize * query
-    elif not fused and row.is_joined:
-        kept["attention"] += itemsize * query
+    inputs = projection + itemsize * (query + key)
+    if fused or compute.recompute == "selective":
+        attention = (inputs + itemsize * query + 4 * heads * (compute.recompute != "selective")) * tokens
+    else:
+        # Where a group needs no copy, its views keep the inputs of the whole row.
+        attention = (inputs if row.viewed else projection * keeps_projection) * tokens
+        attention += row.viewed * (itemsize * query + 4 * heads)
+        attention += row.padded * (itemsize * (2 * query + 2 * key) + 4 * heads + 8)
+        attention += itemsize * query * tokens * row.is_joined
     dense_backward, mlp = _mlp(config, parallel, fused=fused, itemsize=itemsize)
     kept["experts" if family.has_experts else "MLP"] = mlp
     boundary = normed * itemsize * tokens
-    # Backward of the MLP's product: gradients of both factors beside the product's, and the residual's, and the recomputed result.
+    # Backward of the MLP's product: gradients of both factors, of the residual stream, and the layer's recomputed result.
     backward = (dense_backward + 2 * normed * itemsize) * tokens
     if parallel.sequence:
         backward += hidden * itemsize * tokens  # the gathered input of a projection
-    by_part = {name: count * tokens for name, count in kept.items()}
-    by_part["attention"] += padded
+    by_part = {**{name: count * tokens for name, count in kept.items()}, "attention": attention}
     forward = (2 * normed * itemsize + mlp) * tokens + (hidden * itemsize * tokens if parallel.sequence else 0.0)
     return LayerMemory(by_part, backward, forward, boundary)
 
@@ -158,5 +161,3 @@ def _mlp(config: PretrainedConfig, parallel: ParallelConfig, *, fused: bool, ite
     inner = config.moe_intermediate_size / parallel.expert_tensor
     saved = chosen * (config.hidden_size + 6 * inner) * itemsize + 5 * config.num_experts + 24 * chosen
     return chosen * (2 * config.hidden_size) * itemsize, saved
-
-

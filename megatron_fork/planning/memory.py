@@ -108,11 +108,22 @@ def in_flight(config: RunConfig, stage: int, micro_batches: int) -> float:
     return min(float(micro_batches), chunks / virtual)
 
 
-def kept_by_micro_batch(config: RunConfig, hf_config: PretrainedConfig, layer: LayerMemory, layers: int) -> float:
+def kept_of_row(config: RunConfig, hf_config: PretrainedConfig, machine: Machine, row: Row) -> float:
+    """Bytes that a rank without pipeline stages keeps of a row for backward, without its LM head's."""
+    layer = layer_memory(
+        hf_config, config.parallel, config.compute, machine, row, itemsize=config.policy.dtype.itemsize
+    )
+    layers = _kept(config, hf_config, layer, hf_config.num_hidden_layers, row)
+    return layers + 8.0 * row.tokens + final_norm(hf_config, config, machine, row.tokens)
+
+
+def _kept(config: RunConfig, hf_config: PretrainedConfig, layer: LayerMemory, layers: int, row: Row) -> float:
     """Bytes that the layers of a stage keep of one micro-batch until its backward."""
-    if config.compute.recompute == "full":
-        return layer.boundary * (layers / config.compute.recompute_layers)
-    return layer.saved * layers
+    if config.compute.recompute != "full":
+        return layer.saved * layers
+    # Every group's input, and the rotary angles of the longest sequence, one float32 tensor that all groups are given.
+    angles = 4.0 * models.head_size(hf_config) * max(row.lengths)
+    return layer.boundary * layers / config.compute.recompute_layers + angles
 
 
 def _stage(
@@ -126,24 +137,21 @@ def _stage(
     micro_batches: int,
 ) -> StageMemory:
     hf_config, parallel, itemsize = counts.config, config.parallel, config.policy.dtype.itemsize
-    layers = hf_config.num_hidden_layers // parallel.pipeline - (
-        config.compute.offload_layers if parallel.pipeline == 1 else 0
-    )
+    layers = hf_config.num_hidden_layers // parallel.pipeline - config.compute.offload_layers
     layer, statistics_layer = (
         layer_memory(hf_config, parallel, config.compute, machine, row, itemsize=itemsize)
         for row in (load.update, load.statistics)
     )
     tokens, first, last = load.update.tokens, stage == 0, stage == parallel.pipeline - 1
-    # The rotary angles are one float32 tensor of the whole row for all layers.
-    angles = 4.0 * models.head_size(hf_config) * tokens
     flying = in_flight(config, stage, micro_batches)
-    each = kept_by_micro_batch(config, hf_config, layer, layers) + angles + 8.0 * tokens * first
-    kept = each * flying
+    kept = (_kept(config, hf_config, layer, layers, load.update) + 8.0 * tokens * first) * flying
     exchanged = 2 * layer.boundary if parallel.pipeline > 1 else 0.0
     final = final_norm(hf_config, config, machine, tokens) if last else 0.0
     recomputed = layer.saved * config.compute.recompute_layers if config.compute.recompute == "full" else 0.0
     if config.compute.recompute == "selective":
-        recomputed = tokens * hf_config.num_attention_heads / parallel.tensor * (models.head_size(hf_config) * itemsize + 4)
+        recomputed = (
+            tokens * hf_config.num_attention_heads / parallel.tensor * (models.head_size(hf_config) * itemsize + 4)
+        )
     phases = {"backward": kept + final + recomputed + layer.backward + exchanged}
     if last:
         at_head = update_head(
