@@ -71,6 +71,13 @@ class ParameterCounts:
                 final_norm += count
         return cls(config, sharded, replicated, experts, final_norm)
 
+    @property
+    def total(self) -> int:
+        """Of the whole model; tied weights count once."""
+        tables = 1 if self.config.tie_word_embeddings else 2
+        table = self.config.vocab_size * self.config.hidden_size
+        return self.sharded + self.replicated + self.experts + self.final_norm + tables * table
+
     def stages(self, parallel: distributed.ParallelConfig, *, critic: bool = False) -> list[Footprint]:
         """What a rank of each pipeline stage holds; raises `LayoutError` if the model does not divide like that.
 

@@ -6,6 +6,7 @@ from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.planning.engines import EngineRoom, cache_bytes
+    from megatron_fork.planning.hardware import Gpu, gpu_named
     from megatron_fork.planning.held import (
         Held,
         Replicas,
@@ -15,12 +16,30 @@ if TYPE_CHECKING:
         replica_ranks,
     )
     from megatron_fork.planning.layer import LayerMemory, Machine, Row, layer_memory
+    from megatron_fork.planning.layouts import Estimate, Setting, estimate, fewest_nodes, suggestions
     from megatron_fork.planning.memory import Load, StageMemory, kept_of_row, memory_by_stage, micro_batches_of
+    from megatron_fork.planning.plan import Plan, Question, layout_fields, plan
     from megatron_fork.planning.shapes import known_shapes, model_shape, shape_name
+    from megatron_fork.planning.time import Fleet, StepTime, Work, step_time
 else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "Estimate",
+    "Fleet",
+    "Gpu",
+    "Plan",
+    "Question",
+    "Setting",
+    "StepTime",
+    "Work",
+    "estimate",
+    "fewest_nodes",
+    "gpu_named",
+    "layout_fields",
+    "plan",
+    "step_time",
+    "suggestions",
     "EngineRoom",
     "Held",
     "LayerMemory",

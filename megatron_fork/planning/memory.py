@@ -170,7 +170,7 @@ def _stage(
     if machine.on_gpu and machine.backend == "local":
         # Torch's Adam takes the roots of all second moments at a time.
         phases["optimizer"] = held["policy"].optimizer / (3 if itemsize < 4 else 2)
-    always = {"engine's weights": engine_weights(config, _parameters(counts))}
+    always = {"engine's weights": engine_weights(config, counts.total)}
     if config.rollout.engine == "vllm_colocated":
         share = config.rollout.colocated.gpu_memory_utilization * config.cluster.gpu_memory * 2**30
         always["engine's weights"] = 0.0 if config.rollout.colocated.sleep else share
@@ -194,12 +194,6 @@ def _weight_update(config: RunConfig, hf_config: PretrainedConfig, itemsize: int
     remote, colocated = config.rollout.remote, config.rollout.colocated
     bucket = remote.bucket_mebibytes if config.rollout.servers else colocated.bucket_mebibytes
     return whole * (2 if config.parallel.tensor > 1 else 1) + max(whole, bucket * 2**20)
-
-
-def _parameters(counts: ParameterCounts) -> int:
-    tables = 1 if counts.config.tie_word_embeddings else 2
-    table = counts.config.vocab_size * counts.config.hidden_size
-    return counts.sharded + counts.replicated + counts.experts + counts.final_norm + tables * table
 
 
 def micro_batches_of(config: RunConfig, ranks: int) -> int:

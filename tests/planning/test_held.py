@@ -12,7 +12,7 @@ from megatron_fork.distributed import ParallelConfig, parallel_layout
 from megatron_fork.models import ComputeConfig, Footprint, ParameterCounts
 from megatron_fork.objective import ObjectiveConfig
 from megatron_fork.planning import Held, Replicas, held_by_stage, optimizer_bytes
-from megatron_fork.policy import Critic, OptimizerConfig, Policy, PolicyConfig
+from megatron_fork.policy import Critic, CriticConfig, OptimizerConfig, Policy, PolicyConfig
 from megatron_fork.policy.network import Network
 
 
@@ -30,6 +30,7 @@ def recipe(case: dict[str, Any]) -> RunConfig:
         parallel=ParallelConfig(**case["parallel"]),
         policy=PolicyConfig(precision=case["precision"]),
         optimizer=OptimizerConfig(distributed=case["distributed"]),
+        critic=CriticConfig(optimizer=OptimizerConfig(distributed=case["distributed"])),
         objective=ObjectiveConfig(advantage="gae") if case["critic"] else ObjectiveConfig(),
         compute=ComputeConfig(backend="local"),
     )
