@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from megatron_fork.planning.layer import LayerMemory, Machine, Row, layer_memory
     from megatron_fork.planning.layouts import Estimate, Setting, estimate, fewest_nodes, suggestions
     from megatron_fork.planning.memory import Load, StageMemory, kept_of_row, memory_by_stage, micro_batches_of
-    from megatron_fork.planning.plan import Plan, Question, layout_fields, plan
+    from megatron_fork.planning.recipe_plan import Plan, Question, layout_fields, plan
     from megatron_fork.planning.shapes import known_shapes, model_shape, shape_name
     from megatron_fork.planning.time import Fleet, StepTime, Work, step_time
 else:

@@ -32,7 +32,7 @@ def update_head(
     tile = min(columns, _GPU_COLUMNS if machine.on_gpu else _CPU_COLUMNS)
     logits = min(head.chunk_bytes(_device(machine)), 4.0 * rows * columns)
     # A half-precision gradient tile, and a product that is added to d_weight; a CPU widens its operands instead.
-    scratch = logits / columns * tile * itemsize + 4 * tile * hidden if itemsize < 4 else 0.0
+    scratch = logits / (4 * columns) * tile * itemsize + 4 * tile * hidden if itemsize < 4 else 0.0
     return {
         "selected hidden states": rows * hidden * (itemsize + 4),
         "gradient of the weight": 4.0 * columns * hidden,
@@ -56,9 +56,11 @@ def statistics_head(
 
 
 def whole_logits(config: PretrainedConfig, parallel: ParallelConfig, *, rows: float, itemsize: int) -> float:
-    """What a head that makes all logits at once holds: logits in the model's dtype, float32 ones, and their gradient."""
+    """What a head that makes all logits at once holds: logits in the model's dtype, float32 ones and their gradient, beside the
+    gradients of the hidden states and of the weight.
+    """
     columns = models.padded_vocab_size(config, parallel) // parallel.tensor
-    return rows * columns * (itemsize + 4 + 4)
+    return rows * columns * (itemsize + 4 + 4) + (rows + columns) * config.hidden_size * itemsize
 
 
 def _device(machine: Machine) -> str:

@@ -146,21 +146,22 @@ def _groups_broken(config: RunConfig, hf_config: PretrainedConfig, parallel: Par
 
 
 def fewest_nodes(config: RunConfig, setting: Setting) -> Estimate | None:
-    """The fastest layout on the fewest trainer nodes that fit, beside the recipe's engines; None if none does."""
+    """The fastest layout on the fewest trainer nodes that fit, with one node of engines if the recipe has any; or None."""
     of_node = max(1, config.cluster.gpus_per_node)
     for nodes in _powers(_MOST_NODES):
-        found = suggestions(config, setting, ranks=nodes * of_node, engines=config.cluster.servers)
+        cluster = replace(config.cluster, nodes=nodes, engine_nodes=min(1, config.cluster.engine_nodes))
+        asked = replace(config, cluster=cluster)
+        found = suggestions(asked, setting, ranks=nodes * of_node, engines=cluster.servers)
         if found:
             return found[0]
     return None
 
 
-def balanced(config: RunConfig, setting: Setting, trainer: Estimate) -> Estimate:
-    """The same trainer with as many engine nodes as make drawing about as fast as training."""
-    of_node = max(1, config.cluster.gpus_per_node)
+def balanced(setting: Setting, trainer: Estimate) -> Estimate:
+    """The same trainer with as many engine nodes as make drawing as fast as training."""
     best = trainer
-    for nodes in _powers(_MOST_NODES):
-        cluster = replace(config.cluster, nodes=max(1, trainer.ranks // of_node), engine_nodes=nodes)
+    for nodes in range(1, _MOST_NODES + 1):
+        cluster = replace(trainer.config.cluster, engine_nodes=nodes)
         best = estimate(replace(trainer.config, cluster=cluster), setting, ranks=trainer.ranks, engines=cluster.servers)
         if best.time.rollout <= best.time.training:
             break

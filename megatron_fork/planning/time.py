@@ -92,6 +92,7 @@ def step_time(
     passes = 1 + bool(config.objective.kl_coef) + (config.objective.advantage == "gae")
     trained = 1 + (config.objective.advantage == "gae") * config.critic.epochs
     exchange = _tensor_exchange(config, hf_config, gpu, work.sequences * length / data / parallel.context)
+    exchange += _ring(config, hf_config, gpu, work.sequences / data, length)
     reduce = updates * _reduction(config, gpu, parameters, data * parallel.context)
     return StepTime(
         rollout=_rollout(hf_config, gpu, fleet, work),
@@ -105,7 +106,8 @@ def step_time(
             f"statistics at {_STATISTICS:.0%} and updates at {reached:.1%} of {gpu.name}'s {gpu.flops / 1e12:,.0f} TFLOP/s "
             "(measured with an 8B model on one H200)",
             f"decoding at {_OF_BANDWIDTH:.0%} of {gpu.memory / 1e12:.2f} TB/s and {_OF_PRODUCTS:.0%} of the peak (assumed)",
-            f"weights by {_way(config)}; links at {gpu.link / 1e9:.0f} GB/s within a node and {gpu.network / 1e9:.0f} GB/s between nodes (data sheets)",
+            f"weights by {_way(config)}",
+            f"links at {gpu.link / 1e9:.0f} GB/s within a node and {gpu.network / 1e9:.0f} GB/s between nodes (data sheets)",
         ],
     )
 
@@ -138,6 +140,18 @@ def _tensor_exchange(config: RunConfig, hf_config: PretrainedConfig, gpu: Gpu, t
     bytes_of_layer = 2 * 2 * tokens * hf_config.hidden_size * config.policy.dtype.itemsize
     layers = hf_config.num_hidden_layers / parallel.pipeline
     return layers * bytes_of_layer * (parallel.tensor - 1) / parallel.tensor / gpu.link
+
+
+def _ring(config: RunConfig, hf_config: PretrainedConfig, gpu: Gpu, sequences: float, length: float) -> float:
+    """Seconds by which keys and values on the ring of context ranks come later than attention would want them, in one forward."""
+    parallel, head = config.parallel, models.head_size(hf_config)
+    if parallel.context == 1:
+        return 0.0
+    of_rank = sequences * hf_config.num_hidden_layers / parallel.pipeline / parallel.tensor
+    sent = 2 * length * hf_config.num_key_value_heads * head * config.policy.dtype.itemsize * of_rank
+    within = parallel.tensor * parallel.context <= config.cluster.gpus_per_node
+    products = 2 * length**2 * hf_config.num_attention_heads * head * of_rank / parallel.context
+    return max(0.0, sent / (gpu.link if within else gpu.network) - products / gpu.flops / _STATISTICS)
 
 
 def _reduction(config: RunConfig, gpu: Gpu, parameters: int, replicas: int) -> float:

@@ -128,7 +128,7 @@ def plan(config: RunConfig, question: Question) -> Plan:
         head=_head_of_one_response(config, hf_config, setting.machine),
         suggested=suggestions(config, setting, ranks=ranks, engines=engines)[:_MOST_SUGGESTED],
         fewest=fewest,
-        balanced=balanced(config, setting, fewest) if fewest is not None and config.cluster.engine_nodes else None,
+        balanced=balanced(setting, fewest) if fewest is not None and config.cluster.engine_nodes else None,
     )
 
 
@@ -204,7 +204,7 @@ def _head_of_one_response(config: RunConfig, hf_config: PretrainedConfig, machin
         "all rows": of(tokens),
         "all logits at once": whole_logits(hf_config, config.parallel, rows=tokens, itemsize=itemsize),
         "fraction selected": ratio,
-        "share of an update's products": _share_of_head(hf_config, int(tokens * config.parallel.context)),
+        "fraction of products": _share_of_head(hf_config, int(tokens * config.parallel.context)),
     }
 
 
