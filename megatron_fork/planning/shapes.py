@@ -24,11 +24,19 @@ _SHAPES = {_stem(path.name): path for path in sorted(_FOLDER.iterdir())}
 
 
 def shape_name(source: models.ModelConfig) -> str | None:
-    """The published shape that stands in for `model.path`; None if the folder exists or the recipe has the config itself."""
+    """The published shape that stands in for `model.path`; None if the folder exists or the recipe has the config itself.
+
+    It is that of the last part of the path which is a published model's name, or begins with one: a run's folder may be named
+    for the model that it trains.
+    """
     if not source.path or Path(source.path).is_dir():
         return None
-    found = _SHAPES.get(_stem(Path(source.path).name))
-    return found.name if found else None
+    for folder in reversed(Path(source.path).parts):
+        stem = _stem(folder)
+        for known, path in _SHAPES.items():
+            if stem == known or stem.startswith(f"{known}-"):
+                return path.name
+    return None
 
 
 def model_shape(config: RunConfig) -> PretrainedConfig:
@@ -42,9 +50,8 @@ def model_shape(config: RunConfig) -> PretrainedConfig:
         return _published(name)
     if config.model.path and not Path(config.model.path).is_dir():
         raise ModelError(
-            f"model.path={config.model.path} is not a folder, and {Path(config.model.path).name} is no published model "
-            "whose shape is known",
-            hint=f"name a folder with config.json, or end model.path in one of {', '.join(known_shapes())}",
+            f"model.path={config.model.path} is not a folder, and names no published model whose shape is known",
+            hint=f"name a folder with config.json, or let model.path name one of {', '.join(known_shapes())}",
         )
     return conversion.resolve_config(config.model)
 

@@ -143,7 +143,7 @@ def _tensor_exchange(config: RunConfig, hf_config: PretrainedConfig, gpu: Gpu, t
 
 
 def _ring(config: RunConfig, hf_config: PretrainedConfig, gpu: Gpu, sequences: float, length: float) -> float:
-    """Seconds by which keys and values on the ring of context ranks come later than attention would want them, in one forward."""
+    """Seconds by which keys and values on the ring of context ranks come too late for attention, in one forward."""
     parallel, head = config.parallel, models.head_size(hf_config)
     if parallel.context == 1:
         return 0.0

@@ -44,12 +44,8 @@ def test_every_suggestion_fits_and_the_fastest_comes_first(answer: dict) -> None
 
 def test_a_suggestion_can_be_planned_in_turn(answer: dict) -> None:
     first = answer["suggested"][0]
-    config = recipe(
-        "qwen3-32b/top20_29k",
-        "parallel.sequence=false",
-        *(["parallel.tensor=1", "parallel.context=1"]),
-        *first["layout"],
-    )
+    plain = ("parallel.sequence=false", "parallel.tensor=1", "parallel.context=1")
+    config = recipe("qwen3-32b/top20_29k", *plain, *first["layout"])
     again = plan(config, Question(gpus=first["gpus"]))
     assert again.own.peak == first["peak_bytes"] and again.own.fits
 
@@ -92,7 +88,7 @@ def test_a_recipe_that_cannot_fit_names_the_largest_part_and_a_way_out() -> None
         (Question(nodes=1), (), "--nodes=1 leaves no node to the engines"),
         (Question(), ("cluster.gpu=Voodoo",), "cluster.gpu=Voodoo is no GPU whose speed is known"),
         (Question(), ("cluster.gpus_per_node=0",), "there is no GPU to plan for"),
-        (Question(), ("parallel.tensor=7",), "parallel.tensor=7"),
+        (Question(), ("parallel.tensor=7",), "parallel.tensor x pipeline x context = 7 x 1 x 2"),
     ],
 )
 def test_bad_questions(question: Question, overrides: tuple[str, ...], words: str) -> None:

@@ -36,8 +36,10 @@ def test_a_shape_is_that_of_the_published_weights(name: str) -> None:
     assert models.count_parameters(planning.model_shape(recipe(f"models/{name}"))) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("path", ["Qwen3-8B-Base", "models/qwen3-8b", "/elsewhere/Qwen3-8B/"])
-def test_the_last_folder_names_the_shape(path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["Qwen3-8B-Base", "models/qwen3-8b", "/elsewhere/Qwen3-8B/", "runs/Qwen3-8B-cold/model"]
+)
+def test_a_folder_of_the_path_names_the_shape(path: str) -> None:
     assert planning.shape_name(ModelConfig(path=path)) == "Qwen3-8B-Base"
 
 
