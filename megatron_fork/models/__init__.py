@@ -12,7 +12,6 @@ if TYPE_CHECKING:
         padded_vocab_size,
         tokens_where_attention_is_half,
     )
-    from megatron_fork.models.attention import SequenceGroup, group_by_length
     from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
     from megatron_fork.models.compute import choose_backend
     from megatron_fork.models.config import ComputeConfig, ExpertsConfig, ModelConfig
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
         fullest_rank,
         hugging_face_outline,
     )
+    from megatron_fork.models.grouping import SequenceGroup, group_by_length
     from megatron_fork.models.rotary import longest_sequence
     from megatron_fork.models.routing import Routing
     from megatron_fork.models.statistics_model import StatisticsModel

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
-from megatron_fork import conversion, models
+from megatron_fork import models
 from megatron_fork.config import RunConfig
 from megatron_fork.errors import ModelError
 
@@ -53,6 +53,9 @@ def model_shape(config: RunConfig) -> PretrainedConfig:
             f"model.path={config.model.path} is not a folder, and names no published model whose shape is known",
             hint=f"name a folder with config.json, or let model.path name one of {', '.join(known_shapes())}",
         )
+    # Imported here: it needs all of Megatron, which takes seconds, and a published shape does not.
+    from megatron_fork import conversion
+
     return conversion.resolve_config(config.model)
 
 
@@ -61,6 +64,6 @@ def known_shapes() -> list[str]:
 
 
 def _published(name: str) -> PretrainedConfig:
-    config = conversion.read_config(_FOLDER / name)
+    config: PretrainedConfig = AutoConfig.from_pretrained(_FOLDER / name)
     models.family_of(config)
     return config
