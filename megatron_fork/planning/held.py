@@ -43,7 +43,7 @@ class Replicas:
 def optimizer_bytes(config: OptimizerConfig, footprint: Footprint, *, half: bool, replicas: Replicas) -> float:
     """Bytes of Adam's two float32 moments, and of float32 main parameters if the model's are in half precision.
 
-    With a distributed optimizer the mean over the replicas: their shards differ by less than a parameter of the model.
+    With a distributed optimizer the mean over the replicas: their shards differ by the padding of Megatron's buffers.
     """
     each = 12 if half else 8
     dense, experts = (replicas.dense, replicas.experts) if config.distributed else (1, 1)
