@@ -84,6 +84,44 @@ def doctor(
 
 
 @app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="all GPUs, of trainer and engines; by default cluster.nodes'", min=1)
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="GiB of one GPU; by default cluster.gpu_memory", min=1.0)
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="all nodes, of trainer and engines", min=1)] = None,
+    response: Annotated[
+        int | None, typer.Option(help="mean tokens of a response; by default half of the longest", min=1)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show how much memory and time a recipe needs, which layouts fit, and how many GPUs it takes. Needs no GPU."""
+
+    def work() -> None:
+        from megatron_fork.config import load_config
+
+        config = load_config(recipe, overrides or [])
+        if gpus and nodes:
+            raise ConfigError(f"--gpus={gpus} and --nodes={nodes} are both given", hint="give one of them")
+        from megatron_fork.run import quiet_libraries
+
+        quiet_libraries()
+        from rich.console import Console
+
+        from megatron_fork.cli.plan import show_plan
+        from megatron_fork.planning import Question
+
+        show_plan(config, Question(gpus, gpu_memory, nodes, response), Console(highlight=False), as_json=as_json)
+
+    guarded(work, debug=debug)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)

@@ -22,11 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
 
-from megatron_fork import __version__, conversion, distributed, models, vocab_parallel
+from megatron_fork import __version__, conversion, distributed, models, planning, vocab_parallel
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import launch
 from megatron_fork.errors import ConfigError, masked, size
-from megatron_fork.policy import OptimizerConfig
 from megatron_fork.rollout import ends_in_words, engine_kind, server_states
 from megatron_fork.run import check, check_import, check_kernels
 
@@ -163,7 +162,7 @@ def _packages() -> Iterator[Finding]:
 def _recipe(config: RunConfig, ranks: int | None = None) -> Iterator[Finding]:
     parallel = config.parallel
     model_ranks = parallel.tensor * parallel.pipeline * parallel.context
-    replica = math.lcm(model_ranks, parallel.expert * parallel.expert_tensor * parallel.pipeline)
+    replica = planning.replica_ranks(config)
     world = ranks or (distributed.world_size() if distributed.is_launched() else replica)
     yield from _servers(config)
     checked = check(config, ranks=world)
@@ -185,7 +184,7 @@ def _recipe(config: RunConfig, ranks: int | None = None) -> Iterator[Finding]:
     )
     yield Finding("responses end at", ends_in_words(checked.stop_tokens, source.tokenizer))
     yield from _batches(config, data)
-    yield from _bytes(config, hf_config, world, data * parallel.context)
+    yield from _bytes(config, hf_config, world)
 
 
 def _servers(config: RunConfig) -> Iterator[Finding]:
@@ -217,44 +216,21 @@ def _batches(config: RunConfig, data: int) -> Iterator[Finding]:
     )
 
 
-def _bytes(config: RunConfig, hf_config: PretrainedConfig, world: int, replicas: int) -> Iterator[Finding]:
+def _bytes(config: RunConfig, hf_config: PretrainedConfig, ranks: int) -> Iterator[Finding]:
     """Memory of the fullest rank before any activation, for every network of the recipe."""
-    footprint = models.fullest_rank(hf_config, config.parallel)
-    weight = config.policy.dtype.itemsize
-    expert_replicas = world // (config.parallel.pipeline * config.parallel.expert * config.parallel.expert_tensor)
-    trained = {"policy": config.optimizer}
-    if config.objective.advantage == "gae":
-        trained["critic"] = config.critic.optimizer
-    total = 0.0
-    for name, optimizer in trained.items():
-        weights, gradients = weight * footprint.total, 4 * footprint.total
-        state = optimizer_bytes(optimizer, footprint, half=weight < 4, replicas=(replicas, expert_replicas))
-        waiting = state * optimizer.offload
-        total += weights + gradients + state - waiting
+    stages = planning.held_by_stage(config, models.ParameterCounts.of(hf_config), ranks)
+    fullest = max(stages, key=lambda stage: sum(held.total for held in stage.values()))
+    for name, held in fullest.items():
+        parts = [part for part in (held.weights, held.gradients, held.optimizer) if part]
         yield Finding(
             name,
-            f"{size(weights)} + {size(gradients)} + {size(state - waiting)} per rank",
-            "weights, gradients, optimizer" + (f"; {size(waiting)} on the host" if waiting else ""),
+            f"{' + '.join(size(part) for part in parts)} per rank",
+            ("weights, gradients, optimizer" if len(parts) > 1 else "weights")
+            + (f"; {size(held.on_host)} on the host" if held.on_host else ""),
         )
-    if config.objective.kl_coef:
-        total += weight * footprint.total
-        yield Finding("reference", f"{size(weight * footprint.total)} per rank", "weights")
-    whole = weight * models.count_parameters(hf_config)
+    share = planning.engine_weights(config, models.count_parameters(hf_config))
     kind = engine_kind(config.rollout.engine)
-    share = whole / kind.ranks_per_engine(config.rollout) if kind.holds_weights else 0.0
-    total += share
-    held = f"{size(share)} per rank" if kind.holds_weights else "nothing on the trainer's ranks"
-    yield Finding(kind.title, held, kind.memory)
+    held_there = f"{size(share)} per rank" if kind.holds_weights else "nothing on the trainer's ranks"
+    yield Finding(kind.title, held_there, kind.memory)
+    total = share + sum(held.total for held in fullest.values())
     yield Finding("before activations", f"{size(total)} per rank", "in the fullest pipeline stage")
-
-
-def optimizer_bytes(
-    config: OptimizerConfig, footprint: models.Footprint, *, half: bool, replicas: tuple[int, int]
-) -> float:
-    """Bytes of Adam's two float32 moments, and of float32 main parameters if the model's are in half precision.
-
-    `replicas`: ranks that hold the same dense and the same expert parameters, over which a distributed optimizer shards.
-    """
-    each = 12 if half else 8
-    dense, experts = replicas if config.distributed else (1, 1)
-    return each * (footprint.dense / dense + footprint.experts / experts)

@@ -13,8 +13,6 @@ from typer.testing import CliRunner
 from megatron_fork.cli import commands as cli
 from megatron_fork.cli import doctor, guard
 from megatron_fork.errors import ConfigError
-from megatron_fork.models import Footprint
-from megatron_fork.policy import OptimizerConfig
 from megatron_fork.run import checks
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is taken without a GPU")
@@ -90,15 +88,6 @@ def test_a_package_that_does_not_import_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"broken_engine is installed but cannot be imported: libcudnn"):
         checks.check_import("broken_engine")
-
-
-def test_optimizer_bytes() -> None:
-    """12 bytes a parameter beside half precision, 8 beside float32; each kind is sharded over its own replicas."""
-    footprint = Footprint(dense=1000, experts=600)
-    whole, sharded = OptimizerConfig(), OptimizerConfig(distributed=True)
-    assert doctor.optimizer_bytes(whole, footprint, half=True, replicas=(4, 2)) == 12 * 1600
-    assert doctor.optimizer_bytes(whole, footprint, half=False, replicas=(4, 2)) == 8 * 1600
-    assert doctor.optimizer_bytes(sharded, footprint, half=True, replicas=(4, 2)) == 12 * (250 + 300)
 
 
 def test_a_terminal_gets_tables() -> None:
