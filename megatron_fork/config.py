@@ -53,7 +53,7 @@ _MOST_BASES, _MOST_DOTS = 20, 20
 # Fields added after checkpoints got their present format, while a run's fingerprint still had every field, and those (or
 # rooms) added since then.
 _ADDED = ("data.columns.solution",)
-_ADDED_LATER = ("cluster.",)
+_ADDED_LATER = ("cluster.", "train.max_skipped_updates")
 
 
 @dataclass
@@ -77,6 +77,8 @@ class TrainConfig(Settings, room="train"):
     """Prompt groups in a rollout batch."""
     prompts_per_mini_batch: PositiveInt = 32
     """Prompt groups in one optimizer step."""
+    max_skipped_updates: NonNegativeInt = 3
+    """Updates in a row that may be left out since their loss or gradient norm is NaN or infinite; one more ends the run."""
 
     def check(self) -> None:
         if self.prompts_per_mini_batch > self.prompts_per_step:

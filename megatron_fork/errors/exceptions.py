@@ -73,9 +73,7 @@ class ExtensionError(MegatronForkError):
 
 
 class GradientError(ObjectiveError):
-    """Gradients that are no numbers."""
-
-    is_of_one_rank = True
+    """Gradients of too many updates in a row that are no numbers; every rank raises it."""
 
 
 class RunFolderError(MegatronForkError):

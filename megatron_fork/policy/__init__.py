@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from megatron_fork.policy.critic import Critic
     from megatron_fork.policy.learner import Learner, LearningRates, StepResult
     from megatron_fork.policy.network import Network, Update
+    from megatron_fork.policy.skipped_updates import SkippedUpdates
     from megatron_fork.policy.step_batches import groups_with_signal, split_into_mini_batches, with_advantages
     from megatron_fork.policy.trained_models import TrainedModels
 else:
@@ -26,6 +27,7 @@ __all__ = [
     "OptimizerConfig",
     "Policy",
     "LearningRates",
+    "SkippedUpdates",
     "StepResult",
     "Update",
     "groups_with_signal",

@@ -30,8 +30,15 @@ from megatron_fork.run.provenance import as_comments, provenance
 
 # What a resumed run may change without becoming another run.
 _MAY_CHANGE = (
-    *("run.", "parallel.", "cluster.", "train.steps", "rewards.workers", "rewards.failure_warning"),
-    *("policy.tokens_per_", "rollout.batch_size", "rollout.servers", "rollout.sync", "rollout.remote."),
+    *("run.", "parallel.", "cluster.", "train.steps", "train.max_skipped_updates", "rewards.workers"),
+    *(
+        "rewards.failure_warning",
+        "policy.tokens_per_",
+        "rollout.batch_size",
+        "rollout.servers",
+        "rollout.sync",
+        "rollout.remote.",
+    ),
     *("rollout.colocated.", "rollout.probe_"),
 )
 # Characters that a folder's name may not hold.
