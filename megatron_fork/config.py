@@ -27,6 +27,7 @@ from megatron_fork.policy import CriticConfig, OptimizerConfig, PolicyConfig
 from megatron_fork.recipe import (
     FieldReader,
     FilePath,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Seed,
@@ -115,6 +116,8 @@ class RunFolderConfig(Settings, room="run"):
     """Project name at Weights & Biases; offline unless this machine is logged in."""
     metric_aliases: list[Literal["verl", "nemo_rl"]] = field(default_factory=list)
     """Also write metrics under the names of these trainers, if they mean the same: verl, nemo_rl."""
+    rank_timeout_seconds: NonNegativeFloat = 30.0
+    """Without a sign of life from a rank for so long the others end, and name it; 0: they wait for the collective's timeout."""
 
     def check(self) -> None:
         if self.checkpoint_every and self.keep_every % self.checkpoint_every:

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from megatron_fork.distributed.config import ParallelConfig
     from megatron_fork.distributed.launcher import another_prints, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
+    from megatron_fork.distributed.rank_watch import NoWatch, RankWatch, watching_ranks
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "ParallelConfig"})
 
 __all__ = [
     "ParallelConfig",
     "Layout",
+    "NoWatch",
+    "RankWatch",
     "another_prints",
     "choose_threads",
     "device",
@@ -36,5 +39,6 @@ __all__ = [
     "peak_flops",
     "rank",
     "threads_of_a_pass",
+    "watching_ranks",
     "world_size",
 ]

@@ -93,6 +93,16 @@ class Interrupted(MegatronForkError):
     exit_code = 130
 
 
+class RankLostError(MegatronForkError):
+    """Another rank is lost, or has failed before this one."""
+
+    def __init__(self, message: str, *, hint: str, exit_code: int, speaks: bool) -> None:
+        """`exit_code`: that of the rank which failed, or what asks to start again; `speaks`: whether this rank prints it."""
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+        self.is_of_one_rank = speaks
+
+
 class Preempted(Interrupted):
     """The scheduler asked the run to stop; the exit code (EX_TEMPFAIL) asks to start it again."""
 
