@@ -79,6 +79,8 @@ class RankWatch:
 
     def start(self) -> None:
         self._store.set(f"place/{self._rank}", _place_of_this_process())
+        if self._rank != 0:  # known before the store is gone with the rank
+            self._place_of_first = self._store.get("place/0").decode().split()
         for work in (self._beat, self._tick):
             threading.Thread(target=work, name=f"rank watch: {work.__name__}", daemon=True).start()
 
@@ -164,10 +166,6 @@ class RankWatch:
                 0.0 if beat == _DONE or beat != self._heard.get(rank) else self._silent[rank] + self._round
             )
             self._heard[rank] = beat
-        if (
-            self._rank != 0 and not self._place_of_first[0]
-        ):  # known before the store, which it may hold, is gone with it
-            self._place_of_first = self._place(0)
         for rank in others:
             if rank not in self._heard:
                 self._silent[rank] = self._silent.get(rank, 0.0) + self._round
