@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge, Lt
 
 from megatron_fork.cluster import ClusterConfig
 from megatron_fork.data import PRESETS as DATA_PRESETS
@@ -91,6 +92,18 @@ class TrainConfig(Settings, room="train"):
 
 
 @dataclass
+class AlertsConfig(Settings, room="run.alerts"):
+    """When a run that goes on tells that something is wrong; NaN and infinity are always told."""
+
+    entropy_below: NonNegativeFloat = 0.01
+    """Mean token entropy, in nats, below which it has collapsed; 0: never."""
+    steps_without_signal: NonNegativeInt = 10
+    """Steps in a row in which no prompt group has signal; 0: never."""
+    stalled_seconds: NonNegativeFloat = 3600.0
+    """Seconds without a step or an evaluation, such as where servers do not answer; 0: never."""
+
+
+@dataclass
 class RunFolderConfig(Settings, room="run"):
     """What a run leaves behind, and where."""
 
@@ -116,6 +129,13 @@ class RunFolderConfig(Settings, room="run"):
     """Project name at Weights & Biases; offline unless this machine is logged in."""
     metric_aliases: list[Literal["verl", "nemo_rl"]] = field(default_factory=list)
     """Also write metrics under the names of these trainers, if they mean the same: verl, nemo_rl."""
+    tensorboard: bool = False
+    """Also write metrics as TensorBoard event files, to `tensorboard/` in the run's folder."""
+    prometheus_port: Annotated[int, Ge(0), Lt(65536)] = 0
+    """Port at which the first rank's machine shows the latest metrics to Prometheus, at `/metrics`; 0: none."""
+    prometheus_host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 is every network of the machine, without any login."""
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
     rank_timeout_seconds: NonNegativeFloat = 30.0
     """Without a sign of life from a rank for so long the others end, and name it; 0: they wait for the collective's timeout."""
 

@@ -184,4 +184,8 @@ def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFold
         resolved=head + to_yaml(named),
         lock=lock,
         peer_names=PeerNames(config.run.metric_aliases, layout.world.size()),
+        tensorboard=config.run.tensorboard,
+        prometheus=(config.run.prometheus_host, config.run.prometheus_port) if config.run.prometheus_port else None,
+        alerts=config.run.alerts,
+        say=display.say,
     )
