@@ -4,10 +4,15 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+PROJECT = Path(__file__).parents[2]
 
 
 class Ranks:
@@ -54,3 +59,47 @@ def _rank(rank: int, ranks: int, port: int, output: str, work: Callable[..., Non
     variables = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in variables.items()}, OMP_NUM_THREADS="1")
     work(rank, *args)
+
+
+class ProgramRanks:
+    """`megatron-fork WORDS` on several ranks, with a process and an output each, and nobody above them."""
+
+    def __init__(self, folder: Path, ranks: int, *words: str, python_path: str = "") -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.outputs = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
+        self.processes = []
+        for rank, output in enumerate(self.outputs):
+            variables = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            with output.open("w") as file:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "megatron_fork", *words],
+                        stdin=subprocess.DEVNULL,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        env={
+                            **os.environ,
+                            **{name: str(value) for name, value in variables.items()},
+                            "MASTER_ADDR": "127.0.0.1",
+                            "OMP_NUM_THREADS": "1",
+                            "PYTHONPATH": f"{PROJECT}:{python_path}",
+                        },
+                        start_new_session=True,
+                    )
+                )
+
+    def ended(self, limit: float) -> list[tuple[int, str]]:
+        """(exit code, output) of every rank; what is left after `limit` seconds is killed, with its children."""
+        deadline = time.monotonic() + limit
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return [
+            (each.returncode, output.read_text()) for each, output in zip(self.processes, self.outputs, strict=True)
+        ]
