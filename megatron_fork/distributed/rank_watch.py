@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -30,7 +31,7 @@ _MOST_SECONDS_OF_A_ROUND = 1.0
 # loss broke a collective: the beats of those that live come every round.
 _GRACE_SECONDS, _SUSPICION_SECONDS = 15.0, 5.0
 # How long the first rank, which may hold the store, waits for the others to have read its verdict.
-_HEARD_SECONDS = 5.0
+_HEARD_SECONDS, _POLL_SECONDS = 5.0, 0.1
 _DONE, _VERDICT, _SUSPICION = b"done", "verdict", "suspicion"
 # What a scheduler takes for: start it again.
 _LOST_EXIT_CODE = 75
@@ -194,7 +195,7 @@ class RankWatch:
         """On the first rank: until every other one is done, or knows the verdict."""
         others = [rank for rank in range(self._ranks) if rank != self._rank] if self._rank == 0 else []
         limit = self._timeout if self._last_word is None else _HEARD_SECONDS
-        for _ in range(round(limit / self._round)):
+        for _ in range(round(limit / _POLL_SECONDS)):
             self._is_answered = True
             keys = [f"beat/{rank}" for rank in others if self._store.check([f"beat/{rank}"])]
             done = [beat == _DONE for beat in (self._store.multi_get(keys) if keys else [])]
@@ -202,7 +203,7 @@ class RankWatch:
                 return
             if self._verdict is None and self._store.check([_VERDICT]):
                 self._read_verdict()
-            threading.Event().wait(self._round)
+            time.sleep(_POLL_SECONDS)
 
     # ... and one notices that it gets no answer, or has a verdict, and ends the process.
 
@@ -220,7 +221,7 @@ class RankWatch:
                 if not ends_by_itself or since_verdict > _GRACE_SECONDS:
                     self._end(verdict.error(self._rank))
                     return
-                threading.Event().wait(self._round if self._broken else 0.0)
+                time.sleep(self._round if self._broken else 0.0)
 
     def _lost_store(self, unanswered: float) -> Verdict:
         why = self._broken or f"no answer for {unanswered:.0f} s"

@@ -100,9 +100,9 @@ def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
     with distributed.watching_ranks(config.run.rank_timeout_seconds, end_with) as watch:
         checked = check(config, ranks=distributed.world_size())
         with (
+            StopRequest() as stop,  # around the rest: a launcher's signal must not cut short what a rank has to say
             parallel_layout(config.parallel) as layout,
             watch.reporting(),
-            StopRequest() as stop,
             _stopping(stop),
             closing(_open_folder(config, layout, display)) as folder,
         ):
