@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from megatron_fork.experience import Batch
 from megatron_fork.policy.network import Update
 from megatron_fork.policy.preparation import candidates, filled, prepared
 from megatron_fork.policy.skipped_updates import SkippedUpdates
+from megatron_fork.policy.step_result import LearningRates, StepResult
 from megatron_fork.policy.trained_models import TrainedModels
 from megatron_fork.policy.update_metrics import (
     Metrics,
@@ -30,45 +30,6 @@ from megatron_fork.vocab_parallel import TokenStatistics
 # Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 their last bits depend on the shapes
 # of the batch, and a cut among them would choose by rounding noise, differently on every layout.
 _TIE_TOLERANCE = 1e-5
-
-
-@dataclass
-class StepResult:
-    """What a trainer step has done: all of it, or the updates before a stop; a resumed run makes the rest."""
-
-    metrics: Metrics = field(default_factory=dict)
-    """Of the step, over all ranks."""
-    updates: list[Metrics] = field(default_factory=list)
-    """Of each update."""
-    critic_updates: list[Metrics] = field(default_factory=list)
-    """Of each update of the critic, which come after those of the policy."""
-    shares: list[Batch] = field(default_factory=list)
-    """This rank's part of each mini-batch, with its columns."""
-    columns: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Columns of every sequence by its number, from the checkpoint of an interrupted step; `shares` are restored from them."""
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether the step has results that a checkpoint must keep."""
-        return bool(self.shares or self.columns)
-
-    def restored(self, share: Batch) -> Batch:
-        """The share, under any layout, with its columns from the checkpoint."""
-        if not share.sequences:
-            some = next(iter(self.columns.values()), {})
-            return share.with_columns(**{name: column_t[:0] for name, column_t in some.items()})
-        names = self.columns[share.sequences[0].number]
-        return share.with_columns(
-            **{name: torch.cat([self.columns[each.number][name] for each in share.sequences]) for name in names}
-        )
-
-
-@dataclass(frozen=True)
-class LearningRates:
-    """Learning rates of a step; the policy is not updated if its rate is 0."""
-
-    policy: float
-    critic: float = 0.0
 
 
 class Learner:
