@@ -30,7 +30,7 @@ RUNTIME = [
     "pyarrow",
     "pyyaml",
 ]
-LOGGING = ["wandb"]
+LOGGING = ["wandb", "tensorboard"]
 DEVELOPMENT = [
     "pytest",
     "pytest-xdist",

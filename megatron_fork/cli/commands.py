@@ -11,9 +11,10 @@ import typer
 from megatron_fork import __version__
 from megatron_fork.cli import convert as convert_commands
 from megatron_fork.cli import data as data_commands
-from megatron_fork.cli.guard import Debug, guarded, is_first_rank, stops_at_once, stops_no_more
+from megatron_fork.cli.guard import Debug, guarded, stops_at_once, stops_no_more
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import path_at_home
+from megatron_fork.run import is_first_rank
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(convert_commands.app, name="convert")

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.checks import check, check_import, check_kernels
     from megatron_fork.run.console import Display, quiet_libraries
     from megatron_fork.run.context import RunContext, prepare
+    from megatron_fork.run.ending import end_with, explain, is_first_rank, leave
     from megatron_fork.run.engine_side import collect, sync_weights
     from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
     from megatron_fork.run.setup import (
@@ -38,10 +39,14 @@ __all__ = [
     "checkpoint",
     "checkpointing",
     "collect",
+    "end_with",
     "evaluate_held_out",
     "evaluate_where_due",
+    "explain",
     "finish",
+    "is_first_rank",
     "is_due",
+    "leave",
     "log_step",
     "prepare",
     "quiet_libraries",

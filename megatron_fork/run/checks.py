@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from megatron_fork import conversion, models, objective, selection
+from megatron_fork import conversion, distributed, models, objective, selection
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.errors import ConfigError, ModelError, RunFolderError, way_out
@@ -20,6 +20,7 @@ from megatron_fork.policy import OptimizerConfig
 from megatron_fork.recipe import one_line
 from megatron_fork.rewards import check_verifier, takes_row
 from megatron_fork.rollout import check_engine, stop_tokens_of
+from megatron_fork.run.prometheus import check_port
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,10 @@ def check_machine(config: RunConfig) -> None:
         )
     if config.run.wandb and importlib.util.find_spec("wandb") is None:
         raise RunFolderError(f"run.wandb={config.run.wandb}, but wandb is not installed", hint="pip install wandb")
+    if config.run.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise RunFolderError("run.tensorboard=true, but tensorboard is not installed", hint="pip install tensorboard")
+    if config.run.prometheus_port and distributed.rank() == 0:
+        check_port(config.run.prometheus_host, config.run.prometheus_port)
     check_verifier(config.rewards)
     if config.run.folder and Path(config.run.folder).is_file():
         raise RunFolderError(

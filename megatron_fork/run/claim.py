@@ -29,7 +29,7 @@ LOCK = "lock"
 # What runs leave behind; other files in the folder, such as a scheduler's log, are not touched.
 _LEFT_BY_RUNS = (
     *("checkpoints", "warm_start", "warm_start_state", "model", "engine_weights", "traces", "wandb", "wandb_run"),
-    *("metrics.jsonl", "updates.jsonl", "summary.json", "report.html"),
+    *("tensorboard", "alerts.jsonl", "metrics.jsonl", "updates.jsonl", "summary.json", "report.html"),
 )
 _REMOVED = ".removed-"
 # A killed trainer's checkpoint writer may need a moment to end, on this machine or on the one where the job ran before.
