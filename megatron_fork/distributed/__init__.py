@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from megatron_fork.distributed.config import ParallelConfig
     from megatron_fork.distributed.launcher import another_prints, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
+    from megatron_fork.distributed.roll_call import roll_call
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "ParallelConfig"})
 
@@ -35,6 +36,7 @@ __all__ = [
     "parallel_layout",
     "peak_flops",
     "rank",
+    "roll_call",
     "threads_of_a_pass",
     "world_size",
 ]

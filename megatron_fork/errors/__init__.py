@@ -12,11 +12,13 @@ from megatron_fork.errors.exceptions import (
     ModelError,
     ObjectiveError,
     Preempted,
+    PreflightError,
     RolloutError,
     RunFolderError,
     SelectionError,
     StatisticsError,
     StopRequested,
+    UnreachableError,
 )
 from megatron_fork.errors.masking import KEY_VARIABLE, MASK, hide, hide_logins, masked, shown
 from megatron_fork.errors.wording import command, size, way_out
@@ -35,11 +37,13 @@ __all__ = [
     "ModelError",
     "ObjectiveError",
     "Preempted",
+    "PreflightError",
     "RolloutError",
     "RunFolderError",
     "SelectionError",
     "StatisticsError",
     "StopRequested",
+    "UnreachableError",
     "command",
     "hide",
     "hide_logins",

@@ -20,8 +20,8 @@ from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import Interrupted, MegatronForkError, Preempted, StopRequested, command
 from megatron_fork.rollout import ends_in_words
-from megatron_fork.run.checks import check
-from megatron_fork.run.claim import claim, new_folder
+from megatron_fork.run.checks import Checked, check
+from megatron_fork.run.claim import check_claim, claim, new_folder
 from megatron_fork.run.console import Display
 from megatron_fork.run.folder import RunFolder
 from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
@@ -83,9 +83,12 @@ class RunContext:
 
 
 @contextmanager
-def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
-    """Check `config`, connect the ranks, open the run folder; close everything at the end."""
-    checked = check(config, ranks=distributed.world_size())
+def prepare(config: RunConfig, display: Display, *, found: Checked | None = None) -> Iterator[RunContext]:
+    """Check `config`, connect the ranks, open the run folder; close everything at the end.
+
+    `found`: what `check` has found before, for a caller that has it.
+    """
+    checked = found or check(config, ranks=distributed.world_size())
     hf_config, source, stop_tokens = checked.hf_config, checked.source, checked.stop_tokens
     model_files = conversion.ModelFiles.of(config.model, hf_config, source.tokenizer)
     distributed.initialize()
@@ -137,6 +140,12 @@ def _stopping(stop: StopRequest) -> Iterator[None]:
             "stopped where nothing had to be saved",
             hint="start it again with the same run.folder: it continues from there",
         ) from error
+
+
+def check_folder(config: RunConfig) -> None:
+    """Raise a `RunFolderError` where `prepare` would not get the run's folder, which stays as it is."""
+    if config.run.folder:
+        check_claim(Path(config.run.folder), config, may_change=_MAY_CHANGE)
 
 
 def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFolder:
