@@ -106,7 +106,7 @@ def _rehearsals(config: RunConfig, found: Checked, fits_here: bool) -> Iterator[
     world, parameters = distributed.world_size(), models.count_parameters(found.hf_config)
     is_small = parameters <= _SMALL_PARAMETERS
     if torch.cuda.is_available() and fits_here and not is_small:
-        yield "one step", Rehearsal(config, found, f"the recipe's {parameters:,} parameters"), False
+        yield "one step", Rehearsal(config, found, f"the recipe's {parameters:,} parameters", True), False
     parallel = config.parallel if distributed.is_launched() else _layout_of_one(config, world)
     hf_config = found.hf_config if is_small else scaled_down(found.hf_config, config, parallel)
     count = models.count_parameters(hf_config)
@@ -116,7 +116,7 @@ def _rehearsals(config: RunConfig, found: Checked, fits_here: bool) -> Iterator[
     small = as_recipe(config, hf_config, parallel, alone=world == 1)
     yield (
         "one step and a checkpoint",
-        Rehearsal(small, replace(found, hf_config=hf_config, contents=None), scale),
+        Rehearsal(small, replace(found, hf_config=hf_config, contents=None), scale, is_small),
         True,
     )
 
@@ -141,4 +141,4 @@ def _sync(config: RunConfig, found: Checked, options: Preflight, folder: Path, f
             "fix",
         )
     else:
-        yield from weight_sync(Rehearsal(config, found, "the recipe's"), folder, seconds=options.seconds)
+        yield from weight_sync(Rehearsal(config, found, "the recipe's", True), folder, seconds=options.seconds)

@@ -60,6 +60,7 @@ def compare(policy: Policy, asked: Sequence[Prompt], answers: dict[str, list[Com
             rollout_logprob=completion.logprob,
             finish_reason=completion.finish_reason,
             weight_version=completion.weight_version,
+            experts=completion.experts,
         )
         for place, completions in enumerate(answers.values())
         for completion in completions
