@@ -28,9 +28,9 @@ _TRACED_TOKEN_BYTES = 200
 
 
 def place_of(config: RunConfig) -> Path:
-    """The folder that exists and that the run's folder is, or will be made, in."""
+    """The folder that exists and that the run's folder is, or will be made, in; relative if the recipe's is."""
     folder = Path(config.run.folder or "runs")
-    return next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+    return next(each for each in (folder, *folder.parents) if each.is_dir())
 
 
 @contextmanager
@@ -41,7 +41,8 @@ def scratch(config: RunConfig) -> Iterator[Path]:
         if collectives.rank(world) == 0:
             place = place_of(config)
             with writing_to(place):
-                path = tempfile.mkdtemp(prefix=".megatron-fork-doctor-", dir=place)
+                # Relative as the recipe's: every rank must find it on its own.
+                path = str(place / Path(tempfile.mkdtemp(prefix=".megatron-fork-doctor-", dir=place)).name)
     except MegatronForkError as error:
         refusal = error
     path, refusal = collectives.broadcast_object((path, refusal), world)
@@ -117,16 +118,16 @@ def _shared(config: RunConfig, folder: Path) -> Iterator[Finding]:
         with writing_to(token):
             token.touch()
     dist.barrier()
-    seen = collectives.gather_objects((socket.gethostname(), token.is_file()), world)
-    blind = [f"rank {rank} on {host}" for rank, (host, sees) in enumerate(seen) if not sees]
+    seen = collectives.gather_objects((socket.gethostname(), token.is_file(), str(folder.parent.absolute())), world)
+    blind = [f"rank {rank} on {host}" for rank, (host, sees, _) in enumerate(seen) if not sees]
     if blind:
         more = f" and {len(blind) - 4} more" if len(blind) > 4 else ""
         raise PreflightError(
             f"run.folder={config.run.folder} is not the same folder for all ranks: {', '.join(blind[:4])}"
-            f"{more} cannot see what the first rank wrote in {folder.parent}",
+            f"{more} cannot see what the first rank wrote in {seen[0][2]}",
             hint="name a folder of a file system that all nodes share, as an absolute path",
         )
-    hosts = {host for host, _ in seen}
+    hosts = {host for host, *_ in seen}
     yield Finding("shared folder", f"{len(seen)} ranks on {len(hosts)} hosts see the first rank's file")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -23,6 +22,8 @@ from megatron_fork.preflight.findings import Finding
 from megatron_fork.preflight.made_up import made_up_rollouts
 
 _SAMPLES = 4
+# What every step has; other metrics are NaN where they are not measured.
+_FINITE = ("loss", "gradient_norm", "entropy/mean")
 # Of two models, in nats at some of a few tokens; rounding of bf16 stays far below it.
 _OTHER_WEIGHTS = 0.5
 
@@ -70,7 +71,7 @@ def one_step(rehearsal: Rehearsal, folder: Path, *, continues: bool) -> Iterator
 
 
 def _step(context: run.RunContext, networks: TrainedModels) -> Finding:
-    """Statistics, selection and updates; every number of them must be finite."""
+    """Statistics, selection and updates; losses, gradients and entropies must be finite."""
     config, clock = context.config, Clock()
     samples = max(2, min(_SAMPLES, config.rollout.samples))
     groups = 2 * max(1, context.layout.data.size() // samples)
@@ -82,14 +83,8 @@ def _step(context: run.RunContext, networks: TrainedModels) -> Finding:
     learner = run.build_learner(without_limit, networks)
     rates = LearningRates(config.optimizer.learning_rate, config.critic.optimizer.learning_rate)
     result = learner.step(batches, step=1, rates=rates, clock=clock, stop_point=context.stop_point)
-    numbers = itertools.chain(result.metrics.items(), *(update.items() for update in result.updates))
-    odd = sorted({f"{name}={value}" for name, value in numbers if math.isnan(value)})
-    odd += [
-        f"{name}={update[name]}"
-        for update in result.updates
-        for name in ("loss", "gradient_norm")
-        if math.isinf(update.get(name, 0.0))
-    ]
+    numbers = [*result.metrics.items(), *(each for update in result.updates for each in update.items())]
+    odd = sorted({f"{name}={value}" for name, value in numbers if name.endswith(_FINITE) and not math.isfinite(value)})
     if odd:
         raise PreflightError(
             f"a step with random weights gives {', '.join(odd[:4])}",

@@ -113,7 +113,7 @@ def test_a_gpu_that_the_recipe_names_is_compared(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_none_are_to_be_fixed(tmp_path: Path) -> None:
-    code, found = call(tmp_path, "optimizer.learning_rate=1.0e+38", "optimizer.clip_gradient=0")
+    code, found = call(tmp_path, "optimizer.learning_rate=1.0e+30", "optimizer.clip_gradient=0")
     assert code == 1
     assert any("nan" in line or "inf" in line or "not finite" in line for line in found.values()), found
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_with_another_bit_is_to_be_fixed(tmp_path: Path, monkeypatc
     monkeypatch.setattr(checkpoint, "load_training_state", with_a_bit)
     code, found = call(tmp_path)
     line = found["one step and a checkpoint"]
-    assert code == 1 and line.startswith("fix") and "1 tensors of a checkpoint" in line
+    assert code == 1 and line.startswith("fix") and " tensors of a checkpoint in " in line
 
 
 def another_run(folder: Path) -> None:
