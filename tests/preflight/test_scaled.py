@@ -20,7 +20,7 @@ LARGE = {
 }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
     tensor=st.sampled_from([1, 2, 4, 8]),
