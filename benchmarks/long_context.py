@@ -61,7 +61,8 @@ CONFIG = {
     "num_key_value_heads": 2,
     "head_dim": 32,
     "max_position_embeddings": 32_768,
-    "initializer_range": 0.2,  # else every entropy is that of the uniform distribution, and rounding decides who is above the cut
+    # With less, every entropy is nearly that of the uniform distribution, and rounding decides which are above the cut.
+    "initializer_range": 0.2,
     "tie_word_embeddings": True,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -63,11 +64,18 @@ def doctor(
     ranks: Annotated[
         int | None, typer.Option(help="number of ranks to assume; by default as few as the layout needs", min=1)
     ] = None,
+    dry_run: Annotated[bool, typer.Option(help="try a step, the engine and a checkpoint with random weights")] = True,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="send the recipe's weights to its servers, in place of those that they have")
+    ] = False,
+    patience: Annotated[float, typer.Option(help="seconds to wait for a rank or a server", min=1.0)] = 60.0,
     debug: Debug = False,
 ) -> None:
-    """Show what this machine has, and check whether a recipe would start here without allocating anything."""
+    """Show what this machine has, and try whether every part of a recipe would start here. Also under torchrun."""
 
     def work() -> None:
+        # A scheduler's signal ends it as Ctrl-C does: what was written for a trial is removed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         from megatron_fork.config import load_config
         from megatron_fork.run import quiet_libraries
 
@@ -77,9 +85,14 @@ def doctor(
 
         from megatron_fork import distributed
         from megatron_fork.cli.doctor import diagnose
+        from megatron_fork.preflight import Preflight
 
         console = Console(highlight=False, quiet=distributed.rank() != 0)
-        diagnose(config, console, ranks=ranks)
+        trying = Preflight(dry_run=dry_run, sync=sync, seconds=patience, debug=debug)
+        try:
+            diagnose(config, console, ranks=ranks, trying=trying)
+        finally:
+            distributed.finalize()
 
     guarded(work, debug=debug)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from megatron_fork.distributed.launcher import another_prints, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
     from megatron_fork.distributed.rank_watch import NoWatch, RankWatch, watching_ranks
+    from megatron_fork.distributed.roll_call import roll_call
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "ParallelConfig"})
 
@@ -40,6 +41,7 @@ __all__ = [
     "peak_flops",
     "peak_memory",
     "rank",
+    "roll_call",
     "threads_of_a_pass",
     "watching_ranks",
     "world_size",

@@ -38,6 +38,16 @@ class LayoutError(MegatronForkError):
     exit_code = 2
 
 
+class UnreachableError(LayoutError):
+    """A rank that cannot reach another one."""
+
+    is_of_one_rank = True
+
+
+class PreflightError(MegatronForkError):
+    """A part that would fail in a run, as trying it has shown."""
+
+
 class ModelError(MegatronForkError):
     """A model folder or architecture that cannot be built."""
 

@@ -21,7 +21,7 @@ from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import Interrupted, MegatronForkError, Preempted, StopRequested, command
 from megatron_fork.rollout import ends_in_words
 from megatron_fork.run.checks import Checked, check
-from megatron_fork.run.claim import claim, new_folder
+from megatron_fork.run.claim import check_claim, claim, new_folder
 from megatron_fork.run.console import Display
 from megatron_fork.run.ending import end_with
 from megatron_fork.run.folder import RunFolder
@@ -91,14 +91,15 @@ class RunContext:
 
 
 @contextmanager
-def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
+def prepare(config: RunConfig, display: Display, *, found: Checked | None = None) -> Iterator[RunContext]:
     """Connect the ranks, check `config`, open the run folder; close everything at the end.
 
-    Ranks connect first, so that all hear of one that alone fails the checks, because its machine differs.
+    Ranks connect first, so that all hear of one that alone fails the checks, because its machine differs. `found`: what
+    `check` has found before, for a caller that has it.
     """
     distributed.initialize()
     with distributed.watching_ranks(config.run.rank_timeout_seconds, end_with) as watch:
-        checked = check(config, ranks=distributed.world_size())
+        checked = found or check(config, ranks=distributed.world_size())
         with (
             StopRequest() as stop,  # around the rest: a launcher's signal must not cut short what a rank has to say
             parallel_layout(config.parallel) as layout,
@@ -157,6 +158,12 @@ def _stopping(stop: StopRequest) -> Iterator[None]:
             "stopped where nothing had to be saved",
             hint="start it again with the same run.folder: it continues from there",
         ) from error
+
+
+def check_folder(config: RunConfig) -> None:
+    """Raise a `RunFolderError` where `prepare` would not get the run's folder, which stays as it is."""
+    if config.run.folder:
+        check_claim(Path(config.run.folder), config, may_change=_MAY_CHANGE)
 
 
 def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFolder:

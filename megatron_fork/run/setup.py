@@ -65,8 +65,11 @@ def first_weights(context: RunContext) -> models.ModelConfig:
     return models.ModelConfig(path=str(context.warm_start)) if context.config.sft.steps else context.config.model
 
 
-def build_models(context: RunContext, reference: models.ModelConfig) -> TrainedModels:
-    """The networks that the objective needs; the reference has its weights, the others are still to be loaded."""
+def build_models(context: RunContext, reference: models.ModelConfig | None) -> TrainedModels:
+    """The networks that the objective needs; the reference has its weights, the others are still to be loaded.
+
+    `reference`: where its weights are; None leaves them random as well.
+    """
     config = context.config
     critic = frozen = None
     if config.objective.advantage == "gae":
@@ -80,6 +83,7 @@ def build_models(context: RunContext, reference: models.ModelConfig) -> TrainedM
         )
     if config.objective.kl_coef:
         frozen = build_policy(context, None)
+    if frozen is not None and reference is not None:
         conversion.load_initial(frozen.model, reference, seed=config.seed)
     return TrainedModels(build_policy(context, config.optimizer), critic, frozen)
 

@@ -80,7 +80,7 @@ def test_what_is_asked_for_in_vain_is_one_line(override: str, expected: str, mon
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and expected in errors[0]
     if not override.startswith("selection"):
-        assert output.startswith("megatron-fork: "), "what was found before the error is shown"
+        assert output.startswith("ok    megatron-fork: "), "what was found before the error is shown"
 
 
 def test_a_package_that_does_not_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Every recipe that names nodes would start on them, as far as that can be known without them.
 
-Its model divides by its layout, ranks and servers by its nodes; Megatron's model of every pipeline stage, built without memory by a
-rank that stands for all of its stage, has the parameters that the planner counts; and both arms of a comparison differ in one field.
+Its model divides by its layout, ranks and servers by its nodes. Megatron's model of every pipeline stage, built without memory
+by one rank of it, has the parameters that the planner counts, and all of it fits. Both arms of a comparison differ in one line.
 """
 
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ def no_groups() -> Iterator[None]:
 
 
 def parameters_of_stage(recipe: RunConfig, stage: int) -> int:
-    """Of Megatron's model as the first rank of a pipeline stage builds it, on the meta device and among ranks that answer nothing."""
+    """Of Megatron's model as a rank of a pipeline stage builds it, on the meta device and among ranks that answer nothing."""
     parallel: ParallelConfig = recipe.parallel
     ranks = recipe.cluster.ranks
     rank = stage * (ranks // parallel.pipeline)
@@ -112,6 +112,14 @@ def test_every_stage_is_built_under_its_layout(recipe: RunConfig) -> None:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
     assert max(built) == models.fullest_rank(planning.model_shape(recipe), recipe.parallel).total
+
+
+def test_it_fits_the_gpus_that_it_names(recipe: RunConfig) -> None:
+    """And has room on its engines for at least one of its longest responses."""
+    found = planning.plan(recipe, planning.Question())
+    found.refuse()
+    assert found.own.fits and found.own.fleet.room.sequences(found.longest) >= 1
+    assert found.budget >= recipe.policy.tokens_per_micro_batch
 
 
 def test_each_says_what_it_is_for() -> None:
