@@ -24,10 +24,17 @@ def written(table: PeerTable, file: Path) -> tuple[dict[str, Any], list[str]]:
         if not table.python_class:
             raise ConfigError(f"{file} is a Python file, which {table.title} has no settings in", hint=table.files)
         values, remarks = keyword_arguments(file, table.python_class, table.python_trainer)
-    elif table.arguments == "dotted":
-        values, remarks = dotted_arguments(text_of(file))
     else:
-        values, remarks = option_arguments(text_of(file), prefix=table.option_prefix)
+        values, remarks = _of_a_script(table, file)
     if not values:
         raise ConfigError(f"{file} has no settings of {table.title}", hint=f"it reads {table.files}")
     return values, remarks
+
+
+def _of_a_script(table: PeerTable, file: Path) -> tuple[dict[str, Any], list[str]]:
+    try:
+        if table.arguments == "dotted":
+            return dotted_arguments(text_of(file))
+        return option_arguments(text_of(file), prefix=table.option_prefix)
+    except RecursionError as error:
+        raise ConfigError(f"{file} is nested too deeply", hint="name a script that a shell can run") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,13 +22,13 @@ def _rows(table: PeerTable) -> Iterator[str]:
     for own in table.own:
         yield _line("", f"`{own.ours}: {_written(own.value)}`", own.note)
     yield f"\nWithout a counterpart:\n\n| {table.title} | why |\n|---|---|\n"
-    reasons: dict[tuple[str, bool, tuple[Any, ...]], list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for each in table.missing:
-        reasons.setdefault((each.why, each.lost, each.off), []).append(f"`{each.theirs}`")
-    for (why, lost, off), names in reasons.items():
-        values = " or ".join(f"`{_written(value)}`" for value in off)
-        said = f"; nothing is lost with {values}" if off else "" if lost else "; nothing is lost"
-        yield _line(", ".join(names), f"{why}{said}")
+        values = " or ".join(f"`{_written(value)}`" for value in each.off)
+        said = f"; nothing is lost with {values}" if each.off else "" if each.lost else "; nothing is lost"
+        reasons.setdefault(f"{each.why}{said}", []).append(f"`{each.theirs}`")
+    for reason, names in reasons.items():
+        yield _line(", ".join(names), reason)
 
 
 def _note(entry: Counterpart) -> str:
@@ -40,11 +41,7 @@ def _note(entry: Counterpart) -> str:
 
 
 def _written(value: Any) -> str:
-    return (
-        {True: "true", False: "false", None: "null"}.get(value, str(value))
-        if isinstance(value, bool | None)
-        else str(value)
-    )
+    return json.dumps(value) if isinstance(value, bool | list | dict | None) else str(value)
 
 
 def _line(*cells: str) -> str:

@@ -19,7 +19,7 @@ _PARAMETER = re.compile(r"(?P<name>[A-Za-z_]\w*)(?:\[[@*]\])?(?P<default>:?[-=](
 _HERE = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
 _OPENERS, _CLOSERS = frozenset("if case for while until".split()), frozenset("fi esac done".split())
 _LEADERS = frozenset("then else elif do time exec export local readonly declare".split())
-_DEEPEST = 20
+_DEEPEST, _LONGEST = 20, 20_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def _assign(variables: _Variables, found: re.Match[str], *, conditional: bool) -
     if found["more"] and before is not None:
         words = [*before, *words] if array else [Word("".join(each.text for each in [*before, *words]))]
     unsure = conditional or (bool(found["more"]) and before is None)
+    unsure = unsure or sum(len(each.text) for each in words) > _LONGEST
     variables.found[name] = None if unsure else words
 
 
@@ -185,11 +186,7 @@ def _expanded(raw: str, variables: _Variables, depth: int, *, split: bool = True
             if found is None:
                 text, known, begun = text + raw[at:end], False, True
             else:
-                parts = [
-                    Word(part, each.known)
-                    for each in found
-                    for part in (each.text.split() if split and not quoted and len(found) < 2 else [each.text])
-                ]
+                parts = [part for each in found for part in ([each] if quoted or not split else _split(each))]
                 for place, each in enumerate(parts):
                     if place:
                         words.append(Word(text, known))
@@ -201,6 +198,10 @@ def _expanded(raw: str, variables: _Variables, depth: int, *, split: bool = True
     if begun and (text or not split or '"' in raw or "'" in raw):
         words.append(Word(text, known))
     return words
+
+
+def _split(word: Word) -> list[Word]:
+    return [Word(part, word.known) for part in word.text.split()]
 
 
 def _end_of_expansion(raw: str, at: int) -> int:

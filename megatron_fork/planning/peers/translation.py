@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_fork.config import load_config
-from megatron_fork.errors import ConfigError, shown
+from megatron_fork.errors import MASK, ConfigError, shown
 from megatron_fork.planning.peers.nemo_rl import NEMO_RL
 from megatron_fork.planning.peers.reading import written
 from megatron_fork.planning.peers.slime import SLIME
@@ -20,6 +21,7 @@ from megatron_fork.planning.peers.verl import VERL
 from megatron_fork.recipe import write_yaml
 
 PEERS: Mapping[str, PeerTable] = {"verl": VERL, "slime": SLIME, "nemo-rl": NEMO_RL, "trl": TRL}
+_SECRET = re.compile(r"api_?key|wandb[-_]key|password|secret|(access|hub|hf|auth)_?token", re.IGNORECASE)
 Kind = Literal["mapped", "unused", "missing", "default", "own"]
 
 
@@ -104,7 +106,7 @@ def translate(peer: str, file: Path) -> Translation:
     rows: list[Row] = []
     fields: dict[str, Any] = {}
     for name, value in _in_order(table, values):
-        row = _row(table, given, name, value, fields)
+        row = _without_secrets(_row(table, given, name, value, fields))
         fields |= row.ours
         rows.append(row)
     for entry in table.counterparts:
@@ -135,6 +137,12 @@ def _row(table: PeerTable, given: Given, name: str, value: Any, fields: Mapping[
             nothing_lost = not each.lost or value in each.off
             return Row(name, value, "unused" if nothing_lost else "missing", {}, each.why, not nothing_lost)
     return Row(name, value, "missing", {}, "not known to this table", True)
+
+
+def _without_secrets(row: Row) -> Row:
+    """The row, whose value is masked where it or its name looks like a login's."""
+    hidden = row.value is not None and not row.ours and _SECRET.search(f"{row.theirs} {row.value}")
+    return replace(row, value=MASK) if hidden else row
 
 
 def _counterpart(entry: Counterpart, given: Given, value: Any, fields: Mapping[str, Any]) -> Row:
