@@ -77,9 +77,11 @@ TRL = """
 import os
 from trl import GRPOConfig, GRPOTrainer
 PROMPTS = 4
-args = GRPOConfig(output_dir="out", per_device_train_batch_size=PROMPTS * 8, gradient_accumulation_steps=2,
-                  steps_per_generation=8, num_generations=16, max_steps=400, epsilon=0.1, loss_type="dr_grpo", max_completion_length=512,
-                  seed=os.getpid(), top_entropy_quantile=0.2, temperature=0.9)
+args = GRPOConfig(
+    output_dir="out", per_device_train_batch_size=PROMPTS * 8, gradient_accumulation_steps=2, steps_per_generation=8,
+    num_generations=16, max_steps=400, epsilon=0.1, loss_type="dr_grpo", max_completion_length=512, seed=os.getpid(),
+    top_entropy_quantile=0.2, temperature=0.9,
+)
 trainer = GRPOTrainer(model="models/base", args=args)
 """
 

@@ -79,7 +79,6 @@ MISSING: tuple[Missing, ...] = (
         "grpo.malformed_thinking_advantage",
         "grpo.reward_shaping.stop_properly_penalty_coef",
         "policy.generation.stop_strings",
-        "policy.logprob_chunk_size",
         "checkpointing.checkpoint_must_save_by",
         off=(None,),
     ),

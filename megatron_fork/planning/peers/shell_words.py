@@ -49,8 +49,8 @@ def commands(text: str) -> Iterator[list[Word]]:
         while raw and (found := _ASSIGNMENT.fullmatch(raw[0])):
             _assign(variables, found, conditional=depth > 0)
             raw = raw[1:]
-        if raw:
-            yield [word for each in raw for word in _expanded(each, variables, 0)]
+        if words := [word for each in raw for word in _expanded(each, variables, 0)]:
+            yield words
 
 
 def _assign(variables: _Variables, found: re.Match[str], *, conditional: bool) -> None:
