@@ -1,4 +1,4 @@
-# The trainer: docker build -f docker/trainer.Dockerfile -t megatron-fork .
+# The trainer: docker build -f docker/trainer.Dockerfile -t megatron-fork-trainer .
 # docs/images.md says what was checked of it and what was not. To pin the base by its content, give its digest:
 # --build-arg BASE=pytorch/pytorch:2.11.0-cuda13.0-cudnn9-devel@sha256:...
 ARG BASE=pytorch/pytorch:2.11.0-cuda13.0-cudnn9-devel

@@ -12,8 +12,8 @@ from megatron_fork.planning import PEERS, reference
 PAGE = Path(__file__).parent.parent / "docs" / "coming_from.md"
 HEAD = """# Coming from verl, slime, NeMo-RL or TRL
 
-    megatron-fork plan --from verl run_dapo.sh
-    megatron-fork plan --from nemo-rl grpo.yaml --write mine.yaml
+    megatron-fork plan --from verl my_dapo.sh
+    megatron-fork plan --from nemo-rl my_grpo.yaml --write my_recipe.yaml
 
 reads a file of settings of another trainer and puts its names and sizes beside those of a recipe. Every value of the file
 appears once: with the field that it becomes, or with the reason why it has none. What is lost, or means something else

@@ -77,7 +77,7 @@ def _without_std(given: Given) -> Converted:
 
 SLIME = PeerTable(
     title="slime",
-    files="a shell script that starts `train.py`, or a list of its options",
+    files="a shell script that starts its trainer, or a list of its options",
     arguments="options",
     option_prefix="--",
     extra_defaults={
