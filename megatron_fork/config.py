@@ -37,7 +37,6 @@ from megatron_fork.recipe import (
     different,
     flat,
     key_text,
-    letters,
     one_line,
     plain,
     read_yaml,
@@ -52,10 +51,6 @@ from megatron_fork.vocab_parallel import VocabParallelConfig
 # Former dotted names of fields and rooms, with those of today, for the error about an old recipe or `resolved.yaml`.
 RENAMED: dict[str, str] = {}
 _MOST_BASES, _MOST_DOTS = 20, 20
-# Fields added after checkpoints got their present format, while a run's fingerprint still had every field, and those (or
-# rooms) added since then.
-_ADDED = ("data.columns.solution",)
-_ADDED_LATER = ("cluster.", "train.max_skipped_updates")
 
 
 @dataclass
@@ -221,34 +216,6 @@ def differences(old: str, new: RunConfig) -> list[str]:
     except ConfigError:  # an environment variable that is no longer set
         return sorted(written)
     return sorted(written & set(different(_merge(asdict(RunConfig()), plain(meant)), asdict(new))))
-
-
-def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
-    """A short hash of every field except those whose dotted names start with one of `leave_out`.
-
-    Only values that differ from the default count, so that a field added by a later version does not change it. A default
-    that has changed meanwhile shows in `resolved.yaml`, which has all values.
-    """
-    usual = dict(flat(asdict(RunConfig())))
-    return letters(
-        {
-            name: value
-            for name, value in flat(asdict(config))
-            if not name.startswith(leave_out) and (name not in usual or usual[name] != value)
-        }
-    )
-
-
-def former_fingerprints(config: RunConfig, *, leave_out: tuple[str, ...]) -> tuple[str, ...]:
-    """The fingerprints of earlier versions, which hashed every field: with the fields that were added since, and without."""
-    usual = dict(flat(asdict(RunConfig())))
-    every = {
-        name: value
-        for name, value in flat(asdict(config))
-        if not name.startswith(leave_out) and not (name.startswith(_ADDED_LATER) and value == usual[name])
-    }
-    older = {name: value for name, value in every.items() if name not in _ADDED or value != usual[name]}
-    return letters(every), letters(older)
 
 
 def _refuse_renamed(tree: dict[str, Any]) -> None:

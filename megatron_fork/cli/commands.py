@@ -99,7 +99,7 @@ def doctor(
 
 @app.command()
 def plan(
-    recipe: Recipe,
+    recipe: Annotated[Path, typer.Argument(help="recipe, or with --from another trainer's file", show_default=False)],
     overrides: Overrides = None,
     gpus: Annotated[
         int | None, typer.Option(help="all GPUs, of trainer and engines; by default cluster.nodes'", min=1)
@@ -112,11 +112,28 @@ def plan(
         int | None, typer.Option(help="mean tokens of a response; by default half of the longest", min=1)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    peer: Annotated[
+        str | None,
+        typer.Option("--from", help="show the settings of a file of verl, slime, nemo-rl or trl beside ours"),
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="with --from: write the recipe that is as near as can be")] = None,
     debug: Debug = False,
 ) -> None:
     """Show how much memory and time a recipe needs, which layouts fit, and how many GPUs it takes. Needs no GPU."""
 
     def work() -> None:
+        if write and not peer:
+            raise ConfigError(f"--write={write} without --from", hint="name the trainer that the file belongs to")
+        if peer:
+            if overrides or gpus or nodes or gpu_memory or response:
+                raise ConfigError(
+                    f"--from={peer} with a question about memory or time",
+                    hint="write a recipe with --write, and ask `megatron-fork plan` about that",
+                )
+            from megatron_fork.cli.coming_from import show_translation
+
+            show_translation(peer, recipe, write=write, as_json=as_json)
+            return
         from megatron_fork.config import load_config
 
         config = load_config(recipe, overrides or [])

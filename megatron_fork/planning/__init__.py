@@ -1,4 +1,4 @@
-"""What a recipe needs before it runs: memory of every rank, room on the engines, time of a step, and layouts that fit."""
+"""What a recipe needs before it runs: memory, room on engines, time, layouts that fit; and other trainers' settings."""
 
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from megatron_fork.planning.layer import LayerMemory, Machine, Row, layer_memory
     from megatron_fork.planning.layouts import Estimate, Setting, estimate, fewest_nodes, suggestions
     from megatron_fork.planning.memory import Load, StageMemory, kept_of_row, memory_by_stage, micro_batches_of
+    from megatron_fork.planning.peers import PEERS, PeerTable, TranslatedRow, Translation, reference, translate
     from megatron_fork.planning.recipe_plan import Plan, Question, layout_fields, plan
     from megatron_fork.planning.shapes import known_shapes, model_shape, shape_name
     from megatron_fork.planning.time import Fleet, StepTime, Work, step_time
@@ -25,6 +26,12 @@ else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "PEERS",
+    "PeerTable",
+    "TranslatedRow",
+    "Translation",
+    "reference",
+    "translate",
     "Estimate",
     "Fleet",
     "Gpu",

@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from megatron_fork import checkpoint, conversion, distributed
-from megatron_fork.config import RunConfig, fingerprint, former_fingerprints, to_yaml
+from megatron_fork.config import RunConfig, to_yaml
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import Interrupted, MegatronForkError, Preempted, StopRequested, command
@@ -25,6 +25,7 @@ from megatron_fork.run.claim import check_claim, claim, new_folder
 from megatron_fork.run.console import Display
 from megatron_fork.run.ending import end_with
 from megatron_fork.run.folder import RunFolder
+from megatron_fork.run.identity import fingerprint, former_fingerprints
 from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
 from megatron_fork.run.metric_names import PeerNames
 from megatron_fork.run.provenance import as_comments, provenance
