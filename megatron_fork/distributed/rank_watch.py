@@ -63,8 +63,10 @@ class RankWatch:
 
     def __init__(self, store: Any, rank: int, ranks: int, *, timeout_seconds: float, end: End) -> None:
         """`end` is called, in a thread, to end this process where it waits for a rank that is lost."""
+        # Keys of its own for each watch of these ranks: of the last one they say that all are through.
+        number = store.add(f"rank-watches/{rank}", 1)
         # A connection of its own: the other one is in use for as long as a rank waits for something in the store.
-        self._store: Any = dist.PrefixStore("rank-watch", store.clone())  # type: ignore[attr-defined]
+        self._store: Any = dist.PrefixStore(f"rank-watch-{number}", store.clone())  # type: ignore[attr-defined]
         self._rank, self._ranks, self._timeout, self._end = rank, ranks, timeout_seconds, end
         self._round = min(_MOST_SECONDS_OF_A_ROUND, timeout_seconds / 4)
         # Of each rank that is listened to: its last beat, and seconds for which there was no other.

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_fork.config import RunConfig, load_config
-from megatron_fork.errors import ConfigError
+from megatron_fork.errors import ConfigError, MegatronForkError
 from megatron_fork.planning import PEERS, translate
 from megatron_fork.recipe import flat
 
@@ -78,7 +78,7 @@ def test_every_value_appears_once(peer: str) -> None:
             recipe.write_text(found.recipe())
             try:
                 config = load_config(recipe, [] if "model.path" in found.fields else ["model.path=M"])
-            except ConfigError as error:
+            except MegatronForkError as error:
                 assert error.hint
                 return
             read = dict(flat(asdict(config)))

@@ -74,6 +74,9 @@ def test_ranks_servers_and_batches_divide(recipe: RunConfig) -> None:
 
 @pytest.fixture
 def no_groups() -> Iterator[None]:
+    """Neither those of tests before in this process, nor of this one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
     yield
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():

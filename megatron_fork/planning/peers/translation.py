@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_fork.config import load_config
-from megatron_fork.errors import MASK, ConfigError, shown
+from megatron_fork.errors import MASK, ConfigError, MegatronForkError, shown
 from megatron_fork.planning.peers.nemo_rl import NEMO_RL
 from megatron_fork.planning.peers.reading import written
 from megatron_fork.planning.peers.slime import SLIME
@@ -63,11 +63,11 @@ class Translation:
         ]
 
     @property
-    def refusal(self) -> ConfigError | None:
+    def refusal(self) -> MegatronForkError | None:
         """Why `load_config` would refuse the recipe; a model that is not named yet is no reason."""
         try:
             self.check(("model.path=MODEL",) if "model.path" not in self.fields else ())
-        except ConfigError as error:
+        except MegatronForkError as error:
             return error
         return None
 
