@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import resource
+import ssl
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
+from pydantic_core import from_json
 
 from megatron_fork.errors import KEY_VARIABLE, masked
 
@@ -28,6 +31,8 @@ _QUOTED_BYTES = 64 << 10
 _CONNECT_SECONDS = 10.0
 # Servers close a connection that is idle for 5 s; using it at that moment would look like a fault.
 _KEPT_SECONDS = 2.0
+# Files that the rest of a run opens: shards of weights and of checkpoints, workers, the other ranks.
+_OTHER_FILES = 2048
 # What the HTTP client raises for a server's answers; `ValueError` for addresses in headers.
 _BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError)
 
@@ -70,14 +75,16 @@ def quoted(sent: object, most: int = 200) -> str:
 
 
 def parsed(text: bytes, path: str, most: float = float("inf")) -> Any:
-    """JSON of at most `most` elements, which are counted before it is parsed."""
-    elements = sum(text.count(mark) for mark in (b"[", b"{", b","))
+    """JSON of at most `most` elements, which are counted before it is parsed; there are fewer than bytes."""
+    elements = sum(text.count(mark) for mark in (b"[", b"{", b",")) if len(text) > most else 0
     if elements > most:
         raise ServerFault(f"{path} sent JSON of {elements} elements, more than the limit of {most:.0f}")
     try:
-        return json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        reason = "too deep" if isinstance(error, RecursionError) else quoted(text, 60)
+        return from_json(
+            text
+        )  # twice as fast as Python's own, which took a third of the first rank's time in a rollout
+    except ValueError as error:
+        reason = "too deep" if "recursion" in str(error) else quoted(text, 60)
         raise ServerFault(f"{path} sent something that is not JSON: {reason}") from error
 
 
@@ -105,6 +112,7 @@ class Wire:
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             trust_env=False,
+            verify=_certificates(),
         )
 
     async def ask(self, method: str, path: str, seconds: float, **options: Any) -> Reply:
@@ -142,6 +150,25 @@ class Wire:
 
     async def aclose(self) -> None:
         await self.http.aclose()
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """The known authorities, read once for all servers: it takes longer than everything else that a client needs."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def connections_allowed(wanted: int) -> int:
+    """How many of `wanted` connections this process may open; raises its soft limit of open files as far as that needs.
+
+    Each request in progress has a connection, and systems often start processes with a soft limit of 1,024 files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted + _OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + _OTHER_FILES)
+    if soft not in (resource.RLIM_INFINITY, most) and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
 
 
 def refusal(path: str, status: int, text: object) -> ServerFault:
