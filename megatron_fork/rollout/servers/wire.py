@@ -9,6 +9,7 @@ import asyncio
 import os
 import resource
 import ssl
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -128,21 +129,18 @@ class Wire:
     async def lines(self, path: str, body: dict[str, Any], allowance: Allowance) -> AsyncGenerator[bytes, None]:
         """The lines of a stream, as long as it brings tokens."""
         try:
+            # One timer for the whole stream: one for each of its pieces is slow. Whoever takes the lines waits for nothing else
+            # between two of them, so that the timer always ends a wait in here.
             async with allowance.in_time():
                 request = self.http.build_request("POST", path, json=body)
                 answer = await self.http.send(request, stream=True)
-            try:
-                if answer.status_code != 200 or _kind_of(answer) in ("text/html", "application/json"):
-                    async with allowance.in_time():
-                        start = await _body_of(answer, path, _QUOTED_BYTES, cut=True)
-                    if answer.status_code != 200:
-                        raise refusal(path, answer.status_code, start)
-                    raise ServerFault(f"{path} sent {quoted(_kind_of(answer), 40)}, not a stream: {quoted(start)}")
-                async with aclosing(_lines_of(answer, path, allowance)) as lines:
-                    async for line in lines:
-                        yield line
-            finally:
-                await answer.aclose()
+                try:
+                    await _check_stream(answer, path)
+                    async with aclosing(_lines_of(answer, path, allowance)) as lines:
+                        async for line in lines:
+                            yield line
+                finally:
+                    await answer.aclose()
         except TimeoutError as error:
             raise ServerFault(f"{path} sent no token, or too few, within {allowance.pace.seconds:g} s") from error
         except _BROKEN as error:
@@ -163,12 +161,16 @@ def connections_allowed(wanted: int) -> int:
 
     Each request in progress has a connection, and systems often start processes with a soft limit of 1,024 files.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = wanted + _OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + _OTHER_FILES)
-    if soft not in (resource.RLIM_INFINITY, most) and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        soft = most
-    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
+    soft, hard = (sys.maxsize if most == resource.RLIM_INFINITY else most for most in _file_limits())
+    others = min(_OTHER_FILES, hard // 2)
+    if soft < min(hard, wanted + others):
+        soft = min(hard, wanted + others)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, _file_limits()[1]))
+    return max(1, min(wanted, soft - others))
+
+
+def _file_limits() -> tuple[int, int]:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 def refusal(path: str, status: int, text: object) -> ServerFault:
@@ -187,14 +189,20 @@ def broken_off(path: str, error: object) -> ServerFault:
     return ServerFault(f"{path} broke off: {quoted(error)}")
 
 
+async def _check_stream(answer: httpx.Response, path: str) -> None:
+    """Raise `ServerFault` with the start of an answer that is no stream."""
+    if answer.status_code == 200 and _kind_of(answer) not in ("text/html", "application/json"):
+        return
+    start = await _body_of(answer, path, _QUOTED_BYTES, cut=True)
+    if answer.status_code != 200:
+        raise refusal(path, answer.status_code, start)
+    raise ServerFault(f"{path} sent {quoted(_kind_of(answer), 40)}, not a stream: {quoted(start)}")
+
+
 async def _lines_of(answer: httpx.Response, path: str, allowance: Allowance) -> AsyncGenerator[bytes, None]:
     held, searched = bytearray(), 0
     async with aclosing(_bytes_of(answer, path)) as chunks:
-        while True:
-            async with allowance.in_time():
-                chunk = await anext(chunks, None)
-            if chunk is None:
-                return
+        async for chunk in chunks:
             allowance.receive(len(chunk), path)
             held += chunk
             while (end := held.find(b"\n", searched)) >= 0:
