@@ -188,6 +188,7 @@ def settings_rows(steps: int) -> dict[str, dict[str, Any]]:
         "staleness 1": (cluster, ahead),
         "staleness 2": (cluster, replace(ahead, max_staleness=2)),
         "staleness 1, 128 engine GPUs": (_split(cluster, 128), ahead),
+        "staleness 1, 192 engine GPUs": (_split(cluster, 192), ahead),
         "staleness 1, 320 engine GPUs": (_split(cluster, 320), ahead),
         "staleness 1, 384 engine GPUs": (_split(cluster, 384), ahead),
         "on-policy, 384 engine GPUs": (_split(cluster, 384), base),

@@ -9,8 +9,12 @@ time of the first rank's process, by thread. Two sizes show that it grows with t
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
 import os
 import pickle
+import platform
 import random
 import resource
 import sys
@@ -19,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +31,11 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 import torch
 from support.decoding_servers import STOP, Decoding, decoding_servers
-from transformers import Qwen3Config
+from support.ranks import run_on_ranks
+from transformers import AutoTokenizer, Qwen3Config
 
 from megatron_fork import objective
+from megatron_fork.distributed import collectives
 from megatron_fork.experience import Prompt
 from megatron_fork.policy import groups_with_signal, split_into_mini_batches, with_advantages
 from megatron_fork.rewards import RewardPool, RewardsConfig
@@ -113,7 +120,14 @@ def one_size(responses: int, decoding: Decoding, tokenizer: Any, workers: int) -
         tokens = sum(len(each.response) for each in rollouts.trajectories)
         assert len(rollouts.trajectories) == responses
         after_rollout(costs, rollouts, responses, Path(folder))
-    return {"responses": responses, "tokens": tokens, "peak_mib": _peak(), "parts": costs.rows}
+    received = tokens * decoding.bytes_a_token / 1e9
+    return {
+        "responses": responses,
+        "tokens": tokens,
+        "received_gb": received,
+        "peak_mib": _peak(),
+        "parts": costs.rows,
+    }
 
 
 def after_rollout(costs: Costs, rollouts: Any, responses: int, folder: Path) -> None:
@@ -147,3 +161,100 @@ def _memory() -> float:
 
 def _peak() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+
+
+def seconds_to_broadcast(mebibytes: int) -> float:
+    """One `broadcast_object` of so much, on this rank."""
+    payload = os.urandom(mebibytes << 20) if torch.distributed.get_rank() == 0 else None
+    torch.distributed.barrier()
+    started = time.monotonic()
+    collectives.broadcast_object(payload, torch.distributed.group.WORLD)
+    torch.distributed.barrier()
+    return time.monotonic() - started
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a step is assumed to be, and what traffic is computed with."""
+
+    ranks: int = 1000
+    servers: int = 64
+    responses: int = 8192
+    weights_gb: float = 65.5
+    network_gb_per_second: float = 50.0
+    """Of the first rank's node."""
+    step_seconds: float = 0.0
+    """The simulated step of benchmarks/cluster_simulation.py, on-policy."""
+
+
+def of_a_step(cluster: Cluster, measured: dict[str, Any], drawn_per_trained: float) -> dict[str, float]:
+    """The measured costs times what a step has more of; traffic by formula."""
+    times = cluster.responses / measured["responses"]
+    parts = measured["parts"]
+    alone = [name for name in parts if name not in ("rollout", "weights are labelled")]
+    streams = parts["rollout"]["thread rollout servers"] * times * drawn_per_trained
+    pickled = parts["pickled for all ranks"]["mib"] * times * 2**20 / 1e9
+    sends = math.ceil(math.log2(cluster.ranks))
+    waits = {name: parts[name]["processor_seconds"] * times for name in alone}
+    waits["trajectories to all ranks (computed: a tree over gloo)"] = sends * pickled / cluster.network_gb_per_second
+    found = {
+        "tokens_trained": measured["tokens"] * times,
+        "streams_processor_seconds": streams,
+        "main_thread_processor_seconds": parts["rollout"]["thread MainThread"] * times * drawn_per_trained,
+        "streams_share_of_a_core": streams / cluster.step_seconds,
+        "waited_for_seconds": sum(waits.values()),
+        "waited_for_share": sum(waits.values()) / cluster.step_seconds,
+        "received_gb": measured["received_gb"] * times * drawn_per_trained,
+        "trajectories_gb": pickled,
+        "trajectories_sent_gb": sends * pickled,
+        "weights_sent_gb": cluster.weights_gb * cluster.servers,
+        "weights_seconds": cluster.weights_gb * cluster.servers / cluster.network_gb_per_second,
+        "weights_share": cluster.weights_gb * cluster.servers / cluster.network_gb_per_second / cluster.step_seconds,
+        "memory_gib": parts["rollout"]["memory_mib"] * times / 1024,
+    }
+    return {name: round(value, 4) for name, value in found.items()} | {"waits": waits}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="a folder, as tools/build_qwen_tokenizer.py makes"
+    )
+    parser.add_argument("--responses", type=int, nargs="+", default=[256, 1024])
+    parser.add_argument(
+        "--simulation", type=Path, default=Path(__file__).parent / "results" / "cluster_simulation.json"
+    )
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    row = json.loads(arguments.simulation.read_text())["rows"]["on-policy"]
+    cluster = Cluster(step_seconds=row["step_seconds"])
+    sizes = [(responses, 256) for responses in arguments.responses] + [(arguments.responses[0], 32)]
+    measured = []
+    for responses, interval in sizes:
+        decoding = Decoding(servers=cluster.servers, interval=interval, events_a_second=64_000 / interval)
+        measured.append({"stream_interval": interval, **one_size(responses, decoding, tokenizer, workers=2)})
+        print(json.dumps(measured[-1]), flush=True)
+    of_step = {
+        f"stream_interval={each['stream_interval']}, from {each['responses']} responses": of_a_step(
+            cluster, each, row["drawn_per_trained"]
+        )
+        for each in measured
+    }
+    record = {
+        "command": " ".join(["python", "benchmarks/first_rank.py", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; busy with other work",
+        "assumed": asdict(cluster) | {"drawn_per_trained": row["drawn_per_trained"], "lengths": asdict(Decoding(64))},
+        "measured": measured,
+        "broadcast of 128 MiB over gloo on loopback, seconds by ranks": {
+            ranks: max(run_on_ranks(seconds_to_broadcast, ranks, 128)) for ranks in (2, 4)
+        },
+        "of_a_step": of_step,
+    }
+    print(json.dumps(record["of_a_step"], indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

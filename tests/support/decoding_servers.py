@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import random
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class Decoding:
     longest: int = 20480
     vocabulary: int = 20_000
     """Ids that are drawn."""
+
+    @property
+    def bytes_a_token(self) -> float:
+        """On the wire."""
+        return len(DecodingServers(self)._whole[0]) / self.interval
 
     def length(self, seed: int) -> int:
         """Log-normal, cut at both ends."""
@@ -144,8 +150,6 @@ class _Stream:
 
 
 def _float32(value: float) -> float:
-    import struct
-
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
