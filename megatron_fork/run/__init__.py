@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.console import Display, quiet_libraries
     from megatron_fork.run.context import RunContext, prepare
     from megatron_fork.run.engine_side import collect, sync_weights
+    from megatron_fork.run.interruption import StopRequest
     from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
     from megatron_fork.run.setup import (
         build_collector,
@@ -29,6 +30,7 @@ __all__ = [
     "PartialStep",
     "RunContext",
     "RunState",
+    "StopRequest",
     "build_collector",
     "build_engine",
     "build_learner",
