@@ -31,7 +31,7 @@ from megatron_fork.conversion.published import PublishedWeights
 from megatron_fork.conversion.shard_locations import meta_model_of
 from megatron_fork.conversion.torch_dist import Reader, keep_written, write
 from megatron_fork.conversion.unfinished import refuse_existing, require_room, subject_of, taken_up
-from megatron_fork.conversion.weight_files import WeightFiles
+from megatron_fork.conversion.weight_files import INDEX, WeightFiles
 from megatron_fork.conversion.weight_folder import WeightFolder
 from megatron_fork.errors import CheckpointError, ModelError
 from megatron_fork.models import Entry, family_of
@@ -84,7 +84,8 @@ def to_megatron(
         wanted = {name: (meta_model.places[name], _dtype_of(entry, headers, dtype)) for name, entry in entries.items()}
         total = sum(torch.Size(place.shape).numel() * kept.itemsize for place, kept in wanted.values())
         published = PublishedWeights(weights)
-        described = partial(subject_of, [hf_dir / file for file in weights.files], hf_dir, to="megatron", dtype=dtype)
+        stored = [hf_dir / file for file in (*weights.files, INDEX) if (hf_dir / file).is_file()]
+        described = partial(subject_of, stored, hf_dir, to="megatron", dtype=dtype)
         with taken_up(out, described, restart=restart) as journal:
             require_room(journal.folder, total)
             counter = _Counter(len(entries), progress, stop_point)

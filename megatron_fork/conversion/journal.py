@@ -47,6 +47,7 @@ class Journal:
         """By the name of the tensor, as the lines have it: `keep_intact` looks whether it is so."""
         self._unflushed: dict[str, Part] = {}
         self._lock, self._flushing = threading.Lock(), threading.Lock()
+        self._has_failed = False
 
     def keep_intact(self, belongs: Callable[[str, Part], bool], *, workers: int) -> None:
         """Keep the tensors that are where they belong and as their lines say; reads every byte of them.
@@ -76,11 +77,15 @@ class Journal:
         with self._flushing:
             with self._lock:
                 added, self._unflushed = self._unflushed, {}
+            if self._has_failed:
+                return  # the system tells a failed flush once: another of the same file would seem to succeed
+            self._has_failed = True
             flush_files(self.folder, {part.file for part in added.values()})
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(_lines(added))
                 file.flush()
                 os.fsync(file.fileno())
+            self._has_failed = False
             self.parts.update(added)
 
     def flush_others(self) -> None:
@@ -109,7 +114,8 @@ def _read(file: Path, subject: Mapping[str, Any]) -> dict[str, Part]:
     for record in records:
         if set(record) != {"tensor", "file", "start", "bytes", "sha256"}:
             break
-        parts[record.pop("tensor")] = Part(**record)
+        name = record.pop("tensor")
+        parts[name] = Part(**record)
     return parts
 
 
