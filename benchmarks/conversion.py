@@ -112,7 +112,8 @@ def resident(field: str) -> int:
 
 def in_own_process(work: str, source: Path, target: Path, workers: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--convert", work, str(source), str(target), str(workers)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as the command line does
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
 

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,10 @@ class Journal:
         self.parts = _read(self._file, self._subject)
         """By the name of the tensor, as the lines have it: `keep_intact` looks whether it is so."""
         self._unflushed: dict[str, Part] = {}
-        self._lock, self._flushing = threading.Lock(), threading.Lock()
-        self._has_failed = False
+        self._lock = threading.Lock()
+        self._flusher = ThreadPoolExecutor(1)
+        self._running: Future[None] = self._flusher.submit(lambda: None)
+        self._failure: OSError | None = None
 
     def keep_intact(self, belongs: Callable[[str, Part], bool], *, workers: int) -> None:
         """Keep the tensors that are where they belong and as their lines say; reads every byte of them.
@@ -65,28 +67,34 @@ class Journal:
         replace_file(self._file, json.dumps(self._subject) + "\n" + _lines(self.parts))
 
     def add(self, name: str, part: Part) -> None:
-        """A tensor is written: it is flushed and gets its line, together with others."""
+        """A tensor is written: it is flushed and gets its line together with others, while the next are made."""
         with self._lock:
             self._unflushed[name] = part
-            is_due = sum(each.bytes for each in self._unflushed.values()) >= _BYTES_A_FLUSH
-        if is_due:
-            self.flush()
+            if sum(each.bytes for each in self._unflushed.values()) >= _BYTES_A_FLUSH:
+                self._running.result()  # one at a time: no more than two groups are on the way to the disk
+                added, self._unflushed = self._unflushed, {}
+                self._running = self._flusher.submit(self._flush, added)
 
     def flush(self) -> None:
-        """Flush what was added, and then its lines."""
-        with self._flushing:
-            with self._lock:
-                added, self._unflushed = self._unflushed, {}
-            if self._has_failed:
-                return  # the system tells a failed flush once: another of the same file would seem to succeed
-            self._has_failed = True
+        """Flush what was added, and then its lines; raises `OSError` if any flush failed."""
+        with self._lock:
+            added, self._unflushed = self._unflushed, {}
+            self._running = self._flusher.submit(self._flush, added)
+            self._running.result()
+
+    def _flush(self, added: Mapping[str, Part]) -> None:
+        if self._failure is not None:
+            raise self._failure  # the system tells a failed flush once: another of the same file would seem to succeed
+        try:
             flush_files(self.folder, {part.file for part in added.values()})
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(_lines(added))
                 file.flush()
                 os.fsync(file.fileno())
-            self._has_failed = False
-            self.parts.update(added)
+        except OSError as error:
+            self._failure = error
+            raise
+        self.parts.update(added)
 
     def flush_others(self) -> None:
         """Flush every file in which there is no tensor of the journal."""
