@@ -145,7 +145,6 @@ def at_size(work: Path, shape: str) -> dict[str, Any]:
     shutil.rmtree(megatron)
     result["interrupted"] = interrupted(theirs, megatron, total)
     again = json.loads((megatron / "release" / "manifest.json").read_text())
-    # Torch's metadata holds a path, which is the same here.
     result["interrupted"]["same_bits_as_uninterrupted"] = once == again
     checksums = {file.name: checksum(file) for file in files}
     for file in files[1:]:

@@ -171,7 +171,8 @@ def to_hf(
             missing = [entry for entry in source.entries if not journal.parts.keys() >= set(entry.hugging_face)]
             counter.keep(len(source.entries) - len(missing))
             with ThreadPoolExecutor(workers) as pool:
-                for _ in pool.map(convert, missing):
+                # The largest first: at the end nothing else would be left to do beside them.
+                for _ in pool.map(convert, sorted(missing, key=lambda entry: -source.elements(entry))):
                     pass
         check_folder(journal.folder, read_config(journal.folder))
     return Converted(out, len(specifications), total, counter.kept)

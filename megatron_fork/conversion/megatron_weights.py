@@ -56,6 +56,9 @@ class MegatronWeights:
         tensor = entry.rule.join([shard], self.config)[entry.hugging_face.index(name)]
         return Specification(DTYPES[dtype] if dtype else self._stored(entry), tuple(tensor.shape))
 
+    def elements(self, entry: Entry) -> int:
+        return torch.Size(self.outline.places[entry.megatron].shape).numel()
+
     def read(self, entry: Entry) -> Iterable[tuple[str, Tensor]]:
         """The Hugging Face tensors of one parameter."""
         place = self.outline.places[entry.megatron]

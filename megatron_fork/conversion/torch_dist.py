@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
+    StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
@@ -89,8 +90,10 @@ def write(
         sha256, size = _save(tensor, file)
         journal.add(name, Part(str(file.relative_to(journal.folder)), 0, size, sha256))
 
+    missing = [name for name in places if name not in journal.parts]
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(written, [name for name in places if name not in journal.parts]):
+        # The largest first: at the end nothing else would be left to do beside them.
+        for _ in pool.map(written, sorted(missing, key=lambda name: -torch.Size(places[name][0].shape).numel())):
             pass
     journal.flush()
     for key, file in zip(objects, files[len(places) :], strict=True):
@@ -167,13 +170,16 @@ class _Written(FileSystemWriter):
 
     def __init__(self, folder: Path, results: list[WriteResult]) -> None:
         super().__init__(folder)
-        self.save_id = ""  # else a random one, and no conversion would be the same bit for bit
         self._results = results
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         done: Future[list[WriteResult]] = Future()
         done.set_result(self._results)
         return done
+
+    def storage_meta(self) -> StorageMeta:
+        """Without the path and the random name of this saving: the same conversion gives the same bytes."""
+        return StorageMeta()
 
 
 def _write_item(place: ShardLocation, dtype: torch.dtype) -> WriteItem:
@@ -204,37 +210,51 @@ class Reader:
     def read(self, key: str, offset: Sequence[int], shape: Sequence[int]) -> Tensor:
         """A part of the tensor `key`; raises `CheckpointError` if the files do not hold all of it."""
         stored = self.tensors[key]
-        part = torch.empty(tuple(shape), dtype=stored.properties.dtype)
-        planner = _Reading(key, stored, ChunkStorageMetadata(torch.Size(offset), torch.Size(shape)), part)
-        # A new reader for each part, since a reader has state.
-        reader = FileSystemReader(self.folder)
-        reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-        plan = planner.create_local_plan()
-        if sum(item.lengths.numel() for item in plan.items) != part.numel():
+        wanted = ChunkStorageMetadata(torch.Size(offset), torch.Size(shape))
+        items = create_read_items_for_chunk_list(key, stored, [wanted])
+        if sum(item.lengths.numel() for item in items) != torch.Size(shape).numel():
             raise CheckpointError(
                 f"{self.folder} has only a part of {key}{list(offset)}", hint="the checkpoint is incomplete"
             )
         try:
-            reader.read_data(reader.prepare_local_plan(plan), planner).wait()
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            if (file := self._file_of_one(items, stored, wanted)) is not None:
+                tensor: Tensor = torch.load(file, map_location="cpu", weights_only=True)
+                return tensor
+            part = torch.empty(tuple(shape), dtype=stored.properties.dtype)
+            # A new reader for each part, since a reader has state.
+            reader = FileSystemReader(self.folder)
+            reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+            reader.read_data(reader.prepare_local_plan(LoadPlan(items)), _Reading(part)).wait()
+            return part
+        except (FileNotFoundError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"{self.folder} cannot be read at {key}{list(offset)}: {str(error).splitlines()[0] if str(error) else error!r}",
                 hint="a file is missing or truncated: copy the checkpoint again",
             ) from error
-        return part
+
+    def _file_of_one(
+        self, items: Sequence[ReadItem], stored: TensorStorageMetadata, wanted: ChunkStorageMetadata
+    ) -> Path | None:
+        """The file that holds the wanted part and nothing else, which is read without a second copy in memory."""
+        if len(items) != 1 or wanted not in stored.chunks or self._metadata.storage_data is None:
+            return None
+        place = self._metadata.storage_data[items[0].storage_index]
+        file = self.folder / place.relative_path
+        is_alone = place.offset == 0 and place.transform_descriptors is None and file.stat().st_size == place.length
+        return file if is_alone else None
 
 
 class _Reading(LoadPlanner):
     """Reads one part of one tensor."""
 
-    def __init__(self, key: str, stored: TensorStorageMetadata, wanted: ChunkStorageMetadata, part: Tensor) -> None:
-        self._key, self._stored, self._wanted, self._part = key, stored, wanted, part
+    def __init__(self, part: Tensor) -> None:
+        self._part = part
 
     def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
         return
 
     def create_local_plan(self) -> LoadPlan:
-        return LoadPlan(create_read_items_for_chunk_list(self._key, self._stored, [self._wanted]))
+        raise AssertionError("the plan is made by the reader")
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
         return global_plan

@@ -119,6 +119,7 @@ class WeightFiles:
         for name in names:
             self._homes[name] = _Home(descriptor, file, start)
             start += self._tensors[name].bytes
+        os.ftruncate(descriptor, start)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write a tensor at its place; raises `CheckpointError` if it differs from its specification."""

@@ -69,12 +69,12 @@ def _ends_after(convert: Convert, source: Path, out: Path, parameters: int, work
     convert(source, out, workers=workers, stop_point=lambda: next(begun, None) is None and os._exit(9))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     direction=st.sampled_from(["to_megatron", "to_hf"]),
     family=st.sampled_from(list(FAMILIES)),
     dtype=st.sampled_from([None, "bf16", "fp16"]),
-    ends=st.lists(st.integers(0, 40), min_size=1, max_size=3),
+    ends=st.lists(st.integers(0, 40), min_size=1, max_size=2),
     flushed=st.sampled_from([1, 5000, 1 << 28]),
     workers=st.integers(1, 3),
     cut=st.integers(0, 200),
@@ -161,9 +161,7 @@ def test_what_was_changed_meanwhile_is_written_again(
     for file, damage in zip(files, damages, strict=False):
         damage(file)
     convert(source, tmp_path / "whole2")
-    found = content(tmp_path / "whole2")
-    assert found.keys() == wanted.keys()
-    assert all(found[name] == wanted[name] for name in wanted if not name.endswith(".metadata"))  # which has its path
+    assert content(tmp_path / "whole2") == wanted
 
 
 def rewrite(source: Path) -> None:
@@ -253,9 +251,10 @@ def test_weights_that_cannot_be_used_leave_nothing(sources: dict[tuple[str, str]
 
 @pytest.mark.parametrize("direction", ["to_megatron", "to_hf"])
 def test_a_full_disk_is_one_line_and_it_goes_on_when_there_is_room(
-    direction: str, sources: dict[tuple[str, str], Path], tmp_path: Path
+    direction: str, sources: dict[tuple[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real disk of 1 MiB, which fills up in the middle; and one that is full from the start."""
+    monkeypatch.setattr(journal_module, "_BYTES_A_FLUSH", 1)
     disk, source, convert = tmp_path / "disk", sources[direction, "qwen3"], conversion(direction, None)
     convert(source, tmp_path / "whole")
     disk.mkdir()
@@ -274,12 +273,14 @@ def test_a_full_disk_is_one_line_and_it_goes_on_when_there_is_room(
         with pytest.raises(CheckpointError, match="cannot be written: No space left on device") as full:
             convert(source, disk / "out", workers=1, stop_point=fill)
         assert "free some space" in full.value.hint and "the same command goes on from there" in full.value.hint
-        with pytest.raises(CheckpointError, match=r"are to be written, and its disk has 0 bytes"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"cannot be written: (No space left|\S+ \S+ are to be written, and its disk has 0 bytes)",
+        ):
             convert(source, disk / "out")
         (disk / "filler").unlink()
         assert convert(source, disk / "out").kept > 0
-        found, wanted = content(disk / "out"), content(tmp_path / "whole")
-        assert all(found[name] == wanted[name] for name in wanted if not name.endswith(".metadata"))
+        assert content(disk / "out") == content(tmp_path / "whole")
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -303,12 +304,13 @@ def test_after_a_failed_flush_nothing_more_counts_as_written(tmp_path: Path, mon
     assert not journal.parts and not journal_module.Journal(tmp_path, {}).parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_says_that_the_same_command_goes_on(
     number: int, code: int, sources: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     """The real program, on a model that takes it seconds."""
-    config = family_config("qwen3", num_hidden_layers=160)
+    config = family_config("qwen3", num_hidden_layers=80)
     hugging_face_model(config).save_pretrained(tmp_path / "source")
     words = ("convert", "to-megatron", str(tmp_path / "source"), str(tmp_path / "out"), "--workers", "1")
     program = start(*words)
