@@ -15,8 +15,8 @@ from megatron_fork.conversion import load_hf, to_megatron
 from megatron_fork.models import build_model
 
 
-def stands_as(rank: int, theirs: Path, megatron: Path) -> None:
-    """As one rank of 16 whose others are absent: its model is built, and loaded from both folders."""
+def stands_as(rank: int, theirs: Path, megatron: Path, place: int, meeting: Path) -> None:
+    """As one rank of 16, most of which are absent: its model is built, and loaded from both folders."""
     config = family_config("qwen3", **WIDE)
     dist.init_process_group("fake", rank=rank, world_size=16, store=FakeStore())
     parallel_state.initialize_model_parallel(8, 2, create_gloo_process_groups=False)
@@ -26,8 +26,8 @@ def stands_as(rank: int, theirs: Path, megatron: Path) -> None:
     state = found.sharded_state_dict()
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
-    # Megatron's reader speaks with other ranks only about what each reads: this one reads its own.
-    distributed.initialize()
+    # Megatron's reader reads each rank's own shards; it only needs another rank to speak with.
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=place, world_size=2)
     loaded = dist_checkpointing.load({"model": state}, str(megatron), validate_access_integrity=False)["model"]
     found.load_state_dict(loaded)
     ours, reference = dict(found.named_parameters()), dict(wanted.named_parameters())
@@ -39,12 +39,18 @@ def stands_as(rank: int, theirs: Path, megatron: Path) -> None:
 WIDE = {"num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 4, "tie_word_embeddings": False}
 
 
-@pytest.mark.parametrize("rank", [0, 7, 8, 15])
-def test_a_rank_of_tensor_8_and_pipeline_2_loads_its_shards(rank: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [(0, 15), (7, 8)])
+def test_ranks_of_tensor_8_and_pipeline_2_load_their_shards(ranks: tuple[int, int], tmp_path: Path) -> None:
     hugging_face_model(family_config("qwen3", **WIDE)).save_pretrained(tmp_path / "theirs")
     to_megatron(tmp_path / "theirs", tmp_path / "megatron")
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=stands_as, args=(rank, tmp_path / "theirs", tmp_path / "megatron" / "release"))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
+    folders = (tmp_path / "theirs", tmp_path / "megatron" / "release")
+    processes = [
+        context.Process(target=stands_as, args=(rank, *folders, place, tmp_path / "meeting"))
+        for place, rank in enumerate(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
