@@ -8,10 +8,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from megatron_fork import __version__
 from megatron_fork.conversion.hugging_face import files_beside
@@ -30,7 +29,7 @@ def subject_of(weights: Iterable[Path], model_files: Path, **options: Any) -> di
     return {
         "form": _FORM,
         "megatron-fork": __version__,
-        "torch": torch.__version__,
+        "torch": version("torch"),
         **options,
         "weights": {file.name: _described(file) for file in weights},
         "other files": {str(file.relative_to(model_files)): _described(file) for file in beside},
