@@ -16,13 +16,14 @@ from megatron_fork.checkpoint.folder import (
 )
 from megatron_fork.checkpoint.manifest import MANIFEST
 from megatron_fork.checkpoint.optimizer_state import optimizer_tensors
-from megatron_fork.checkpoint.safe_pickle import COMMON, read_metadata, read_object, require_known_classes
+from megatron_fork.checkpoint.safe_pickle import COMMON, METADATA, read_metadata, read_object, require_known_classes
 from megatron_fork.checkpoint.training import BESIDE, Checkpoints, load_training_state
 
 __all__ = [
     "BESIDE",
     "COMMON",
     "MANIFEST",
+    "METADATA",
     "Checkpoints",
     "Saved",
     "complete_folders",

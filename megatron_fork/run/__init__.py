@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.ending import end_with, explain, is_first_rank, leave
     from megatron_fork.run.engine_side import collect, sync_weights
     from megatron_fork.run.folder import writing_to
+    from megatron_fork.run.interruption import StopRequest
     from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
     from megatron_fork.run.setup import (
         build_collector,
@@ -33,6 +34,7 @@ __all__ = [
     "PartialStep",
     "RunContext",
     "RunState",
+    "StopRequest",
     "build_collector",
     "build_engine",
     "build_learner",
