@@ -207,7 +207,7 @@ def _recipe(config: RunConfig, world: int, found: list[Checked]) -> Iterator[Fin
     """What the recipe is on `world` ranks; what `check` has found of it is put into `found`."""
     parallel = config.parallel
     yield from _servers(config)
-    checked = check(config, ranks=world)
+    checked = check(config, ranks=world, servers_come=config.cluster.servers > 0)
     found.append(checked)
     hf_config, source = checked.hf_config, checked.source
     parameters = models.count_parameters(hf_config)
@@ -232,6 +232,10 @@ def _recipe(config: RunConfig, world: int, found: list[Checked]) -> Iterator[Fin
 
 def _servers(config: RunConfig) -> Iterator[Finding]:
     """Every server's state. One that does not answer yet is not an error, since a run waits for it."""
+    cluster = config.cluster
+    if engine_kind(config.rollout.engine).has_servers and not config.rollout.servers and cluster.servers:
+        what = f"{cluster.servers} of {cluster.engine_tensor} GPUs, on {cluster.engine_nodes} nodes"
+        yield Finding("servers", what, "none is named: a job of `megatron-fork launch` starts them", "note")
     for url, state in server_states(config.rollout.servers).items():
         waits = f"a run waits up to {config.rollout.remote.patience_seconds:g} seconds for it"
         yield Finding(f"server {masked(url)}", state, *(("", "ok") if state == "healthy" else (waits, "note")))

@@ -167,11 +167,16 @@ def _names_of_servers() -> str:
     return ", ".join(name for name, each in ENGINES.items() if each.has_servers)
 
 
-def check_engine(config: RolloutConfig, *, ranks: int, replays_experts: bool = False) -> None:
-    """Raise `ConfigError` if the engine of `config` cannot run here, or does not support the settings."""
+def check_engine(
+    config: RolloutConfig, *, ranks: int, replays_experts: bool = False, servers_come: bool = False
+) -> None:
+    """Raise `ConfigError` if the engine of `config` cannot run here, or does not support the settings.
+
+    `servers_come`: a job starts the servers, and none need be named yet.
+    """
     kind = engine_kind(config.engine)
     config.check_kind(kind)
-    if kind.has_servers and not config.servers:  # a job that starts them names them only now
+    if kind.has_servers and not config.servers and not servers_come:
         raise ConfigError(
             f"rollout.engine={config.engine} with rollout.servers={config.servers}",
             hint=f"it needs at least one address, such as http://node7:8000: only {_names_of_servers()} draw at servers; "

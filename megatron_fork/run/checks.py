@@ -35,17 +35,20 @@ class Checked:
     """Any of them ends a response; the tokenizer's own comes first."""
 
 
-def check(config: RunConfig, *, ranks: int) -> Checked:
-    """Find what `config` names; raises a `MegatronForkError` for the first thing that would fail on `ranks` ranks here."""
+def check(config: RunConfig, *, ranks: int, servers_come: bool = False) -> Checked:
+    """Find what `config` names; raises a `MegatronForkError` for the first thing that would fail on `ranks` ranks here.
+
+    `servers_come`: a job will start the servers of the recipe and name them.
+    """
     check_machine(config)
-    check_settings(config, ranks=ranks)
+    check_settings(config, ranks=ranks, servers_come=servers_come)
     hf_config, contents = matching_model(config)
     config.parallel.data(ranks)
     source = matching_prompts(config, hf_config)
     return Checked(hf_config, contents, source, matching_ends(config, hf_config, source.tokenizer))
 
 
-def check_settings(config: RunConfig, *, ranks: int) -> None:
+def check_settings(config: RunConfig, *, ranks: int, servers_come: bool = False) -> None:
     """Raise `ConfigError` for settings that do not fit each other or the number of ranks."""
     stale = config.rollout.max_staleness
     if stale and config.objective.correction == "none":
@@ -67,7 +70,7 @@ def check_settings(config: RunConfig, *, ranks: int) -> None:
     _check_verifier(config)
     objective.loss_named(config.objective.loss)
     selection.token_choice(config.selection.tokens)
-    check_engine(config.rollout, ranks=ranks, replays_experts=config.experts.replay)
+    check_engine(config.rollout, ranks=ranks, replays_experts=config.experts.replay, servers_come=servers_come)
 
 
 def check_machine(config: RunConfig) -> None:

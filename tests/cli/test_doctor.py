@@ -101,3 +101,13 @@ def test_as_a_program() -> None:
     assert run("doctor", str(QUICKSTART))[0] == 0
     code, output = run("doctor", str(QUICKSTART), "parallel.tensor=3")
     assert code == 2 and "Traceback" not in output
+
+
+def test_servers_that_a_job_starts_need_no_address_yet() -> None:
+    """On a login node; a recipe without nodes for them is refused as in a run."""
+    words = (str(QUICKSTART), "rollout.engine=vllm", "--no-dry-run", "cluster.gpus_per_node=0")
+    code, output = call(*words, "cluster.engine_nodes=2")
+    assert code == 0, output
+    assert "servers: 2 of 1 GPUs, on 2 nodes" in output and "megatron-fork launch" in output
+    code, output = call(*words)
+    assert code == 2 and "rollout.engine=vllm with rollout.servers=[]" in output
