@@ -18,6 +18,7 @@ from megatron_fork.planning.hardware import Gpu
 from megatron_fork.planning.layer import Machine
 from megatron_fork.planning.memory import Load, StageMemory, memory_by_stage, micro_batches_of
 from megatron_fork.planning.time import Fleet, StepTime, Work, step_time
+from megatron_fork.rollout import engine_kind
 
 # Of a GPU's memory: what the allocator cannot use, since freed blocks do not always fit what comes next.
 _USABLE = 0.95
@@ -85,7 +86,7 @@ def estimate(config: RunConfig, setting: Setting, *, ranks: int, engines: int) -
 def fleet_of(config: RunConfig, setting: Setting, *, ranks: int, engines: int) -> Fleet:
     """`engines` servers, or with none the engines that share the trainer's GPUs."""
     share = config.rollout.colocated.gpu_memory_utilization if engines == 0 else 0.0
-    gpus = config.cluster.engine_tensor if engines or config.rollout.engine != "vllm_colocated" else 0
+    gpus = config.cluster.engine_tensor if engines or not engine_kind(config.rollout.engine).takes_share else 0
     gpus = gpus or config.rollout.colocated.tensor
     room = EngineRoom.of(
         setting.counts.config,

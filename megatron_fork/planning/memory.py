@@ -18,6 +18,8 @@ from megatron_fork.planning.engines import cache_bytes
 from megatron_fork.planning.head import statistics_head, update_head
 from megatron_fork.planning.held import Held, engine_weights, held_by_stage
 from megatron_fork.planning.layer import LayerMemory, Machine, Row, layer_memory
+from megatron_fork.rollout import engine_kind
+from megatron_fork.selection import token_choice
 
 # CUDA's context and NCCL's channels; an estimate, since both depend on driver and topology.
 _CONTEXT = 1.5 * 2**30
@@ -40,8 +42,13 @@ class Load:
         return cls(
             Row.filled(config.policy.tokens_per_micro_batch, longest, context),
             Row.filled(config.policy.tokens_per_statistics_batch, longest, context),
-            1.0 if config.selection.tokens == "all" else config.selection.ratio,
+            selected_fraction(config),
         )
+
+
+def selected_fraction(config: RunConfig) -> float:
+    """Of the response tokens, that which carries gradient."""
+    return 1.0 if token_choice(config.selection.tokens).score is None else config.selection.ratio
 
 
 def longest_sequence(config: RunConfig, prompt: int | None = None) -> int:
@@ -171,11 +178,12 @@ def _stage(
         # Torch's Adam takes the roots of all second moments at a time.
         phases["optimizer"] = held["policy"].optimizer / (3 if itemsize < 4 else 2)
     always = {"engine's weights": engine_weights(config, counts.total)}
-    if config.rollout.engine == "vllm_colocated":
+    kind = engine_kind(config.rollout.engine)
+    if kind.takes_share:
         share = config.rollout.colocated.gpu_memory_utilization * config.cluster.gpu_memory * 2**30
         always["engine's weights"] = 0.0 if config.rollout.colocated.sleep else share
         phases["rollout"] = share if config.rollout.colocated.sleep else 0.0
-    elif config.rollout.engine == "embedded":
+    elif kind.holds_weights:
         phases["rollout"] = config.rollout.batch_size * longest_sequence(config) * cache_bytes(hf_config, itemsize)
     if machine.on_gpu:
         always["CUDA and NCCL"] = _CONTEXT

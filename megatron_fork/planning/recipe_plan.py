@@ -25,7 +25,7 @@ from megatron_fork.planning.layouts import (
     largest_budget,
     suggestions,
 )
-from megatron_fork.planning.memory import longest_sequence
+from megatron_fork.planning.memory import longest_sequence, selected_fraction
 from megatron_fork.planning.shapes import model_shape, shape_name
 from megatron_fork.planning.time import Work, sync_bytes
 
@@ -198,7 +198,7 @@ def _head_of_one_response(config: RunConfig, hf_config: PretrainedConfig, machin
         head = update_head(hf_config, config.parallel, config.vocab_parallel, machine, rows=rows, itemsize=itemsize)
         return sum(head.values())
 
-    ratio = 1.0 if config.selection.tokens == "all" else config.selection.ratio
+    ratio = selected_fraction(config)
     return {
         "selected rows": of(tokens * ratio),
         "all rows": of(tokens),

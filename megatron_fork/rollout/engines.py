@@ -85,6 +85,8 @@ class EngineKind:
     """How many consecutive ranks form one engine and make the same calls; the first of them reports for it."""
     holds_weights: bool = False
     """The engine's weights are on the trainer's ranks beside the policy, a part on each rank of an engine."""
+    takes_share: bool = False
+    """While it is awake it holds `rollout.colocated.gpu_memory_utilization` of each GPU, its weights among that."""
     memory: str = ""
     """What `doctor` says about the memory of its weights."""
     check: str | Callable[[RolloutConfig, int], None] | None = None
@@ -122,6 +124,7 @@ ENGINES: dict[str, EngineKind] = {
         full_softmax=False,
         ranks_per_engine=lambda config: config.colocated.tensor,
         holds_weights=True,
+        takes_share=True,
         memory="weights; its cache comes on top",
         check=f"{_ROOM}.in_process.vllm_process:check_colocated",
     ),
