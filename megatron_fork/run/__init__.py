@@ -6,7 +6,14 @@ from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.run.checkpointing import checkpoint, checkpointing, save
-    from megatron_fork.run.checks import check, check_import, check_kernels
+    from megatron_fork.run.checks import (
+        check,
+        check_import,
+        check_kernels,
+        check_settings,
+        matching_model,
+        matching_prompts,
+    )
     from megatron_fork.run.console import Display, quiet_libraries
     from megatron_fork.run.context import RunContext, prepare
     from megatron_fork.run.engine_side import collect, sync_weights
@@ -35,6 +42,7 @@ __all__ = [
     "check",
     "check_import",
     "check_kernels",
+    "check_settings",
     "checkpoint",
     "checkpointing",
     "collect",
@@ -43,6 +51,8 @@ __all__ = [
     "finish",
     "is_due",
     "log_step",
+    "matching_model",
+    "matching_prompts",
     "prepare",
     "quiet_libraries",
     "save",
