@@ -151,13 +151,10 @@ def check_settings(config: RolloutConfig, kind: EngineKind) -> None:
             f"rollout.max_staleness={config.max_staleness} with rollout.engine={config.engine}, which rests during training",
             hint="set rollout.tail=stop, or use servers",
         )
-    if kind.has_servers != bool(config.servers):
-        those = ", ".join(name for name, each in ENGINES.items() if each.has_servers)
+    if config.servers and not kind.has_servers:
         raise ConfigError(
             f"rollout.engine={config.engine} with rollout.servers={config.servers}",
-            hint=f"it needs at least one address, such as http://node7:8000: only {those} draw at servers"
-            if kind.has_servers
-            else f"it has no servers: leave them out, or set rollout.engine to one of {those}",
+            hint=f"it has no servers: leave them out, or set rollout.engine to one of {_names_of_servers()}",
         )
     if kind.has_servers and config.sync not in kind.sync_ways:
         raise ConfigError(
@@ -166,10 +163,20 @@ def check_settings(config: RolloutConfig, kind: EngineKind) -> None:
         )
 
 
+def _names_of_servers() -> str:
+    return ", ".join(name for name, each in ENGINES.items() if each.has_servers)
+
+
 def check_engine(config: RolloutConfig, *, ranks: int, replays_experts: bool = False) -> None:
     """Raise `ConfigError` if the engine of `config` cannot run here, or does not support the settings."""
     kind = engine_kind(config.engine)
     config.check_kind(kind)
+    if kind.has_servers and not config.servers:  # a job that starts them names them only now
+        raise ConfigError(
+            f"rollout.engine={config.engine} with rollout.servers={config.servers}",
+            hint=f"it needs at least one address, such as http://node7:8000: only {_names_of_servers()} draw at servers; "
+            "`megatron-fork launch` starts a job with both",
+        )
     if replays_experts and not kind.reports_experts:
         those = ", ".join(name for name, each in ENGINES.items() if each.reports_experts)
         raise ConfigError(
