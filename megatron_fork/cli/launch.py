@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_fork.cluster import ClusterConfig, job_script, job_variables
 from megatron_fork.config import RunConfig
-from megatron_fork.errors import ConfigError, MegatronForkError
+from megatron_fork.errors import ConfigError, MegatronForkError, shown
 from megatron_fork.rollout import engine_kind
 
 
@@ -92,8 +92,9 @@ def submit(text: str, cluster: ClusterConfig) -> str:
     _check_partition(cluster.slurm.partition)
     done = subprocess.run(["sbatch"], input=text, capture_output=True, text=True, check=False)
     if done.returncode:
+        said = shown(done.stderr.replace("sbatch: error: ", "").strip().partition("\n")[0])
         raise MegatronForkError(
-            f"sbatch refuses the job: {words}",
+            f"sbatch refuses the job: {said}",
             hint="correct cluster.slurm, cluster.nodes or cluster.gpus_per_node",
         )
     return done.stdout.strip()
