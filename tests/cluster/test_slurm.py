@@ -12,7 +12,9 @@ from support.slurm import ThrowAwayCluster, missing_programs, throw_away_cluster
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.environ.get("MEGATRON_FORK_SLURM") != "1", reason="scripts/test_slurm.sh starts a Slurm for this"),
+    pytest.mark.skipif(
+        os.environ.get("MEGATRON_FORK_SLURM") != "1", reason="scripts/test_slurm.sh starts a Slurm for this"
+    ),
 ]
 STEPS = 6
 
@@ -86,7 +88,11 @@ def test_with_a_server_that_is_killed_and_a_requeue_no_step_is_lost(
 @pytest.mark.parametrize(
     ("change", "options", "line"),
     [
-        (["cluster.engine_nodes=1", "rollout.engine=vllm", "model.path=/no/folder"], ["--nodes=3"], "before it was healthy"),
+        (
+            ["cluster.engine_nodes=1", "rollout.engine=vllm", "model.path=/no/folder"],
+            ["--nodes=3"],
+            "before it was healthy",
+        ),
         (["parallel.tensor=3"], ["--nodes=2"], "world size 2 is not a multiple"),
         ([], ["--nodes=3"], "submit it with --nodes=2"),
     ],

@@ -171,13 +171,16 @@ class ThrowAwayCluster:
                 number = int(process.name)
                 command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 variables = (process / "environ").read_bytes().decode(errors="replace").split("\0")
-                mine = f"SLURM_JOB_ID={job.number}" in variables and f"SLURM_CONF={self.variables['SLURM_CONF']}" in variables
+                mine = (
+                    f"SLURM_JOB_ID={job.number}" in variables
+                    and f"SLURM_CONF={self.variables['SLURM_CONF']}" in variables
+                )
                 if mine and all(word in command or word in variables for word in wanted):
                     found.append(number)
         return found
 
     def kill(self, job: Job, *wanted: str) -> None:
-        """kill -9 of those processes."""
+        """Kill -9 of those processes."""
         found = self.processes(job, *wanted)
         assert found, f"no process with {wanted}"
         for number in found:
