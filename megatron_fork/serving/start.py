@@ -75,7 +75,7 @@ def environment(engine: str, given: Mapping[str, str], *, on_gpu: bool) -> dict[
     if not on_gpu:
         found.setdefault("OMP_NUM_THREADS", "1")
     # Not on a command line: `ps` shows that.
-    if engine == "vllm" and found.get(KEY_VARIABLE):
+    if found.get(KEY_VARIABLE):
         found["VLLM_API_KEY"] = found[KEY_VARIABLE]
     if engine == "sglang" and not on_gpu and _STAND_INS.is_dir():
         found["PYTHONPATH"] = ":".join(filter(None, [str(_STAND_INS), found.get("PYTHONPATH", "")]))

@@ -89,8 +89,8 @@ def test_with_a_server_that_is_killed_and_a_requeue_no_step_is_lost(
     ("change", "options", "line"),
     [
         (
-            ["cluster.engine_nodes=1", "rollout.engine=vllm", "model.path=/no/folder"],
-            ["--nodes=3"],
+            ["cluster.engine_nodes=1", "rollout.engine=vllm", "cluster.nodes=2"],
+            ["--nodes=3", "--export=ALL,MEGATRON_FORK_ENGINES=/no/folder"],
             "before it was healthy",
         ),
         (["parallel.tensor=3"], ["--nodes=2"], "world size 2 is not a multiple"),
