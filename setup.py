@@ -53,7 +53,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_fork", "megatron_fork.*"]),
-    package_data={"megatron_fork": ["py.typed"], "megatron_fork.analysis": ["*.html"], "megatron_fork.cluster": ["*.sbatch"]},
+    package_data={
+        "megatron_fork": ["py.typed"],
+        "megatron_fork.analysis": ["*.html"],
+        "megatron_fork.cluster": ["*.sbatch"],
+    },
     install_requires=RUNTIME,
     extras_require={"logging": LOGGING, "dev": LOGGING + DEVELOPMENT},
     entry_points={"console_scripts": ["megatron-fork = megatron_fork.cli:main"]},

@@ -17,8 +17,8 @@ from support.engine_servers import free_port
 PROJECT = Path(__file__).parents[2]
 SCRIPT = PROJECT / "scripts" / "slurm" / "train.sbatch"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
-# Requeued jobs wait for the life of a credential, two minutes unless set, and at least five seconds. A dead node is noticed after
-# five minutes unless set.
+# Requeued jobs wait for the life of a credential, two minutes unless set, and at least five seconds. A dead node is noticed
+# after five minutes unless set.
 CONFIGURATION = """
 ClusterName=throwaway
 SlurmctldHost={host}(127.0.0.1)
