@@ -1,6 +1,7 @@
 """A Slurm of one's own: munge, a controller and node daemons on loopback, in a temporary folder, gone afterwards."""
 
 import getpass
+import json
 import os
 import shlex
 import shutil
@@ -49,6 +50,27 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 NODE = "NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=8000 State=UNKNOWN\n"
+
+
+# A run of seconds, on nodes without GPUs, that saves after every step.
+SMALL = (
+    *("sft.steps=20", "train.prompts_per_step=4", "train.prompts_per_mini_batch=2", "rollout.samples=4"),
+    *("rollout.dynamic_sampling=false", "objective.entropy_coef=0.01", "data.held_out=8", "evaluation.samples=1"),
+    *("evaluation.every=0", "run.checkpoint_every=1", "cluster.gpus_per_node=0", "cluster.nodes=2"),
+)
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The trainer steps in metrics.jsonl, in their order; a line that is being written does not count yet."""
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return [int(row["step"]) for row in rows if row["stage"] == "train"]
+
+
+def reaches(folder: Path, step: int, limit: float = 240.0) -> None:
+    """Wait until a run has made that step."""
+    waited_for(lambda: step in steps_of(folder), limit, f"step {step} in {folder}")
 
 
 def missing_programs() -> list[str]:
@@ -131,8 +153,31 @@ class ThrowAwayCluster:
             self.start_node(node)
         waited_for(lambda: self.idle() == len(self.nodes), 60, "idle nodes")
 
-    def start_node(self, node: str) -> None:
-        self._daemon("slurmd", "-D", "-N", node, name=node)
+    def start_node(self, node: str, *, without: Path | None = None) -> None:
+        """With `without`, the node has a folder of its own there, as if that were on no shared file system."""
+        words = ["slurmd", "-D", "-N", node]
+        if without is not None:
+            mounted = f"mount -t tmpfs none {shlex.quote(str(without))} && exec {shlex.join(words)}"
+            words = ["unshare", "--mount", "bash", "-c", mounted]
+        self._daemon(*words, name=node)
+
+    def stop_node(self, node: str) -> None:
+        self.daemons[node].terminate()
+        self.daemons[node].wait(20)
+
+    def lose_node(self, node: str) -> None:
+        """Kill the node's daemon and all that it has started, as if its power had gone."""
+        self.daemons[node].kill()
+        self.daemons[node].wait()
+        tasks = self._processes([f"SLURMD_NODENAME={node}"])
+        starters = {int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1]) for number in tasks}
+        for number in [*tasks, *(each for each in starters if self._is_starter(each))]:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+    def _is_starter(self, number: int) -> bool:
+        """Whether it is the process of Slurm's that starts and watches a step's tasks on a node."""
+        return Path(f"/proc/{number}/cmdline").read_bytes().startswith(b"slurmstepd")
 
     def _daemon(self, program: str, *words: str, name: str = "") -> None:
         log = (self.folder / f"{name or program}.output").open("a")
@@ -165,18 +210,18 @@ class ThrowAwayCluster:
         waited_for(lambda: job.starts > starts, 90, "a preempted job's way back into the queue")
 
     def processes(self, job: Job, *wanted: str) -> list[int]:
-        """Processes of the job whose command line has all these words."""
+        """Processes of the job whose command line or variables have all these words."""
+        return self._processes([f"SLURM_JOB_ID={job.number}", *wanted])
+
+    def _processes(self, wanted: Sequence[str]) -> list[int]:
+        """Those that this cluster has started and whose command line or variables have all these words."""
         found = []
         for process in Path("/proc").iterdir():
             with suppress(OSError, ValueError):
                 number = int(process.name)
-                command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                variables = (process / "environ").read_bytes().decode(errors="replace").split("\0")
-                mine = (
-                    f"SLURM_JOB_ID={job.number}" in variables
-                    and f"SLURM_CONF={self.variables['SLURM_CONF']}" in variables
-                )
-                if mine and all(word in command or word in variables for word in wanted):
+                texts = [(process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ")]
+                words = {word for text in texts for word in text.split("\0")}
+                if words.issuperset([f"SLURM_CONF={self.variables['SLURM_CONF']}", *wanted]):
                     found.append(number)
         return found
 
