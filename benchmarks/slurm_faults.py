@@ -28,6 +28,8 @@ from support.slurm import PROJECT, SMALL, Job, ThrowAwayCluster, reaches, steps_
 
 RECIPE = "examples/quickstart.yaml"
 STEPS = 8
+# Slurm looks at time limits twice a minute.
+STEPS_OF_A_LONG_RUN = 120
 WORDS = (RECIPE, *SMALL, f"train.steps={STEPS}")
 PATIENCE_SECONDS = 300.0
 Injected = Callable[[ThrowAwayCluster, Path], Job]
@@ -58,7 +60,9 @@ def preemption(cluster: ThrowAwayCluster, folder: Path) -> Job:
 
 def time_limit(cluster: ThrowAwayCluster, folder: Path) -> Job:
     """Less is left of the limit, of a sudden, than the warning time; the next start has an hour again."""
-    job = begun(cluster, folder, "--time=60", "--signal=B:USR1@100")
+    words = [*WORDS, f"train.steps={STEPS_OF_A_LONG_RUN}", f"run.folder={folder}"]
+    job = cluster.submit(*words, options=["--nodes=2", "--time=60", "--signal=B:USR1@100"])
+    reaches(folder, 2)
     cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=2")
     starts_again(job, 1)
     cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
@@ -139,6 +143,16 @@ FAULTS: tuple[tuple[str, Injected, bool], ...] = (
 )
 
 
+def whole_run(cluster: ThrowAwayCluster, root: Path, steps: int) -> Path:
+    """The folder of a run of so many steps that nothing interrupts."""
+    folder = root / f"whole-{steps}"
+    if not folder.exists():
+        words = [*WORDS, f"train.steps={steps}", f"run.folder={folder}"]
+        job = cluster.submit(*words, options=["--nodes=2"])
+        assert job.wait(PATIENCE_SECONDS) == "COMPLETED", job.said()
+    return folder
+
+
 def resumed_after(cluster: ThrowAwayCluster, folder: Path) -> Job:
     """Submitted again, where the job has ended before its run."""
     job = cluster.submit(*WORDS, f"run.folder={folder}", options=["--nodes=2"])
@@ -163,8 +177,10 @@ def tried(cluster: ThrowAwayCluster, root: Path, name: str, inject: Injected, go
     if not goes_on and steps_of(folder):
         row["submitted again"] = resumed_after(cluster, folder).state
     if steps_of(folder):
-        weights = [(root / run / "model" / "model.safetensors").read_bytes() for run in ("whole", folder.name)]
-        row["every step once"] = steps_of(folder) == list(range(1, STEPS + 1))
+        steps = STEPS_OF_A_LONG_RUN if inject is time_limit else STEPS
+        whole = whole_run(cluster, root, steps)
+        weights = [(each / "model" / "model.safetensors").read_bytes() for each in (whole, folder)]
+        row["every step once"] = steps_of(folder) == list(range(1, steps + 1))
         row["weights equal bit for bit"] = weights[0] == weights[1]
     print(json.dumps(row), flush=True)
     waited_for(lambda: cluster.idle() == len(cluster.nodes), PATIENCE_SECONDS, "idle nodes")
@@ -215,8 +231,6 @@ def main() -> None:
         root = Path(name)
         (root / "slurm").mkdir()
         with throw_away_cluster(root / "slurm") as cluster:
-            whole = cluster.submit(*WORDS, f"run.folder={root / 'whole'}", options=["--nodes=2"])
-            assert whole.wait(PATIENCE_SECONDS) == "COMPLETED", whole.said()
             rows = [tried(cluster, root, *fault) for fault in FAULTS if asked.only in fault[0]]
             rows += refused_submissions(cluster)
     result = {
