@@ -163,7 +163,7 @@ def test_nothing_of_a_job_outlives_it_not_even_where_it_is_killed(
     options = ["--nodes=3", f"--export=ALL,MEGATRON_FORK_ENGINES={tmp_path}"]
     job = cluster.submit(*words, *served, options=options)
     waited_for(lambda: "servers 1/1" in job.said(), 120, "a healthy server")
-    cluster.run("scancel", "--full", "--signal=KILL", job.number)
+    cluster.kill_script(job)
     job.wait()
     ends_whole(cluster, job)
 

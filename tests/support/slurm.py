@@ -86,6 +86,15 @@ def waited_for(what: Callable[[], object], limit: float, name: str) -> None:
         time.sleep(0.2)
 
 
+def _parent(number: int) -> int:
+    return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _is_starter(number: int) -> bool:
+    """Whether it is the process of Slurm's that starts and watches a step's tasks on a node."""
+    return Path(f"/proc/{number}/cmdline").read_bytes().startswith(b"slurmstepd")
+
+
 class Job:
     """A job, its own output and its state."""
 
@@ -170,14 +179,9 @@ class ThrowAwayCluster:
         self.daemons[node].kill()
         self.daemons[node].wait()
         tasks = self._processes([f"SLURMD_NODENAME={node}"])
-        starters = {int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1]) for number in tasks}
-        for number in [*tasks, *(each for each in starters if self._is_starter(each))]:
+        for number in [*tasks, *filter(_is_starter, map(_parent, tasks))]:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-
-    def _is_starter(self, number: int) -> bool:
-        """Whether it is the process of Slurm's that starts and watches a step's tasks on a node."""
-        return Path(f"/proc/{number}/cmdline").read_bytes().startswith(b"slurmstepd")
 
     def _daemon(self, program: str, *words: str, name: str = "") -> None:
         log = (self.folder / f"{name or program}.output").open("a")
@@ -232,6 +236,13 @@ class ThrowAwayCluster:
         for number in found:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
+
+    def kill_script(self, job: Job) -> None:
+        """Kill -9 of the shell that runs the job's script, and of no other process."""
+        (shell,) = [
+            number for number in self.processes(job, "SLURM_NODEID=0", "/bin/bash") if _is_starter(_parent(number))
+        ]
+        os.kill(shell, signal.SIGKILL)
 
     def stop(self) -> None:
         with suppress(AssertionError):
