@@ -210,10 +210,10 @@ def refused_submissions(cluster: ThrowAwayCluster) -> list[dict[str, Any]]:
     """What is refused before the queue."""
     rows = []
     for name, changed in (
-        ("a missing partition", ["cluster.slurm.partition=none"]),
-        ("a layout that these ranks do not have", ["parallel.tensor=3"]),
-        ("a container that is not there", ["cluster.slurm.container=/no/image.sqsh"]),
-        ("more nodes than there are", ["cluster.nodes=9"]),
+        ("before the queue: a missing partition", ["cluster.slurm.partition=none"]),
+        ("before the queue: a layout that these ranks do not have", ["parallel.tensor=3"]),
+        ("before the queue: a container that is not there", ["cluster.slurm.container=/no/image.sqsh"]),
+        ("before the queue: more nodes than there are", ["cluster.nodes=9"]),
     ):
         words = [sys.executable, "-m", "megatron_fork", "launch", *WORDS, *changed]
         done = subprocess.run(words, env=cluster.variables, cwd=PROJECT, capture_output=True, text=True, check=False)
@@ -225,16 +225,20 @@ def refused_submissions(cluster: ThrowAwayCluster) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default="", help="a word of the faults to try")
+    parser.add_argument("--only", default="", help="words of the faults to try again; the rows of others stay")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "slurm").mkdir()
         with throw_away_cluster(root / "slurm") as cluster:
             rows = [tried(cluster, root, *fault) for fault in FAULTS if asked.only in fault[0]]
-            rows += refused_submissions(cluster)
+            rows += [row for row in refused_submissions(cluster) if asked.only in row["fault"]]
+    if asked.only and asked.out.exists():
+        tried_again = [row["fault"] for row in rows]
+        kept = json.loads(asked.out.read_text(encoding="utf-8"))["faults"]
+        rows = [row for row in kept if row["fault"] not in tried_again] + rows
     result = {
-        "benchmark": "slurm_faults",
+        "command": "PYTHONPATH=tests python benchmarks/slurm_faults.py --out benchmarks/results/slurm_faults.json",
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "steps": STEPS,

@@ -78,7 +78,7 @@ def main() -> None:
             "weights equal bit for bit": weights[0] == weights[1],
         }
     result = {
-        "benchmark": "slurm_preemptions",
+        "command": "PYTHONPATH=tests python benchmarks/slurm_preemptions.py --out benchmarks/results/slurm_preemptions.json",
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "preemptions": asked.times,

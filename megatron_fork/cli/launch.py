@@ -89,7 +89,7 @@ def submit(text: str, cluster: ClusterConfig) -> str:
             "sbatch is not on PATH: this machine does not submit to Slurm",
             hint="run it on a login node, or print the script with --dry-run",
         )
-    _check_partition(cluster.slurm.partition)
+    _check_partition(cluster)
     done = subprocess.run(["sbatch"], input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         said = shown(done.stderr.replace("sbatch: error: ", "").strip().partition("\n")[0])
@@ -146,12 +146,37 @@ def _check_containers(cluster: ClusterConfig) -> None:
             )
 
 
-def _check_partition(partition: str | None) -> None:
-    if partition is None or shutil.which("sinfo") is None:
+def _check_partition(cluster: ClusterConfig) -> None:
+    """Slurm keeps a job in the queue for ever that a partition can never hold, so its nodes are counted here."""
+    sizes, default = _partitions()
+    wanted = cluster.slurm.partition or default
+    if not sizes or wanted is None:
         return
-    done = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, check=False)
-    known = sorted(set(done.stdout.split()))
-    if done.returncode == 0 and not set(partition.split(",")) <= set(known):
+    names = wanted.split(",")
+    for name in names:
+        if name not in sizes:
+            raise ConfigError(
+                f"cluster.slurm.partition={name} is not a partition here", hint=f"there are {', '.join(sorted(sizes))}"
+            )
+    needed, most = cluster.nodes + cluster.engine_nodes, max(sizes[name] for name in names)
+    if needed > most:
         raise ConfigError(
-            f"cluster.slurm.partition={partition} is not a partition here", hint=f"there are {', '.join(known)}"
+            f"cluster.nodes={cluster.nodes} and cluster.engine_nodes={cluster.engine_nodes} make {needed} nodes, "
+            f"but cluster.slurm.partition={wanted} has {most}",
+            hint="ask for fewer nodes, or choose another partition",
         )
+
+
+def _partitions() -> tuple[dict[str, int], str | None]:
+    """Each partition's number of nodes, and the default partition; nothing where Slurm does not say."""
+    sizes: dict[str, int] = {}
+    default = None
+    if shutil.which("sinfo") is None:
+        return sizes, default
+    done = subprocess.run(["sinfo", "--noheader", "--format=%P %D"], capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines() if done.returncode == 0 else []:
+        name, count = line.split()
+        if name.endswith("*"):
+            name = default = name.removesuffix("*")
+        sizes[name] = sizes.get(name, 0) + int(count)
+    return sizes, default

@@ -148,6 +148,31 @@ def test_what_cannot_start_ends_the_job_with_one_line(
     ends_whole(cluster, job)
 
 
+def test_launch_submits_what_the_nodes_can_hold_and_refuses_the_rest(
+    cluster: ThrowAwayCluster, words: list[str], tmp_path: Path
+) -> None:
+    launch = [
+        sys.executable,
+        "-m",
+        "megatron_fork",
+        "launch",
+        *words,
+        "train.steps=1",
+        f"run.folder={tmp_path / 'run'}",
+    ]
+    output = tmp_path / "output"
+    said = cluster.run(*launch, f"cluster.slurm.options=[--output={output}]", "--nodes=2")
+    job = Job(cluster, said.split()[-1], output)
+    assert job.wait() == "COMPLETED", job.said()
+    assert steps_of(tmp_path / "run") == [1]
+    for change, line in (
+        ("cluster.slurm.partition=none", "cluster.slurm.partition=none is not a partition here"),
+        ("cluster.nodes=4", "make 4 nodes, but cluster.slurm.partition=main has 3"),
+    ):
+        with pytest.raises(AssertionError, match=line):
+            cluster.run(*launch, change)
+
+
 def test_nothing_of_a_job_outlives_it_not_even_where_it_is_killed(
     cluster: ThrowAwayCluster, words: list[str], tmp_path: Path
 ) -> None:
