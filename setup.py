@@ -57,6 +57,7 @@ setup(
         "megatron_fork": ["py.typed"],
         "megatron_fork.analysis": ["*.html"],
         "megatron_fork.planning": ["published/*/config.json"],
+        "megatron_fork.cluster": ["*.sbatch"],
     },
     install_requires=RUNTIME,
     extras_require={"logging": LOGGING, "dev": LOGGING + DEVELOPMENT},

@@ -38,8 +38,11 @@ def opened(room: str, file: str, *, former: Mapping[str, str] | None = None) -> 
             return getattr(sys.modules[room], (former or {})[name])
         if name not in module_of:
             raise AttributeError(f"module {room!r} has no attribute {name!r}")
-        value = vars(importlib.import_module(module_of[name]))[name]
-        setattr(sys.modules[room], name, value)
-        return value
+        found = vars(importlib.import_module(module_of[name]))
+        # All that the module gives: one name may be the module's own, under which the import has left the module.
+        for each, module in module_of.items():
+            if module == module_of[name]:
+                setattr(sys.modules[room], each, found[each])
+        return found[name]
 
     return fetch

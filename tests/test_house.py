@@ -6,6 +6,9 @@ room (`megatron_fork.selection`) or, in the two rooms that say so, a named modul
 
 import ast
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,12 @@ def test_a_room_has_what_it_exports(room: str) -> None:
         assert getattr(opened, name) is not None
     with pytest.raises(AttributeError):
         opened.no_such_name  # noqa: B018
+
+
+def test_a_name_of_a_room_is_no_module_whichever_is_asked_for_first() -> None:
+    """A run that saved before its loop began, as one that waits for servers does, found a module under `run.checkpointing`."""
+    asked = "import megatron_fork.run as run; run.save; assert callable(run.checkpointing), run.checkpointing"
+    subprocess.run([sys.executable, "-c", asked], check=True, env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)})
 
 
 def test_programs_with_the_former_names_of_config_classes_go_on() -> None:

@@ -153,6 +153,44 @@ def plan(
 
 
 @app.command()
+def launch(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="nodes of the job, servers' among them; by default the recipe's", min=1)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script and submit nothing")] = False,
+    for_job: Annotated[
+        str | None, typer.Option(help="what the script of this job asks for itself", hidden=True)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Check a recipe for its nodes and submit it to Slurm as a job that saves, requeues and resumes."""
+
+    def work() -> None:
+        from megatron_fork.config import load_config
+
+        given = list(overrides or [])
+        config = load_config(recipe, given)
+        from megatron_fork.cli import launch as jobs
+
+        placed = jobs.with_nodes(config, nodes)
+        if for_job is not None:
+            jobs.check_nodes(config, nodes)
+            typer.echo(jobs.variables(config, for_job), nl=False)
+            return
+        from megatron_fork.run import quiet_libraries
+
+        quiet_libraries()
+        jobs.check_job(placed)
+        words = [*given, *([f"cluster.nodes={placed.cluster.nodes}"] if nodes else [])]
+        text = jobs.script(placed, recipe, words)
+        typer.echo(text, nl=False) if dry_run else typer.echo(jobs.submit(text, placed.cluster))
+
+    guarded(work, debug=debug)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)

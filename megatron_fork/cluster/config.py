@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from megatron_fork.cluster.slurm import SlurmConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.recipe import Gibibytes, NonNegativeInt, PositiveInt, Settings
 
@@ -24,6 +25,7 @@ class ClusterConfig(Settings, room="cluster"):
     """Memory of one GPU."""
     engine_tensor: PositiveInt = 1
     """GPUs of one server, which hold a part of every layer each; a divisor of `gpus_per_node`."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def check(self) -> None:
         if self.gpus_per_node % self.engine_tensor and self.gpus_per_node:

@@ -6,7 +6,15 @@ from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.run.checkpointing import checkpoint, checkpointing, save
-    from megatron_fork.run.checks import Checked, check, check_import, check_kernels
+    from megatron_fork.run.checks import (
+        Checked,
+        check,
+        check_import,
+        check_kernels,
+        check_settings,
+        matching_model,
+        matching_prompts,
+    )
     from megatron_fork.run.console import Display, quiet_libraries
     from megatron_fork.run.context import RunContext, check_folder, prepare
     from megatron_fork.run.ending import end_with, explain, is_first_rank, leave
@@ -43,6 +51,7 @@ __all__ = [
     "check_folder",
     "check_import",
     "check_kernels",
+    "check_settings",
     "checkpoint",
     "checkpointing",
     "collect",
@@ -55,6 +64,8 @@ __all__ = [
     "is_due",
     "leave",
     "log_step",
+    "matching_model",
+    "matching_prompts",
     "prepare",
     "quiet_libraries",
     "save",

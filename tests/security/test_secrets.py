@@ -241,9 +241,14 @@ def test_servers_are_started_with_no_key_on_their_command_line(
     python.write_text('#!/bin/sh\ntr "\\0" "\\n" </proc/$$/cmdline\necho "VLLM_API_KEY=$VLLM_API_KEY"\n')
     python.chmod(0o755)
     environment = os.environ | {"MEGATRON_FORK_ENGINES": str(tmp_path), KEY_VARIABLE: KEY}
-    script = PROJECT / "scripts" / "serve_engine.sh"
+    # As `scripts/serve_engine.sh` and jobs do, in that Python.
+    start = f"import sys; sys.executable = {str(python)!r}; from megatron_fork.serving.start import main; main()"
     started = subprocess.run(
-        ["bash", script, engine, "model", "8011"], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", start, engine, "model", "--port", "8011"],
+        env=environment | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     command, _, variable = started.stdout.partition("VLLM_API_KEY=")
     assert "--port" in command

@@ -80,6 +80,9 @@ EXPECTED = (
         "tests/vocab_parallel/", "the interpreter would write 4 GB of memory to take a copy", lambda: not has_gpu()
     ),
     ExpectedSkip("tests/vocab_parallel/", "Triton is not installed", lambda: platform.system() != "Linux"),
+    ExpectedSkip(
+        "tests/cluster/", "scripts/test_slurm.sh starts a Slurm", lambda: os.environ.get("MEGATRON_FORK_SLURM") != "1"
+    ),
     ExpectedSkip("tests/rewards/", "no Slurm controller answers here", no_slurm),
     ExpectedSkip("tests/distributed/", "no Slurm controller answers here", no_slurm),
     ExpectedSkip("tests/analysis/", "needs `chromium` on PATH", lambda: shutil.which("chromium") is None),

@@ -1,4 +1,4 @@
-"""SGLang's HTTP interface: /generate and its update sessions (SGLang 0.5.23); see scripts/serve_engine.sh."""
+"""SGLang's HTTP interface: /generate and its update sessions (SGLang 0.5.23); see serving/start.py."""
 
 from __future__ import annotations
 

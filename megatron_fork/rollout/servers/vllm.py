@@ -1,7 +1,7 @@
 """vLLM's HTTP interface: its token-in, token-out route and its routes for training (vLLM 0.32).
 
 The server needs `--enable-scale-out`, `VLLM_SERVER_DEV_MODE=1`, `--logprobs-mode processed_logprobs` and the extension of
-`serving/vllm_worker.py`: see scripts/serve_engine.sh.
+`serving/vllm_worker.py`: see serving/start.py.
 """
 
 from __future__ import annotations

@@ -1,0 +1,101 @@
+"""Starts a rollout server for a Hugging Face folder, with the options that training needs, in the engine's environment.
+
+    python -m megatron_fork.serving.start vllm|sglang MODEL_FOLDER --port PORT [--host HOST] [--tensor GPUS] [OPTION ...]
+
+On a machine without a GPU it serves in float32 on the CPU. With $MEGATRON_FORK_API_KEY set, only requests that carry it are
+answered. OPTIONs are the engine's own. This process becomes the server, so that signals reach it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_fork.errors import KEY_VARIABLE
+
+# Without its CUDA kernels and the packages for images, SGLang starts with stand-ins for their names, which a checkout has.
+_STAND_INS = Path(__file__).parents[2] / "tests" / "engines" / "stand_ins"
+_QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def vllm(model: str, host: str, port: int, tensor: int, *, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
+    """Words after `python`, and variables; the routes for training are vLLM's development routes."""
+    words = [
+        *("-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", host, "--port", str(port)),
+        *("--enable-scale-out", "--skip-tokenizer-init", "--generation-config", "vllm"),
+        *("--logprobs-mode", "processed_logprobs", "--disable-uvicorn-access-log"),
+        *("--worker-extension-cls", "megatron_fork.serving.vllm_worker.WeightReceiver"),
+        *("--weight-transfer-config", '{"backend": "megatron_fork"}'),
+        *("--logits-processors", "megatron_fork.serving.vllm_temperature:EntropyTemperatureProcessor"),
+        *("--tensor-parallel-size", str(tensor)),
+    ]
+    variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if not on_gpu:
+        words += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "256M"]
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    return words, variables
+
+
+def sglang(model: str, host: str, port: int, tensor: int, *, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
+    """Words after `python`, and variables."""
+    words = [
+        *("-m", "megatron_fork.serving.sglang_server", "--model-path", model, "--host", host, "--port", str(port)),
+        *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup", "--log-level", "warning"),
+        *("--tp-size", str(tensor)),
+    ]
+    # It executes what clients send: on loopback only.
+    if host in ("127.0.0.1", "localhost", "::1"):
+        words.append("--enable-custom-logit-processor")
+    if on_gpu:
+        return words, {}
+    words += [
+        *("--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native"),
+        *("--sampling-backend", "pytorch", "--disable-overlap-schedule", "--mem-fraction-static", "0.3"),
+        *("--max-total-tokens", "32768", "--cuda-graph-backend-decode", "disabled"),
+        # An idle server would keep a core busy, of which the trainer has need.
+        *("--cuda-graph-backend-prefill", "disabled", "--sleep-on-idle"),
+    ]
+    return words, {"SGLANG_USE_CPU_ENGINE": "1"}
+
+
+ENGINES = {"vllm": vllm, "sglang": sglang}
+
+
+def environment(engine: str, given: Mapping[str, str], *, on_gpu: bool) -> dict[str, str]:
+    """The variables that every engine is started with; what is set already counts."""
+    found = dict(given)
+    for name, value in _QUIET.items():
+        found[name] = value
+    if engine == "vllm":
+        found.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if not on_gpu:
+        found.setdefault("OMP_NUM_THREADS", "1")
+    # Not on a command line: `ps` shows that.
+    if found.get(KEY_VARIABLE):
+        found["VLLM_API_KEY"] = found[KEY_VARIABLE]
+    if engine == "sglang" and not on_gpu and _STAND_INS.is_dir():
+        found["PYTHONPATH"] = ":".join(filter(None, [str(_STAND_INS), found.get("PYTHONPATH", "")]))
+    return found
+
+
+def main() -> None:
+    """Replace this process by the server."""
+    parser = argparse.ArgumentParser(prog="python -m megatron_fork.serving.start", allow_abbrev=False)
+    parser.add_argument("engine", choices=tuple(ENGINES))
+    parser.add_argument("model")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--tensor", type=int, default=1, help="GPUs of the server")
+    asked, options = parser.parse_known_args()
+    on_gpu = shutil.which("nvidia-smi") is not None
+    words, variables = ENGINES[asked.engine](asked.model, asked.host, asked.port, asked.tensor, on_gpu=on_gpu)
+    variables = {**environment(asked.engine, os.environ, on_gpu=on_gpu), **variables}
+    os.execve(sys.executable, [sys.executable, *words, *options], variables)
+
+
+if __name__ == "__main__":
+    main()

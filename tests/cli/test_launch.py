@@ -1,0 +1,64 @@
+"""`launch` refuses before the queue what can be known there, and prints the script that it would submit."""
+
+from pathlib import Path
+
+import pytest
+from support.commands import QUICKSTART, run
+
+from megatron_fork.cli.launch import submit
+from megatron_fork.cluster import ClusterConfig, SlurmConfig
+from megatron_fork.errors import ConfigError
+
+ONE_NODE = "cluster.gpus_per_node=0"
+
+
+def test_a_dry_run_prints_the_script_for_its_nodes() -> None:
+    code, output = run("launch", str(QUICKSTART), ONE_NODE, "--nodes", "2", "--dry-run")
+    assert code == 0, output
+    assert "#SBATCH --nodes=2\n" in output and "cluster.nodes=2" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["parallel.tensor=3"], "world size 8 is not a multiple"),
+        (["cluster.engine_nodes=1"], "which has no servers"),
+        (["rollout.engine=vllm"], "cluster.engine_nodes=0 and no rollout.servers"),
+        (["rollout.engine=vllm", "cluster.engine_nodes=1"], "without model.path"),
+        (["cluster.slurm.container=/no/image.sqsh"], "cluster.slurm.container=/no/image.sqsh is not there"),
+        (["cluster.engine_nodes=2", "rollout.engine=vllm", "--nodes", "2"], "leaves none of 2 nodes to the trainer"),
+        (["cluster.slurm.time_limit=1h"], "is not a time of Slurm's"),
+    ],
+)
+def test_what_would_fail_in_the_job_is_one_line_before_it(words: list[str], line: str) -> None:
+    code, output = run("launch", str(QUICKSTART), *words, "--dry-run")
+    assert code in (1, 2)
+    assert line in output and "Traceback" not in output and "#SBATCH" not in output
+
+
+@pytest.mark.parametrize(
+    ("cluster", "line"),
+    [
+        (ClusterConfig(nodes=3), None),
+        (ClusterConfig(nodes=4, engine_nodes=1, slurm=SlurmConfig(partition="main,big")), None),
+        (ClusterConfig(nodes=3, engine_nodes=1), "make 4 nodes, but cluster.slurm.partition=main has 3"),
+        (
+            ClusterConfig(slurm=SlurmConfig(partition="big,none")),
+            "cluster.slurm.partition=none is not a partition here",
+        ),
+    ],
+)
+def test_a_job_that_its_partition_can_never_hold_is_not_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: ClusterConfig, line: str | None
+) -> None:
+    """Slurm would keep it in the queue. Stand-ins for its commands, which few machines have; tests/cluster has the real."""
+    for name, text in (("sinfo", "main* 1\\nmain* 2\\nbig 5\\n"), ("sbatch", "Submitted batch job 7\\n")):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\nprintf '{text}'\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    if line is None:
+        assert submit("#!/bin/bash\n", cluster) == "Submitted batch job 7"
+    else:
+        with pytest.raises(ConfigError, match=line):
+            submit("#!/bin/bash\n", cluster)
