@@ -182,7 +182,8 @@ def launch(
         from megatron_fork.run import quiet_libraries
 
         quiet_libraries()
-        jobs.check_job(placed)
+        for unknown in jobs.check_job(placed, only_printed=dry_run):
+            typer.echo(f"note: {unknown}", err=True)
         words = [*given, *([f"cluster.nodes={placed.cluster.nodes}"] if nodes else [])]
         text = jobs.script(placed, recipe, words)
         typer.echo(text, nl=False) if dry_run else typer.echo(jobs.submit(text, placed.cluster))

@@ -10,8 +10,10 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_fork import models, planning
 from megatron_fork.cluster import ClusterConfig, job_script, job_variables
 from megatron_fork.config import RunConfig
+from megatron_fork.data import GENERATED
 from megatron_fork.errors import ConfigError, MegatronForkError, shown
 from megatron_fork.rollout import engine_kind
 
@@ -41,8 +43,11 @@ def check_nodes(config: RunConfig, nodes: int | None) -> None:
         )
 
 
-def check_job(config: RunConfig) -> None:
-    """Raise a `MegatronForkError` for what would fail once the job runs, as far as this machine can tell."""
+def check_job(config: RunConfig, *, only_printed: bool = False) -> list[str]:
+    """Raise a `MegatronForkError` for what would fail once the job runs, as far as this machine can tell.
+
+    With `only_printed` files that are not on this machine are no error; returned is what could not be checked for want of them.
+    """
     _check_servers(config)
     _check_containers(config.cluster)
     from megatron_fork.run import check_settings, matching_model, matching_prompts
@@ -50,10 +55,23 @@ def check_job(config: RunConfig) -> None:
     placed = _with_addresses(config)
     check_settings(placed, ranks=config.cluster.ranks)
     config.parallel.data(config.cluster.ranks)
-    # A path may be there in the container alone.
-    if config.cluster.slurm.container is None or not config.model.path or Path(config.model.path).is_dir():
-        hf_config, _ = matching_model(placed)
+    model = config.model.path
+    is_here = not model or Path(model).is_dir()
+    if is_here or planning.shape_name(config.model):
+        models.check_divides(planning.model_shape(config), config.parallel)
+        if config.cluster.gpus_per_node:
+            planning.plan(config, planning.Question()).refuse()
+    # A path may be there in the container alone, or on the cluster and not where the script is only printed.
+    if not is_here and (only_printed or config.cluster.slurm.container is not None):
+        return [f"model.path={model} is not on this machine: its files and the prompts were not looked at"]
+    hf_config, _ = matching_model(placed)
+    try:
         matching_prompts(placed, hf_config)
+    except MegatronForkError as error:
+        if not only_printed or config.data.source in GENERATED or Path(config.data.source).exists():
+            raise
+        return [error.message]
+    return []
 
 
 def variables(config: RunConfig, job: str) -> str:

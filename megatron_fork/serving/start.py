@@ -34,6 +34,7 @@ def vllm(model: str, host: str, port: int, tensor: int, *, on_gpu: bool) -> tupl
         *("--tensor-parallel-size", str(tensor)),
     ]
     variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    variables["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
     if not on_gpu:
         words += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "256M"]
         variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
@@ -59,26 +60,22 @@ def sglang(model: str, host: str, port: int, tensor: int, *, on_gpu: bool) -> tu
         # An idle server would keep a core busy, of which the trainer has need.
         *("--cuda-graph-backend-prefill", "disabled", "--sleep-on-idle"),
     ]
-    return words, {"SGLANG_USE_CPU_ENGINE": "1"}
+    paths = [str(_STAND_INS)] if _STAND_INS.is_dir() else []
+    python_path = ":".join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return words, {"SGLANG_USE_CPU_ENGINE": "1", "PYTHONPATH": python_path}
 
 
 ENGINES = {"vllm": vllm, "sglang": sglang}
 
 
-def environment(engine: str, given: Mapping[str, str], *, on_gpu: bool) -> dict[str, str]:
+def environment(given: Mapping[str, str], *, on_gpu: bool) -> dict[str, str]:
     """The variables that every engine is started with; what is set already counts."""
-    found = dict(given)
-    for name, value in _QUIET.items():
-        found[name] = value
-    if engine == "vllm":
-        found.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    found = {**given, **_QUIET}
     if not on_gpu:
         found.setdefault("OMP_NUM_THREADS", "1")
     # Not on a command line: `ps` shows that.
     if found.get(KEY_VARIABLE):
         found["VLLM_API_KEY"] = found[KEY_VARIABLE]
-    if engine == "sglang" and not on_gpu and _STAND_INS.is_dir():
-        found["PYTHONPATH"] = ":".join(filter(None, [str(_STAND_INS), found.get("PYTHONPATH", "")]))
     return found
 
 
@@ -93,7 +90,7 @@ def main() -> None:
     asked, options = parser.parse_known_args()
     on_gpu = shutil.which("nvidia-smi") is not None
     words, variables = ENGINES[asked.engine](asked.model, asked.host, asked.port, asked.tensor, on_gpu=on_gpu)
-    variables = {**environment(asked.engine, os.environ, on_gpu=on_gpu), **variables}
+    variables = {**environment(os.environ, on_gpu=on_gpu), **variables}
     os.execve(sys.executable, [sys.executable, *words, *options], variables)
 
 

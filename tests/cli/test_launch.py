@@ -62,3 +62,15 @@ def test_a_job_that_its_partition_can_never_hold_is_not_submitted(
     else:
         with pytest.raises(ConfigError, match=line):
             submit("#!/bin/bash\n", cluster)
+
+
+def test_a_dry_run_needs_no_weights_and_a_job_does() -> None:
+    """On a machine without the model its published shape is planned, and what was not looked at is said."""
+    recipe = str(QUICKSTART.parent / "qwen3-8b" / "top20.yaml")
+    code, output = run("launch", recipe, "--dry-run")
+    assert code == 0 and "#SBATCH --nodes=4" in output
+    assert "note: model.path=models/Qwen3-8B-Base is not on this machine" in output
+    code, output = run("launch", recipe)
+    assert code == 1 and "model.path=models/Qwen3-8B-Base is not a folder" in output
+    code, output = run("launch", recipe, "--dry-run", "cluster.gpu_memory=16")
+    assert code == 2 and "needs" in output and "of 15.2 GiB" in output and "#SBATCH" not in output

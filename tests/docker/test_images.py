@@ -106,7 +106,7 @@ def entrypoint(*words: str, **environment: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_a_server_starts_with_what_training_needs_wherever_the_home_is(tmp_path: Path, engine: str) -> None:
-    """Both engines' options are those of scripts/serve_engine.sh for any machine; the key is not on the command line."""
+    """Both engines' options are those that a server is started with on any machine; the key is not on the command line."""
     stand_in = tmp_path / "python3"
     stand_in.write_text('#!/bin/sh\necho "$VLLM_API_KEY" "$VLLM_SERVER_DEV_MODE" "$HOME"\necho "$@"\n')
     stand_in.chmod(0o755)
@@ -123,7 +123,7 @@ def test_a_server_starts_with_what_training_needs_wherever_the_home_is(tmp_path:
     first, command = done.stdout.splitlines()
     assert done.returncode == 0 and "/proc/none" not in first
     assert "--host 10.0.0.1 --port 8011" in command and command.endswith("--model /m") and "a-secret" not in command
-    served = (ROOT / "scripts" / "serve_engine.sh").read_text()
+    served = (ROOT / "megatron_fork" / "serving" / "start.py").read_text()
     for option in re.findall(r"--[a-z-]+", command):
         assert option in served, option
     if engine == "vllm":
