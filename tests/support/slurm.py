@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -31,6 +32,7 @@ AuthInfo=socket={folder}/munge.socket,cred_expire=5
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
+FirstJobId={first_job}
 SelectType=select/cons_tres
 ReturnToService=2
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -139,7 +141,8 @@ class ThrowAwayCluster:
         for name in ("state", *(f"spool.{node}" for node in nodes)):
             (folder / name).mkdir()
         host = {"host": socket.gethostname(), "user": getpass.getuser()}
-        text = CONFIGURATION.format(folder=folder, port=free_port(), **host)
+        # Ranks meet at a port that is computed from the job's number, and two such clusters may run on one machine.
+        text = CONFIGURATION.format(folder=folder, port=free_port(), first_job=random.randrange(1, 60_000), **host)
         lines = [NODE.format(node=node, port=free_port(), **host) for node in nodes]
         (folder / "slurm.conf").write_text(text + "".join(lines))
         (folder / "munge.key").write_bytes(os.urandom(128))
