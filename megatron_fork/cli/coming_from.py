@@ -41,9 +41,8 @@ def show_translation(peer: str, file: Path, *, write: Path | None = None, as_jso
                 f"--write={write} cannot be written: {error.strerror or error}", hint=way_out(error, elsewhere="file")
             ) from error
     typer.echo(json.dumps(_record(found)) if as_json else "\n".join(_lines(found)))
-    if write is not None:
-        if not as_json:
-            typer.echo(f"\nrecipe {write}; check it with: megatron-fork doctor {write}")
+    if write is not None and not as_json:
+        typer.echo(f"\nrecipe {write}; check it with: megatron-fork doctor {write}")
 
 
 def _lines(found: Translation) -> Iterator[str]:
