@@ -175,7 +175,8 @@ def _check(config: RunConfig, hf_config: PretrainedConfig, ranks: int) -> None:
     together = engine_kind(config.rollout.engine).ranks_per_engine(config.rollout)
     if config.cluster.engine_nodes == 0 and ranks % together:
         raise LayoutError(
-            f"rollout.engine={config.rollout.engine} has engines of {together} ranks, and {ranks} ranks do not divide into them",
+            f"rollout.engine={config.rollout.engine} has engines of {together} ranks, and {ranks} ranks do not divide into "
+            "them",
             hint="choose a divisor of the number of ranks: rollout.colocated.tensor",
         )
     room = models.longest_sequence(hf_config)

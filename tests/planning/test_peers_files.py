@@ -23,6 +23,6 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, place: str, capsys: pyte
         "python3 -m verl.trainer.main_ppo data.train_batch_size=64 actor_rollout_ref.actor.ppo_mini_batch_size=32 "
         "actor_rollout_ref.rollout.n=4 algorithm.adv_estimator=grpo"
     )
-    with pytest.raises(ConfigError, match="--write=.* cannot be written") as caught:
+    with pytest.raises(ConfigError, match=r"--write=.* cannot be written") as caught:
         show_translation("verl", file, write=tmp_path / place)
     assert caught.value.hint and not capsys.readouterr().out
