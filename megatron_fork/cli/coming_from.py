@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from megatron_fork.errors import ConfigError, shown
+from megatron_fork.errors import ConfigError, shown, way_out
 from megatron_fork.files import replace_file
 from megatron_fork.planning import PEERS, TranslatedRow, Translation, translate
 
@@ -24,14 +25,24 @@ def show_translation(peer: str, file: Path, *, write: Path | None = None, as_jso
     """
     if write is not None and write.exists():
         raise ConfigError(f"{write} is there already", hint="name a new file; nothing was written")
+    if write is not None and not os.access(write.parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--write={write} cannot be written: {write.parent} is no folder, or this user may not write in it",
+            hint="make the folder first, or name a file elsewhere; nothing was written",
+        )
     found = translate(peer, file)
     if write is not None and (refusal := found.refusal):
         raise ConfigError(f"{refusal.message}; nothing was written", hint=refusal.hint)
-    typer.echo(json.dumps(_record(found)) if as_json else "\n".join(_lines(found)))
     if write is not None:
-        replace_file(write, found.recipe())
-        if not as_json:
-            typer.echo(f"\nrecipe {write}; check it with: megatron-fork doctor {write}")
+        try:
+            replace_file(write, found.recipe())
+        except OSError as error:
+            raise ConfigError(
+                f"--write={write} cannot be written: {error.strerror or error}", hint=way_out(error, elsewhere="file")
+            ) from error
+    typer.echo(json.dumps(_record(found)) if as_json else "\n".join(_lines(found)))
+    if write is not None and not as_json:
+        typer.echo(f"\nrecipe {write}; check it with: megatron-fork doctor {write}")
 
 
 def _lines(found: Translation) -> Iterator[str]:

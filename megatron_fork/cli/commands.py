@@ -122,9 +122,9 @@ def plan(
     """Show how much memory and time a recipe needs, which layouts fit, and how many GPUs it takes. Needs no GPU."""
 
     def work() -> None:
-        if write and not peer:
+        if write and peer is None:
             raise ConfigError(f"--write={write} without --from", hint="name the trainer that the file belongs to")
-        if peer:
+        if peer is not None:
             if overrides or gpus or nodes or gpu_memory or response:
                 raise ConfigError(
                     f"--from={peer} with a question about memory or time",

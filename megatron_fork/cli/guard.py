@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from megatron_fork.errors import ConfigError, Interrupted, MegatronForkError, Pr
 from megatron_fork.run import explain, is_first_rank, leave
 
 _FIRST_RANK_SECONDS = 10.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _NOTHING_YET = "interrupted before there was anything to save"
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
@@ -38,6 +40,12 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
             time.sleep(_FIRST_RANK_SECONDS)
         leave(error.exit_code)
     except OSError as error:
+        if error.filename is None and error.errno in _FULL:  # no file of ours: what a shell has sent the output to
+            refused = MegatronForkError(f"the output cannot be written: {error.strerror}", hint="send it elsewhere")
+            with suppress(OSError):  # what is still to be written would fail again, when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            explain(refused, debug=debug)
+            leave(refused.exit_code)
         if error.filename is None or error.strerror is None:  # not about a file, and so a defect
             raise
         refused = MegatronForkError(

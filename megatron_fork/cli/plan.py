@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from megatron_fork.config import RunConfig
 from megatron_fork.errors import size
@@ -20,7 +22,7 @@ def show_plan(config: RunConfig, question: Question, console: Console, *, as_jso
     """Print the plan; raises a `MegatronForkError` if the recipe does not fit, after everything has been printed."""
     found = plan(config, question)
     if as_json:
-        console.print(json.dumps(as_record(found), indent=2), markup=False, soft_wrap=True)
+        _say(json.dumps(_finite(as_record(found)), indent=2, allow_nan=False), console)
     else:
         for title, columns, lines in _tables(found):
             _print(title, columns, lines, console)
@@ -41,7 +43,7 @@ def as_record(found: Plan) -> dict[str, Any]:
         "largest_micro_batch": found.budget,
         "weight_update_bytes": found.sync,
         "lm_head_of_one_response": found.head,
-        "own": _record(own),
+        "own": _record(own, own),
         "stages": [
             {
                 "stage": stage.stage,
@@ -62,19 +64,28 @@ def as_record(found: Plan) -> dict[str, Any]:
             "tokens": room.tokens,
             "longest_sequences": room.sequences(found.longest),
         },
-        "suggested": [_record(each) for each in found.suggested],
-        "fewest": _record(found.fewest) if found.fewest else None,
-        "balanced": _record(found.balanced) if found.balanced else None,
+        "suggested": [_record(each, own) for each in found.suggested],
+        "fewest": _record(found.fewest, own) if found.fewest else None,
+        "balanced": _record(found.balanced, own) if found.balanced else None,
     }
 
 
-def _record(each: Estimate) -> dict[str, Any]:
+def _finite(value: Any) -> Any:
+    """None for what takes forever, since JSON has no infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _record(each: Estimate, own: Estimate) -> dict[str, Any]:
     time = each.time
     return {
         "gpus": each.gpus,
         "trainer_ranks": each.ranks,
         "engines": each.fleet.engines,
-        "layout": layout_fields(each.config.parallel),
+        "layout": layout_fields(each.config.parallel, own.config.parallel),
         "peak_bytes": each.peak,
         "seconds": {
             "rollout": time.rollout,
@@ -96,7 +107,7 @@ def _tables(found: Plan) -> Iterator[tuple[str, tuple[str, ...], Lines]]:
         (),
         [
             ("model", f"{found.parameters:,} parameters", shape),
-            ("trainer", f"{own.ranks} ranks", _layout(own)),
+            ("trainer", f"{own.ranks} ranks", _layout(own, own)),
             (
                 "peak",
                 f"{size(own.peak)} of {size(own.usable)} usable",
@@ -138,16 +149,16 @@ def _tables(found: Plan) -> Iterator[tuple[str, tuple[str, ...], Lines]]:
     yield "a step", ("rollout", "statistics", "update", "weight update", "all"), [_seconds(own)]
     yield "assumed", (), [(line,) for line in time.assumptions]
     columns = ("GPUs", "trainer", "engines", "peak", "rollout", "training", "layout")
-    yield "layouts that fit, the fastest training first", columns, [_suggested(each) for each in found.suggested]
+    yield "layouts that fit, the fastest training first", columns, [_suggested(each, own) for each in found.suggested]
     if found.fewest is not None:
-        lines = [("fewest that fit", *_suggested(found.fewest))]
+        lines = [("fewest that fit", *_suggested(found.fewest, own))]
         if found.balanced is not None:
-            lines.append(("drawing as fast as training", *_suggested(found.balanced)))
+            lines.append(("drawing as fast as training", *_suggested(found.balanced, own)))
         yield "how many GPUs", ("", *columns), lines
 
 
-def _layout(each: Estimate) -> str:
-    return " ".join(layout_fields(each.config.parallel)) or "one rank a replica"
+def _layout(each: Estimate, own: Estimate) -> str:
+    return " ".join(layout_fields(each.config.parallel, own.config.parallel)) or "one rank a replica"
 
 
 def _stage(stage: StageMemory) -> tuple[str, ...]:
@@ -157,13 +168,19 @@ def _stage(stage: StageMemory) -> tuple[str, ...]:
 
 def _seconds(each: Estimate) -> tuple[str, ...]:
     time = each.time
-    return tuple(f"{seconds:,.0f} s" for seconds in (time.rollout, time.statistics, time.update, time.sync, time.total))
+    parts = (time.rollout, time.statistics, time.update, time.sync, time.total)
+    return tuple(f"{seconds:,.0f} s" if math.isfinite(seconds) else "never ends" for seconds in parts)
 
 
-def _suggested(each: Estimate) -> tuple[str, ...]:
+def _suggested(each: Estimate, own: Estimate) -> tuple[str, ...]:
     engines = f"{each.fleet.engines} x {each.fleet.room.gpus}"
     times = f"{each.time.rollout:,.0f} s", f"{each.time.training:,.0f} s"
-    return str(each.gpus), str(each.ranks), engines, size(each.peak), *times, _layout(each)
+    return str(each.gpus), str(each.ranks), engines, size(each.peak), *times, _layout(each, own)
+
+
+def _say(text: str, console: Console) -> None:
+    """As it is: a recipe's words are neither markup nor emoji."""
+    console.print(text, markup=False, emoji=False, soft_wrap=True)
 
 
 def _print(title: str, columns: tuple[str, ...], lines: Lines, console: Console) -> None:
@@ -171,14 +188,14 @@ def _print(title: str, columns: tuple[str, ...], lines: Lines, console: Console)
     if not lines:
         return
     if not console.is_terminal:
-        console.print(f"{title}:", markup=False, soft_wrap=True)
+        _say(f"{title}:", console)
         for line in lines:
             words = [f"{column} {word}".strip() for column, word in zip(columns or [""] * len(line), line, strict=True)]
-            console.print("  " + ", ".join(word for word in words if word), markup=False, soft_wrap=True)
+            _say("  " + ", ".join(word for word in words if word), console)
         return
-    table = Table(title=title, title_justify="left", show_header=bool(columns))
+    table = Table(title=Text(title), title_justify="left", show_header=bool(columns))
     for column in columns or [""] * len(lines[0]):
         table.add_column(column)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     console.print(table)

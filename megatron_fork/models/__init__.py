@@ -7,6 +7,7 @@ from megatron_fork import opened
 if TYPE_CHECKING:
     from megatron_fork.models.architecture import (
         check_divides,
+        check_recomputation,
         config_from_recipe,
         head_size,
         padded_vocab_size,
@@ -63,6 +64,7 @@ __all__ = [
     "build_value_chunks",
     "check_divides",
     "check_fields",
+    "check_recomputation",
     "choose_backend",
     "config_from_recipe",
     "count_parameters",

@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from megatron_fork import distributed
 from megatron_fork.errors import ConfigError, LayoutError
+from megatron_fork.models.config import ComputeConfig
 from megatron_fork.models.experts import EXPERT_FIELDS, check_experts_divide, check_no_experts, router_settings
 from megatron_fork.models.families import check_architecture, family_of
 from megatron_fork.models.fields import check_fields, shown
@@ -79,6 +80,17 @@ def check_divides(config: PretrainedConfig, parallel: distributed.ParallelConfig
         check_experts_divide(config, parallel)
     else:
         check_no_experts(parallel)
+
+
+def check_recomputation(config: PretrainedConfig, parallel: distributed.ParallelConfig, compute: ComputeConfig) -> None:
+    """Raise `ConfigError` if groups of recomputed layers, which Megatron takes whole, do not fill a pipeline stage."""
+    stages = parallel.pipeline * parallel.virtual_pipeline
+    layers, together = config.num_hidden_layers // stages, compute.recompute_layers
+    if compute.recompute == "full" and layers % together:
+        raise ConfigError(
+            f"compute.recompute_layers={together} does not divide the {layers} layers of a pipeline stage",
+            hint="choose a divisor; 1 keeps the input of every layer",
+        )
 
 
 def padded_vocab_size(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> int:

@@ -41,10 +41,10 @@ _BANDWIDTHS = {
 
 def gpu_named(name: str) -> Gpu:
     """The GPU of this name or a part of it; raises `ConfigError` for one whose data sheet is not known."""
-    flops = peak_flops(name)
-    found = next((bandwidths for each, bandwidths in _BANDWIDTHS.items() if each in name), None)
-    if flops is None or found is None:
+    known = next((each for each in _BANDWIDTHS if each.lower() in name.lower()), "")
+    flops = peak_flops(known)
+    if flops is None:
         raise ConfigError(
             f"cluster.gpu={name} is no GPU whose speed is known", hint=f"choose one of {', '.join(_BANDWIDTHS)}"
         )
-    return Gpu(name, flops, *found)
+    return Gpu(name, flops, *_BANDWIDTHS[known])

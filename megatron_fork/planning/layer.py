@@ -22,9 +22,12 @@ from transformers import PretrainedConfig
 
 from megatron_fork import models
 from megatron_fork.distributed import ParallelConfig
+from megatron_fork.errors import ConfigError
 from megatron_fork.models import ComputeConfig
 
 Backend = Literal["local", "transformer_engine"]
+# In a micro-batch; each is counted by itself.
+_MOST_SEQUENCES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ class Row:
     def filled(cls, tokens: int, longest: int, context: int = 1) -> Row:
         """A row of `tokens` tokens in sequences of `longest` tokens and the rest, or one longer sequence."""
         whole, rest = divmod(max(tokens, longest), longest)
+        if whole > _MOST_SEQUENCES:
+            raise ConfigError(
+                f"a micro-batch of {tokens} tokens has room for {whole} sequences of {longest} tokens",
+                hint=f"lower policy.tokens_per_micro_batch and tokens_per_statistics_batch to {_MOST_SEQUENCES} sequences",
+            )
         return cls((longest,) * whole + ((rest,) if rest else ()), context)
 
 

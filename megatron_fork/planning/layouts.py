@@ -158,15 +158,17 @@ def fewest_nodes(config: RunConfig, setting: Setting) -> Estimate | None:
     return None
 
 
-def balanced(setting: Setting, trainer: Estimate) -> Estimate:
-    """The same trainer with as many engine nodes as make drawing as fast as training."""
-    best = trainer
+def balanced(setting: Setting, trainer: Estimate) -> Estimate | None:
+    """The same trainer with as many engine nodes as make drawing as fast as training; None where no number does.
+
+    The longest responses take their time on however many engines.
+    """
     for nodes in range(1, _MOST_NODES + 1):
         cluster = replace(trainer.config.cluster, engine_nodes=nodes)
         best = estimate(replace(trainer.config, cluster=cluster), setting, ranks=trainer.ranks, engines=cluster.servers)
         if best.time.rollout <= best.time.training:
-            break
-    return best
+            return best
+    return None
 
 
 def largest_budget(config: RunConfig, setting: Setting, *, ranks: int, engines: int) -> int:

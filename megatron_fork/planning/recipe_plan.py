@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from megatron_fork import models
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import ParallelConfig
-from megatron_fork.errors import ConfigError, LayoutError, size
+from megatron_fork.errors import ConfigError, LayoutError, ModelError, size
 from megatron_fork.models import ParameterCounts
 from megatron_fork.planning.hardware import gpu_named
 from megatron_fork.planning.head import update_head, whole_logits
@@ -28,6 +28,7 @@ from megatron_fork.planning.layouts import (
 from megatron_fork.planning.memory import longest_sequence, selected_fraction
 from megatron_fork.planning.shapes import model_shape, shape_name
 from megatron_fork.planning.time import Work, sync_bytes
+from megatron_fork.rollout import engine_kind
 
 _MOST_SUGGESTED = 5
 
@@ -88,22 +89,31 @@ class Plan:
     def _way_out(self, part: str) -> str:
         for found in (self.suggested[0] if self.suggested else None, self.fewest):
             if found is not None:
-                changes = " ".join(layout_fields(found.config.parallel))
-                return f"{changes or 'one rank'} fits on {found.ranks} trainer ranks"
+                changes = " ".join(layout_fields(found.config.parallel, self.own.config.parallel))
+                return f"{changes or 'the same layout'} fits on {found.ranks} trainer ranks"
+        config = self.own.config
         if part in ("weights", "gradients", "optimizer"):
-            return "raise parallel.tensor or parallel.pipeline, set optimizer.distributed=true, or use more GPUs"
+            sharded = "" if config.optimizer.distributed else "set optimizer.distributed=true, "
+            return f"{sharded}raise parallel.tensor or parallel.pipeline, or use more GPUs or GPUs with more memory"
         if part == "engine's weights" or part == "rollout":
             return "use engines of their own: rollout.engine=vllm, and cluster.engine_nodes"
-        return "set compute.recompute=full, raise parallel.tensor or parallel.context, or lower policy.tokens_per_micro_batch"
+        ways = [] if config.compute.recompute == "full" else ["set compute.recompute=full"]
+        if config.compute.recompute == "full" and config.compute.recompute_layers > 1:
+            ways.append("lower compute.recompute_layers")
+        ways.append("raise parallel.tensor or parallel.context")
+        longer = self.longest < config.policy.tokens_per_micro_batch
+        ways.append("lower " + ("policy.tokens_per_micro_batch" if longer else "rollout.max_response_tokens"))
+        return ", or ".join(ways)
 
 
-def layout_fields(parallel: ParallelConfig) -> list[str]:
-    """The overrides that make this layout."""
-    usual = ParallelConfig()
+def layout_fields(parallel: ParallelConfig, written: ParallelConfig | None = None) -> list[str]:
+    """The overrides that make this layout; with `written` also those that take back what such a recipe sets."""
+    usual = vars(ParallelConfig())
+    others = [usual, vars(written)] if written else [usual]
     return [
         f"parallel.{name}={str(value).lower()}"
         for name, value in vars(parallel).items()
-        if value != getattr(usual, name)
+        if any(value != other[name] for other in others)
     ]
 
 
@@ -115,6 +125,7 @@ def plan(config: RunConfig, question: Question) -> Plan:
     ranks, engines = config.cluster.ranks, config.cluster.servers
     if question.gpus is not None:
         ranks, engines = _split(config, question.gpus)
+    _check(config, hf_config, ranks)
     own = estimate(config, setting, ranks=ranks, engines=engines)
     fewest = fewest_nodes(config, setting) if question.gpus is None and question.nodes is None else None
     return Plan(
@@ -133,7 +144,12 @@ def plan(config: RunConfig, question: Question) -> Plan:
 
 
 def _on_asked(config: RunConfig, question: Question) -> RunConfig:
-    cluster = config.cluster
+    cluster, longest = config.cluster, config.rollout.max_response_tokens
+    if question.response is not None and question.response > longest:
+        raise ConfigError(
+            f"--response={question.response} is more than rollout.max_response_tokens={longest}",
+            hint="give the mean length of a response, or raise the longest",
+        )
     if cluster.gpus_per_node == 0:
         raise ConfigError(
             "cluster.gpus_per_node=0: there is no GPU to plan for", hint="name the nodes' GPUs: cluster.gpus_per_node=8"
@@ -149,6 +165,34 @@ def _on_asked(config: RunConfig, question: Question) -> RunConfig:
             )
         cluster = replace(cluster, nodes=question.nodes - of_engines, engine_nodes=of_engines)
     return replace(config, cluster=cluster)
+
+
+def _check(config: RunConfig, hf_config: PretrainedConfig, ranks: int) -> None:
+    """Raise what `train` would on so many ranks, and refuse ranks that would have nothing to do."""
+    models.check_divides(hf_config, config.parallel)
+    models.check_recomputation(hf_config, config.parallel, config.compute)
+    # Not all of what a run checks: the engine need not be installed where one plans.
+    together = engine_kind(config.rollout.engine).ranks_per_engine(config.rollout)
+    if config.cluster.engine_nodes == 0 and ranks % together:
+        raise LayoutError(
+            f"rollout.engine={config.rollout.engine} has engines of {together} ranks, and {ranks} ranks do not divide into "
+            "them",
+            hint="choose a divisor of the number of ranks: rollout.colocated.tensor",
+        )
+    room = models.longest_sequence(hf_config)
+    if config.rollout.max_response_tokens >= room:
+        raise ModelError(
+            f"rollout.max_response_tokens={config.rollout.max_response_tokens} leaves no token of the model's "
+            f"max_position_embeddings={room} to a prompt",
+            hint="lower rollout.max_response_tokens, or add rope_parameters of rope_type yarn to config.json",
+        )
+    responses = config.train.prompts_per_mini_batch * config.rollout.samples
+    if (replicas := config.parallel.data(ranks)) > responses:
+        raise LayoutError(
+            f"{ranks} trainer ranks are {replicas} replicas of the model, and a mini-batch has {responses} responses: "
+            f"{replicas - responses} replicas would have none",
+            hint="use fewer GPUs, or raise train.prompts_per_mini_batch or rollout.samples",
+        )
 
 
 def _engine_fraction(config: RunConfig) -> float:

@@ -181,5 +181,7 @@ def _rollout(hf_config: PretrainedConfig, gpu: Gpu, fleet: Fleet, work: Work) ->
         return max(reading, sequences * forward / (room.gpus * gpu.flops * _OF_PRODUCTS))
 
     waves = work.sequences / fleet.engines / at_once
-    tail = max(0.0, work.longest - work.response) * of_token(max(1.0, at_once / 10), work.longest)
+    # A tenth is as long as can be; fewer where the mean leaves no room for so many.
+    longest = max(1.0, at_once * min(0.1, live / work.longest))
+    tail = max(0.0, work.longest - work.response) * of_token(longest, work.longest)
     return waves * work.response * of_token(at_once, live) + tail

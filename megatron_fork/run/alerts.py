@@ -14,6 +14,8 @@ from megatron_fork.config import AlertsConfig
 
 CAUSES = ("not_finite", "entropy", "no_signal", "stalled")
 _LOOKS_A_TIMEOUT = 20
+# Seconds: a tiny limit must not take a core, nor a huge one be more than a thread can wait.
+_SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 60.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Alerts:
 
     def _watch_time(self) -> None:
         limit = self._config.stalled_seconds
-        while not self._closed.wait(limit / _LOOKS_A_TIMEOUT):
+        while not self._closed.wait(min(max(limit / _LOOKS_A_TIMEOUT, _SHORTEST_WAIT), _LONGEST_WAIT)):
             with self._lock:
                 quiet = time.monotonic() - self._progress
                 if quiet > limit:

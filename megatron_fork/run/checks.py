@@ -162,21 +162,10 @@ def matching_model(config: RunConfig) -> tuple[PretrainedConfig, conversion.Cont
     """
     hf_config = conversion.resolve_config(config.model)
     models.check_divides(hf_config, config.parallel)
-    _check_recomputation(config, hf_config)
+    models.check_recomputation(hf_config, config.parallel, config.compute)
     if config.experts.replay and not models.family_of(hf_config).has_experts:
         raise ConfigError("experts.replay=true, but the model has no experts", hint="set experts.replay=false")
     return hf_config, conversion.check_initial(config.model, hf_config)
-
-
-def _check_recomputation(config: RunConfig, hf_config: PretrainedConfig) -> None:
-    """Megatron recomputes whole groups of layers, so they must fill a pipeline stage."""
-    stages = config.parallel.pipeline * config.parallel.virtual_pipeline
-    layers, together = hf_config.num_hidden_layers // stages, config.compute.recompute_layers
-    if config.compute.recompute == "full" and layers % together:
-        raise ConfigError(
-            f"compute.recompute_layers={together} does not divide the {layers} layers of a pipeline stage",
-            hint="choose a divisor; 1 keeps the input of every layer",
-        )
 
 
 def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:

@@ -16,19 +16,28 @@ from megatron_fork.planning.peers.values import Unresolved
 from megatron_fork.recipe import one_line, plain, read_yaml
 
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
-_MOST_BASES, _MOST_REFERENCES = 20, 50
+_MOST_BASES, _MOST_REFERENCES, _LONGEST = 20, 50, 1 << 20
 _COMPUTED: dict[str, Callable[[list[Any]], Any]] = {"mul": math.prod, "add": sum, "max": max, "min": min}
 
 
 def text_of(file: Path) -> str:
-    """The file's text; raises `ConfigError` where it cannot be read."""
+    """The file's text; raises `ConfigError` where it cannot be read, or is too long for settings.
+
+    A pipe or a device is not opened: it may never end.
+    """
     try:
-        return file.read_text(encoding=UTF8)
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise ConfigError(f"{file} is no ordinary file", hint="name a file of settings of the other trainer")
+        with file.open(encoding=UTF8) as opened:
+            text = opened.read(_LONGEST + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(
             f"{file} cannot be read: {reason}", hint="name a file of settings of the other trainer"
         ) from error
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{file} has more than {_LONGEST:,} characters", hint="name a file of settings")
+    return text
 
 
 def document(file: Path, *, inherits: bool) -> tuple[dict[str, Any], list[str]]:

@@ -11,13 +11,11 @@ from megatron_fork.planning.peers.documents import document, text_of
 from megatron_fork.planning.peers.python_calls import keyword_arguments
 from megatron_fork.planning.peers.table import PeerTable
 
-_DOCUMENTS, _LONGEST = (".yaml", ".yml", ".json"), 1 << 20
+_DOCUMENTS = (".yaml", ".yml", ".json")
 
 
 def written(table: PeerTable, file: Path) -> tuple[dict[str, Any], list[str]]:
     """The settings of a file by their names there, and remarks; raises `ConfigError` for a file without any."""
-    if len(text_of(file)) > _LONGEST:
-        raise ConfigError(f"{file} has more than {_LONGEST:,} characters", hint="name a file of settings")
     if file.suffix in _DOCUMENTS:
         values, remarks = document(file, inherits=table.extends)
     elif file.suffix == ".py":
