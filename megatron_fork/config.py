@@ -135,6 +135,11 @@ class RunFolderConfig(Settings, room="run"):
     """Without a sign of life from a rank for so long the others end, and name it; 0: they wait for the collective's timeout."""
 
     def check(self) -> None:
+        if 0 < self.rank_timeout_seconds < 1:
+            raise ConfigError(
+                f"run.rank_timeout_seconds={self.rank_timeout_seconds} is shorter than a busy machine's pauses",
+                hint="set 1 or more, 30 say; 0 switches the watch off",
+            )
         if self.checkpoint_every and self.keep_every % self.checkpoint_every:
             raise ConfigError(
                 f"run.keep_every={self.keep_every} is not a multiple of run.checkpoint_every={self.checkpoint_every}",

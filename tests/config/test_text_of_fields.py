@@ -28,6 +28,7 @@ FREE = sorted(
     and name not in ("data.preset", "data.sha256", "rewards.kind", "data.generator.task")
     and name not in ("objective.loss", "rollout.engine", "selection.tokens")
     and name not in PATHS
+    and not name.startswith("cluster.slurm.")
 )
 RETYPED = [
     "2026_11_27",
