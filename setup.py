@@ -30,7 +30,7 @@ RUNTIME = [
     "pyarrow",
     "pyyaml",
 ]
-LOGGING = ["wandb"]
+LOGGING = ["wandb", "tensorboard"]
 DEVELOPMENT = [
     "pytest",
     "pytest-xdist",
@@ -57,6 +57,7 @@ setup(
         "megatron_fork": ["py.typed"],
         "megatron_fork.analysis": ["*.html"],
         "megatron_fork.cluster": ["*.sbatch"],
+        "megatron_fork.planning": ["published/*/config.json"],
     },
     install_requires=RUNTIME,
     extras_require={"logging": LOGGING, "dev": LOGGING + DEVELOPMENT},

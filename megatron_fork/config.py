@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge, Lt
 
 from megatron_fork.cluster import ClusterConfig
 from megatron_fork.data import PRESETS as DATA_PRESETS
@@ -27,6 +28,7 @@ from megatron_fork.policy import CriticConfig, OptimizerConfig, PolicyConfig
 from megatron_fork.recipe import (
     FieldReader,
     FilePath,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Seed,
@@ -35,7 +37,6 @@ from megatron_fork.recipe import (
     different,
     flat,
     key_text,
-    letters,
     one_line,
     plain,
     read_yaml,
@@ -50,10 +51,6 @@ from megatron_fork.vocab_parallel import VocabParallelConfig
 # Former dotted names of fields and rooms, with those of today, for the error about an old recipe or `resolved.yaml`.
 RENAMED: dict[str, str] = {}
 _MOST_BASES, _MOST_DOTS = 20, 20
-# Fields added after checkpoints got their present format, while a run's fingerprint still had every field, and those (or
-# rooms) added since then.
-_ADDED = ("data.columns.solution",)
-_ADDED_LATER = ("cluster.",)
 
 
 @dataclass
@@ -77,6 +74,8 @@ class TrainConfig(Settings, room="train"):
     """Prompt groups in a rollout batch."""
     prompts_per_mini_batch: PositiveInt = 32
     """Prompt groups in one optimizer step."""
+    max_skipped_updates: NonNegativeInt = 3
+    """Updates in a row that may be left out since their loss or gradient norm is NaN or infinite; one more ends the run."""
 
     def check(self) -> None:
         if self.prompts_per_mini_batch > self.prompts_per_step:
@@ -85,6 +84,18 @@ class TrainConfig(Settings, room="train"):
                 f"train.prompts_per_step={self.prompts_per_step}",
                 hint="a mini-batch is a part of the rollout batch",
             )
+
+
+@dataclass
+class AlertsConfig(Settings, room="run.alerts"):
+    """When a run that goes on tells that something is wrong; NaN and infinity are always told."""
+
+    entropy_below: NonNegativeFloat = 0.01
+    """Mean token entropy, in nats, below which it has collapsed; 0: never."""
+    steps_without_signal: NonNegativeInt = 10
+    """Steps in a row in which no prompt group has signal; 0: never."""
+    stalled_seconds: NonNegativeFloat = 3600.0
+    """Seconds without a step or an evaluation, such as where servers do not answer; 0: never."""
 
 
 @dataclass
@@ -113,6 +124,15 @@ class RunFolderConfig(Settings, room="run"):
     """Project name at Weights & Biases; offline unless this machine is logged in."""
     metric_aliases: list[Literal["verl", "nemo_rl"]] = field(default_factory=list)
     """Also write metrics under the names of these trainers, if they mean the same: verl, nemo_rl."""
+    tensorboard: bool = False
+    """Also write metrics as TensorBoard event files, to `tensorboard/` in the run's folder."""
+    prometheus_port: Annotated[int, Ge(0), Lt(65536)] = 0
+    """Port at which the first rank's machine shows the latest metrics to Prometheus, at `/metrics`; 0: none."""
+    prometheus_host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 is every network of the machine, without any login."""
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    rank_timeout_seconds: NonNegativeFloat = 30.0
+    """Without a sign of life from a rank for so long the others end, and name it; 0: they wait for the collective's timeout."""
 
     def check(self) -> None:
         if self.checkpoint_every and self.keep_every % self.checkpoint_every:
@@ -196,34 +216,6 @@ def differences(old: str, new: RunConfig) -> list[str]:
     except ConfigError:  # an environment variable that is no longer set
         return sorted(written)
     return sorted(written & set(different(_merge(asdict(RunConfig()), plain(meant)), asdict(new))))
-
-
-def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
-    """A short hash of every field except those whose dotted names start with one of `leave_out`.
-
-    Only values that differ from the default count, so that a field added by a later version does not change it. A default
-    that has changed meanwhile shows in `resolved.yaml`, which has all values.
-    """
-    usual = dict(flat(asdict(RunConfig())))
-    return letters(
-        {
-            name: value
-            for name, value in flat(asdict(config))
-            if not name.startswith(leave_out) and (name not in usual or usual[name] != value)
-        }
-    )
-
-
-def former_fingerprints(config: RunConfig, *, leave_out: tuple[str, ...]) -> tuple[str, ...]:
-    """The fingerprints of earlier versions, which hashed every field: with the fields that were added since, and without."""
-    usual = dict(flat(asdict(RunConfig())))
-    every = {
-        name: value
-        for name, value in flat(asdict(config))
-        if not name.startswith(leave_out) and not (name.startswith(_ADDED_LATER) and value == usual[name])
-    }
-    older = {name: value for name, value in every.items() if name not in _ADDED or value != usual[name]}
-    return letters(every), letters(older)
 
 
 def _refuse_renamed(tree: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ def train(config: RunConfig, display: run.Display) -> Path:
         engine = run.build_engine(context, save=lambda: run.save(context, models, state))
         stack.enter_context(closing(engine))
         collector = run.build_collector(context, engine, rewards, state)
-        learner = run.build_learner(config, models)
+        learner = run.build_learner(context, models, state)
         run.sync_weights(context, models.policy, engine, state.step)
         if state.before is None:
             state.before = run.evaluate_held_out(context, collector, 0)

@@ -34,7 +34,8 @@ class Outcome:
 def read_outcome(folder: Path) -> Outcome:
     """Count a run folder's metrics and updates; raises AnalysisError if a line of them cannot be read."""
     metrics, updates = read_metrics(folder / "metrics.jsonl"), folder / "updates.jsonl"
-    return outcome(metrics, len(read_json_lines(updates).lines) if updates.is_file() else 0)
+    made = read_json_lines(updates).lines if updates.is_file() else []
+    return outcome(metrics, sum(not update.number("update/skipped") for update in made))
 
 
 def outcome(metrics: Metrics, updates: int) -> Outcome:

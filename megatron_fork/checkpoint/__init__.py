@@ -15,13 +15,15 @@ from megatron_fork.checkpoint.folder import (
     verified,
 )
 from megatron_fork.checkpoint.manifest import MANIFEST
-from megatron_fork.checkpoint.safe_pickle import COMMON, read_metadata, read_object, require_known_classes
+from megatron_fork.checkpoint.optimizer_state import optimizer_tensors
+from megatron_fork.checkpoint.safe_pickle import COMMON, METADATA, read_metadata, read_object, require_known_classes
 from megatron_fork.checkpoint.training import BESIDE, Checkpoints, load_training_state
 
 __all__ = [
     "BESIDE",
     "COMMON",
     "MANIFEST",
+    "METADATA",
     "Checkpoints",
     "Saved",
     "complete_folders",
@@ -29,6 +31,7 @@ __all__ = [
     "flush_and_describe",
     "latest",
     "load_training_state",
+    "optimizer_tensors",
     "read_metadata",
     "read_object",
     "require_known_classes",

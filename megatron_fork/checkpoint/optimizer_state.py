@@ -89,6 +89,15 @@ def load_state(optimizer: MegatronOptimizer, state: dict[Any, Any], updates: int
     optimizer.load_state_dict(state)
 
 
+def optimizer_tensors(optimizer: MegatronOptimizer) -> Iterator[torch.Tensor]:
+    """This rank's main parameters and moments, in an order that the layout decides."""
+    for part in _parts(optimizer):
+        for parameter in (each for group in part.optimizer.param_groups for each in group["params"]):
+            yield parameter.detach()
+            state = part.optimizer.state[parameter]
+            yield from (state[name] for name in sorted(state) if isinstance(state[name], torch.Tensor))
+
+
 def _parts(optimizer: MegatronOptimizer) -> Iterator[Any]:
     if isinstance(optimizer, ChainedOptimizer):
         yield from optimizer.chained_optimizers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,10 @@ import typer
 from megatron_fork import __version__
 from megatron_fork.cli import convert as convert_commands
 from megatron_fork.cli import data as data_commands
-from megatron_fork.cli.guard import Debug, guarded, is_first_rank, stops_at_once, stops_no_more
+from megatron_fork.cli.guard import Debug, guarded, stops_at_once, stops_no_more
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import path_at_home
+from megatron_fork.run import is_first_rank
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(convert_commands.app, name="convert")
@@ -62,11 +64,18 @@ def doctor(
     ranks: Annotated[
         int | None, typer.Option(help="number of ranks to assume; by default as few as the layout needs", min=1)
     ] = None,
+    dry_run: Annotated[bool, typer.Option(help="try a step, the engine and a checkpoint with random weights")] = True,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="send the recipe's weights to its servers, in place of those that they have")
+    ] = False,
+    patience: Annotated[float, typer.Option(help="seconds to wait for a rank or a server", min=1.0)] = 60.0,
     debug: Debug = False,
 ) -> None:
-    """Show what this machine has, and check whether a recipe would start here without allocating anything."""
+    """Show what this machine has, and try whether every part of a recipe would start here. Also under torchrun."""
 
     def work() -> None:
+        # A scheduler's signal ends it as Ctrl-C does: what was written for a trial is removed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         from megatron_fork.config import load_config
         from megatron_fork.run import quiet_libraries
 
@@ -76,9 +85,69 @@ def doctor(
 
         from megatron_fork import distributed
         from megatron_fork.cli.doctor import diagnose
+        from megatron_fork.preflight import Preflight
 
         console = Console(highlight=False, quiet=distributed.rank() != 0)
-        diagnose(config, console, ranks=ranks)
+        trying = Preflight(dry_run=dry_run, sync=sync, seconds=patience, debug=debug)
+        try:
+            diagnose(config, console, ranks=ranks, trying=trying)
+        finally:
+            distributed.finalize()
+
+    guarded(work, debug=debug)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="recipe, or with --from another trainer's file", show_default=False)],
+    overrides: Overrides = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="all GPUs, of trainer and engines; by default cluster.nodes'", min=1)
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="GiB of one GPU; by default cluster.gpu_memory", min=1.0)
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="all nodes, of trainer and engines", min=1)] = None,
+    response: Annotated[
+        int | None, typer.Option(help="mean tokens of a response; by default half of the longest", min=1)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    peer: Annotated[
+        str | None,
+        typer.Option("--from", help="show the settings of a file of verl, slime, nemo-rl or trl beside ours"),
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="with --from: write the recipe that is as near as can be")] = None,
+    debug: Debug = False,
+) -> None:
+    """Show how much memory and time a recipe needs, which layouts fit, and how many GPUs it takes. Needs no GPU."""
+
+    def work() -> None:
+        if write and not peer:
+            raise ConfigError(f"--write={write} without --from", hint="name the trainer that the file belongs to")
+        if peer:
+            if overrides or gpus or nodes or gpu_memory or response:
+                raise ConfigError(
+                    f"--from={peer} with a question about memory or time",
+                    hint="write a recipe with --write, and ask `megatron-fork plan` about that",
+                )
+            from megatron_fork.cli.coming_from import show_translation
+
+            show_translation(peer, recipe, write=write, as_json=as_json)
+            return
+        from megatron_fork.config import load_config
+
+        config = load_config(recipe, overrides or [])
+        if gpus and nodes:
+            raise ConfigError(f"--gpus={gpus} and --nodes={nodes} are both given", hint="give one of them")
+        from megatron_fork.run import quiet_libraries
+
+        quiet_libraries()
+        from rich.console import Console
+
+        from megatron_fork.cli.plan import show_plan
+        from megatron_fork.planning import Question
+
+        show_plan(config, Question(gpus, gpu_memory, nodes, response), Console(highlight=False), as_json=as_json)
 
     guarded(work, debug=debug)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from megatron_fork.cli.guard import Debug, guarded
-from megatron_fork.errors import CheckpointError, ConfigError, size
+from megatron_fork.errors import CheckpointError, ConfigError, Interrupted, Preempted, StopRequested, size
 from megatron_fork.files import path_at_home
+
+if TYPE_CHECKING:
+    from megatron_fork.conversion import Converted
 
 app = typer.Typer(
     no_args_is_help=True, help="Checkpoints between Hugging Face and Megatron, without ranks and without a GPU."
@@ -40,18 +45,31 @@ Out = Annotated[
 ]
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default unchanged", show_default=False)]
 Workers = Annotated[int, typer.Option(help="parameters converted at the same time; more need more memory", min=1)]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="begin anew, where an interrupted conversion would go on from OUT.partial")
+]
 
 
 @app.command("to-megatron")
-def to_megatron(hf_dir: HfDir, out: Out, dtype: Dtype = None, workers: Workers = 2, debug: Debug = False) -> None:
-    """Write a torch_dist checkpoint that loads under every layout."""
+def to_megatron(
+    hf_dir: HfDir, out: Out, dtype: Dtype = None, workers: Workers = 2, restart: Restart = False, debug: Debug = False
+) -> None:
+    """Write a torch_dist checkpoint that loads under every layout; one that was interrupted goes on."""
 
     def work() -> None:
         from megatron_fork.conversion import to_megatron
 
-        with _progress("to Megatron") as progress:
-            done = to_megatron(hf_dir, out, dtype=cast(Any, dtype), workers=workers, progress=progress)
-        typer.echo(f"{done.folder}: {done.tensors:,} tensors, {size(done.bytes)}")
+        with _progress("to Megatron") as progress, _can_be_taken_up(out) as stop_point:
+            done = to_megatron(
+                hf_dir,
+                out,
+                dtype=cast(Any, dtype),
+                workers=workers,
+                restart=restart,
+                progress=progress,
+                stop_point=stop_point,
+            )
+        _tell(done)
 
     _run(work, debug, dtype)
 
@@ -71,14 +89,15 @@ def to_hf(
     dtype: Dtype = None,
     shard_gb: Annotated[float, typer.Option(help="size of a safetensors file", min=0.001)] = 5.0,
     workers: Workers = 2,
+    restart: Restart = False,
     debug: Debug = False,
 ) -> None:
-    """Write a Hugging Face folder that transformers, vLLM and SGLang load."""
+    """Write a Hugging Face folder that transformers, vLLM and SGLang load; a conversion that was interrupted goes on."""
 
     def work() -> None:
         from megatron_fork.conversion import to_hf
 
-        with _progress("to Hugging Face") as progress:
+        with _progress("to Hugging Face") as progress, _can_be_taken_up(out) as stop_point:
             done = to_hf(
                 megatron_dir,
                 out,
@@ -86,9 +105,11 @@ def to_hf(
                 dtype=cast(Any, dtype),
                 shard_bytes=int(shard_gb * 1e9),
                 workers=workers,
+                restart=restart,
                 progress=progress,
+                stop_point=stop_point,
             )
-        typer.echo(f"{done.folder}: {done.tensors:,} tensors, {size(done.bytes)}")
+        _tell(done)
 
     _run(work, debug, dtype)
 
@@ -126,6 +147,9 @@ def verify(
 
 
 def _run(work: Callable[[], None], debug: bool, dtype: str | None = None) -> None:
+    # Large pages for torch's tensors: each is new memory, whose first use in small pages costs as much as reading it.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
     def quietly() -> None:
         if dtype not in (None, "fp32", "bf16", "fp16"):
             raise ConfigError(f"--dtype {dtype} is not known", hint="fp32, bf16 or fp16")
@@ -138,6 +162,30 @@ def _run(work: Callable[[], None], debug: bool, dtype: str | None = None) -> Non
         distributed.finalize()
 
     guarded(quietly, debug=debug)
+
+
+def _tell(done: Converted) -> None:
+    before = f", of which {done.kept:,} were there from an interrupted conversion" if done.kept else ""
+    typer.echo(f"{done.folder}: {done.tensors:,} tensors, {size(done.bytes)}{before}")
+
+
+@contextmanager
+def _can_be_taken_up(out: Path) -> Iterator[Callable[[], None]]:
+    """A stop point for the conversion to `out`: the first signal ends it between two parameters."""
+    from megatron_fork.conversion import partial_of
+    from megatron_fork.run import StopRequest
+
+    with StopRequest() as request:
+        try:
+            yield request.local_stop_point
+        except StopRequested:
+            kind = Interrupted if request.received == signal.SIGINT else Preempted
+            if not partial_of(out).exists():
+                raise kind("the conversion was interrupted before a tensor was written") from None
+            raise kind(
+                f"the conversion was interrupted; what it wrote is in {partial_of(out)}",
+                hint="the same command goes on from there; with --restart it begins anew",
+            ) from None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """`megatron-fork doctor`: what this machine has, and whether a recipe would start here.
 
-Nothing is allocated for a recipe: sizes come from the model's config. The first thing that a recipe needs and does not find
-raises the same error as in `train`, after everything found before it has been printed.
+The first thing that a recipe needs and does not find raises the same error as in `train`, after everything found before it has
+been printed. Up to there nothing is allocated; then `preflight` tries the parts of a run.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
 
-from megatron_fork import __version__, conversion, distributed, models, vocab_parallel
+from megatron_fork import __version__, conversion, distributed, models, planning, vocab_parallel
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import launch
-from megatron_fork.errors import ConfigError, masked, size
-from megatron_fork.policy import OptimizerConfig
+from megatron_fork.errors import ConfigError, MegatronForkError, PreflightError, masked, size
+from megatron_fork.preflight import Finding, Preflight, Status, fixes, preflight
 from megatron_fork.rollout import ends_in_words, engine_kind, server_states
-from megatron_fork.run import check, check_import, check_kernels
+from megatron_fork.run import Checked, check, check_import, check_kernels
 
 _GIB = 2**30
 # Module, distribution, and what a run uses it for.
@@ -44,40 +43,84 @@ _OPTIONAL = (
 )
 
 
-class Finding(NamedTuple):
-    """One line of the output: a name, what was found, and a note."""
-
-    name: str
-    found: str
-    note: str = ""
-
-
-def diagnose(config: RunConfig | None, console: Console, *, ranks: int | None = None) -> None:
+def diagnose(
+    config: RunConfig | None, console: Console, *, ranks: int | None = None, trying: Preflight | None = None
+) -> None:
     """Print what is found; raises a `MegatronForkError` for the first thing that `config` needs and does not find.
 
-    `ranks`: the number of ranks to assume; by default those that were started, or as few as the layout needs.
+    Args:
+        config: the recipe; None: only the machine is looked at.
+        console: of the first rank.
+        ranks: the number of ranks to assume; by default those that were started, or as few as the layout needs.
+        trying: which parts of a run are tried; None: none. One that fails raises `PreflightError` after the others.
+
     """
-    _show("machine", _machine(), console)
-    _show("computing", _computing(config or RunConfig()), console)
-    _show("optional packages", _packages(), console)
-    if config is not None:
-        _show(f"recipe {config.run.name}", _recipe(config, ranks), console)
+    shown = _Shown(console)
+    shown.section("machine", _machine())
+    shown.section("computing", _computing(config or RunConfig()))
+    shown.section("optional packages", _packages())
+    if config is None:
+        return
+    world = ranks or _ranks(config)
+    found: list[Checked] = []
+    shown.section(f"recipe {config.run.name}", _recipe(config, world, found))
+    if trying is not None:
+        per_rank = next(each.amount for each in shown.findings if each.amount is not None)
+        for title, findings in preflight(config, found[0], trying, ranks=world, bytes_per_rank=per_rank):
+            shown.section(title, findings)
+    shown.summary()
 
 
-def _show(title: str, findings: Iterable[Finding], console: Console) -> None:
-    """Print a table on a terminal, lines in a log; also what was found before an error."""
-    found: list[Finding] = []
-    try:
-        found.extend(findings)
-    finally:
-        if console.is_terminal:
-            table = Table(title=title, title_justify="left", show_header=False)
-            for finding in found:
-                table.add_row(*finding)
-            console.print(table)
-        else:
-            for name, value, note in found:
-                console.print(f"{name}: {value}{f'  ({note})' if note else ''}", markup=False, soft_wrap=True)
+class _Shown:
+    """What was printed so far."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.findings: list[Finding] = []
+
+    def section(self, title: str, findings: Iterable[Finding]) -> None:
+        """Print a table on a terminal, lines in a log; also what was found before an error."""
+        found: list[Finding] = []
+        try:
+            for finding in findings:
+                found.append(finding)
+                if not self.console.is_terminal:
+                    self._line(finding)
+        except MegatronForkError:
+            found.append(Finding(title, "the error below is to be fixed", "nothing after it was looked at", "fix"))
+            if not self.console.is_terminal:
+                self._line(found[-1])
+            raise
+        finally:
+            self.findings += found
+            if self.console.is_terminal:
+                table = Table(title=title, title_justify="left", show_header=False)
+                for finding in found:
+                    table.add_row(finding.status, finding.name, finding.found, finding.note)
+                self.console.print(table)
+
+    def summary(self) -> None:
+        """How many findings of each kind there are; raises if any is to be fixed."""
+        counts = {status: sum(each.status == status for each in self.findings) for status in ("ok", "note", "fix")}
+        wrong = fixes(self.findings)
+        status: Status = "fix" if wrong else "ok"
+        said = f"{counts['ok']} ok, {counts['note']} to know, {counts['fix']} to fix"
+        self._line(Finding("summary", said, status=status))
+        if wrong:
+            raise PreflightError(
+                f"{len(wrong)} of {len(self.findings)} checks are to be fixed: {', '.join(wrong)}",
+                hint="each has a line above that begins with `fix`",
+            )
+
+    def _line(self, finding: Finding) -> None:
+        note = f"  ({finding.note})" if finding.note else ""
+        line = f"{finding.status:<4}  {finding.name}: {finding.found}{note}"
+        self.console.print(masked(line), markup=False, soft_wrap=True)
+
+
+def _ranks(config: RunConfig) -> int:
+    """The ranks that were started, or as few as the layout needs."""
+    return distributed.world_size() if distributed.is_launched() else planning.replica_ranks(config)
 
 
 def _machine() -> Iterator[Finding]:
@@ -160,13 +203,12 @@ def _packages() -> Iterator[Finding]:
             yield Finding(package, "installed", gain)
 
 
-def _recipe(config: RunConfig, ranks: int | None = None) -> Iterator[Finding]:
+def _recipe(config: RunConfig, world: int, found: list[Checked]) -> Iterator[Finding]:
+    """What the recipe is on `world` ranks; what `check` has found of it is put into `found`."""
     parallel = config.parallel
-    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
-    replica = math.lcm(model_ranks, parallel.expert * parallel.expert_tensor * parallel.pipeline)
-    world = ranks or (distributed.world_size() if distributed.is_launched() else replica)
     yield from _servers(config)
-    checked = check(config, ranks=world)
+    checked = check(config, ranks=world, servers_come=config.cluster.servers > 0)
+    found.append(checked)
     hf_config, source = checked.hf_config, checked.source
     parameters = models.count_parameters(hf_config)
     yield Finding("model", (hf_config.architectures or ["none"])[0], f"{parameters:,} parameters")
@@ -174,8 +216,8 @@ def _recipe(config: RunConfig, ranks: int | None = None) -> Iterator[Finding]:
     data = parallel.data(world)
     yield Finding(
         "layout",
-        f"{data} data ranks of {model_ranks}",
-        f"needs a multiple of {replica} ranks; computed for {world}",
+        f"{data} data ranks of {parallel.tensor * parallel.pipeline * parallel.context}",
+        f"needs a multiple of {planning.replica_ranks(config)} ranks; computed for {world}",
     )
     response = config.rollout.max_response_tokens
     yield Finding(
@@ -185,14 +227,18 @@ def _recipe(config: RunConfig, ranks: int | None = None) -> Iterator[Finding]:
     )
     yield Finding("responses end at", ends_in_words(checked.stop_tokens, source.tokenizer))
     yield from _batches(config, data)
-    yield from _bytes(config, hf_config, world, data * parallel.context)
+    yield from _bytes(config, hf_config, world)
 
 
 def _servers(config: RunConfig) -> Iterator[Finding]:
     """Every server's state. One that does not answer yet is not an error, since a run waits for it."""
+    cluster = config.cluster
+    if engine_kind(config.rollout.engine).has_servers and not config.rollout.servers and cluster.servers:
+        what = f"{cluster.servers} of {cluster.engine_tensor} GPUs, on {cluster.engine_nodes} nodes"
+        yield Finding("servers", what, "none is named: a job of `megatron-fork launch` starts them", "note")
     for url, state in server_states(config.rollout.servers).items():
         waits = f"a run waits up to {config.rollout.remote.patience_seconds:g} seconds for it"
-        yield Finding(f"server {masked(url)}", state, "" if state == "healthy" else waits)
+        yield Finding(f"server {masked(url)}", state, *(("", "ok") if state == "healthy" else (waits, "note")))
 
 
 def _weights(found: conversion.Contents | None) -> Finding:
@@ -217,44 +263,21 @@ def _batches(config: RunConfig, data: int) -> Iterator[Finding]:
     )
 
 
-def _bytes(config: RunConfig, hf_config: PretrainedConfig, world: int, replicas: int) -> Iterator[Finding]:
+def _bytes(config: RunConfig, hf_config: PretrainedConfig, ranks: int) -> Iterator[Finding]:
     """Memory of the fullest rank before any activation, for every network of the recipe."""
-    footprint = models.fullest_rank(hf_config, config.parallel)
-    weight = config.policy.dtype.itemsize
-    expert_replicas = world // (config.parallel.pipeline * config.parallel.expert * config.parallel.expert_tensor)
-    trained = {"policy": config.optimizer}
-    if config.objective.advantage == "gae":
-        trained["critic"] = config.critic.optimizer
-    total = 0.0
-    for name, optimizer in trained.items():
-        weights, gradients = weight * footprint.total, 4 * footprint.total
-        state = optimizer_bytes(optimizer, footprint, half=weight < 4, replicas=(replicas, expert_replicas))
-        waiting = state * optimizer.offload
-        total += weights + gradients + state - waiting
+    stages = planning.held_by_stage(config, models.ParameterCounts.of(hf_config), ranks)
+    fullest = max(stages, key=lambda stage: sum(held.total for held in stage.values()))
+    for name, held in fullest.items():
+        parts = [part for part in (held.weights, held.gradients, held.optimizer) if part]
         yield Finding(
             name,
-            f"{size(weights)} + {size(gradients)} + {size(state - waiting)} per rank",
-            "weights, gradients, optimizer" + (f"; {size(waiting)} on the host" if waiting else ""),
+            f"{' + '.join(size(part) for part in parts)} per rank",
+            ("weights, gradients, optimizer" if len(parts) > 1 else "weights")
+            + (f"; {size(held.on_host)} on the host" if held.on_host else ""),
         )
-    if config.objective.kl_coef:
-        total += weight * footprint.total
-        yield Finding("reference", f"{size(weight * footprint.total)} per rank", "weights")
-    whole = weight * models.count_parameters(hf_config)
+    share = planning.engine_weights(config, models.count_parameters(hf_config))
     kind = engine_kind(config.rollout.engine)
-    share = whole / kind.ranks_per_engine(config.rollout) if kind.holds_weights else 0.0
-    total += share
-    held = f"{size(share)} per rank" if kind.holds_weights else "nothing on the trainer's ranks"
-    yield Finding(kind.title, held, kind.memory)
-    yield Finding("before activations", f"{size(total)} per rank", "in the fullest pipeline stage")
-
-
-def optimizer_bytes(
-    config: OptimizerConfig, footprint: models.Footprint, *, half: bool, replicas: tuple[int, int]
-) -> float:
-    """Bytes of Adam's two float32 moments, and of float32 main parameters if the model's are in half precision.
-
-    `replicas`: ranks that hold the same dense and the same expert parameters, over which a distributed optimizer shards.
-    """
-    each = 12 if half else 8
-    dense, experts = replicas if config.distributed else (1, 1)
-    return each * (footprint.dense / dense + footprint.experts / experts)
+    held_there = f"{size(share)} per rank" if kind.holds_weights else "nothing on the trainer's ranks"
+    yield Finding(kind.title, held_there, kind.memory)
+    total = share + sum(held.total for held in fullest.values())
+    yield Finding("before activations", f"{size(total)} per rank", "in the fullest pipeline stage", amount=total)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,14 +11,13 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Annotated
 
 import typer
 
-from megatron_fork.distributed import another_prints, launch
-from megatron_fork.errors import ConfigError, Interrupted, LayoutError, MegatronForkError, Preempted, masked
+from megatron_fork.errors import ConfigError, Interrupted, MegatronForkError, Preempted, masked
+from megatron_fork.run import explain, is_first_rank, leave
 
 _FIRST_RANK_SECONDS = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -35,11 +32,11 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
     try:
         work()
     except MegatronForkError as error:
-        _explain(error, debug=debug)
+        explain(error, debug=debug)
         if isinstance(error, ConfigError) and not is_first_rank():
             # The first rank meets the same error and must print it before torchrun, which ends all ranks when one exits.
             time.sleep(_FIRST_RANK_SECONDS)
-        _leave(error.exit_code)
+        leave(error.exit_code)
     except OSError as error:
         if error.filename is None or error.strerror is None:  # not about a file, and so a defect
             raise
@@ -47,11 +44,11 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
             f"{_name(error.filename)} cannot be used: {error.strerror}",
             hint="check its name, its permissions and its disk; --debug shows what needed it",
         )
-        _explain(refused, debug=debug)
-        _leave(refused.exit_code)
+        explain(refused, debug=debug)
+        leave(refused.exit_code)
     except KeyboardInterrupt:
-        _explain(Interrupted(_NOTHING_YET), debug=debug)
-        _leave(130)
+        explain(Interrupted(_NOTHING_YET), debug=debug)
+        leave(130)
 
 
 def _name(file: object) -> str:
@@ -80,55 +77,11 @@ def _stop(process: int, number: int, frame: FrameType | None) -> None:
         os._exit(1)
     kind = Interrupted if number == signal.SIGINT else Preempted
     with suppress(RuntimeError, OSError):  # the signal came during a write, or the terminal is closed
-        _explain(kind(_NOTHING_YET), debug=False)
-    _leave(kind.exit_code)
+        explain(kind(_NOTHING_YET), debug=False)
+    leave(kind.exit_code)
 
 
 def _print_traceback(kind: type[BaseException], defect: BaseException | None, trace: TracebackType | None) -> None:
     """Print a traceback as Python does, but without passwords and keys."""
     if not issubclass(kind, SystemExit):
         typer.echo(masked("".join(traceback.format_exception(kind, defect, trace))), err=True, nl=False)
-
-
-def _explain(error: MegatronForkError, *, debug: bool) -> None:
-    if debug:
-        typer.echo(masked(traceback.format_exc()), err=True, nl=False)
-    speaks = is_first_rank() or error.is_of_one_rank
-    _write_for_torchrun(error if speaks else MegatronForkError("see the error of the first rank"))
-    if not speaks:
-        return
-    typer.secho(f"error: {masked(error.message)}", fg=typer.colors.RED, err=True)
-    if error.hint:
-        typer.echo(f"  {masked(error.hint)}", err=True)
-
-
-def is_first_rank() -> bool:
-    """Whether this is the rank that prints for all, also if the launcher's variables are broken."""
-    try:
-        place = launch()
-    except LayoutError:
-        return not another_prints()
-    return place is None or place.rank == 0
-
-
-def _write_for_torchrun(error: MegatronForkError) -> None:
-    """Write the error to the file that torchrun reads, so that its report of failed ranks ends a job's log with it."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not file:
-        return
-    lines = masked(f"error: {error.message}" + (f"\n{error.hint}" if error.hint else ""))
-    record = {"message": lines, "extraInfo": {"py_callstack": lines, "timestamp": str(int(time.time()))}}
-    with suppress(OSError):
-        Path(file).write_text(json.dumps({"message": record}), encoding="utf-8")
-
-
-def _leave(code: int) -> None:
-    """Exit without exit handlers, in which a rank that failed alone would wait for the others.
-
-    The handlers would also end a checkpoint's writer process; without them it is terminated here.
-    """
-    for child in multiprocessing.active_children():
-        child.terminate()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -47,13 +47,12 @@ def check_job(config: RunConfig) -> None:
     _check_containers(config.cluster)
     from megatron_fork.run import check_settings, matching_model, matching_prompts
 
-    placed = _with_addresses(config)
-    check_settings(placed, ranks=config.cluster.ranks)
+    check_settings(config, ranks=config.cluster.ranks, servers_come=config.cluster.servers > 0)
     config.parallel.data(config.cluster.ranks)
     # A path may be there in the container alone.
     if config.cluster.slurm.container is None or not config.model.path or Path(config.model.path).is_dir():
-        hf_config, _ = matching_model(placed)
-        matching_prompts(placed, hf_config)
+        hf_config, _ = matching_model(config)
+        matching_prompts(config, hf_config)
 
 
 def variables(config: RunConfig, job: str) -> str:
@@ -125,14 +124,6 @@ def _check_servers(config: RunConfig) -> None:
             f"cluster.engine_nodes={cluster.engine_nodes} without model.path: servers start from a Hugging Face folder",
             hint="set model.path=FOLDER; `megatron-fork sft` leaves one of a warm start",
         )
-
-
-def _with_addresses(config: RunConfig) -> RunConfig:
-    """`config` with an address for each of the job's servers, as the job will have it."""
-    addresses = [f"http://node{number}:30000" for number in range(config.cluster.servers)]
-    if not addresses:
-        return config
-    return replace(config, rollout=replace(config.rollout, servers=addresses))
 
 
 def _check_containers(cluster: ClusterConfig) -> None:

@@ -12,6 +12,7 @@ from megatron_fork.conversion.initial import (
 )
 from megatron_fork.conversion.published import PublishedWeights
 from megatron_fork.conversion.stream import iter_hf_weights
+from megatron_fork.conversion.unfinished import partial_of
 from megatron_fork.conversion.verification import PROMPTS, Verification, load_megatron, verify
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "load_initial",
     "load_megatron",
     "load_weights",
+    "partial_of",
     "read_config",
     "resolve_config",
     "to_hf",

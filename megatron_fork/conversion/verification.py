@@ -20,9 +20,9 @@ from megatron_fork import distributed
 from megatron_fork.checkpoint import require_known_classes
 from megatron_fork.conversion.agreement import check_folder
 from megatron_fork.conversion.config_differences import Difference, argument_differences, config_differences
-from megatron_fork.conversion.convert import MegatronWeights
 from megatron_fork.conversion.hugging_face import read_config
 from megatron_fork.conversion.located import locate
+from megatron_fork.conversion.megatron_weights import MegatronWeights
 from megatron_fork.conversion.parameters import unwrap_chunks
 from megatron_fork.conversion.published import PublishedWeights
 from megatron_fork.errors import CheckpointError

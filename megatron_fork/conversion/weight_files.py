@@ -6,6 +6,7 @@ a whole file from memory; a model of 32B does not fit there, but its header is k
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -17,6 +18,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from megatron_fork.conversion.journal import Journal, Part
 from megatron_fork.errors import CheckpointError
 
 SINGLE = "model.safetensors"
@@ -28,6 +30,7 @@ _DTYPES = {
     torch.bfloat16: "BF16",
 }
 _HEADER_ALIGNMENT = 8
+_CHUNK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -47,21 +50,34 @@ class _Home:
     """Where a tensor's bytes are written."""
 
     descriptor: int
+    file: str
     start: int
 
 
 class WeightFiles:
     """The weights of a Hugging Face folder: one file, or shards with an index. An incomplete folder is an error at the end."""
 
-    def __init__(self, folder: Path, tensors: Mapping[str, Specification], *, shard_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Mapping[str, Specification],
+        *,
+        shard_bytes: int,
+        journal: Journal | None = None,
+        workers: int = 1,
+    ) -> None:
         """Lay out the files.
 
         Args:
             folder: exists.
             tensors: every tensor that will be written, in the order of the files.
             shard_bytes: a file gets no further tensor if it would be larger.
+            journal: of `folder`, if what is written of it is to be taken up; what it has already counts as written.
+            workers: threads that look through what it has.
 
         """
+        self._journal = journal
+        self._workers = workers
         self._folder = folder
         self._tensors = dict(tensors)
         self._missing = set(tensors)
@@ -74,7 +90,14 @@ class WeightFiles:
     def __enter__(self) -> WeightFiles:
         for file in sorted(set(self._file_of.values())):
             self._lay_out(file, [name for name, home in self._file_of.items() if home == file])
+        if self._journal is not None:
+            self._journal.keep_intact(self._belongs, workers=self._workers)
+            self._missing -= self._journal.parts.keys()
         return self
+
+    def _belongs(self, name: str, part: Part) -> bool:
+        home = self._homes.get(name)
+        return home is not None and part == Part(home.file, home.start, self._tensors[name].bytes, part.sha256)
 
     def _lay_out(self, file: str, names: list[str]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -89,13 +112,14 @@ class WeightFiles:
             end += tensor.bytes
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % _HEADER_ALIGNMENT)
-        descriptor = os.open(self._folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(self._folder / file, os.O_WRONLY | os.O_CREAT, 0o644)
         self._descriptors.append(descriptor)
         _write_all(descriptor, memoryview(len(text).to_bytes(8, "little") + text), 0)
         start = 8 + len(text)
         for name in names:
-            self._homes[name] = _Home(descriptor, start)
+            self._homes[name] = _Home(descriptor, file, start)
             start += self._tensors[name].bytes
+        os.ftruncate(descriptor, start)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write a tensor at its place; raises `CheckpointError` if it differs from its specification."""
@@ -107,7 +131,16 @@ class WeightFiles:
             )
         home = self._homes[name]
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        _write_all(home.descriptor, memoryview(data.data), home.start)
+        content = memoryview(data.data)
+        if self._journal is None:
+            _write_all(home.descriptor, content, home.start)
+        else:
+            sha256 = hashlib.sha256()
+            for start in range(0, len(content), _CHUNK_BYTES):
+                chunk = content[start : start + _CHUNK_BYTES]
+                sha256.update(chunk)
+                _write_all(home.descriptor, chunk, home.start + start)
+            self._journal.add(name, Part(home.file, home.start, announced.bytes, sha256.hexdigest()))
         with self._lock:
             self._missing.discard(name)
 
@@ -127,6 +160,8 @@ class WeightFiles:
                 f"{len(self._missing)} tensors were never written, first {min(self._missing)}",
                 hint="the bridge is incomplete",
             )
+        if self._journal is not None:
+            self._journal.flush()
         for descriptor in self._descriptors:
             os.fsync(descriptor)
         if len(self._descriptors) > 1:

@@ -80,12 +80,15 @@ class WeightFolder(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         wanted = self.specification(name)
-        data = bytearray(wanted.bytes)
+        data = torch.empty(wanted.bytes, dtype=torch.uint8)
+        memory, start = memoryview(data.numpy().data), self._stored[name].start
         done = 0
-        for chunk in self.chunks(name):
-            data[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        flat = torch.frombuffer(data, dtype=wanted.dtype) if data else torch.empty(0, dtype=wanted.dtype)
+        while done < wanted.bytes:
+            count = os.preadv(self._stored[name].descriptor, [memory[done : done + _CHUNK_BYTES]], start + done)
+            if not count:
+                raise _truncated(name)
+            done += count
+        flat = data.view(wanted.dtype)
         _check_finite(name, flat)
         return flat.view(wanted.shape)
 
@@ -96,7 +99,7 @@ class WeightFolder(Mapping[str, Tensor]):
         while left:
             chunk = os.pread(stored.descriptor, min(left, _CHUNK_BYTES), start)
             if not chunk:
-                raise CheckpointError(f"{name} ends before its last byte", hint="the file is truncated; fetch it again")
+                raise _truncated(name)
             yield chunk
             start, left = start + len(chunk), left - len(chunk)
 
@@ -126,6 +129,10 @@ class WeightFolder(Mapping[str, Tensor]):
 
     def close(self) -> None:
         self._stack.close()
+
+
+def _truncated(name: str) -> CheckpointError:
+    return CheckpointError(f"{name} ends before its last byte", hint="the file is truncated; fetch it again")
 
 
 def file_of_tensors(folder: Path) -> dict[str, str] | None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         initialize,
         is_launched,
         peak_flops,
+        peak_memory,
         rank,
         threads_of_a_pass,
         world_size,
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
     from megatron_fork.distributed.config import ParallelConfig
     from megatron_fork.distributed.launcher import another_prints, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
+    from megatron_fork.distributed.rank_watch import NoWatch, RankWatch, watching_ranks
+    from megatron_fork.distributed.roll_call import roll_call
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "ParallelConfig"})
 
 __all__ = [
     "ParallelConfig",
     "Layout",
+    "NoWatch",
+    "RankWatch",
     "another_prints",
     "choose_threads",
     "device",
@@ -34,7 +39,10 @@ __all__ = [
     "launch",
     "parallel_layout",
     "peak_flops",
+    "peak_memory",
     "rank",
+    "roll_call",
     "threads_of_a_pass",
+    "watching_ranks",
     "world_size",
 ]

@@ -6,6 +6,7 @@ CUDA with NCCL if there is a GPU, otherwise the CPU with gloo. A single process 
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -46,6 +47,16 @@ def peak_flops(name: str | None = None) -> float | None:
     if name is None:
         name = torch.cuda.get_device_name(device()) if torch.cuda.is_available() else ""
     return next((peak for each, peak in _PEAK_FLOPS.items() if each in name), None)
+
+
+def peak_memory() -> tuple[float, float]:
+    """GiB at the peak: of this process in the machine's memory, and of its tensors on the GPU since the last call (0: none)."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if not torch.cuda.is_available():
+        return resident, 0.0
+    on_device = torch.cuda.max_memory_allocated(device()) / 2**30
+    torch.cuda.reset_peak_memory_stats(device())
+    return resident, on_device
 
 
 def is_launched() -> bool:

@@ -38,6 +38,16 @@ class LayoutError(MegatronForkError):
     exit_code = 2
 
 
+class UnreachableError(LayoutError):
+    """A rank that cannot reach another one."""
+
+    is_of_one_rank = True
+
+
+class PreflightError(MegatronForkError):
+    """A part that would fail in a run, as trying it has shown."""
+
+
 class ModelError(MegatronForkError):
     """A model folder or architecture that cannot be built."""
 
@@ -73,9 +83,7 @@ class ExtensionError(MegatronForkError):
 
 
 class GradientError(ObjectiveError):
-    """Gradients that are no numbers."""
-
-    is_of_one_rank = True
+    """Gradients of too many updates in a row that are no numbers; every rank raises it."""
 
 
 class RunFolderError(MegatronForkError):
@@ -93,6 +101,16 @@ class Interrupted(MegatronForkError):
     """The run was asked to stop; its state is saved."""
 
     exit_code = 130
+
+
+class RankLostError(MegatronForkError):
+    """Another rank is lost, or has failed before this one."""
+
+    def __init__(self, message: str, *, hint: str, exit_code: int, speaks: bool) -> None:
+        """`exit_code`: that of the rank which failed, or what asks to start again; `speaks`: whether this rank prints it."""
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+        self.is_of_one_rank = speaks
 
 
 class Preempted(Interrupted):

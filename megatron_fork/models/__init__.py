@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from megatron_fork import opened
 
 if TYPE_CHECKING:
-    from megatron_fork.models.architecture import check_divides, config_from_recipe, tokens_where_attention_is_half
+    from megatron_fork.models.architecture import (
+        check_divides,
+        config_from_recipe,
+        head_size,
+        padded_vocab_size,
+        tokens_where_attention_is_half,
+    )
     from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
     from megatron_fork.models.compute import choose_backend
     from megatron_fork.models.config import ComputeConfig, ExpertsConfig, ModelConfig
@@ -19,7 +25,14 @@ if TYPE_CHECKING:
     )
     from megatron_fork.models.fields import check_fields, shown
     from megatron_fork.models.flops import training_flops
-    from megatron_fork.models.footprint import Footprint, count_parameters, fullest_rank, hugging_face_outline
+    from megatron_fork.models.footprint import (
+        Footprint,
+        ParameterCounts,
+        count_parameters,
+        fullest_rank,
+        hugging_face_outline,
+    )
+    from megatron_fork.models.grouping import SequenceGroup, group_by_length
     from megatron_fork.models.rotary import longest_sequence
     from megatron_fork.models.routing import Routing
     from megatron_fork.models.statistics_model import StatisticsModel
@@ -38,8 +51,10 @@ __all__ = [
     "Entry",
     "ExpertsConfig",
     "Footprint",
+    "ParameterCounts",
     "PackedModel",
     "Routing",
+    "SequenceGroup",
     "StatisticsModel",
     "ValueModel",
     "build_chunks",
@@ -53,8 +68,11 @@ __all__ = [
     "count_parameters",
     "family_of",
     "fullest_rank",
+    "group_by_length",
+    "head_size",
     "hugging_face_outline",
     "longest_sequence",
+    "padded_vocab_size",
     "shown",
     "tokens_where_attention_is_half",
 ]

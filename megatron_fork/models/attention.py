@@ -10,7 +10,6 @@ Over context-parallel ranks, keys and values are sent around the ring: see `cont
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,35 +22,7 @@ from torch import Tensor
 
 from megatron_fork.distributed import collectives
 from megatron_fork.models.context_attention import context_attention
-
-# Tokens and padding of a group together may be at most this many times its tokens.
-_PADDING_LIMIT = 1.3
-
-
-@dataclass(frozen=True)
-class SequenceGroup:
-    """Consecutive sequences that share one kernel call."""
-
-    start: int
-    lengths: tuple[int, ...]
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.lengths)
-
-
-def group_by_length(lengths: list[int]) -> list[SequenceGroup]:
-    """Split a packed row into runs of consecutive sequences whose padded size stays within the limit."""
-    groups: list[SequenceGroup] = []
-    start = 0
-    run: list[int] = []
-    for length in lengths:
-        longest = max([*run, length])
-        if run and longest * (len(run) + 1) > _PADDING_LIMIT * (sum(run) + length):
-            groups.append(SequenceGroup(start, tuple(run)))
-            start, run = start + sum(run), []
-        run.append(length)
-    return [*groups, SequenceGroup(start, tuple(run))]
+from megatron_fork.models.grouping import group_by_length
 
 
 class PackedAttention(MegatronModule):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,36 +40,67 @@ class Footprint:
 
 def count_parameters(config: PretrainedConfig) -> int:
     """Parameters of the whole model; tied weights count once."""
-    return sum(count for _, count in _parameters(config))
+    return sum(parameter.numel() for parameter in hugging_face_outline(config).parameters())
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters of a whole model by the way in which ranks share them."""
+
+    config: PretrainedConfig
+    sharded: int
+    """Of layers, divided over tensor ranks."""
+    replicated: int
+    """Of layers, whole on every tensor rank: norms and routers."""
+    experts: int
+    """Of layers, divided over expert and expert tensor ranks."""
+    final_norm: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> ParameterCounts:
+        sharded = replicated = experts = final_norm = 0
+        for name, parameter in hugging_face_outline(config).named_parameters():
+            count = parameter.numel()
+            if ".experts." in name:
+                experts += count
+            elif ".layers." in name and _is_replicated(name):
+                replicated += count
+            elif ".layers." in name:
+                sharded += count
+            elif _is_replicated(name):
+                final_norm += count
+        return cls(config, sharded, replicated, experts, final_norm)
+
+    @property
+    def total(self) -> int:
+        """Of the whole model; tied weights count once."""
+        tables = 1 if self.config.tie_word_embeddings else 2
+        table = self.config.vocab_size * self.config.hidden_size
+        return self.sharded + self.replicated + self.experts + self.final_norm + tables * table
+
+    def stages(self, parallel: distributed.ParallelConfig, *, critic: bool = False) -> list[Footprint]:
+        """What a rank of each pipeline stage holds; raises `LayoutError` if the model does not divide like that.
+
+        All stages have the same number of layers. The first also holds the embedding, the last the output layer and the
+        final norm; tied weights are on both. A `critic` has one row in the output layer's place, whole on every tensor rank.
+        """
+        check_divides(self.config, parallel)
+        last, tied = parallel.pipeline - 1, self.config.tie_word_embeddings
+        layers = (self.sharded // parallel.tensor + self.replicated) // parallel.pipeline
+        experts = self.experts // (parallel.expert * parallel.expert_tensor * parallel.pipeline)
+        table = padded_vocab_size(self.config, parallel) // parallel.tensor * self.config.hidden_size
+        output = self.config.hidden_size if critic else 0 if tied and last == 0 else table
+        return [
+            Footprint(layers + table * (stage == 0) + (output + self.final_norm) * (stage == last), experts)
+            for stage in range(parallel.pipeline)
+        ]
 
 
 def fullest_rank(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> Footprint:
-    """What a rank of the fullest pipeline stage holds; raises `LayoutError` if the model does not divide like that.
-
-    All stages have the same number of layers. The first also holds the embedding, the last the output layer and the final
-    norm; tied weights are on both.
-    """
-    check_divides(config, parallel)
-    layers_dense = layers_experts = final_norm = 0
-    for name, count in _parameters(config):
-        if ".experts." in name:
-            layers_experts += count // (parallel.expert * parallel.expert_tensor)
-        elif ".layers." in name:
-            layers_dense += count if _is_replicated(name) else count // parallel.tensor
-        elif _is_replicated(name):
-            final_norm += count
-    table = padded_vocab_size(config, parallel) // parallel.tensor * config.hidden_size
-    tables = 1 if parallel.pipeline > 1 or config.tie_word_embeddings else 2
-    dense = layers_dense // parallel.pipeline + tables * table + final_norm
-    return Footprint(dense, layers_experts // parallel.pipeline)
+    """What a rank of the fullest pipeline stage holds; raises `LayoutError` if the model does not divide like that."""
+    return max(ParameterCounts.of(config).stages(parallel), key=lambda stage: stage.total)
 
 
 def _is_replicated(name: str) -> bool:
     """Whether every tensor rank holds the whole parameter, as for norms and routers."""
     return "norm" in name or name.endswith("mlp.gate.weight")
-
-
-def _parameters(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
-    """Hugging Face's names and sizes of the parameters."""
-    for name, parameter in hugging_face_outline(config).named_parameters():
-        yield name, parameter.numel()

@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from megatron_fork.policy.actor import LossFunction, Policy
     from megatron_fork.policy.config import CriticConfig, OptimizerConfig, PolicyConfig
     from megatron_fork.policy.critic import Critic
-    from megatron_fork.policy.learner import Learner, LearningRates, StepResult
+    from megatron_fork.policy.learner import Learner
     from megatron_fork.policy.network import Network, Update
+    from megatron_fork.policy.skipped_updates import SkippedUpdates
     from megatron_fork.policy.step_batches import groups_with_signal, split_into_mini_batches, with_advantages
+    from megatron_fork.policy.step_result import LearningRates, StepResult
     from megatron_fork.policy.trained_models import TrainedModels
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "PolicyConfig"})
@@ -26,6 +28,7 @@ __all__ = [
     "OptimizerConfig",
     "Policy",
     "LearningRates",
+    "SkippedUpdates",
     "StepResult",
     "Update",
     "groups_with_signal",

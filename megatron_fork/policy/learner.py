@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,50 +14,22 @@ from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.experience import Batch
 from megatron_fork.policy.network import Update
 from megatron_fork.policy.preparation import candidates, filled, prepared
+from megatron_fork.policy.skipped_updates import SkippedUpdates
+from megatron_fork.policy.step_result import LearningRates, StepResult
 from megatron_fork.policy.trained_models import TrainedModels
-from megatron_fork.policy.update_metrics import Metrics, mean, of_critic_update, of_mismatch, of_responses, of_update
+from megatron_fork.policy.update_metrics import (
+    Metrics,
+    of_critic_update,
+    of_mismatch,
+    of_responses,
+    of_update,
+    over_updates,
+)
 from megatron_fork.vocab_parallel import TokenStatistics
 
 # Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 their last bits depend on the shapes
 # of the batch, and a cut among them would choose by rounding noise, differently on every layout.
 _TIE_TOLERANCE = 1e-5
-
-
-@dataclass
-class StepResult:
-    """What a trainer step has done: all of it, or the updates before a stop; a resumed run makes the rest."""
-
-    metrics: Metrics = field(default_factory=dict)
-    """Of the step, over all ranks."""
-    updates: list[Metrics] = field(default_factory=list)
-    """Of each update."""
-    shares: list[Batch] = field(default_factory=list)
-    """This rank's part of each mini-batch, with its columns."""
-    columns: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Columns of every sequence by its number, from the checkpoint of an interrupted step; `shares` are restored from them."""
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether the step has results that a checkpoint must keep."""
-        return bool(self.shares or self.columns)
-
-    def restored(self, share: Batch) -> Batch:
-        """The share, under any layout, with its columns from the checkpoint."""
-        if not share.sequences:
-            some = next(iter(self.columns.values()), {})
-            return share.with_columns(**{name: column_t[:0] for name, column_t in some.items()})
-        names = self.columns[share.sequences[0].number]
-        return share.with_columns(
-            **{name: torch.cat([self.columns[each.number][name] for each in share.sequences]) for name in names}
-        )
-
-
-@dataclass(frozen=True)
-class LearningRates:
-    """Learning rates of a step; the policy is not updated if its rate is 0."""
-
-    policy: float
-    critic: float = 0.0
 
 
 class Learner:
@@ -72,13 +43,16 @@ class Learner:
         *,
         mismatch_limit: float,
         critic_epochs: int = 1,
+        skips: SkippedUpdates | None = None,
     ) -> None:
+        """`skips` counts updates that are not applied, and says how many may be; without it none may."""
         self.models = models
         self.policy = models.policy
         self.selection = selection_config
         self.objective = objective_config
         self.mismatch_limit = mismatch_limit
         self.critic_epochs = critic_epochs
+        self.skips = skips or SkippedUpdates()
         self._group = models.policy.layout.data
         for needed, model, name in (
             (objective_config.advantage == "gae", models.critic, "advantage=gae needs a critic"),
@@ -121,15 +95,18 @@ class Learner:
         clock.lap("statistics")
         for index in range(len(result.updates), len(shares)):
             stop_point()
-            result.updates.append(self._update(result.shares, index, step * len(shares) + index, rates, clock))
-        result.metrics |= mean(result.updates) | self._train_critic(result.shares, rates.critic, clock)
+            result.updates.append(self._update(result.shares, index, step, rates, clock))
+            self.skips.check()
+        self._train_critic(result, step, rates.critic, clock)
+        result.metrics |= over_updates(result.updates, "update/skipped")
+        result.metrics |= over_updates(result.critic_updates, "critic/skipped")
         return result
 
     def _update(
-        self, shares: list[Batch], index: int, number: int, rates: LearningRates, clock: Clock
+        self, shares: list[Batch], index: int, step: int, rates: LearningRates, clock: Clock
     ) -> dict[str, float]:
         """Select the tokens of one mini-batch and make its optimizer step; the metrics of both."""
-        share = shares[index]
+        share, number = shares[index], step * len(shares) + index
         current = share
         if index > 0 and self.selection.entropy_policy != "old":
             logprob_t, entropy_t = self.policy.statistics(share)
@@ -139,7 +116,9 @@ class Learner:
         shares[index] = current.with_columns(selected_t=chosen.mask)
         metrics = self._of_selection(chosen, current, share, number)
         if rates.policy:
-            metrics |= of_update(self.update(shares[index], chosen, number, learning_rate=rates.policy))
+            update = self.update(shares[index], chosen, number, learning_rate=rates.policy)
+            self.skips.note("policy", update, f"step {step}, update {index + 1} of {len(shares)}")
+            metrics |= of_update(update)
         clock.lap("update")
         return metrics
 
@@ -222,13 +201,13 @@ class Learner:
             )
         return columns
 
-    def _train_critic(self, shares: Sequence[Batch], learning_rate: float, clock: Clock) -> Metrics:
+    def _train_critic(self, result: StepResult, step: int, learning_rate: float, clock: Clock) -> None:
         """Train the critic, after the policy, so that all advantages come from the same critic."""
         critic = self.models.critic
-        if critic is None or not shares:
-            return {}
-        seen: list[Metrics] = []
-        for share in [share for _ in range(self.critic_epochs) for share in shares]:
+        if critic is None:
+            return
+        taught = [share for _ in range(self.critic_epochs) for share in result.shares]
+        for index, share in enumerate(taught[len(result.critic_updates) :], len(result.critic_updates)):
             candidate_t = candidates(share, self.objective)
             weights = objective.token_weights(
                 candidate_t, candidate_t, share.sequence_t, self.objective, group=self._group
@@ -248,9 +227,11 @@ class Learner:
                     weight=None if weights.weight is None else weights.weight[places].to(where),
                 )
 
-            seen.append(of_critic_update(critic.update(share, candidate_t, loss_of, learning_rate=learning_rate)))
+            update = critic.update(share, candidate_t, loss_of, learning_rate=learning_rate)
+            self.skips.note("critic", update, f"step {step}, update {index + 1} of {len(taught)}")
+            result.critic_updates.append(of_critic_update(update))
+            self.skips.check()
         clock.lap("critic")
-        return mean(seen)
 
     def _segments(self, share: Batch) -> Tensor | None:
         segment = selection.SCOPES[self.selection.scope or ""].segment

@@ -6,6 +6,7 @@ reduction and gradient finalisation are Megatron's own. Losses are divided by a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,6 @@ from transformers import PretrainedConfig
 
 from megatron_fork.data import MicroBatch, RowShape, deal, micro_batches_needed, pack
 from megatron_fork.distributed import Layout, collectives, device, threads_of_a_pass
-from megatron_fork.errors import GradientError
 from megatron_fork.experience import Batch
 from megatron_fork.models import PackedModel, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
@@ -41,6 +41,10 @@ class Update:
     sums: dict[str, float]
     balance: float = 0.0
     """Balance loss of a mixture of experts, with its coefficient; part of the gradient, not of `loss`."""
+    is_applied: bool = True
+    """Whether the optimizer made its step; false on every rank where the loss or the gradient norm is not finite."""
+    suspects: tuple[int, ...] = ()
+    """If not applied: numbers of the sequences in micro-batches whose loss is not finite, or of all if none is."""
 
 
 @dataclass(frozen=True)
@@ -144,28 +148,50 @@ class Network:
         *,
         learning_rate: float,
     ) -> Update:
-        """Forward, backward and one optimizer step on this rank's share and its micro-batches."""
+        """Forward, backward and one optimizer step on this rank's share and its micro-batches.
+
+        An update whose loss or gradient norm is not finite is not applied on any rank: weights, optimizer and rates stay.
+        """
         self._describe(batch)
         for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
             chunk.train()
             assert isinstance(wrapped, DistributedDataParallel)
             wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
-        try:
-            results = self._run(micro_batches, rows, tasks, forward_only=False)
-        except RuntimeError as error:
-            if "local grad norm" not in str(error):
-                raise
-            raise GradientError(
-                "gradients of an update are NaN or infinite",
-                hint="lower the learning rate; a loss of your own may divide by 0, or take the root of it",
-            ) from error
+        results = self._run(micro_batches, rows, tasks, forward_only=False)
+        sums = self._global_sums(results)
+        loss, balance = sums.pop("loss", 0.0), self._balance()
+        self.optimizer.prepare_grads()
+        gradient_norm = float(self.optimizer.get_grad_norm())
+        if not self._is_finite_everywhere(loss, gradient_norm):
+            suspects = self._suspects(batch, micro_batches, results)
+            self.optimizer.zero_grad()
+            return Update(loss, gradient_norm, 0.0, sums, balance, is_applied=False, suspects=suspects)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        _, gradient_norm, _ = self.optimizer.step()
+        self.optimizer.step()
         self._gathering = self._overlaps
-        sums = self._global_sums(results)
-        return Update(sums.pop("loss", 0.0), float(gradient_norm), learning_rate, sums, self._balance())
+        return Update(loss, gradient_norm, learning_rate, sums, balance)
+
+    def _is_finite_everywhere(self, *values: float) -> bool:
+        """Whether the values are finite on every rank: ranks of other layers, experts or shards may see another norm."""
+        broken = torch.tensor(float(not all(map(math.isfinite, values))), device=device())
+        return not float(collectives.all_reduce_max(broken, self.layout.world))
+
+    def _suspects(
+        self, batch: Batch, micro_batches: list[MicroBatch], results: list[dict[str, Tensor]]
+    ) -> tuple[int, ...]:
+        """Numbers of the sequences in micro-batches whose loss is not finite, of all ranks; of the whole update if none is."""
+        all_of_rank = [each.number for each in batch.sequences]
+        of_loss = [
+            all_of_rank[index]
+            for micro_batch, result in zip(micro_batches, results, strict=False)
+            if not math.isfinite(float(result["loss"]))
+            for index in batch.sequence_t[micro_batch.place_r].unique().tolist()
+        ]
+        found = collectives.gather_objects((of_loss, all_of_rank), self.layout.world)
+        suspected = {number for of_rank, _ in found for number in of_rank}
+        return tuple(sorted(suspected or {number for _, of_rank in found for number in of_rank}))
 
     def _describe(self, batch: Batch) -> None:
         """Describe the tokens of this rank's share to the routers of a mixture of experts."""

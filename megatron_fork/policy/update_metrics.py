@@ -26,9 +26,12 @@ def of_responses(mini_batches: Sequence[Batch]) -> Metrics:
 
 
 def of_update(update: Update) -> Metrics:
-    """Means over the trained tokens; for sums that count tokens these are fractions."""
+    """Means over the trained tokens; for sums that count tokens these are fractions. Of one not applied, why it was not."""
+    if not update.is_applied:
+        return {"update/skipped": 1.0, "loss": update.loss, "gradient_norm": update.gradient_norm}
     tokens = max(1.0, update.sums["tokens"])
     return {
+        "update/skipped": 0.0,
         "loss": update.loss,
         "gradient_norm": update.gradient_norm,
         "learning_rate": update.learning_rate,
@@ -44,6 +47,8 @@ def of_update(update: Update) -> Metrics:
 
 def of_critic_update(update: Update) -> Metrics:
     """The loss, the fraction of clipped values, and 1 - Var(error) / Var(return): 1 predicts everything, 0 nothing."""
+    if not update.is_applied:
+        return {"critic/skipped": 1.0, "critic/loss": update.loss, "critic/gradient_norm": update.gradient_norm}
     sums, tokens = update.sums, max(1.0, update.sums["value_tokens"])
 
     def variance(name: str) -> float:
@@ -51,6 +56,7 @@ def of_critic_update(update: Update) -> Metrics:
 
     spread = variance("return")
     return {
+        "critic/skipped": 0.0,
         "critic/loss": update.loss,
         "critic/gradient_norm": update.gradient_norm,
         "critic/clipped": sums["value_clipped"] / tokens,
@@ -68,6 +74,12 @@ def of_mismatch(mismatch: objective.Mismatch) -> Metrics:
     }
 
 
-def mean(seen: Sequence[Metrics]) -> Metrics:
-    """The mean of each metric over updates; thresholds that are NaN (no cut) stay NaN."""
-    return {name: math.fsum(metrics[name] for metrics in seen) / len(seen) for name in (seen[0] if seen else {})}
+def over_updates(seen: Sequence[Metrics], skipped: str) -> Metrics:
+    """The mean of each metric over the updates that were applied, and how many were `skipped` if any might have been.
+
+    Thresholds that are NaN (no cut) stay NaN.
+    """
+    # An update of an earlier version's checkpoint does not have this metric, nor one without a step of its network.
+    made = [metrics for metrics in seen if not metrics.get(skipped)]
+    means = {name: math.fsum(metrics[name] for metrics in made) / len(made) for name in (made[0] if made else {})}
+    return means | ({skipped: float(len(seen) - len(made))} if skipped in means or len(made) < len(seen) else {})

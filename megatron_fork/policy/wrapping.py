@@ -22,7 +22,7 @@ def data_parallel(config: OptimizerConfig, chunks: Sequence[nn.Module]) -> Itera
         use_distributed_optimizer=config.distributed,
         overlap_grad_reduce=config.overlap_gradients,
         overlap_param_gather=config.overlap_parameters,
-        check_for_nan_in_grad=True,
+        check_for_nan_in_grad=False,  # `Network.step` asks, once all ranks have reduced: see there
     )
     for index, chunk in enumerate(chunks):
         # Later chunks are reduced while others compute: buckets would only cost messages.

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from megatron_fork.rollout.in_process.embedded import EmbeddedEngine
     from megatron_fork.rollout.in_process.load_balanced import LoadBalancedEngine
     from megatron_fork.rollout.in_process.vllm import ColocatedEngine
-    from megatron_fork.rollout.probing import probe
+    from megatron_fork.rollout.probing import compare, probe
     from megatron_fork.rollout.responses import ends_in_words, stop_tokens_of
     from megatron_fork.rollout.scheduler import RolloutCounts
     from megatron_fork.rollout.servers.remote import RemoteEngine
+    from megatron_fork.rollout.servers.survey import ServerAnswer, ask_servers
     from megatron_fork.rollout.servers.wire import server_states
     from megatron_fork.rollout.weights import PolicyWeights
 else:
@@ -42,8 +43,11 @@ __all__ = [
     "Request",
     "Rollouts",
     "RolloutCounts",
+    "ServerAnswer",
+    "ask_servers",
     "build_engine",
     "check_engine",
+    "compare",
     "engine_kind",
     "ends_in_words",
     "probe",

@@ -85,6 +85,8 @@ class EngineKind:
     """How many consecutive ranks form one engine and make the same calls; the first of them reports for it."""
     holds_weights: bool = False
     """The engine's weights are on the trainer's ranks beside the policy, a part on each rank of an engine."""
+    takes_share: bool = False
+    """While it is awake it holds `rollout.colocated.gpu_memory_utilization` of each GPU, its weights among that."""
     memory: str = ""
     """What `doctor` says about the memory of its weights."""
     check: str | Callable[[RolloutConfig, int], None] | None = None
@@ -122,6 +124,7 @@ ENGINES: dict[str, EngineKind] = {
         full_softmax=False,
         ranks_per_engine=lambda config: config.colocated.tensor,
         holds_weights=True,
+        takes_share=True,
         memory="weights; its cache comes on top",
         check=f"{_ROOM}.in_process.vllm_process:check_colocated",
     ),
@@ -167,11 +170,16 @@ def _names_of_servers() -> str:
     return ", ".join(name for name, each in ENGINES.items() if each.has_servers)
 
 
-def check_engine(config: RolloutConfig, *, ranks: int, replays_experts: bool = False) -> None:
-    """Raise `ConfigError` if the engine of `config` cannot run here, or does not support the settings."""
+def check_engine(
+    config: RolloutConfig, *, ranks: int, replays_experts: bool = False, servers_come: bool = False
+) -> None:
+    """Raise `ConfigError` if the engine of `config` cannot run here, or does not support the settings.
+
+    `servers_come`: a job starts the servers, and none need be named yet.
+    """
     kind = engine_kind(config.engine)
     config.check_kind(kind)
-    if kind.has_servers and not config.servers:  # a job that starts them names them only now
+    if kind.has_servers and not config.servers and not servers_come:
         raise ConfigError(
             f"rollout.engine={config.engine} with rollout.servers={config.servers}",
             hint=f"it needs at least one address, such as http://node7:8000: only {_names_of_servers()} draw at servers; "

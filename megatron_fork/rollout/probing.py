@@ -36,7 +36,7 @@ def probe(engine: Engine, policy: Policy, prompts: Sequence[Prompt], config: Rol
     answers = {name: completions for replicas in of_ranks for name, completions in replicas.items()}
     if not answers:
         return 0.0
-    differences = _differences(policy, asked, answers)
+    differences = compare(policy, asked, answers)
     worst = max(differences, key=lambda server: differences[server])
     if not differences[worst] <= config.probe_limit:
         raise RolloutError(
@@ -47,8 +47,11 @@ def probe(engine: Engine, policy: Policy, prompts: Sequence[Prompt], config: Rol
     return differences[worst]
 
 
-def _differences(policy: Policy, asked: Sequence[Prompt], answers: dict[str, list[Completion]]) -> dict[str, float]:
-    """The largest difference of each server."""
+def compare(policy: Policy, asked: Sequence[Prompt], answers: dict[str, list[Completion]]) -> dict[str, float]:
+    """The largest |engine - policy| log-prob in nats of each name in `answers`, which is the same on every rank.
+
+    A completion's `number` is the place of its prompt in `asked`.
+    """
     trajectories = [
         Trajectory(
             number=place * len(asked) + completion.number,
@@ -57,6 +60,7 @@ def _differences(policy: Policy, asked: Sequence[Prompt], answers: dict[str, lis
             rollout_logprob=completion.logprob,
             finish_reason=completion.finish_reason,
             weight_version=completion.weight_version,
+            experts=completion.experts,
         )
         for place, completions in enumerate(answers.values())
         for completion in completions

@@ -7,6 +7,7 @@ from megatron_fork import opened
 if TYPE_CHECKING:
     from megatron_fork.run.checkpointing import checkpoint, checkpointing, save
     from megatron_fork.run.checks import (
+        Checked,
         check,
         check_import,
         check_kernels,
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
         matching_prompts,
     )
     from megatron_fork.run.console import Display, quiet_libraries
-    from megatron_fork.run.context import RunContext, prepare
+    from megatron_fork.run.context import RunContext, check_folder, prepare
+    from megatron_fork.run.ending import end_with, explain, is_first_rank, leave
     from megatron_fork.run.engine_side import collect, sync_weights
+    from megatron_fork.run.folder import writing_to
+    from megatron_fork.run.interruption import StopRequest
     from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
     from megatron_fork.run.setup import (
         build_collector,
         build_engine,
         build_learner,
+        build_models,
         start,
         warm_start,
         write_model,
@@ -32,24 +37,32 @@ else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "Checked",
     "Display",
     "PartialStep",
     "RunContext",
     "RunState",
+    "StopRequest",
     "build_collector",
     "build_engine",
     "build_learner",
+    "build_models",
     "check",
+    "check_folder",
     "check_import",
     "check_kernels",
     "check_settings",
     "checkpoint",
     "checkpointing",
     "collect",
+    "end_with",
     "evaluate_held_out",
     "evaluate_where_due",
+    "explain",
     "finish",
+    "is_first_rank",
     "is_due",
+    "leave",
     "log_step",
     "matching_model",
     "matching_prompts",
@@ -62,4 +75,5 @@ __all__ = [
     "warm_start",
     "warn_of_failures",
     "write_model",
+    "writing_to",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_fork.errors import RolloutError, StopRequested
+from megatron_fork.errors import GradientError, RolloutError, StopRequested
 from megatron_fork.policy import TrainedModels
 from megatron_fork.run.context import RunContext
 from megatron_fork.run.state import RunState, is_due
@@ -15,7 +15,7 @@ from megatron_fork.run.step_files import write_groups, write_step
 
 @contextmanager
 def checkpointing(context: RunContext, models: TrainedModels, state: RunState) -> Iterator[None]:
-    """Save a checkpoint if the steps in this context end early, by a stop request or an engine that fails.
+    """Save a checkpoint if the steps in this context end early: by a stop request, an engine that fails, or bad gradients.
 
     `StopRequested` becomes `Interrupted`, which the command line understands; so does an engine's failure if the run was
     asked to stop.
@@ -23,7 +23,7 @@ def checkpointing(context: RunContext, models: TrainedModels, state: RunState) -
     with context.stop.remembered():
         try:
             yield
-        except (StopRequested, RolloutError) as error:
+        except (StopRequested, RolloutError, GradientError) as error:
             _forget_untrusted(state, error)
             save(context, models, state)
             context.checkpoints.wait()

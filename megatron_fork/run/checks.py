@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from megatron_fork import conversion, models, objective, selection
+from megatron_fork import conversion, distributed, models, objective, selection
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.errors import ConfigError, ModelError, RunFolderError, way_out
@@ -20,6 +20,7 @@ from megatron_fork.policy import OptimizerConfig
 from megatron_fork.recipe import one_line
 from megatron_fork.rewards import check_verifier, takes_row
 from megatron_fork.rollout import check_engine, stop_tokens_of
+from megatron_fork.run.prometheus import check_port
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,20 @@ class Checked:
     """Any of them ends a response; the tokenizer's own comes first."""
 
 
-def check(config: RunConfig, *, ranks: int) -> Checked:
-    """Find what `config` names; raises a `MegatronForkError` for the first thing that would fail on `ranks` ranks here."""
+def check(config: RunConfig, *, ranks: int, servers_come: bool = False) -> Checked:
+    """Find what `config` names; raises a `MegatronForkError` for the first thing that would fail on `ranks` ranks here.
+
+    `servers_come`: a job will start the servers of the recipe and name them.
+    """
     check_machine(config)
-    check_settings(config, ranks=ranks)
+    check_settings(config, ranks=ranks, servers_come=servers_come)
     hf_config, contents = matching_model(config)
     config.parallel.data(ranks)
     source = matching_prompts(config, hf_config)
     return Checked(hf_config, contents, source, matching_ends(config, hf_config, source.tokenizer))
 
 
-def check_settings(config: RunConfig, *, ranks: int) -> None:
+def check_settings(config: RunConfig, *, ranks: int, servers_come: bool = False) -> None:
     """Raise `ConfigError` for settings that do not fit each other or the number of ranks."""
     stale = config.rollout.max_staleness
     if stale and config.objective.correction == "none":
@@ -66,7 +70,7 @@ def check_settings(config: RunConfig, *, ranks: int) -> None:
     _check_verifier(config)
     objective.loss_named(config.objective.loss)
     selection.token_choice(config.selection.tokens)
-    check_engine(config.rollout, ranks=ranks, replays_experts=config.experts.replay)
+    check_engine(config.rollout, ranks=ranks, replays_experts=config.experts.replay, servers_come=servers_come)
 
 
 def check_machine(config: RunConfig) -> None:
@@ -86,6 +90,10 @@ def check_machine(config: RunConfig) -> None:
         )
     if config.run.wandb and importlib.util.find_spec("wandb") is None:
         raise RunFolderError(f"run.wandb={config.run.wandb}, but wandb is not installed", hint="pip install wandb")
+    if config.run.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise RunFolderError("run.tensorboard=true, but tensorboard is not installed", hint="pip install tensorboard")
+    if config.run.prometheus_port and distributed.rank() == 0:
+        check_port(config.run.prometheus_host, config.run.prometheus_port)
     check_verifier(config.rewards)
     if config.run.folder and Path(config.run.folder).is_file():
         raise RunFolderError(

@@ -13,6 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -29,7 +30,7 @@ LOCK = "lock"
 # What runs leave behind; other files in the folder, such as a scheduler's log, are not touched.
 _LEFT_BY_RUNS = (
     *("checkpoints", "warm_start", "warm_start_state", "model", "engine_weights", "traces", "wandb", "wandb_run"),
-    *("metrics.jsonl", "updates.jsonl", "summary.json", "report.html"),
+    *("tensorboard", "alerts.jsonl", "metrics.jsonl", "updates.jsonl", "summary.json", "report.html"),
 )
 _REMOVED = ".removed-"
 # A killed trainer's checkpoint writer may need a moment to end, on this machine or on the one where the job ran before.
@@ -66,6 +67,20 @@ def claim(path: Path, config: RunConfig, *, may_change: tuple[str, ...], say: Sa
     return lock
 
 
+def check_claim(path: Path, config: RunConfig, *, may_change: tuple[str, ...]) -> None:
+    """Raise the `RunFolderError` that `claim` would raise now; nothing is created, changed or waited for."""
+    if not path.is_dir():
+        return
+    with writing_to(path / LOCK), suppress(FileNotFoundError), (path / LOCK).open(encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise _in_use(path, lock.read().strip()) from error
+    if not config.run.overwrite or _is_started_again():
+        _check_same_run(path, config, may_change)
+
+
 def new_folder(wanted: Path) -> Path:
     """Create `wanted`, or `wanted.2` and so on if another run of this second has taken that name."""
     with writing_to(wanted):
@@ -96,10 +111,7 @@ def _locked(path: Path, say: Say) -> TextIO:
             holder = lock.read().strip()
             if time.monotonic() > deadline or _is_alive(holder):
                 lock.close()
-                raise RunFolderError(
-                    f"run.folder={path} is in use by {holder or 'another process'}",
-                    hint="wait until it has ended, or choose another run.folder",
-                ) from error
+                raise _in_use(path, holder) from error
         if not told:
             say(f"run.folder={path}: waiting for {holder or 'an earlier run'} to finish writing")
             told = True
@@ -108,6 +120,13 @@ def _locked(path: Path, say: Say) -> TextIO:
     lock.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
     lock.flush()
     return lock
+
+
+def _in_use(path: Path, holder: str) -> RunFolderError:
+    return RunFolderError(
+        f"run.folder={path} is in use by {holder or 'another process'}",
+        hint="wait until it has ended, or choose another run.folder",
+    )
 
 
 def _is_alive(holder: str) -> bool:

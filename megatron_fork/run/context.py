@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,23 +15,32 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from megatron_fork import checkpoint, conversion, distributed
-from megatron_fork.config import RunConfig, fingerprint, former_fingerprints, to_yaml
+from megatron_fork.config import RunConfig, to_yaml
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import Interrupted, MegatronForkError, Preempted, StopRequested, command
 from megatron_fork.rollout import ends_in_words
-from megatron_fork.run.checks import check
-from megatron_fork.run.claim import claim, new_folder
+from megatron_fork.run.checks import Checked, check
+from megatron_fork.run.claim import check_claim, claim, new_folder
 from megatron_fork.run.console import Display
+from megatron_fork.run.ending import end_with
 from megatron_fork.run.folder import RunFolder
+from megatron_fork.run.identity import fingerprint, former_fingerprints
 from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
 from megatron_fork.run.metric_names import PeerNames
 from megatron_fork.run.provenance import as_comments, provenance
 
 # What a resumed run may change without becoming another run.
 _MAY_CHANGE = (
-    *("run.", "parallel.", "cluster.", "train.steps", "rewards.workers", "rewards.failure_warning"),
-    *("policy.tokens_per_", "rollout.batch_size", "rollout.servers", "rollout.sync", "rollout.remote."),
+    *("run.", "parallel.", "cluster.", "train.steps", "train.max_skipped_updates", "rewards.workers"),
+    *(
+        "rewards.failure_warning",
+        "policy.tokens_per_",
+        "rollout.batch_size",
+        "rollout.servers",
+        "rollout.sync",
+        "rollout.remote.",
+    ),
     *("rollout.colocated.", "rollout.probe_"),
 )
 # Characters that a folder's name may not hold.
@@ -83,44 +92,57 @@ class RunContext:
 
 
 @contextmanager
-def prepare(config: RunConfig, display: Display) -> Iterator[RunContext]:
-    """Check `config`, connect the ranks, open the run folder; close everything at the end."""
-    checked = check(config, ranks=distributed.world_size())
+def prepare(config: RunConfig, display: Display, *, found: Checked | None = None) -> Iterator[RunContext]:
+    """Connect the ranks, check `config`, open the run folder; close everything at the end.
+
+    Ranks connect first, so that all hear of one that alone fails the checks, because its machine differs. `found`: what
+    `check` has found before, for a caller that has it.
+    """
+    distributed.initialize()
+    with distributed.watching_ranks(config.run.rank_timeout_seconds, end_with) as watch:
+        checked = found or check(config, ranks=distributed.world_size())
+        with (
+            StopRequest() as stop,  # around the rest: a launcher's signal must not cut short what a rank has to say
+            parallel_layout(config.parallel) as layout,
+            watch.reporting(),
+            _stopping(stop),
+            closing(_open_folder(config, layout, display)) as folder,
+        ):
+            yield _context(config, checked, layout, folder, display, stop)
+
+
+def _context(
+    config: RunConfig, checked: Checked, layout: Layout, folder: RunFolder, display: Display, stop: StopRequest
+) -> RunContext:
     hf_config, source, stop_tokens = checked.hf_config, checked.source, checked.stop_tokens
     model_files = conversion.ModelFiles.of(config.model, hf_config, source.tokenizer)
-    distributed.initialize()
-    with parallel_layout(config.parallel) as layout, StopRequest() as stop, _stopping(stop):
-        folder = _open_folder(config, layout, display)
-        display.say(f"data {config.data.source}: {source.counts}, {len(source.held_out):,} held out")
-        display.say(f"responses end at {ends_in_words(stop_tokens, source.tokenizer)}")
-        try:
-            identity = fingerprint(config, leave_out=_MAY_CHANGE)
-            formerly = former_fingerprints(config, leave_out=_MAY_CHANGE)
-            checkpoints = checkpoint.Checkpoints(
-                folder.path / "checkpoints",
-                run=identity,
-                formerly=formerly,
-                keep=config.run.keep_checkpoints,
-                keep_every=config.run.keep_every,
-                write_model_files=model_files.write,
-                say=display.say,
-            )
-            yield RunContext(
-                config,
-                layout,
-                hf_config,
-                source,
-                folder,
-                display,
-                stop,
-                stop_tokens,
-                model_files,
-                identity,
-                formerly,
-                checkpoints,
-            )
-        finally:
-            folder.close()
+    display.say(f"data {config.data.source}: {source.counts}, {len(source.held_out):,} held out")
+    display.say(f"responses end at {ends_in_words(stop_tokens, source.tokenizer)}")
+    identity = fingerprint(config, leave_out=_MAY_CHANGE)
+    formerly = former_fingerprints(config, leave_out=_MAY_CHANGE)
+    checkpoints = checkpoint.Checkpoints(
+        folder.path / "checkpoints",
+        run=identity,
+        formerly=formerly,
+        keep=config.run.keep_checkpoints,
+        keep_every=config.run.keep_every,
+        write_model_files=model_files.write,
+        say=display.say,
+    )
+    return RunContext(
+        config,
+        layout,
+        hf_config,
+        source,
+        folder,
+        display,
+        stop,
+        stop_tokens,
+        model_files,
+        identity,
+        formerly,
+        checkpoints,
+    )
 
 
 @contextmanager
@@ -137,6 +159,12 @@ def _stopping(stop: StopRequest) -> Iterator[None]:
             "stopped where nothing had to be saved",
             hint="start it again with the same run.folder: it continues from there",
         ) from error
+
+
+def check_folder(config: RunConfig) -> None:
+    """Raise a `RunFolderError` where `prepare` would not get the run's folder, which stays as it is."""
+    if config.run.folder:
+        check_claim(Path(config.run.folder), config, may_change=_MAY_CHANGE)
 
 
 def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFolder:
@@ -164,4 +192,8 @@ def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFold
         resolved=head + to_yaml(named),
         lock=lock,
         peer_names=PeerNames(config.run.metric_aliases, layout.world.size()),
+        tensorboard=config.run.tensorboard,
+        prometheus=(config.run.prometheus_host, config.run.prometheus_port) if config.run.prometheus_port else None,
+        alerts=config.run.alerts,
+        say=display.say,
     )

@@ -1,4 +1,4 @@
-"""What a run leaves behind: resolved.yaml, metrics.jsonl, traces/, checkpoints/, summary.json, report.html.
+"""What a run leaves behind: resolved.yaml, metrics.jsonl, alerts.jsonl, traces/, checkpoints/, summary.json, report.html.
 
 Rank 0 writes; on the other ranks every method does nothing. A full or read-only disk is one clear line.
 """
@@ -10,15 +10,19 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from megatron_fork.analysis import StepMetrics
+from megatron_fork.config import AlertsConfig
 from megatron_fork.errors import RunFolderError, masked, way_out
 from megatron_fork.files import replace_file
+from megatron_fork.run.alerts import Alert, Alerts, active_causes
 from megatron_fork.run.metric_names import PeerNames
+from megatron_fork.run.prometheus import MetricsServer
+from megatron_fork.run.tensorboard import TensorBoard
 
 
 @contextmanager
@@ -67,13 +71,26 @@ class RunFolder:
         resolved: str = "",
         lock: TextIO | None = None,
         peer_names: PeerNames | None = None,
+        tensorboard: bool = False,
+        prometheus: tuple[str, int] | None = None,
+        alerts: AlertsConfig | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`writes`: whether this rank writes; `lock` stays open until `close`, so that no other process uses the folder."""
+        """`writes`: whether this rank writes; `lock` stays open until `close`, so that no other process uses the folder.
+
+        Metrics are also written for TensorBoard, and shown at the address `prometheus`; `alerts` says what is told with `say`.
+        """
         self.path = path
         self.writes = writes
         self._lock, self._resolved, self._wandb_project = lock, resolved, wandb_project
         self._peer_names = peer_names or PeerNames()
         self._wandb = None
+        self._say = say
+        self._tensorboard = TensorBoard(path / "tensorboard") if tensorboard and writes else None
+        self._prometheus_at = prometheus
+        self._server: MetricsServer | None = None
+        self._alerts_config = alerts
+        self._alerts: Alerts | None = None
         if writes:
             with writing_to(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -85,17 +102,43 @@ class RunFolder:
         write_atomically(self.path / "resolved.yaml", self._resolved)
         if self._wandb_project:
             self._wandb = _start_wandb(self._wandb_project, self.path, self._resolved, self._peer_names.all())
+        if self._prometheus_at is not None:
+            self._server = MetricsServer(*self._prometheus_at)
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl."""
         if not self.writes:
             return
+        alerts = self._alerts_of(stage, step, values)
+        values = {**values, **alerts}
         aliases = self._peer_names.of(stage, values)
         self._append(self.path / "metrics.jsonl", StepMetrics(stage, step, {**values, **aliases}).fields())
         if self._wandb is not None:
             logged = {f"{stage}/{name}": value for name, value in values.items()} | aliases
             finite = {name: value for name, value in logged.items() if math.isfinite(value)}
             self._wandb.log({**finite, f"{stage}/step": step})
+        if self._tensorboard is not None:
+            self._tensorboard.write(stage, step, {**values, **aliases})
+        if self._server is not None:
+            self._server.update(stage, step, {**values, **aliases})
+
+    def _alerts_of(self, stage: str, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Tell what is new, and which causes for alarm a trainer step has."""
+        if self._alerts_config is None:
+            return {}
+        if self._alerts is None:  # once `forget` has removed what a resumed run repeats
+            active = active_causes(self.path / "alerts.jsonl")
+            self._alerts = Alerts(self._alerts_config, self._tell, active=active)
+        self._alerts.progress()
+        return self._alerts.look(step, values) if stage == "train" else {}
+
+    def _tell(self, alert: Alert) -> None:
+        self._say(
+            f"{'ALERT' if alert.is_raised else 'alert cleared'}: {alert.cause}, step {alert.step}: {alert.message}"
+        )
+        self._append(self.path / "alerts.jsonl", alert.fields())
+        if self._wandb is not None and alert.is_raised:
+            self._wandb.alert(title=f"{self.path.name}: {alert.cause}", text=f"step {alert.step}: {alert.message}")
 
     def updates(self, step: int, values: Sequence[Mapping[str, float]]) -> None:
         """Append a line to updates.jsonl for each optimizer step of a trainer step."""
@@ -128,7 +171,10 @@ class RunFolder:
         if not self.writes:
             return
         last = {"sft": warm_start_after, "train": after, "evaluation": evaluations_after}
-        for name in ("metrics.jsonl", "updates.jsonl"):
+        for stage, kept_to in last.items():
+            if kept_to is not None and self._tensorboard is not None:
+                self._tensorboard.forget(stage, kept_to)
+        for name in ("metrics.jsonl", "updates.jsonl", "alerts.jsonl"):
             file = self.path / name
             if file.is_file():
                 kept = [line + "\n" for line in file.read_text(encoding="utf-8").splitlines() if _stands(line, last)]
@@ -141,6 +187,9 @@ class RunFolder:
                     trace.unlink()
 
     def close(self) -> None:
+        for each in (self._alerts, self._server, self._tensorboard):
+            if each is not None:
+                each.close()
         if self._wandb is not None:
             self._wandb.finish()
         if self._lock is not None:

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+import torch
+
 from megatron_fork import distributed, models
 from megatron_fork.analysis import Outcome, read_outcome, write_report
 from megatron_fork.config import RunConfig
+from megatron_fork.distributed import collectives
 from megatron_fork.evaluation import Evaluation, evaluate
 from megatron_fork.experience import Trajectory
 from megatron_fork.rewards import Failures
@@ -66,6 +69,7 @@ def log_step(context: RunContext, state: RunState, done: PartialStep, seconds: M
     metrics = {**done.rollout_metrics, **done.result.metrics, **seconds}
     metrics["tokens_per_second"] = sum(len(each.response) for each in done.trajectories) / metrics["time/step"]
     metrics |= utilization(context, done.trajectories, metrics.get("time/update", 0.0))
+    metrics |= memory(context)
     context.folder.metrics("train", state.step, metrics)
     context.folder.updates(state.step, done.result.updates)
     has_signal = note_signal(context, state, metrics, updates=len(done.result.updates))
@@ -81,6 +85,13 @@ def log_step(context: RunContext, state: RunState, done: PartialStep, seconds: M
         if not done.result.shares:
             keep_responses(context, done.dropped, state.step, "without_signal")
     return metrics
+
+
+def memory(context: RunContext) -> dict[str, float]:
+    """The largest peak of any rank: of a process since it began, of a GPU's tensors since the step before; collective."""
+    peaks = torch.tensor(distributed.peak_memory(), device=distributed.device())
+    resident, on_device = collectives.all_reduce_max(peaks, context.layout.world).tolist()
+    return {"memory/resident": resident, **({"memory/device": on_device} if on_device else {})}
 
 
 def utilization(context: RunContext, trained: Sequence[Trajectory], seconds: float) -> dict[str, float]:

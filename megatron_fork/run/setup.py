@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from megatron_fork import checkpoint, conversion, distributed, models, rollout
-from megatron_fork.config import RunConfig
 from megatron_fork.distributed import collectives
-from megatron_fork.errors import StopRequested
+from megatron_fork.errors import GradientError, StopRequested
 from megatron_fork.experience import Batch
 from megatron_fork.objective import PolicyLoss, supervised_loss
-from megatron_fork.policy import Critic, Learner, OptimizerConfig, Policy, TrainedModels
+from megatron_fork.policy import Critic, Learner, OptimizerConfig, Policy, SkippedUpdates, TrainedModels
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Collector, Engine, EngineContext
 from megatron_fork.run.context import RunContext
@@ -66,8 +65,11 @@ def first_weights(context: RunContext) -> models.ModelConfig:
     return models.ModelConfig(path=str(context.warm_start)) if context.config.sft.steps else context.config.model
 
 
-def build_models(context: RunContext, reference: models.ModelConfig) -> TrainedModels:
-    """The networks that the objective needs; the reference has its weights, the others are still to be loaded."""
+def build_models(context: RunContext, reference: models.ModelConfig | None) -> TrainedModels:
+    """The networks that the objective needs; the reference has its weights, the others are still to be loaded.
+
+    `reference`: where its weights are; None leaves them random as well.
+    """
     config = context.config
     critic = frozen = None
     if config.objective.advantage == "gae":
@@ -81,6 +83,7 @@ def build_models(context: RunContext, reference: models.ModelConfig) -> TrainedM
         )
     if config.objective.kl_coef:
         frozen = build_policy(context, None)
+    if frozen is not None and reference is not None:
         conversion.load_initial(frozen.model, reference, seed=config.seed)
     return TrainedModels(build_policy(context, config.optimizer), critic, frozen)
 
@@ -108,22 +111,25 @@ def warm_start(context: RunContext) -> Policy:
     else:
         checkpoint.load_training_state(saved, {"policy": policy})
     first = saved.progress["step"] if saved else 0
+    skips = skips_of(context, dict(saved.progress.get("skipped_in_a_row", {})) if saved else {})
     context.folder.forget(warm_start_after=first)
     with context.stop.remembered():
         done, steps = first, context.config.sft.steps
         try:
-            for done in fine_tune(context, policy, first=first):
+            for done in fine_tune(context, policy, skips, first=first):
                 if done < steps:
                     context.stop_point()
-        except StopRequested as request:
-            state.save(done, {"policy": policy}, {"step": done})
+        except (StopRequested, GradientError) as request:
+            state.save(done, {"policy": policy}, {"step": done, "skipped_in_a_row": skips.in_a_row})
             state.wait()
+            if isinstance(request, GradientError):
+                raise
             raise context.interrupted(f"stopped after step {done} of {steps} of the warm start") from request
         write_model(context, policy, context.warm_start)
     return policy
 
 
-def fine_tune(context: RunContext, policy: Policy, *, first: int) -> Iterator[int]:
+def fine_tune(context: RunContext, policy: Policy, skips: SkippedUpdates, *, first: int) -> Iterator[int]:
     """Imitate the source's demonstrations from step `first` on, by cross-entropy; after each step, how many are done."""
     config, seed = context.config.sft, context.config.seed
     with context.display.stage("sft", config.steps, done=first) as stage:
@@ -139,8 +145,11 @@ def fine_tune(context: RunContext, policy: Policy, *, first: int) -> Iterator[in
             everything = torch.ones(batch.response_tokens, dtype=torch.bool)
             rate = config.optimizer.rate_at(step, config.steps)
             update = policy.update(batch, everything, loss_of, learning_rate=rate)
+            skips.note("policy", update, f"warm start, step {step + 1} of {config.steps}")
+            skips.check()
             seconds = time.perf_counter() - started
             metrics = {
+                "update/skipped": float(not update.is_applied),
                 "loss": update.loss,
                 "gradient_norm": update.gradient_norm,
                 "learning_rate": rate,
@@ -209,13 +218,20 @@ def build_collector(
     return collector
 
 
-def build_learner(config: RunConfig, models: TrainedModels) -> Learner:
+def skips_of(context: RunContext, in_a_row: dict[str, int]) -> SkippedUpdates:
+    """The count of updates that are not applied; it goes on from `in_a_row`, and changes it."""
+    return SkippedUpdates(context.config.train.max_skipped_updates, in_a_row, context.display.say)
+
+
+def build_learner(context: RunContext, models: TrainedModels, state: RunState) -> Learner:
+    config = context.config
     return Learner(
         models,
         config.selection,
         config.objective,
         mismatch_limit=config.rollout.mismatch_limit,
         critic_epochs=config.critic.epochs,
+        skips=skips_of(context, state.skipped_in_a_row),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NotRequired, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -55,6 +55,7 @@ class PartialRecord(TypedDict):
     metrics: _Metrics | None
     """Of the step; None before its statistics pass."""
     updates: list[_Metrics]
+    critic_updates: NotRequired[list[_Metrics]]
 
 
 @_exact
@@ -68,6 +69,7 @@ class StateRecord(TypedDict, total=False):
     after: _Metrics | None
     steps_without_signal: _Count
     owes_evaluation: bool
+    skipped_in_a_row: dict[str, _Count]
     partial: PartialRecord | None
 
 
@@ -91,13 +93,16 @@ class PartialStep:
     """A checkpoint holds it as it is: it was resumed and has not continued yet."""
 
     def record(self) -> PartialRecord:
-        return {
+        record: PartialRecord = {
             "counts": asdict(self.counts),  # type: ignore[typeddict-item]
             "trajectories": None if self.trajectories is None else len(self.trajectories),
             "rollout_metrics": self.rollout_metrics,
             "metrics": self.result.metrics if self.result.is_begun else None,
             "updates": self.result.updates,
         }
+        if self.result.critic_updates:
+            record["critic_updates"] = self.result.critic_updates
+        return record
 
 
 @dataclass
@@ -115,6 +120,8 @@ class RunState:
     steps_without_signal: int = 0
     owes_evaluation: bool = False
     """Whether the evaluation after `step` is due and not done yet."""
+    skipped_in_a_row: dict[str, int] = field(default_factory=dict)
+    """By network, how many of its updates up to now were not applied, also within the partial step."""
     partial: PartialStep | None = None
     in_flight: list[PromptGroup] = field(default_factory=list)
     """On the first rank: prompt groups that were begun but not trained on after `step`; not part of `record`."""
@@ -142,7 +149,7 @@ class RunState:
 
     def record(self) -> StateRecord:
         """What a checkpoint's manifest keeps."""
-        return {
+        record: StateRecord = {
             "step": self.step,
             "prompts_drawn": self.prompts_drawn,
             "seconds": self.seconds,
@@ -152,6 +159,9 @@ class RunState:
             "owes_evaluation": self.owes_evaluation,
             "partial": self.partial.record() if self.partial else None,
         }
+        if self.skipped_in_a_row:
+            record["skipped_in_a_row"] = dict(self.skipped_in_a_row)
+        return record
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -183,7 +193,9 @@ def state_of(record: StateRecord) -> RunState:
         plain["partial"] = PartialStep(
             _counts_of(partial["counts"]),
             rollout_metrics=partial["rollout_metrics"],
-            result=StepResult(partial["metrics"] or {}, list(partial["updates"])),
+            result=StepResult(
+                partial["metrics"] or {}, list(partial["updates"]), list(partial.get("critic_updates", []))
+            ),
         )
     return RunState(**plain)  # type: ignore[arg-type]
 

@@ -22,7 +22,7 @@ def stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(guard, "_leave", leave)
+    monkeypatch.setattr(guard, "leave", leave)
 
 
 def call(*words: str) -> tuple[int, str]:

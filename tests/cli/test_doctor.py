@@ -13,8 +13,6 @@ from typer.testing import CliRunner
 from megatron_fork.cli import commands as cli
 from megatron_fork.cli import doctor, guard
 from megatron_fork.errors import ConfigError
-from megatron_fork.models import Footprint
-from megatron_fork.policy import OptimizerConfig
 from megatron_fork.run import checks
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is taken without a GPU")
@@ -27,7 +25,7 @@ def stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(guard, "_leave", leave)
+    monkeypatch.setattr(guard, "leave", leave)
 
 
 def call(*words: str) -> tuple[int, str]:
@@ -82,7 +80,7 @@ def test_what_is_asked_for_in_vain_is_one_line(override: str, expected: str, mon
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and expected in errors[0]
     if not override.startswith("selection"):
-        assert output.startswith("megatron-fork: "), "what was found before the error is shown"
+        assert output.startswith("ok    megatron-fork: "), "what was found before the error is shown"
 
 
 def test_a_package_that_does_not_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,15 +88,6 @@ def test_a_package_that_does_not_import_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"broken_engine is installed but cannot be imported: libcudnn"):
         checks.check_import("broken_engine")
-
-
-def test_optimizer_bytes() -> None:
-    """12 bytes a parameter beside half precision, 8 beside float32; each kind is sharded over its own replicas."""
-    footprint = Footprint(dense=1000, experts=600)
-    whole, sharded = OptimizerConfig(), OptimizerConfig(distributed=True)
-    assert doctor.optimizer_bytes(whole, footprint, half=True, replicas=(4, 2)) == 12 * 1600
-    assert doctor.optimizer_bytes(whole, footprint, half=False, replicas=(4, 2)) == 8 * 1600
-    assert doctor.optimizer_bytes(sharded, footprint, half=True, replicas=(4, 2)) == 12 * (250 + 300)
 
 
 def test_a_terminal_gets_tables() -> None:
@@ -112,3 +101,13 @@ def test_as_a_program() -> None:
     assert run("doctor", str(QUICKSTART))[0] == 0
     code, output = run("doctor", str(QUICKSTART), "parallel.tensor=3")
     assert code == 2 and "Traceback" not in output
+
+
+def test_servers_that_a_job_starts_need_no_address_yet() -> None:
+    """On a login node; a recipe without nodes for them is refused as in a run."""
+    words = (str(QUICKSTART), "rollout.engine=vllm", "--no-dry-run", "cluster.gpus_per_node=0")
+    code, output = call(*words, "cluster.engine_nodes=2")
+    assert code == 0, output
+    assert "servers: 2 of 1 GPUs, on 2 nodes" in output and "megatron-fork launch" in output
+    code, output = call(*words)
+    assert code == 2 and "rollout.engine=vllm with rollout.servers=[]" in output

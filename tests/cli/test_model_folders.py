@@ -26,7 +26,7 @@ def stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(guard, "_leave", leave)
+    monkeypatch.setattr(guard, "leave", leave)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,11 @@ from megatron_fork.config import (
     RENAMED,
     RunConfig,
     differences,
-    fingerprint,
-    former_fingerprints,
     load_config,
     to_yaml,
 )
 from megatron_fork.errors import ConfigError
+from megatron_fork.run.identity import fingerprint, former_fingerprints
 
 PROJECT = Path(__file__).parent.parent.parent
 MODEL = {"model": {"path": "somewhere"}}
@@ -106,7 +105,7 @@ def test_a_run_is_the_same_one_whatever_fields_a_later_version_adds(monkeypatch:
     del earlier["critic"], earlier["data"]["columns"]["solution"]
     of_earlier = asdict(config)
     del of_earlier["critic"], of_earlier["data"]["columns"]["solution"]
-    monkeypatch.setattr("megatron_fork.config.asdict", lambda given: of_earlier if given is config else earlier)
+    monkeypatch.setattr("megatron_fork.run.identity.asdict", lambda given: of_earlier if given is config else earlier)
     assert fingerprint(config, leave_out=("run.",)) == identity
     monkeypatch.undo()
     for word in ("seed=1", "data.columns.solution=how", "model.hf_config.new=1", "critic.epochs=3"):

@@ -140,7 +140,7 @@ def test_the_named_columns_are_those_of_the_evaluation_set_too(tmp_path: Path, m
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(guard, "_leave", leave)
+    monkeypatch.setattr(guard, "leave", leave)
     (tmp_path / "train.jsonl").write_text(
         json.dumps({"q": words, "a": "1"}) + "\n" + json.dumps({"q": "else", "a": "2"})
     )

@@ -1,12 +1,13 @@
 """A loss is an entry of one table, or stands outside the package: the examples of docs/extending.md train."""
 
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support.commands import QUICKSTART, run
+from support.commands import QUICKSTART, metrics_of, run
 
 from megatron_fork.errors import ConfigError, ExtensionError
 from megatron_fork.objective import ObjectiveConfig, loss_named, needs_whole_sequences, policy_loss
@@ -226,6 +227,33 @@ def test_gradients_that_are_no_numbers_are_one_line(bad_losses: Path, monkeypatc
         file.write("\ndef root(tokens): return _ppo(tokens)._replace(penalty=(tokens.log_ratio * 0).abs().sqrt())\n")
     monkeypatch.setenv("PYTHONPATH", f"{PROJECT}:{bad_losses}")
     words = (f"run.folder={bad_losses / 'run'}", "objective.loss=bad_losses:root", *SMALL, *SMALLER)
-    code, said = run("train", str(QUICKSTART), *words, "objective.entropy_coef=0.01")
-    assert code == 1 and "error: gradients of an update are NaN or infinite" in said, said
+    code, said = run("train", str(QUICKSTART), *words, "objective.entropy_coef=0.01", "train.max_skipped_updates=0")
+    assert code == 1 and "error: loss or gradients of an update of the policy are NaN or infinite" in said, said
     assert "Traceback" not in said
+
+
+def test_updates_that_are_no_numbers_are_left_out_up_to_a_limit(
+    bad_losses: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count of those in a row outlives the run, which ends with its state saved and goes on from there."""
+    with (bad_losses / "bad_losses.py").open("a") as file:
+        file.write("\ndef root(tokens): return _ppo(tokens)._replace(penalty=(tokens.log_ratio * 0).abs().sqrt())\n")
+    monkeypatch.setenv("PYTHONPATH", f"{PROJECT}:{bad_losses}")
+    folder = bad_losses / "run"
+    words = (f"run.folder={folder}", "objective.loss=bad_losses:root", "objective.entropy_coef=0.01", *SMALL, *SMALLER)
+    shape = ("train.steps=4", "train.prompts_per_step=4", "train.prompts_per_mini_batch=2")  # two updates a step
+    code, said = run("train", str(QUICKSTART), *words, *shape, "train.max_skipped_updates=2")
+    assert code == 1 and "3 updates in a row of the policy" in said and "Traceback" not in said, said
+    assert "step 2, update 1 of 2: not applied to the policy: its loss is " in said
+    assert re.search(r"gradient norm (nan|inf); trajectories \d[-\d, ]* of the step", said)
+    assert list(folder.glob("checkpoints/step-000001*/manifest.json"))
+    (step,) = metrics_of(folder, "train")
+    assert step["update/skipped"] == 2 and "loss" not in step
+
+    code, said = run("train", str(QUICKSTART), *words, *shape, "train.max_skipped_updates=4")
+    assert code == 1 and "5 updates in a row of the policy" in said, said
+    assert "not applied" in said and "step 2, update 1 of 2" not in said
+    updates = [json.loads(line) for line in (folder / "updates.jsonl").read_text().splitlines()]
+    assert [(each["step"], each["update"], each["update/skipped"]) for each in updates] == [
+        (1, 0, 1.0), (1, 1, 1.0), (2, 0, 1.0), (2, 1, 1.0)
+    ]  # fmt: skip

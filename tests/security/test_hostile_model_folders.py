@@ -116,7 +116,7 @@ def entrances(folder: Path, out: Path) -> Iterator[Callable[[], object]]:
     config = recipe_of(folder)
     yield lambda: resolve_config(config.model)
     yield lambda: matching_model(config)
-    yield lambda: list(doctor._recipe(config))
+    yield lambda: list(doctor._recipe(config, 1, []))
     yield lambda: to_megatron(folder, out / "converted")
 
 

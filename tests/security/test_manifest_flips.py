@@ -37,6 +37,12 @@ PROGRESS: dict[str, Any] = {
         "updates": [{"loss": -0.25, "gradient_norm": 1e-3}],
     },
 }
+# As a run with a critic writes whose last updates were not applied.
+SKIPPING: dict[str, Any] = {
+    **PROGRESS,
+    "skipped_in_a_row": {"policy": 2, "critic": 1},
+    "partial": {**PROGRESS["partial"], "critic_updates": [{"critic/skipped": 1.0}]},
+}
 # As the version before wrote a step of which some updates were made, and one whose rollouts were being collected.
 _FORMER = {name: value for name, value in PROGRESS.items() if name != "partial"} | {"unfinished": None, "drawing": None}
 FORMER_UNFINISHED: dict[str, Any] = {
@@ -186,12 +192,13 @@ def test_unknown_fields_are_refused() -> None:
         read({**PROGRESS, "under_way": []})
 
 
-def test_what_a_run_writes_comes_back() -> None:
+@pytest.mark.parametrize("written", [PROGRESS, SKIPPING], ids=["usual", "skipping"])
+def test_what_a_run_writes_comes_back(written: dict[str, Any]) -> None:
     failures = {"responses": 4, "error": 0, "timed_out": 0, "died": 0, "example": "late"}
     # Its columns lie in files: until they are read nothing of them is there to be written.
-    partial = {**PROGRESS["partial"], "trajectories": None, "metrics": None}
-    expected = {**PROGRESS, "partial": {**partial, "counts": {**partial["counts"], "failures": failures}}}
-    found = checked(read(PROGRESS).record(), "here")
+    partial = {**written["partial"], "trajectories": None, "metrics": None}
+    expected = {**written, "partial": {**partial, "counts": {**partial["counts"], "failures": failures}}}
+    found = checked(read(written).record(), "here")
     assert json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 

@@ -176,6 +176,10 @@ def metrics_of(folder: Path, stage: str) -> list[dict[str, float]]:
 
 def without_times(records: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     return [
-        {name: value for name, value in record.items() if not name.startswith("time/") and name != "tokens_per_second"}
+        {
+            name: value
+            for name, value in record.items()
+            if not name.startswith(("time/", "memory/")) and name != "tokens_per_second"
+        }
         for record in records
     ]

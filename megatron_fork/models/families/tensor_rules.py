@@ -44,11 +44,16 @@ class Vocabulary(Rule):
 
     def shards(self, tensors: Sequence[Tensor], ranks: int, config: PretrainedConfig) -> list[Tensor]:
         rows = -(-config.vocab_size // ranks)
+        if rows * ranks == config.vocab_size:
+            return list(tensors[0].split(rows))
         padding = tensors[0].new_zeros(rows * ranks - config.vocab_size, *tensors[0].shape[1:])
         return list(torch.cat([tensors[0], padding]).split(rows))
 
     def join(self, shards: Sequence[Tensor], config: PretrainedConfig) -> list[Tensor]:
-        return [torch.cat(list(shards))[: config.vocab_size]]
+        whole = (
+            shards[0] if len(shards) == 1 else torch.cat(list(shards))
+        )  # the largest tensor: without a copy where it can be
+        return [whole[: config.vocab_size]]
 
 
 class GatedProjection(Rule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent import futures
@@ -20,6 +21,9 @@ class EventLoop:
     """An event loop in a thread; `call` runs a coroutine there and waits for it."""
 
     def __init__(self) -> None:
+        # Answers are parsed into millions of small objects. The collector would visit all modules again and again for them,
+        # which took as long as the parsing.
+        gc.freeze()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout servers", daemon=True)
         self._thread.start()
@@ -39,6 +43,7 @@ class EventLoop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        gc.unfreeze()
 
 
 async def ended(*tasks: asyncio.Future[Any]) -> None:

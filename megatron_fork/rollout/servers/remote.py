@@ -7,11 +7,13 @@ main thread scores, and health is watched while it trains.
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +23,7 @@ from transformers import PretrainedConfig
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import RolloutError, StopRequested
 from megatron_fork.recipe import part
-from megatron_fork.rollout.config import RolloutConfig
+from megatron_fork.rollout.config import RemoteConfig, RolloutConfig
 from megatron_fork.rollout.engine import Completion, Request, answers
 from megatron_fork.rollout.engines import EngineContext, engine_kind
 from megatron_fork.rollout.servers.control import HEARTBEAT_SECONDS, ControlRequests
@@ -29,6 +31,7 @@ from megatron_fork.rollout.servers.event_loop import EventLoop
 from megatron_fork.rollout.servers.fleet import Fleet
 from megatron_fork.rollout.servers.server import Server
 from megatron_fork.rollout.servers.weight_sync import BroadcastDelivery, Delivery, DiskDelivery
+from megatron_fork.rollout.servers.wire import connections_allowed
 from megatron_fork.rollout.weights import buckets
 
 # How long to wait for a completion before checking the servers.
@@ -75,7 +78,7 @@ class RemoteEngine:
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
         if self._control.leads:
             self._loop = EventLoop()
-            self._loop.call(self._build(hf_config, stop_tokens, folder))
+            self._loop.call(self._build(self._remote(), hf_config, stop_tokens, folder))
 
     @classmethod
     def of(cls, context: EngineContext) -> Self:
@@ -91,8 +94,22 @@ class RemoteEngine:
             say=context.say,
         )
 
-    async def _build(self, hf_config: PretrainedConfig, stop_tokens: Sequence[int], folder: Path) -> None:
-        server, remote = engine_kind(self.config.engine).server, self.config.remote
+    def _remote(self) -> RemoteConfig:
+        """The settings, with no more requests at a time than this process may open connections for."""
+        remote, servers = self.config.remote, len(self.config.servers)
+        allowed = max(1, connections_allowed(remote.requests_per_server * servers) // servers)
+        if allowed < remote.requests_per_server:
+            self._say(
+                f"the limit of open files leaves {allowed} of rollout.remote.requests_per_server="
+                f"{remote.requests_per_server} requests for each of {servers} servers: raise it with `ulimit -Hn`"
+            )
+            return replace(remote, requests_per_server=allowed)
+        return remote
+
+    async def _build(
+        self, remote: RemoteConfig, hf_config: PretrainedConfig, stop_tokens: Sequence[int], folder: Path
+    ) -> None:
+        server = engine_kind(self.config.engine).server
         assert server is not None
         servers = [part(server)(url, remote, hf_config.vocab_size) for url in self.config.servers]
         self.fleet = Fleet(servers, remote, stop_tokens=stop_tokens)
@@ -148,7 +165,7 @@ class RemoteEngine:
                 yield self._next(self._arrived)
 
     def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
-        """Each ready server's answers to `requests`."""
+        """Each ready server's answers to `requests`, drawn at all of them at a time."""
         if not self._control.leads:
             self._follow()
             return {}
@@ -156,11 +173,13 @@ class RemoteEngine:
         with self._leading():
             while not answers:
                 self._until_ready()  # a server that failed at the last try is checked again, `attempts` times at most
-                for server in list(self.fleet.ready):
-                    drawn = self._loop.call(self.fleet.draw_at(server, requests))
-                    if drawn is not None:
-                        answers[str(server)] = drawn
+                answers |= self._loop.call(self._drawn_at_each(requests))
         return answers
+
+    async def _drawn_at_each(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
+        asked = self.fleet.ready  # all at a time: one after the other, 64 of them take a minute
+        drawn = await asyncio.gather(*(self.fleet.draw_at(server, requests) for server in asked))
+        return {str(server): each for server, each in zip(asked, drawn, strict=True) if each is not None}
 
     def abort(self) -> None:
         if self._control.leads:

@@ -1,0 +1,116 @@
+"""Settings of NeMo-RL without a counterpart, and why."""
+
+from __future__ import annotations
+
+from megatron_fork.planning.peers.table import Missing, absent
+
+_MEGATRON, _DTENSOR, _GENERATION = "policy.megatron_cfg", "policy.dtensor_cfg", "policy.generation"
+_COLOCATED = f"{_GENERATION}.colocated"
+
+MISSING: tuple[Missing, ...] = (
+    *absent("counted in cluster.engine_nodes", f"{_COLOCATED}.resources.*", lost=False),
+    *absent(
+        "a published set by its name: download it and set data.source and data.preset (docs/data.md)",
+        "data.dataset_name",
+        "data.train.dataset_name",
+    ),
+    *absent(
+        "the template of prompts is data.template, with a file's own text by data.prompt_prefix",
+        "data.prompt_file",
+        "data.default.prompt_file",
+        "data.system_prompt_file",
+        "data.default.system_prompt_file",
+        off=(None,),
+    ),
+    *absent(
+        "held-out prompts come from the same source (data.held_out)",
+        "data.validation*",
+        "data.val_*",
+        "grpo.max_val_samples",
+        "grpo.val_batch_size",
+        "data.train.split_validation_size",
+        "data.train.seed",
+    ),
+    *absent("evaluations draw at the rollout's temperature from the full softmax", f"{_GENERATION}.val_*", lost=False),
+    *absent(
+        "micro-batches here hold a number of tokens (policy.tokens_per_micro_batch)",
+        "policy.train_micro_batch_size",
+        "policy.logprob_batch_size",
+        "policy.generation_batch_size",
+        "policy.logprob_chunk_size",
+        lost=False,
+    ),
+    *absent(
+        "always so: micro-batches are packed by tokens",
+        "policy.sequence_packing.*",
+        "policy.dynamic_batching.*",
+        "policy.make_sequence_length_divisible_by",
+        lost=False,
+    ),
+    *absent(
+        "DTensor is not used here: Megatron's layouts are (parallel)",
+        f"{_DTENSOR}.*",
+        "policy.optimizer.*",
+        lost=False,
+    ),
+    *absent("steps are counted here, not passes over the prompts (train.steps)", "grpo.max_num_epochs", lost=False),
+    *absent("several turns are not trained here", "grpo.max_rollout_turns", off=(1,)),
+    *absent(
+        "the first evaluation is always made",
+        "grpo.val_at_start",
+        "grpo.val_at_end",
+        "grpo.val_start_at",
+        lost=False,
+    ),
+    *absent("rewards are not scaled here", "grpo.reward_scaling.enabled", off=(False,)),
+    *absent("belongs to the scaling of rewards", "grpo.reward_scaling.*", lost=False),
+    *absent("replacements are drawn one by one as groups are judged", "grpo.batch_multiplier", lost=False),
+    *absent(
+        "belongs to an estimator, which grpo.normalize_rewards and use_leave_one_out_baseline set",
+        "grpo.adv_estimator.*",
+        lost=False,
+    ),
+    *absent(
+        "switched off there",
+        "grpo.advantage_clip_*",
+        "grpo.stop_*",
+        "grpo.seq_logprob_error_threshold",
+        "grpo.invalid_tool_call_advantage",
+        "grpo.malformed_thinking_advantage",
+        "grpo.reward_shaping.stop_properly_penalty_coef",
+        "policy.generation.stop_strings",
+        "checkpointing.checkpoint_must_save_by",
+        off=(None,),
+    ),
+    *absent(
+        "no counterpart in the loss",
+        "loss_fn.use_on_policy_kl_approximation",
+        "loss_fn.force_on_policy_ratio",
+        "loss_fn.use_kl_in_reward",
+        "loss_fn.disable_ppo_ratio",
+        "loss_fn.positive_example_nll_weight",
+        off=(False, 0.0),
+    ),
+    *absent("the KL term is not clamped here", "loss_fn.kl_*_clamp_value"),
+    *absent("adapters are not trained here", f"{_MEGATRON}.peft.enabled", off=(False,)),
+    *absent("belongs to adapters", f"{_MEGATRON}.peft.*", lost=False),
+    *absent("8 bits: compute.fp8 and compute.fp8_recipe", f"{_MEGATRON}.fp8_cfg*", off=(None, False)),
+    *absent("Megatron's own settings are chosen by this project (docs/layouts.md)", f"{_MEGATRON}.*", lost=False),
+    *absent("an option of the engine, which has its own here (rollout.colocated)", f"{_GENERATION}.*", lost=False),
+    *absent("checkpoints are of this project's kind: a run's folder is run.folder", "checkpointing.*", lost=False),
+    *absent("the tokenizer is that of the model's folder", "policy.tokenizer.*", lost=False),
+    *absent("weights' shapes are read from config.json alone", "policy.hf_config_overrides*", off=({},)),
+    *absent("a head that drafts tokens", "policy.draft.enabled", off=(False,)),
+    *absent("belongs to a head that drafts tokens", "policy.draft.*", lost=False),
+    *absent(
+        "the reward is a function (rewards.kind: math, or module:function)",
+        "env.*",
+        "data.*env_name",
+        "data.*processor",
+        lost=False,
+    ),
+    *absent("penalties of NeMo-Gym", "reward_penalties.*", off=(False, None)),
+    *absent("loading of prompts", "data.shuffle", "data.num_workers", "data.use_multiple_dataloader", lost=False),
+    *absent("places and stores of Ray's processes", "cluster.*", "data_plane.*", lost=False),
+    *absent("metrics.jsonl and the console are always written; run.wandb names a project", "logger.*", lost=False),
+)
