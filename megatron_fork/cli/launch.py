@@ -52,8 +52,7 @@ def check_job(config: RunConfig, *, only_printed: bool = False) -> list[str]:
     _check_containers(config.cluster)
     from megatron_fork.run import check_settings, matching_model, matching_prompts
 
-    placed = _with_addresses(config)
-    check_settings(placed, ranks=config.cluster.ranks)
+    check_settings(config, ranks=config.cluster.ranks, servers_come=config.cluster.servers > 0)
     config.parallel.data(config.cluster.ranks)
     model = config.model.path
     is_here = not model or Path(model).is_dir()
@@ -64,9 +63,9 @@ def check_job(config: RunConfig, *, only_printed: bool = False) -> list[str]:
     # A path may be there in the container alone, or on the cluster and not where the script is only printed.
     if not is_here and (only_printed or config.cluster.slurm.container is not None):
         return [f"model.path={model} is not on this machine: its files and the prompts were not looked at"]
-    hf_config, _ = matching_model(placed)
+    hf_config, _ = matching_model(config)
     try:
-        matching_prompts(placed, hf_config)
+        matching_prompts(config, hf_config)
     except MegatronForkError as error:
         if not only_printed or config.data.source in GENERATED or Path(config.data.source).exists():
             raise
@@ -143,14 +142,6 @@ def _check_servers(config: RunConfig) -> None:
             f"cluster.engine_nodes={cluster.engine_nodes} without model.path: servers start from a Hugging Face folder",
             hint="set model.path=FOLDER; `megatron-fork sft` leaves one of a warm start",
         )
-
-
-def _with_addresses(config: RunConfig) -> RunConfig:
-    """`config` with an address for each of the job's servers, as the job will have it."""
-    addresses = [f"http://node{number}:30000" for number in range(config.cluster.servers)]
-    if not addresses:
-        return config
-    return replace(config, rollout=replace(config.rollout, servers=addresses))
 
 
 def _check_containers(cluster: ClusterConfig) -> None:
