@@ -310,7 +310,7 @@ def test_a_signal_says_that_the_same_command_goes_on(
     number: int, code: int, sources: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     """The real program, on a model that takes it seconds."""
-    config = family_config("qwen3", num_hidden_layers=80)
+    config = family_config("qwen3", num_hidden_layers=400)
     hugging_face_model(config).save_pretrained(tmp_path / "source")
     words = ("convert", "to-megatron", str(tmp_path / "source"), str(tmp_path / "out"), "--workers", "1")
     program = start(*words)

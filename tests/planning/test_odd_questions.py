@@ -4,7 +4,6 @@ import io
 import json
 import math
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -148,16 +147,8 @@ def test_drawing_as_fast_as_training_is_said_only_where_it_is() -> None:
     assert planned("qwen3-8b/top20", response=1).balanced is None
 
 
-@given(name=st.sampled_from(RECIPES), means=st.lists(st.integers(1, 20000), min_size=2, max_size=4))
-@settings(max_examples=8, deadline=None)
-def test_longer_responses_never_take_less_time(name: str, means: list[int]) -> None:
-    totals = [planned(name, response=mean, nodes=8).own.time for mean in sorted(means)]
-    for shorter, longer in pairwise(totals):
-        assert shorter.rollout <= longer.rollout * (1 + 1e-9) and shorter.training <= longer.training
-
-
 @given(name=st.sampled_from(RECIPES), lengths=st.lists(st.integers(1, 30000), min_size=2, max_size=3))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_longer_responses_never_take_less_memory(name: str, lengths: list[int]) -> None:
     """Each is given a micro-batch of one sequence."""
 
@@ -168,20 +159,3 @@ def test_longer_responses_never_take_less_memory(name: str, lengths: list[int]) 
 
     peaks = [peak(length) for length in sorted(lengths)]
     assert peaks == sorted(peaks)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_twice_the_gpus_take_no_more_memory_or_time(name: str) -> None:
-    found = [planned(name, gpus=gpus).own for gpus in (32, 64, 128, 256, 512)]
-    for fewer, more in pairwise(found):
-        assert more.peak <= fewer.peak and more.time.total <= fewer.time.total and more.gpus == 2 * fewer.gpus
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_less_recomputation_and_more_tokens_never_take_less(name: str) -> None:
-    kinds = [planned(name, f"compute.recompute={kind}").own for kind in ("full", "selective", "none")]
-    ratios = [planned(name, f"selection.ratio={ratio}").own for ratio in (0.01, 0.2, 0.5, 1.0)]
-    for found in (kinds, ratios):
-        peaks = [each.peak for each in found]
-        assert peaks == sorted(peaks)
-    assert kinds[0].time.update >= kinds[1].time.update >= kinds[2].time.update

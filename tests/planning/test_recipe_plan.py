@@ -88,7 +88,8 @@ def test_a_recipe_that_cannot_fit_names_the_largest_part_and_a_way_out() -> None
         (Question(nodes=1), (), "--nodes=1 leaves no node to the engines"),
         (Question(), ("cluster.gpu=Voodoo",), "cluster.gpu=Voodoo is no GPU whose speed is known"),
         (Question(), ("cluster.gpus_per_node=0",), "there is no GPU to plan for"),
-        (Question(), ("parallel.tensor=7",), "parallel.tensor x pipeline x context = 7 x 1 x 2"),
+        (Question(), ("parallel.tensor=7",), "parallel.tensor=7 does not divide the model's num_attention_heads"),
+        (Question(), ("parallel.context=3",), "is not a multiple of parallel.tensor x pipeline x context = "),
     ],
 )
 def test_bad_questions(question: Question, overrides: tuple[str, ...], words: str) -> None:

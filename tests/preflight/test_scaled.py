@@ -18,6 +18,7 @@ LARGE = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
 }
+_EXPERTS = {"num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 1024}
 
 
 @settings(deadline=None, max_examples=30)
@@ -40,7 +41,7 @@ def test_any_family_under_any_layout(
         *(["compute.recompute=full", f"compute.recompute_layers={together}"] if together else []),
     ]
     config = load_config(QUICKSTART, words)
-    large = family_config(family, **LARGE, **({"num_experts": 64, "num_experts_per_tok": 8} if has_experts else {}))
+    large = family_config(family, **LARGE, **(_EXPERTS if has_experts else {}))
     small = scaled_down(large, config, config.parallel)
     assert models.family_of(small) is models.family_of(large) and small.vocab_size == large.vocab_size
     models.check_divides(small, config.parallel)

@@ -291,3 +291,12 @@ def test_the_example_hands_out_the_shorter(my_engines: Path) -> None:
     lengths = {each.number: len(each.tokens) for each in plain.generate(both)}
     assert found == {number: min(lengths[2 * number], lengths[2 * number + 1]) for number in range(12)}
     assert len(set(lengths.values())) > 2
+
+
+@pytest.mark.parametrize("name", [name for name, kind in ENGINES.items() if kind.has_servers])
+def test_servers_are_named_where_a_run_starts(name: str) -> None:
+    """A recipe may leave them to the job that starts them; the run itself may not."""
+    config = RolloutConfig(engine=name)
+    check_engine(config, ranks=1, servers_come=True)
+    with pytest.raises(ConfigError, match=rf"rollout.engine={name} with rollout.servers=\[\]"):
+        check_engine(config, ranks=1)

@@ -18,7 +18,6 @@ SERVERS = ["http://node1:8000", "http://node2:8000"]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"engine": "vllm"}, r"rollout.engine=vllm with rollout.servers=\[\]"),
         ({"servers": SERVERS}, "rollout.engine=embedded with rollout.servers="),
         ({"engine": "vllm_colocated", "servers": SERVERS}, "rollout.engine=vllm_colocated with rollout.servers="),
         ({"engine": "vllm_colocated", "top_k": 9}, "top_k=9 with rollout.engine=vllm_colocated"),
