@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "megatron_fork"
 HOUSE = (
     "errors files clock recipe cluster distributed vocab_parallel serving selection objective models checkpoint conversion "
-    "experience rewards data policy rollout evaluation analysis config planning run train preflight cli __main__"
+    "experience traces rewards data policy rollout evaluation analysis config planning run train preflight cli __main__"
 ).split()
 # `collectives` and `compatibility` are tools for the rooms above, not names of the room itself.
 OPEN_MODULES = {"distributed"}

@@ -19,6 +19,7 @@ from megatron_fork.errors.exceptions import (
     SelectionError,
     StatisticsError,
     StopRequested,
+    TraceError,
     UnreachableError,
 )
 from megatron_fork.errors.masking import KEY_VARIABLE, MASK, hide, hide_logins, masked, shown
@@ -45,6 +46,7 @@ __all__ = [
     "SelectionError",
     "StatisticsError",
     "StopRequested",
+    "TraceError",
     "UnreachableError",
     "command",
     "hide",

@@ -64,6 +64,10 @@ class RolloutError(MegatronForkError):
     """An engine that failed, or whose log-probs are not the policy's."""
 
 
+class TraceError(MegatronForkError):
+    """A trace file that is missing, damaged, or not what it claims to be; or one that cannot be written."""
+
+
 class StatisticsError(MegatronForkError):
     """Logits, targets or vocabulary shards that have no log-prob or entropy."""
 

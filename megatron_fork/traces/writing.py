@@ -1,0 +1,118 @@
+"""Writes trace files: complete or not at all, in row groups of about a million tokens, so that readers need little memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from megatron_fork.errors import TraceError
+from megatron_fork.files import flush_folder
+from megatron_fork.traces.schema import METADATA_KEY, Origin, TracedResponse, arrow_schema
+
+if TYPE_CHECKING:
+    pass
+
+_TOKENS_PER_ROW_GROUP = 1 << 20
+# Each number once as itself is smallest where it seldom repeats; texts and versions repeat.
+_DICTIONARIES = [
+    *("set", "prompt_id", "prompt", "answer", "reason", "finish_reason", "kind", "failure"),
+    *("prompt_tokens.list.element", "tokens.list.element", "token_texts.list.element", "weight_version.list.element"),
+]
+
+
+class TraceWriter:
+    """Writes responses to a file that appears when the writer is closed without an error, and not before."""
+
+    def __init__(self, path: Path, origin: Origin) -> None:
+        """Raises `TraceError` if the folder cannot be written."""
+        import pyarrow.parquet
+
+        self.path = path
+        self._aside = path.with_name(f".{path.name}.{os.getpid()}")
+        self._schema = arrow_schema().with_metadata({METADATA_KEY: origin.encoded()})
+        self._rows: list[TracedResponse] = []
+        self._tokens = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = pyarrow.parquet.ParquetWriter(
+                self._aside, self._schema, compression="zstd", use_dictionary=_DICTIONARIES
+            )
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def add(self, response: TracedResponse) -> None:
+        """Add a row; raises `TraceError` if a list has another length than `tokens`, or the disk fails."""
+        for name in ("token_texts", "entropy", "logprob", "selected", "weight_version"):
+            values = vars(response)[name]
+            if values is not None and len(values) != len(response.tokens):
+                raise TraceError(
+                    f"{name} has {len(values)} entries for {len(response.tokens)} tokens of a response to prompt "
+                    f"{response.prompt_id}",
+                    hint="each response token needs one",
+                )
+        self._rows.append(response)
+        self._tokens += len(response.tokens)
+        if self._tokens >= _TOKENS_PER_ROW_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        """Finish the file and put it in its place."""
+        self._flush()
+        try:
+            self._file.close()
+            with self._aside.open("rb") as written:
+                os.fsync(written.fileno())
+            self._aside.replace(self.path)
+            flush_folder(self.path.parent)
+        except OSError as error:
+            self.discard()
+            raise self._failed(error) from error
+
+    def discard(self) -> None:
+        """Remove what was written; a file that was in its place stays."""
+        self._rows.clear()
+        with suppress(OSError):  # a full disk, which is why it is discarded
+            self._file.close()
+        self._aside.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        if not self._rows:
+            return
+        table = pyarrow.Table.from_pylist([each.row() for each in self._rows], schema=self._schema)
+        self._rows.clear()
+        self._tokens = 0
+        try:
+            self._file.write_table(table, row_group_size=max(1, table.num_rows))
+        except OSError as error:
+            self.discard()
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> TraceError:
+        return TraceError(
+            f"traces {self.path} cannot be written: {error.strerror or error}",
+            hint="choose another folder, or make room",
+        )
+
+
+def write_traces(path: Path, responses: Iterable[TracedResponse], origin: Origin) -> None:
+    """Write all responses to `path`, which appears once it is complete. Raises `TraceError`."""
+    with TraceWriter(path, origin) as writer:
+        for response in responses:
+            writer.add(response)

@@ -1,0 +1,212 @@
+"""A trace file gives back what was written, exactly; what is damaged, or not what its columns say, is an error by name."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_fork.errors import TraceError
+from megatron_fork.traces import COLUMNS, KINDS, Origin, TracedResponse, TraceWriter, open_traces, write_traces
+
+ORIGIN = Origin(model="m", tokenizer="f00d", vocab_size=97, temperature=0.7, written_by="test")
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+texts = st.text(max_size=12)
+
+
+@st.composite
+def responses(draw: st.DrawFn) -> TracedResponse:
+    count = draw(st.integers(0, 5))
+
+    def column(of: st.SearchStrategy[Any]) -> Any:
+        return draw(st.none() | st.lists(of, min_size=count, max_size=count))
+
+    return TracedResponse(
+        set=draw(texts),
+        prompt_id=draw(texts),
+        prompt=draw(texts),
+        prompt_tokens=draw(st.lists(st.integers(0, 96), max_size=4)),
+        answer=draw(texts),
+        sample=draw(st.integers(0, 9)),
+        response=draw(texts),
+        tokens=draw(st.lists(st.integers(0, 2**31 - 1), min_size=count, max_size=count)),
+        finish_reason=draw(st.sampled_from(["stop", "length"])),
+        kind=draw(st.sampled_from(KINDS)),  # type: ignore[arg-type]
+        token_texts=column(st.binary(max_size=3).map(lambda part: part.decode(errors="surrogateescape"))),
+        entropy=column(st.floats(0, 12, width=32)),
+        logprob=column(st.floats(-100, 0, width=32)),
+        selected=column(st.booleans()),
+        weight_version=column(st.integers(0, 10**6)),
+        reward=draw(st.none() | finite),
+        reason=draw(texts),
+        failure=draw(st.none() | st.sampled_from(["error", "timed_out", "died"])),
+        step=draw(st.none() | st.integers(0, 10**6)),
+        number=draw(st.none() | st.integers(0, 10**6)),
+        advantage=draw(st.none() | finite),
+    )
+
+
+def some(count: int = 3) -> list[TracedResponse]:
+    return [
+        TracedResponse(
+            set="s",
+            prompt_id=f"p{number // 2}",
+            prompt="1 + 1 =",
+            prompt_tokens=[1, 2],
+            answer="2",
+            sample=number % 2,
+            response="two",
+            tokens=[3, 4, 5],
+            finish_reason="stop",
+            kind="evaluation",
+            entropy=[0.0, 0.5, 1.5],
+            logprob=[-0.125, -0.25, -0.5],
+            reward=1.0,
+        )
+        for number in range(count)
+    ]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [row for part in open_traces(path).parts() for row in part.table.to_pylist()]
+
+
+@given(rows=st.lists(responses(), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, rows: list[TracedResponse]) -> None:
+    """But for lone surrogates in texts, which UTF-8 does not have."""
+    path = tmp_path_factory.mktemp("traces") / "t.parquet"
+    write_traces(path, rows, ORIGIN)
+    assert open_traces(path).origin == ORIGIN
+    assert rows_of(path) == [row.row() for row in rows]
+
+
+def test_columns_are_flat_and_have_their_lengths(tmp_path: Path) -> None:
+    write_traces(tmp_path / "t.parquet", some(), ORIGIN)
+    (part,) = open_traces(tmp_path / "t.parquet").parts(["entropy"])
+    assert part.lengths.tolist() == [3, 3, 3]
+    assert part.flat("entropy").tolist() == [0.0, 0.5, 1.5] * 3
+    assert part.table.column_names == ["tokens", "entropy"]
+
+
+def test_row_groups_are_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_fork.traces.writing._TOKENS_PER_ROW_GROUP", 6)
+    write_traces(tmp_path / "t.parquet", some(5), ORIGIN)
+    assert [len(part) for part in open_traces(tmp_path / "t.parquet").parts()] == [2, 2, 1]
+
+
+def test_other_programs_may_write_it_again(tmp_path: Path) -> None:
+    """Without metadata, with wider numbers and with dictionaries, as pandas and `datasets` do."""
+    write_traces(tmp_path / "t.parquet", some(), ORIGIN)
+    table = pa.parquet.read_table(tmp_path / "t.parquet").replace_schema_metadata(None)
+    table = table.drop_columns(["token_texts", "selected", "advantage"])
+    wide = table.set_column(
+        table.schema.get_field_index("tokens"), "tokens", table["tokens"].cast(pa.large_list(pa.int64()))
+    )
+    pa.parquet.write_table(wide, tmp_path / "again.parquet")
+    assert open_traces(tmp_path / "again.parquet").origin == Origin()
+    assert rows_of(tmp_path / "again.parquet") == [row.row() for row in some()]
+
+
+def changed(tmp_path: Path, name: str, values: Any) -> Path:
+    write_traces(tmp_path / "t.parquet", some(2), ORIGIN)
+    table = pa.parquet.read_table(tmp_path / "t.parquet")
+    index = table.schema.get_field_index(name)
+    table = table.drop_columns([name]) if values is None else table.set_column(index, name, values)
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    return tmp_path / "t.parquet"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "line"),
+    [
+        ("tokens", None, "has no column tokens"),
+        ("reward", pa.array(["1", "0"]), "column reward holds string"),
+        ("tokens", pa.array([[1, 2, 3], [1.5]]), "column tokens holds list"),
+        ("entropy", pa.array([[0.1, 0.2], [0.1, 0.2, 0.3]]), "response 0: entropy has 2 entries for 3 tokens"),
+        ("entropy", pa.array([[0.1, 0.2, -3.0], None]), "entropy holds -3.0"),
+        ("entropy", pa.array([[0.1, 0.2, float("nan")], None]), "entropy holds nan"),
+        ("logprob", pa.array([[0.1, 0.2, float("nan")], None]), "logprob holds nan"),
+        ("entropy", pa.array([[0.1, None, 0.2], None]), "entropy has 1 empty entries"),
+        ("tokens", pa.array([[1, 2, -3], [1, 2, 3]]), "tokens holds -3"),
+        ("reward", pa.array([1.0, float("inf")]), "reward holds inf"),
+        ("kind", pa.array(["evaluation", "other"]), "kind='other' is none of"),
+        ("prompt", pa.array(["a", None]), "1 responses have no prompt"),
+        ("tokens", pa.array([[2**40, 2, 3], [1, 2, 3]]), "cannot be read"),
+    ],
+)
+def test_what_a_column_cannot_hold_is_named(tmp_path: Path, name: str, values: Any, line: str) -> None:
+    path = changed(tmp_path, name, values)
+    with pytest.raises(TraceError, match=line) as error:
+        rows_of(path)
+    assert str(path) in error.value.message
+
+
+def test_any_cut_of_a_file_is_an_error_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write_traces(path, some(), ORIGIN)
+    whole = path.read_bytes()
+    for length in {0, 1, 4, 12, *range(13, len(whole), 97)}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(TraceError, match="cannot be read as Parquet"):
+            rows_of(path)
+
+
+def test_any_flipped_byte_is_an_error_by_name_or_reads(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write_traces(path, some(), ORIGIN)
+    whole = bytearray(path.read_bytes())
+    generator = np.random.default_rng(0)
+    for place in generator.integers(0, len(whole), 150).tolist():
+        path.write_bytes(bytes(whole[:place]) + bytes([whole[place] ^ 0x55]) + bytes(whole[place + 1 :]))
+        try:
+            rows_of(path)
+        except TraceError as error:
+            assert str(path) in error.message
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write_traces(path, some(1), ORIGIN)
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), TraceWriter(path, ORIGIN) as writer:
+        writer.add(some(1)[0])
+        raise KeyboardInterrupt
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["t.parquet"]
+    with pytest.raises(TraceError, match="entropy has 1 entries for 3 tokens"):
+        write_traces(path, [replace(some(1)[0], entropy=[0.1])], ORIGIN)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["t.parquet"]
+
+
+def test_files_of_two_tokenizers_are_not_mixed(tmp_path: Path) -> None:
+    write_traces(tmp_path / "a.parquet", some(), ORIGIN)
+    write_traces(tmp_path / "b.parquet", some(), replace(ORIGIN, tokenizer="beef"))
+    with pytest.raises(TraceError, match=r"b\.parquet has tokens of another tokenizer than .*a\.parquet"):
+        open_traces(tmp_path)
+
+
+def test_folders_of_runs_and_evaluations_have_them_inside(tmp_path: Path) -> None:
+    (tmp_path / "traces").mkdir()
+    write_traces(tmp_path / "traces" / "step-1.parquet", some(), ORIGIN)
+    assert open_traces(tmp_path).responses == 3
+    for place, line in ((tmp_path / "none", "is not there"), (Path(__file__).parent, "no trace files")):
+        with pytest.raises(TraceError, match=line):
+            open_traces(place)
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"version": 99}', b'{"version": 1, "model": 3}', b"[" * 100_000])
+def test_metadata_of_another_kind_is_named(tmp_path: Path, text: bytes) -> None:
+    write_traces(tmp_path / "t.parquet", some(), ORIGIN)
+    table = pa.parquet.read_table(tmp_path / "t.parquet")
+    pa.parquet.write_table(table.replace_schema_metadata({b"megatron_fork.traces": text}), tmp_path / "t.parquet")
+    with pytest.raises(TraceError, match="metadata"):
+        open_traces(tmp_path / "t.parquet")
+
+
+def test_every_column_is_a_field_of_a_response() -> None:
+    assert {column.name for column in COLUMNS} == set(TracedResponse.__dataclass_fields__)
