@@ -6,6 +6,9 @@ The scheduling is the project's own: its collector, producer and window make eve
 servers that decode `slots` sequences at `base + each x sequences` seconds a token, responses of log-normal length cut at the
 longest allowed, groups of random difficulty of which those without signal are replaced, a trainer with a fixed token rate, and
 a pause for each weight update. One token here stands for 100. Everything assumed is in the output.
+
+The servers of `cluster_simulation.py` are others, of one particular cluster: their full caches, growing contexts and failures
+would hide what is asked here. These have none, so that rows differ by staleness alone.
 """
 
 from __future__ import annotations

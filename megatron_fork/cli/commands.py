@@ -13,11 +13,12 @@ from megatron_fork import __version__
 from megatron_fork.cli import convert as convert_commands
 from megatron_fork.cli import data as data_commands
 from megatron_fork.cli.guard import Debug, guarded, stops_at_once, stops_no_more
+from megatron_fork.cli.usage import Commands
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import path_at_home
 from megatron_fork.run import is_first_rank
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(convert_commands.app, name="convert")
 app.add_typer(data_commands.app, name="data")
 
@@ -68,7 +69,9 @@ def doctor(
     sync: Annotated[
         bool, typer.Option("--sync", help="send the recipe's weights to its servers, in place of those that they have")
     ] = False,
-    patience: Annotated[float, typer.Option(help="seconds to wait for a rank or a server", min=1.0)] = 60.0,
+    patience: Annotated[
+        float, typer.Option(help="seconds to wait for a rank or a server", min=1.0, max=86400.0)
+    ] = 60.0,
     debug: Debug = False,
 ) -> None:
     """Show what this machine has, and try whether every part of a recipe would start here. Also under torchrun."""
@@ -105,7 +108,7 @@ def plan(
         int | None, typer.Option(help="all GPUs, of trainer and engines; by default cluster.nodes'", min=1)
     ] = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(help="GiB of one GPU; by default cluster.gpu_memory", min=1.0)
+        float | None, typer.Option(help="GiB of one GPU; by default cluster.gpu_memory", min=1.0, max=1e6)
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="all nodes, of trainer and engines", min=1)] = None,
     response: Annotated[

@@ -87,7 +87,7 @@ def to_hf(
         ),
     ] = None,
     dtype: Dtype = None,
-    shard_gb: Annotated[float, typer.Option(help="size of a safetensors file", min=0.001)] = 5.0,
+    shard_gb: Annotated[float, typer.Option(help="size of a safetensors file", min=0.001, max=1e6)] = 5.0,
     workers: Workers = 2,
     restart: Restart = False,
     debug: Debug = False,

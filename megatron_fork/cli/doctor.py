@@ -14,7 +14,9 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -30,16 +32,44 @@ from megatron_fork.rollout import ends_in_words, engine_kind, server_states
 from megatron_fork.run import Checked, check, check_import, check_kernels
 
 _GIB = 2**30
-# Module, distribution, and what a run uses it for.
+
+
+class _Optional(NamedTuple):
+    """A package that some recipes need."""
+
+    module: str
+    package: str
+    gain: str
+    """What a run uses it for."""
+    field: str = ""
+    value: object = True
+    """The setting that cannot do without it; True: whatever is set."""
+
+    def needed_for(self, config: RunConfig) -> str:
+        """The recipe's setting that needs it; empty if there is none."""
+        if not self.field:
+            return ""
+        found = attrgetter(self.field)(config)
+        is_needed = bool(found) if self.value is True else found == self.value
+        return f"{self.field}={found}" if is_needed else ""
+
+
 _OPTIONAL = (
-    ("transformer_engine", "transformer-engine", "fused layers, context parallelism and fp8 on a GPU"),
-    ("apex", "apex", "fused Adam and gradient accumulation in Megatron"),
-    ("flash_attn", "flash-attn", "attention kernels of Transformer Engine"),
-    ("triton", "triton", "LM-head kernels on a GPU"),
-    ("vllm", "vllm", "rollout engine"),
-    ("sglang", "sglang", "rollout engine"),
-    ("wandb", "wandb", "run.wandb"),
-    ("math_verify", "math-verify", "rewards.kind=math_verify"),
+    _Optional(
+        "transformer_engine",
+        "transformer-engine",
+        "fused layers, context parallelism and fp8 on a GPU",
+        "compute.backend",
+        "transformer_engine",
+    ),
+    _Optional("apex", "apex", "fused Adam and gradient accumulation in Megatron"),
+    _Optional("flash_attn", "flash-attn", "attention kernels of Transformer Engine"),
+    _Optional("triton", "triton", "LM-head kernels on a GPU", "vocab_parallel.kernels", "triton"),
+    _Optional("vllm", "vllm", "rollout engine", "rollout.engine", "vllm_colocated"),
+    _Optional("sglang", "sglang", "rollout engine"),
+    _Optional("wandb", "wandb", "run.wandb", "run.wandb"),
+    _Optional("tensorboard", "tensorboard", "run.tensorboard", "run.tensorboard"),
+    _Optional("math_verify", "math-verify", "rewards.kind=math_verify", "rewards.kind", "math_verify"),
 )
 
 
@@ -58,7 +88,7 @@ def diagnose(
     shown = _Shown(console)
     shown.section("machine", _machine())
     shown.section("computing", _computing(config or RunConfig()))
-    shown.section("optional packages", _packages())
+    shown.section("optional packages", _packages(config or RunConfig()))
     if config is None:
         return
     world = ranks or _ranks(config)
@@ -192,15 +222,19 @@ def _lm_head(config: vocab_parallel.VocabParallelConfig) -> Finding:
     return Finding("LM-head kernels", "torch", f"{'Triton is not installed' if on_gpu else 'no GPU is visible'}; tried")
 
 
-def _packages() -> Iterator[Finding]:
-    for module, package, gain in _OPTIONAL:
-        if importlib.util.find_spec(module) is None:
-            yield Finding(package, "not installed", gain)
+def _packages(config: RunConfig) -> Iterator[Finding]:
+    """What is installed; a package that a setting of the recipe needs is said to be needed, and is to be fixed if missing."""
+    for each in _OPTIONAL:
+        needed = each.needed_for(config)
+        note = f"{each.gain}; needed for {needed}" if needed and needed != each.gain else each.gain
+        if importlib.util.find_spec(each.module) is None:
+            status: Status = "fix" if needed else "ok"
+            yield Finding(each.package, "not installed", note + f": pip install {each.package}" * bool(needed), status)
             continue
         try:
-            yield Finding(package, importlib.metadata.version(package), gain)
+            yield Finding(each.package, importlib.metadata.version(each.package), note)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(package, "installed", gain)
+            yield Finding(each.package, "installed", note)
 
 
 def _recipe(config: RunConfig, world: int, found: list[Checked]) -> Iterator[Finding]:

@@ -34,10 +34,7 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
     try:
         work()
     except MegatronForkError as error:
-        explain(error, debug=debug)
-        if isinstance(error, ConfigError) and not is_first_rank():
-            # The first rank meets the same error and must print it before torchrun, which ends all ranks when one exits.
-            time.sleep(_FIRST_RANK_SECONDS)
+        tell(error, debug=debug)
         leave(error.exit_code)
     except OSError as error:
         if error.filename is None and error.errno in _FULL:  # no file of ours: what a shell has sent the output to
@@ -57,6 +54,14 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
     except KeyboardInterrupt:
         explain(Interrupted(_NOTHING_YET), debug=debug)
         leave(130)
+
+
+def tell(error: MegatronForkError, *, debug: bool) -> None:
+    """Print a user's error before the program ends."""
+    explain(error, debug=debug)
+    if isinstance(error, ConfigError) and not is_first_rank():
+        # The first rank meets the same error and must print it before torchrun, which ends all ranks when one exits.
+        time.sleep(_FIRST_RANK_SECONDS)
 
 
 def _name(file: object) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         fullest_rank,
         hugging_face_outline,
     )
-    from megatron_fork.models.grouping import SequenceGroup, group_by_length
+    from megatron_fork.models.grouping import PADDING_LIMIT, SequenceGroup, group_by_length
     from megatron_fork.models.rotary import longest_sequence
     from megatron_fork.models.routing import Routing
     from megatron_fork.models.statistics_model import StatisticsModel
@@ -42,6 +42,7 @@ else:
     __getattr__ = opened(__name__, __file__, former={"Config": "ModelConfig"})
 
 __all__ = [
+    "PADDING_LIMIT",
     "training_flops",
     "EMBEDDING",
     "FAMILIES",

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from megatron_fork import distributed
 from megatron_fork.errors import ModelError
-from megatron_fork.models.architecture import check_divides, padded_vocab_size
+from megatron_fork.models.architecture import check_divides, head_size, padded_vocab_size
+from megatron_fork.models.families import family_of
 from megatron_fork.models.fields import shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def hugging_face_outline(config: PretrainedConfig) -> PreTrainedModel:
     """The model of transformers on the meta device; raises `ModelError` if its class does not accept the config."""
+    # Imported here: the model classes take seconds, and parameters are counted without them.
+    from transformers import AutoModelForCausalLM
+
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -40,7 +48,7 @@ class Footprint:
 
 def count_parameters(config: PretrainedConfig) -> int:
     """Parameters of the whole model; tied weights count once."""
-    return sum(parameter.numel() for parameter in hugging_face_outline(config).parameters())
+    return ParameterCounts.of(config).total
 
 
 @dataclass(frozen=True)
@@ -58,18 +66,16 @@ class ParameterCounts:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> ParameterCounts:
-        sharded = replicated = experts = final_norm = 0
-        for name, parameter in hugging_face_outline(config).named_parameters():
-            count = parameter.numel()
-            if ".experts." in name:
-                experts += count
-            elif ".layers." in name and _is_replicated(name):
-                replicated += count
-            elif ".layers." in name:
-                sharded += count
-            elif _is_replicated(name):
-                final_norm += count
-        return cls(config, sharded, replicated, experts, final_norm)
+        """From the tensors that the model's family names; raises `ModelError` if the config is not supported."""
+        family, layers, sizes = family_of(config), config.num_hidden_layers, _sizes(config)
+        names = [name for entry in family.layer for name in entry.hugging_face]
+        replicated = sum(sizes[_tensor(name)] for name in names if _is_replicated(name))
+        sharded = sum(sizes[_tensor(name)] for name in names if not _is_replicated(name))
+        experts = 0
+        if family.has_experts:
+            projections = sum(len(entry.hugging_face) for entry in family.expert)
+            experts = config.num_experts * projections * config.hidden_size * config.moe_intermediate_size
+        return cls(config, layers * sharded, layers * replicated, layers * experts, config.hidden_size)
 
     @property
     def total(self) -> int:
@@ -99,6 +105,34 @@ class ParameterCounts:
 def fullest_rank(config: PretrainedConfig, parallel: distributed.ParallelConfig) -> Footprint:
     """What a rank of the fullest pipeline stage holds; raises `LayoutError` if the model does not divide like that."""
     return max(ParameterCounts.of(config).stages(parallel), key=lambda stage: stage.total)
+
+
+def _sizes(config: PretrainedConfig) -> dict[str, int]:
+    """Numbers in a tensor of a layer, without those of experts."""
+    hidden, head, inner = config.hidden_size, head_size(config), config.intermediate_size
+    query, key = config.num_attention_heads * head, config.num_key_value_heads * head
+    return {
+        "input_layernorm.weight": hidden,
+        "q_proj.weight": query * hidden,
+        "k_proj.weight": key * hidden,
+        "v_proj.weight": key * hidden,
+        "q_proj.bias": query,
+        "k_proj.bias": key,
+        "v_proj.bias": key,
+        "q_norm.weight": head,
+        "k_norm.weight": head,
+        "o_proj.weight": query * hidden,
+        "post_attention_layernorm.weight": hidden,
+        "gate.weight": getattr(config, "num_experts", 0) * hidden,
+        "gate_proj.weight": hidden * inner,
+        "up_proj.weight": hidden * inner,
+        "down_proj.weight": hidden * inner,
+    }
+
+
+def _tensor(name: str) -> str:
+    """The last two parts of a Hugging Face name: `q_proj.weight`."""
+    return ".".join(name.split(".")[-2:])
 
 
 def _is_replicated(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Tokens and padding of a group together may be at most this many times its tokens.
-_PADDING_LIMIT = 1.3
+PADDING_LIMIT = 1.3
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def group_by_length(lengths: list[int]) -> list[SequenceGroup]:
     run: list[int] = []
     for length in lengths:
         longest = max([*run, length])
-        if run and longest * (len(run) + 1) > _PADDING_LIMIT * (sum(run) + length):
+        if run and longest * (len(run) + 1) > PADDING_LIMIT * (sum(run) + length):
             groups.append(SequenceGroup(start, tuple(run)))
             start, run = start + sum(run), []
         run.append(length)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from megatron_fork.planning.held import (
         Held,
         Replicas,
+        checkpoint_bytes,
         engine_weights,
         held_by_stage,
         optimizer_bytes,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from megatron_fork.planning.peers import PEERS, PeerTable, TranslatedRow, Translation, reference, translate
     from megatron_fork.planning.recipe_plan import Plan, Question, layout_fields, plan
     from megatron_fork.planning.shapes import known_shapes, model_shape, shape_name
-    from megatron_fork.planning.time import Fleet, StepTime, Work, step_time
+    from megatron_fork.planning.time import Fleet, StepTime, Work, step_time, sync_bytes
 else:
     __getattr__ = opened(__name__, __file__)
 
@@ -56,6 +57,7 @@ __all__ = [
     "Row",
     "StageMemory",
     "cache_bytes",
+    "checkpoint_bytes",
     "engine_weights",
     "held_by_stage",
     "kept_of_row",
@@ -64,6 +66,7 @@ __all__ = [
     "micro_batches_of",
     "optimizer_bytes",
     "replica_ranks",
+    "sync_bytes",
     "known_shapes",
     "model_shape",
     "shape_name",

@@ -71,6 +71,14 @@ def held_by_stage(config: RunConfig, counts: ParameterCounts, ranks: int) -> lis
     return found
 
 
+def checkpoint_bytes(config: RunConfig, parameters: int) -> float:
+    """Bytes of one checkpoint: weights and optimizer state of every network that is trained, over all ranks."""
+    weight, networks = config.policy.dtype.itemsize, 2 if config.objective.advantage == "gae" else 1
+    whole = OptimizerConfig(), Footprint(parameters, 0)
+    state = optimizer_bytes(*whole, half=weight < 4, replicas=Replicas(1, 1))
+    return networks * (weight * parameters + state)
+
+
 def engine_weights(config: RunConfig, parameters: int) -> float:
     """Bytes of an engine's weights on each of the trainer's ranks; 0 if it has servers of its own."""
     kind = engine_kind(config.rollout.engine)

@@ -9,6 +9,7 @@ The terms are the tensors that autograd saves in the layers of `models.build`, e
   kernel saves the projection and the product: three.
 * Attention (`_scaled_dot_product_flash_attention`) saves queries, keys, values, the result and a float a head and token; the
   ring of context parallelism saves the same. Sequences of unequal length are padded in groups: see `models.group_by_length`.
+  A row whose lengths are not known is taken to be padded as far as a group may be.
 
 A norm's tensors are whole on every tensor rank, or divided by sequence parallelism; the rest is divided over tensor ranks.
 """
@@ -44,6 +45,8 @@ class Row:
 
     lengths: tuple[int, ...]
     context: int = 1
+    at_worst: bool = False
+    """Whether shorter sequences may be in their place: groups are then taken to be padded as far as they may be."""
 
     @property
     def tokens(self) -> float:
@@ -53,17 +56,26 @@ class Row:
     @property
     def padded(self) -> float:
         """Tokens and padding of the groups of unequal sequences, which local attention copies."""
+        if self.at_worst:
+            return models.PADDING_LIMIT * self.tokens if self.context == 1 else 0.0
         return float(sum(max(group.lengths) * len(group.lengths) for group in self._groups if _is_uneven(group)))
 
     @property
     def viewed(self) -> float:
         """Tokens of the groups of equal sequences, which need no copy."""
-        return self.tokens if self.context > 1 else float(sum(g.tokens for g in self._groups if not _is_uneven(g)))
+        if self.context > 1:
+            return self.tokens
+        return 0.0 if self.at_worst else float(sum(g.tokens for g in self._groups if not _is_uneven(g)))
+
+    @property
+    def has_views(self) -> bool:
+        """Whether a group needs no copy: its views keep the inputs of the whole row."""
+        return self.at_worst or self.viewed > 0
 
     @property
     def is_joined(self) -> bool:
         """Whether the results of the groups become one tensor, which is another copy."""
-        return len(self._groups) > 1 or self.padded > 0
+        return self.padded > 0 or len(self._groups) > 1
 
     @property
     def _groups(self) -> list[models.SequenceGroup]:
@@ -71,14 +83,14 @@ class Row:
 
     @classmethod
     def filled(cls, tokens: int, longest: int, context: int = 1) -> Row:
-        """A row of `tokens` tokens in sequences of `longest` tokens and the rest, or one longer sequence."""
+        """A row of `tokens` tokens in sequences of at most `longest` tokens, or in one sequence that is longer."""
         whole, rest = divmod(max(tokens, longest), longest)
         if whole > _MOST_SEQUENCES:
             raise ConfigError(
                 f"a micro-batch of {tokens} tokens has room for {whole} sequences of {longest} tokens",
                 hint=f"lower policy.tokens_per_micro_batch and tokens_per_statistics_batch to {_MOST_SEQUENCES} sequences",
             )
-        return cls((longest,) * whole + ((rest,) if rest else ()), context)
+        return cls((longest,) * whole + ((rest,) if rest else ()), context, at_worst=longest <= tokens)
 
 
 def _is_uneven(group: models.SequenceGroup) -> bool:
@@ -137,12 +149,11 @@ def layer_memory(
     if fused or compute.recompute == "selective":
         attention = (inputs + itemsize * query + 4 * heads * (compute.recompute != "selective")) * tokens
     else:
-        # Where a group needs no copy, its views keep the inputs of the whole row.
-        attention = (inputs if row.viewed else projection * keeps_projection) * tokens
+        attention = (inputs if row.has_views else projection * keeps_projection) * tokens
         attention += row.viewed * (itemsize * query + 4 * heads)
         attention += row.padded * (itemsize * (2 * query + 2 * key) + 4 * heads + 8)
         attention += itemsize * query * tokens * row.is_joined
-    dense_backward, mlp = _mlp(config, parallel, fused=fused, itemsize=itemsize)
+    dense_backward, mlp = _mlp(config, parallel, fused=fused, has_experts=family.has_experts, itemsize=itemsize)
     kept["experts" if family.has_experts else "MLP"] = mlp
     boundary = normed * itemsize * tokens
     # Backward of the MLP's product: gradients of both factors, of the residual stream, and the layer's recomputed result.
@@ -159,9 +170,11 @@ def _norm(width: float, rows: float, itemsize: int, on_gpu: bool) -> float:
     return (width * itemsize if on_gpu else 8 * width) + 4 * rows
 
 
-def _mlp(config: PretrainedConfig, parallel: ParallelConfig, *, fused: bool, itemsize: int) -> tuple[float, float]:
+def _mlp(
+    config: PretrainedConfig, parallel: ParallelConfig, *, fused: bool, has_experts: bool, itemsize: int
+) -> tuple[float, float]:
     """(more at the worst point of backward, saved) bytes of a token; the norm's result is counted elsewhere."""
-    if not models.family_of(config).has_experts:
+    if not has_experts:
         inner = config.intermediate_size / parallel.tensor
         return 2 * inner * itemsize, (3 if fused else 5) * inner * itemsize
     # Tokens come to their experts in copies, `chosen` a token if the router balances them.

@@ -72,10 +72,12 @@ class Estimate:
 
 def estimate(config: RunConfig, setting: Setting, *, ranks: int, engines: int) -> Estimate:
     """Memory and time of a recipe under its own layout; raises `LayoutError` if the ranks do not divide."""
-    load = Load.of(config)
-    stages = memory_by_stage(
-        config, setting.counts, setting.machine, load, ranks=ranks, micro_batches=micro_batches_of(config, ranks)
-    )
+    count = micro_batches_of(config, ranks)
+    by_load = [
+        memory_by_stage(config, setting.counts, setting.machine, load, ranks=ranks, micro_batches=count)
+        for load in Load.possible(config)
+    ]
+    stages = [max(of_stage, key=lambda stage: stage.peak) for of_stage in zip(*by_load, strict=True)]
     fleet = fleet_of(config, setting, ranks=ranks, engines=engines)
     time = step_time(
         config, setting.counts.config, setting.gpu, fleet, setting.work, ranks=ranks, parameters=setting.parameters

@@ -35,15 +35,15 @@ class Load:
     """Fraction of the response tokens that carry gradient."""
 
     @classmethod
-    def of(cls, config: RunConfig, *, prompt: int | None = None) -> Load:
-        """Rows at their budget, in sequences of the longest prompt and response."""
-        longest = longest_sequence(config, prompt)
-        context = config.parallel.context
-        return cls(
-            Row.filled(config.policy.tokens_per_micro_batch, longest, context),
-            Row.filled(config.policy.tokens_per_statistics_batch, longest, context),
-            selected_fraction(config),
-        )
+    def possible(cls, config: RunConfig) -> list[Load]:
+        """Rows at their budget, of sequences as long as can be and of shorter ones, where these may need more."""
+        longest, context, policy = longest_sequence(config), config.parallel.context, config.policy
+        budgets = policy.tokens_per_micro_batch, policy.tokens_per_statistics_batch
+        loads = [[Row.filled(budget, longest, context) for budget in budgets]]
+        if context == 1 and longest > min(budgets):
+            # A sequence that is longer than the budget is a row of its own, without the copies that shorter ones need.
+            loads.append([Row.filled(budget, min(budget, longest)) for budget in budgets])
+        return [cls(update, statistics, selected_fraction(config)) for update, statistics in loads]
 
 
 def selected_fraction(config: RunConfig) -> float:
@@ -51,9 +51,9 @@ def selected_fraction(config: RunConfig) -> float:
     return 1.0 if token_choice(config.selection.tokens).score is None else config.selection.ratio
 
 
-def longest_sequence(config: RunConfig, prompt: int | None = None) -> int:
+def longest_sequence(config: RunConfig) -> int:
     """Tokens of the longest prompt with the longest response."""
-    return (prompt or config.data.max_prompt_tokens) + config.rollout.max_response_tokens
+    return config.data.max_prompt_tokens + config.rollout.max_response_tokens
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,14 @@ def memory_by_stage(
     config: RunConfig, counts: ParameterCounts, machine: Machine, load: Load, *, ranks: int, micro_batches: int
 ) -> list[StageMemory]:
     """Every stage's memory; `micro_batches`: of one update on a rank. Raises `LayoutError` for an impossible layout."""
-    held = held_by_stage(config, counts, ranks)
+    held, itemsize = held_by_stage(config, counts, ranks), config.policy.dtype.itemsize
+    # Layers are alike on all stages, and each of a pipeline's is asked for its memory.
+    update, statistics = (
+        layer_memory(counts.config, config.parallel, config.compute, machine, row, itemsize=itemsize)
+        for row in (load.update, load.statistics)
+    )
     return [
-        _stage(config, counts, machine, load, stage, each, micro_batches=micro_batches)
+        _stage(config, counts, machine, load, (update, statistics), stage, each, micro_batches=micro_batches)
         for stage, each in enumerate(held)
     ]
 
@@ -138,6 +143,7 @@ def _stage(
     counts: ParameterCounts,
     machine: Machine,
     load: Load,
+    of_rows: tuple[LayerMemory, LayerMemory],
     stage: int,
     held: dict[str, Held],
     *,
@@ -145,10 +151,7 @@ def _stage(
 ) -> StageMemory:
     hf_config, parallel, itemsize = counts.config, config.parallel, config.policy.dtype.itemsize
     layers = hf_config.num_hidden_layers // parallel.pipeline - config.compute.offload_layers
-    layer, statistics_layer = (
-        layer_memory(hf_config, parallel, config.compute, machine, row, itemsize=itemsize)
-        for row in (load.update, load.statistics)
-    )
+    layer, statistics_layer = of_rows
     tokens, first, last = load.update.tokens, stage == 0, stage == parallel.pipeline - 1
     flying = in_flight(config, stage, micro_batches)
     kept = (_kept(config, hf_config, layer, layers, load.update) + 8.0 * tokens * first) * flying

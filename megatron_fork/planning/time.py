@@ -1,12 +1,14 @@
 """An estimate of a step's time: rollout, statistics, update and weight update, with the assumptions that it rests on.
 
 The trainer's passes make the operations of `models.training_flops` at a measured fraction of the GPU's peak. Decoding reads the
-weights and every live sequence's keys and values once a token. Sums of bytes over a link go at its data sheet's speed.
+weights once for all sequences that fit at once, and every live sequence's keys and values, for each token. Sums of bytes over a
+link go at its data sheet's speed.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass, field
 
 from transformers import PretrainedConfig
@@ -23,6 +25,8 @@ _STATISTICS, _UPDATE_RECOMPUTED = 0.50, 0.365
 _UPDATE = _UPDATE_RECOMPUTED * 4 / 3
 # Assumed, not measured: what an engine reaches of its memory's bandwidth and of its products.
 _OF_BANDWIDTH, _OF_PRODUCTS = 0.7, 0.5
+# Of a response, at which the time of a token is computed.
+_PLACES = 64
 # Assumed, not measured: bytes a second of a shared disk, and of gloo over TCP.
 _DISK, _GLOO = 2e9, 1e9
 
@@ -52,7 +56,7 @@ class Work:
 
     sequences: int
     prompt: int
-    response: float
+    response: int
     """Mean tokens."""
     longest: int
     """Tokens of the longest response."""
@@ -63,7 +67,7 @@ class Work:
         longest = config.rollout.max_response_tokens
         sequences = config.train.prompts_per_step * config.rollout.samples
         prompt = min(config.data.max_prompt_tokens, 512)
-        return cls(sequences, prompt, response or longest / 2, longest)
+        return cls(sequences, prompt, response or -(-longest // 2), longest)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def step_time(
     """The estimate for `ranks` trainer ranks beside the engines of `fleet`."""
     parallel, compute = config.parallel, config.compute
     length = work.prompt + work.response
-    flops = models.training_flops(hf_config, [int(length)]) * work.sequences
+    flops = models.training_flops(hf_config, [length]) * work.sequences
     peak = ranks * gpu.flops
     data = parallel.data(ranks)
     updates = math.ceil(config.train.prompts_per_step / config.train.prompts_per_mini_batch)
@@ -102,6 +106,7 @@ def step_time(
         sync=sync_seconds(config, gpu, parameters),
         assumptions=[
             f"responses of {work.response:,.0f} tokens on average and {work.longest:,} at most, prompts of {work.prompt}",
+            "lengths are spread as a power of a uniform number: evenly if the mean is half of the longest",
             "every prompt group has signal: dynamic sampling draws none again",
             f"statistics at {_STATISTICS:.0%} and updates at {reached:.1%} of {gpu.name}'s {gpu.flops / 1e12:,.0f} TFLOP/s "
             "(measured with an 8B model on one H200)",
@@ -167,21 +172,35 @@ def _reduction(config: RunConfig, gpu: Gpu, parameters: int, replicas: int) -> f
 
 
 def _rollout(hf_config: PretrainedConfig, gpu: Gpu, fleet: Fleet, work: Work) -> float:
-    """Seconds of drawing all responses: as many at a time as fit, then the longest ones nearly alone."""
+    """Seconds of drawing all responses, summed over the positions of a response, from the first to the last that may be.
+
+    A position costs no less for more responses that reach it, and no fewer reach it if they are longer on average. So longer
+    responses never take less time, whatever limits the engines.
+    """
     room = fleet.room
     if not room.fits or fleet.engines < 1:
         return math.inf
-    live = work.prompt + work.response / 2
-    at_once = max(1.0, min(work.sequences / fleet.engines, room.tokens / live))
+    of_engine = max(1.0, work.sequences / fleet.engines)
     forward = models.training_flops(hf_config, [1]) / 3
-    bandwidth = room.gpus * gpu.memory * _OF_BANDWIDTH
+    bandwidth, products = room.gpus * gpu.memory * _OF_BANDWIDTH, room.gpus * gpu.flops * _OF_PRODUCTS
 
-    def of_token(sequences: float, length: float) -> float:
-        reading = (room.weights + sequences * length * room.token) / bandwidth
-        return max(reading, sequences * forward / (room.gpus * gpu.flops * _OF_PRODUCTS))
+    def seconds(part: float) -> float:
+        """Of the token at this fraction of the longest response."""
+        there = of_engine * _reaching(part, work)
+        length = work.prompt + part * work.longest
+        at_once = max(1.0, room.tokens / length)
+        passes = max(1.0, there / at_once)
+        return max((passes * room.weights + there * length * room.token) / bandwidth, there * forward / products)
 
-    waves = work.sequences / fleet.engines / at_once
-    # A tenth is as long as can be; fewer where the mean leaves no room for so many.
-    longest = max(1.0, at_once * min(0.1, live / work.longest))
-    tail = max(0.0, work.longest - work.response) * of_token(longest, work.longest)
-    return waves * work.response * of_token(at_once, live) + tail
+    return work.longest * statistics.fmean(seconds((place + 0.5) / _PLACES) for place in range(_PLACES))
+
+
+def _reaching(part: float, work: Work) -> float:
+    """Fraction of the responses that are longer than this part of the longest one.
+
+    Lengths are spread as a power of a uniform number: evenly up to the longest if the mean is half of it, and the shorter the
+    mean, the fewer come near to the longest.
+    """
+    if work.response >= work.longest:
+        return 1.0
+    return 1.0 - part ** (work.response / (work.longest - work.response))

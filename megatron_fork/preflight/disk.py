@@ -14,7 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from megatron_fork import models
+from megatron_fork import models, planning
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import MegatronForkError, PreflightError, size
@@ -78,19 +78,17 @@ def disk(config: RunConfig, hf_config: PretrainedConfig, folder: Path) -> Iterat
 
 def bytes_written(config: RunConfig, hf_config: PretrainedConfig) -> dict[str, float]:
     """Bytes that a run leaves in its folder at most, by what they are."""
-    parameters, weight = models.count_parameters(hf_config), config.policy.dtype.itemsize
-    trained = 2 if config.objective.advantage == "gae" else 1
-    # Two float32 moments, and float32 main parameters beside half precision.
-    checkpoint = trained * parameters * (weight + (12 if weight < 4 else 8))
+    parameters = models.count_parameters(hf_config)
+    checkpoint, model = planning.checkpoint_bytes(config, parameters), planning.sync_bytes(config, parameters)
     run, steps = config.run, config.train.steps
     written = steps // run.checkpoint_every + 1 if run.checkpoint_every else 1
     kept = min(written, run.keep_checkpoints + 1) + (steps // run.keep_every if run.keep_every else 0)
     traces = steps // run.trace_every + 1 if run.trace_every else 0
     by_disk = engine_kind(config.rollout.engine).has_servers and config.rollout.sync == "disk"
     return {
-        f"of {kept} checkpoints": float(checkpoint * kept),
-        "of the model": float(parameters * weight * (2 if config.sft.steps else 1)),
-        "of weights for servers": float(2 * parameters * weight * by_disk),
+        f"of {kept} checkpoints": checkpoint * kept,
+        "of the model": float(model * (2 if config.sft.steps else 1)),
+        "of weights for servers": float(2 * model * by_disk),
         "of traces": float(traces * run.trace_trajectories * config.rollout.max_response_tokens * _TRACED_TOKEN_BYTES),
     }
 

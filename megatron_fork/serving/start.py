@@ -2,8 +2,9 @@
 
     python -m megatron_fork.serving.start vllm|sglang MODEL_FOLDER --port PORT [--host HOST] [--tensor GPUS] [OPTION ...]
 
-On a machine without a GPU it serves in float32 on the CPU. With $MEGATRON_FORK_API_KEY set, only requests that carry it are
-answered. OPTIONs are the engine's own. This process becomes the server, so that signals reach it.
+The folder may also be named as the engines do, by --model or --model-path: the images' words are an engine's. On a machine
+without a GPU it serves in float32 on the CPU. With $MEGATRON_FORK_API_KEY set, only requests that carry it are answered.
+OPTIONs are the engine's own. This process becomes the server, so that signals reach it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ ENGINES = {"vllm": vllm, "sglang": sglang}
 
 def environment(given: Mapping[str, str], *, on_gpu: bool) -> dict[str, str]:
     """The variables that every engine is started with; what is set already counts."""
-    found = {**given, **_QUIET}
+    found = {**_QUIET, **given}
     if not on_gpu:
         found.setdefault("OMP_NUM_THREADS", "1")
     # Not on a command line: `ps` shows that.
@@ -83,13 +84,17 @@ def main() -> None:
     """Replace this process by the server."""
     parser = argparse.ArgumentParser(prog="python -m megatron_fork.serving.start", allow_abbrev=False)
     parser.add_argument("engine", choices=tuple(ENGINES))
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--model", "--model-path", dest="named", help="the same")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--tensor", type=int, default=1, help="GPUs of the server")
     asked, options = parser.parse_known_args()
+    model = asked.named or asked.model
+    if model is None:
+        parser.error("which model folder?")
     on_gpu = shutil.which("nvidia-smi") is not None
-    words, variables = ENGINES[asked.engine](asked.model, asked.host, asked.port, asked.tensor, on_gpu=on_gpu)
+    words, variables = ENGINES[asked.engine](model, asked.host, asked.port, asked.tensor, on_gpu=on_gpu)
     variables = {**environment(os.environ, on_gpu=on_gpu), **variables}
     os.execve(sys.executable, [sys.executable, *words, *options], variables)
 

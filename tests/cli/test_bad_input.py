@@ -246,3 +246,67 @@ def test_an_error_of_no_file_is_a_defect(stays: None) -> None:
 
     with pytest.raises(ConnectionResetError):
         guard.guarded(work, debug=False)
+
+
+NUMBERS = {
+    ("plan", "r.yaml"): ("--gpus", "--gpu-memory", "--nodes", "--response"),
+    ("launch", "r.yaml"): ("--nodes",),
+    ("doctor",): ("--ranks", "--patience"),
+    ("convert", "to-hf", "a", "b"): ("--shard-gb", "--workers"),
+    ("convert", "to-megatron", "a", "b"): ("--workers",),
+    ("convert", "verify", "a", "b"): ("--workers",),
+    ("data", "decontaminate", "a", "b", "--against=c"): ("--ngram",),
+}
+COMMANDS = [["train"], ["sft"], ["analyze"], ["plan"], ["launch"], ["doctor"], ["convert", "to-hf"], ["data", "dedupe"]]
+
+
+def refused(*words: str) -> tuple[str, str]:
+    """The line and the hint that a call ends with."""
+    code, said = call(*words)
+    lines = said.splitlines()
+    assert code == 2 and len(lines) == 2, said
+    assert lines[0].startswith("error: ") and lines[1].startswith("  ") and said.isascii(), said
+    return lines[0].removeprefix("error: "), lines[1].strip()
+
+
+@pytest.mark.parametrize("value", ["many", "0.00001", "-1", "nan", "inf", "1e400"])
+def test_a_number_that_an_option_cannot_have_is_named(value: str, stays: None) -> None:
+    for words, options in NUMBERS.items():
+        for option in options:
+            said, _ = refused(*words, f"{option}={value}")
+            assert option in said and value in said.replace(f"{option} ", f"{option}=")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_words_that_a_command_does_not_take(words: list[str]) -> None:
+    assert "--no-such-option" in refused(*words, "r", "--no-such-option=3")[0]
+    said, hint = refused(*words, "r", "--debugg")
+    assert "--debugg" in said and "--debug" in hint and f"{words[-1]} --help" in hint
+    if words != ["doctor"]:
+        said, hint = refused(*words)
+        assert said.startswith("missing argument") and f"{words[-1]} --help" in hint
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (["planx"], "no such command 'planx'", "Did you mean 'plan'?"),
+        (["convert", "to-nothing"], "no such command 'to-nothing'", "convert --help"),
+        (["--versoin"], "no such option: --versoin", "did you mean --version?"),
+        (["convert", "to-hf", "a", "b", "c"], "got unexpected extra argument(s) (c)", "to-hf --help"),
+        (["data", "dedupe", "a", "b", "--conflicts=some"], "--conflicts=some is not one of 'drop', 'first'", "--help"),
+        (["launch", "r.yaml", "--nodes"], "option '--nodes' requires an argument", "--help"),
+        (["plan", "r.yaml", "--json=3"], "option '--json' does not take a value", "--help"),
+        (["plan", "r.yaml", "--gpu-memory", "0.001"], "--gpu-memory=0.001 is not at least 1", "plan --help"),
+    ],
+    ids=str,
+)
+def test_a_command_line_that_cannot_be_read(words: list[str], said: str, hint: str) -> None:
+    found = refused(*words)
+    assert found[0] == said and hint in found[1]
+
+
+def test_a_call_without_words_is_answered_with_the_help() -> None:
+    for words in ([], ["convert"], ["data"]):
+        code, said = call(*words)
+        assert code == 2 and "Usage" in said and "error" not in said

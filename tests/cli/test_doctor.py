@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from megatron_fork.cli import commands as cli
 from megatron_fork.cli import doctor, guard
+from megatron_fork.config import load_config
 from megatron_fork.errors import ConfigError
 from megatron_fork.run import checks
 
@@ -88,6 +89,29 @@ def test_a_package_that_does_not_import_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"broken_engine is installed but cannot be imported: libcudnn"):
         checks.check_import("broken_engine")
+
+
+NEEDED = {
+    "rollout.engine=vllm_colocated": "vllm",
+    "rewards.kind=math_verify": "math-verify",
+    "run.wandb=project": "wandb",
+    "run.tensorboard=true": "tensorboard",
+    "vocab_parallel.kernels=triton": "triton",
+    "compute.backend=transformer_engine": "transformer-engine",
+}
+
+
+@pytest.mark.parametrize("override", NEEDED)
+def test_a_package_that_the_recipe_needs_is_marked(override: str) -> None:
+    """And to be fixed where it is not installed; a recipe that does not need it loses nothing."""
+    plain = {each.name: each for each in doctor._packages(load_config(QUICKSTART, []))}
+    found = {each.name: each for each in doctor._packages(load_config(QUICKSTART, [override]))}
+    (changed,) = [name for name in found if found[name] != plain[name]] or [NEEDED[override]]
+    assert changed == NEEDED[override]
+    is_missing = found[changed].found == "not installed"
+    assert found[changed].status == ("fix" if is_missing else "ok") and plain[changed].status == "ok"
+    assert override.partition("=")[0] in found[changed].note
+    assert not is_missing or f"pip install {changed}" in found[changed].note
 
 
 def test_a_terminal_gets_tables() -> None:

@@ -3,12 +3,14 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.ranks import run_on_ranks
 from support.tiny_qwen3 import FAMILIES, family_config
 from transformers import Qwen3Config, Qwen3MoeConfig
 
 from megatron_fork.distributed import ParallelConfig
-from megatron_fork.models import count_parameters, fullest_rank
+from megatron_fork.models import ParameterCounts, count_parameters, fullest_rank, hugging_face_outline
 
 PUBLISHED = {
     "Qwen3-0.6B": (596_049_920, {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16}, 3072, True),
@@ -56,6 +58,46 @@ def test_published_size_of_a_mixture() -> None:
     assert count_parameters(config) == 30_532_122_624
     rank = fullest_rank(config, ParallelConfig(expert=8))
     assert rank.experts == 48 * 128 * 3 * 2048 * 768 // 8
+
+
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    fields=st.fixed_dictionaries(
+        {
+            "tie_word_embeddings": st.booleans(),
+            "num_hidden_layers": st.integers(1, 3),
+            "vocab_size": st.integers(1, 100),
+            "hidden_size": st.sampled_from([32, 48, 64]),
+            "intermediate_size": st.integers(1, 99),
+            "num_attention_heads": st.sampled_from([4, 8]),
+            "num_key_value_heads": st.sampled_from([1, 2, 4]),
+        }
+    ),
+    head=st.sampled_from([None, 2, 24]),
+    experts=st.integers(2, 5),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_counts_are_those_of_the_model_of_transformers(
+    family: str, fields: dict[str, Any], head: int | None, experts: int
+) -> None:
+    """Counted from the family's table of tensors, without the model's class; by the way in which ranks share them."""
+    if head is not None and family != "qwen2":
+        fields["head_dim"] = head
+    if family == "qwen3_moe":
+        fields |= {"num_experts": experts, "moe_intermediate_size": fields["intermediate_size"] + 1}
+    config = family_config(family, **fields)
+    found = {"experts": 0, "replicated": 0, "sharded": 0, "final norm": 0}
+    total = 0
+    for name, parameter in hugging_face_outline(config).named_parameters():
+        total += parameter.numel()
+        whole = "norm" in name or name.endswith("mlp.gate.weight")
+        if ".layers." in name:
+            found["experts" if ".experts." in name else "replicated" if whole else "sharded"] += parameter.numel()
+        elif whole:
+            found["final norm"] += parameter.numel()
+    counts = ParameterCounts.of(config)
+    assert counts.total == count_parameters(config) == total
+    assert list(found.values()) == [counts.experts, counts.replicated, counts.sharded, counts.final_norm]
 
 
 def _built(family: str, tied: bool, parallel: dict[str, Any]) -> int:

@@ -4,10 +4,11 @@ import io
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -147,15 +148,72 @@ def test_drawing_as_fast_as_training_is_said_only_where_it_is() -> None:
     assert planned("qwen3-8b/top20", response=1).balanced is None
 
 
-@given(name=st.sampled_from(RECIPES), lengths=st.lists(st.integers(1, 30000), min_size=2, max_size=3))
-@settings(max_examples=5, deadline=None)
-def test_longer_responses_never_take_less_memory(name: str, lengths: list[int]) -> None:
-    """Each is given a micro-batch of one sequence."""
+def grows(values: list[float]) -> bool:
+    return values == sorted(values)
 
-    def peak(length: int) -> float:
-        config = recipe(name, f"rollout.max_response_tokens={length}")
-        least = replace(config.policy, tokens_per_micro_batch=1, tokens_per_statistics_batch=1)
-        return plan(replace(config, policy=least), Question(nodes=8)).own.peak
 
-    peaks = [peak(length) for length in sorted(lengths)]
-    assert peaks == sorted(peaks)
+@given(
+    name=st.sampled_from(RECIPES),
+    means=st.lists(st.integers(1, 20000), min_size=1, max_size=3),
+    gpu_memory=st.sampled_from([80.0, 141.0, 1000.0]),
+    overrides=st.sampled_from([(), ("parallel.context=1",), ("compute.recompute=none",), ("cluster.gpu=L40S",)]),
+)
+@example(name="qwen3-8b/top20", means=[3072], gpu_memory=80.0, overrides=())
+@settings(max_examples=6, deadline=None)
+def test_longer_responses_never_take_less_time(
+    name: str, means: list[int], gpu_memory: float, overrides: tuple[str, ...]
+) -> None:
+    config = recipe(name, *overrides)
+    means = sorted({*means, *(mean + 1 for mean in means)})
+    times = [plan(config, Question(nodes=8, gpu_memory=gpu_memory, response=mean)).own.time for mean in means]
+    assert grows([time.rollout for time in times])
+    assert grows([time.statistics for time in times]) and grows([time.update for time in times])
+
+
+@given(
+    name=st.sampled_from(RECIPES),
+    lengths=st.lists(st.integers(1, 30000), min_size=1, max_size=3),
+    budget=st.sampled_from([1, 8192, 16384, 40000]),
+    overrides=st.sampled_from([(), ("parallel.context=1",), ("parallel.context=1", "compute.recompute=none")]),
+)
+@example(
+    name="qwen3-8b/top20",
+    lengths=[1, 1501],
+    budget=8192,
+    overrides=("parallel.context=1", "compute.recompute=none"),
+)
+@settings(max_examples=6, deadline=None)
+def test_longer_responses_never_take_less_memory_or_time(
+    name: str, lengths: list[int], budget: int, overrides: tuple[str, ...]
+) -> None:
+    """Whether many, one or not even one fits a micro-batch, since a run draws shorter ones than the longest too."""
+    config = recipe(name, *overrides)
+    policy = replace(config.policy, tokens_per_micro_batch=budget, tokens_per_statistics_batch=budget)
+    lengths = sorted({*lengths, *(length + 1 for length in lengths)})
+    found = []
+    for length in lengths:
+        rollout = replace(config.rollout, max_response_tokens=length)
+        found.append(plan(replace(config, policy=policy, rollout=rollout), Question(nodes=8)).own)
+    assert grows([each.peak for each in found]) and grows([each.time.total for each in found])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_twice_the_gpus_take_no_more_memory_or_time(name: str) -> None:
+    """With the recipe's own layout, and with the best one that is suggested."""
+    config = recipe(name)
+    found = [plan(config, Question(gpus=gpus)) for gpus in (32, 64, 128, 256, 512)]
+    for fewer, more in pairwise(found):
+        assert more.own.gpus == 2 * fewer.own.gpus
+        for one, other in ((fewer.own, more.own), (fewer.suggested[0], more.suggested[0])):
+            assert other.peak <= one.peak and other.time.training <= one.time.training
+            assert other.time.total <= one.time.total
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("context", [1, 2])
+def test_less_recomputation_and_more_tokens_never_take_less(name: str, context: int) -> None:
+    fields = f"parallel.context={context}"
+    kinds = [planned(name, fields, f"compute.recompute={kind}", nodes=8).own for kind in ("full", "selective", "none")]
+    ratios = [planned(name, fields, f"selection.ratio={ratio}", nodes=8).own for ratio in (0.01, 0.2, 0.5, 1.0)]
+    assert grows([each.peak for each in kinds]) and grows([each.peak for each in ratios])
+    assert grows([each.time.update for each in reversed(kinds)])

@@ -207,6 +207,9 @@ def test_bytes_that_a_run_writes() -> None:
     written = disk.bytes_written(config, hf_config)
     assert written["of 4 checkpoints"] == 4 * 12 * 509_568
     assert written["of the model"] == 2 * 4 * 509_568
+    half = load_config(QUICKSTART, ["policy.precision=bf16", "objective.advantage=gae", "run.checkpoint_every=0"])
+    written = disk.bytes_written(half, hf_config)
+    assert written["of 1 checkpoints"] == 2 * 14 * 509_568 and written["of the model"] == 2 * 2 * 509_568
 
 
 def hf_config_of(config):
