@@ -76,7 +76,7 @@ def to_megatron(
     refuse_existing(out)
     config = read_config(hf_dir)
     family_of(config)
-    with closing(WeightFolder(hf_dir)) as weights:
+    with closing(WeightFolder(hf_dir, read_once=True)) as weights:
         entries = {entry.megatron: entry for entry in model_entries(config)}
         meta_model = meta_model_of(config)
         check_weights(weights, config)

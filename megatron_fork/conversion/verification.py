@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from megatron_fork import distributed
 from megatron_fork.checkpoint import require_known_classes
+from megatron_fork.cluster import host_memory
 from megatron_fork.conversion.agreement import check_folder
 from megatron_fork.conversion.config_differences import Difference, argument_differences, config_differences
 from megatron_fork.conversion.hugging_face import read_config
@@ -25,8 +26,8 @@ from megatron_fork.conversion.located import locate
 from megatron_fork.conversion.megatron_weights import MegatronWeights
 from megatron_fork.conversion.parameters import unwrap_chunks
 from megatron_fork.conversion.published import PublishedWeights
-from megatron_fork.errors import CheckpointError
-from megatron_fork.models import Entry, build_model
+from megatron_fork.errors import CheckpointError, size
+from megatron_fork.models import Entry, build_model, count_parameters
 
 # Allows for another order of float32 sums; measured on the families of the tests and on SmolLM2-135M: below 5e-6.
 LOGIT_TOLERANCE = 2e-5
@@ -56,7 +57,7 @@ class Verification:
 def verify(
     hf_dir: Path, megatron_dir: Path, *, prompts: Sequence[str] = PROMPTS, logits: bool = True, workers: int = 2
 ) -> Verification:
-    """Compare the two; raises `CheckpointError` if names or shapes of their tensors differ.
+    """Compare the two; raises `CheckpointError` if names or shapes of their tensors differ, or memory lacks for logits.
 
     Args:
         hf_dir: the Hugging Face folder.
@@ -67,6 +68,8 @@ def verify(
 
     """
     config, located = read_config(hf_dir), locate(megatron_dir)
+    if logits:
+        _require_memory(config)
     source = MegatronWeights(located, config)
     names, second = check_folder(hf_dir, config).names, SecondReading(hf_dir)
     if names != set(second):
@@ -96,6 +99,16 @@ def verify(
         config=tuple(differences),
         logits=_logit_difference(hf_dir, located.folder, config, prompts) if logits else None,
     )
+
+
+def _require_memory(config: PretrainedConfig) -> None:
+    """Raise `CheckpointError` where a model in float32 does not fit what is free: the system would kill the process."""
+    needed, available = count_parameters(config) * torch.float32.itemsize, host_memory().available
+    if needed > available:
+        raise CheckpointError(
+            f"the logits need {size(needed)} of memory, a model in float32, and {size(available)} are available",
+            hint="compare everything else with --no-logits, or take a machine with more",
+        )
 
 
 def _same_bits(ours: Tensor, theirs: Tensor) -> bool:

@@ -35,8 +35,17 @@ class WeightFolder(Mapping[str, Tensor]):
     that can be read, `CheckpointError` if files, headers and index do not match.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, read_once: bool = False) -> None:
+        """Read the headers.
+
+        Args:
+            folder: with `model.safetensors`, or shards and their index.
+            read_once: whether the system need not keep what was read. It then takes the same pages of its cache again, which
+                costs much less than new ones. For what no other process reads at the same time.
+
+        """
         self.folder = folder
+        self._read_once = read_once
         self.files: list[str] = []
         self._stack = ExitStack()
         self._stored: dict[str, _Stored] = {}
@@ -87,6 +96,8 @@ class WeightFolder(Mapping[str, Tensor]):
             count = os.preadv(self._stored[name].descriptor, [memory[done : done + _CHUNK_BYTES]], start + done)
             if not count:
                 raise _truncated(name)
+            if self._read_once:
+                os.posix_fadvise(self._stored[name].descriptor, start + done, count, os.POSIX_FADV_DONTNEED)
             done += count
         flat = data.view(wanted.dtype)
         _check_finite(name, flat)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from megatron_fork import distributed
-from megatron_fork.cluster import ClusterConfig
+from megatron_fork.cluster import ClusterConfig, host_memory
 from megatron_fork.config import RunConfig
 from megatron_fork.errors import size
 from megatron_fork.preflight.findings import Finding
-
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -47,14 +44,7 @@ def here() -> Memory:
     place = distributed.launch()
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if place else 1
     shared = f"a rank's part of this machine's for {beside}" if beside > 1 else "this machine's"
-    return Memory(host_bytes() / beside, shared, True)
-
-
-def host_bytes() -> float:
-    """Of the machine, or of the container that this process is in."""
-    whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else "max"
-    return min(whole, float(limit)) if limit.isdecimal() else whole
+    return Memory(host_memory().total / beside, shared, True)
 
 
 def memory(config: RunConfig, needed: float, *, ranks: int) -> Iterator[Finding]:

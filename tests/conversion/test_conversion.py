@@ -119,6 +119,20 @@ def test_a_flipped_bit_and_a_changed_config_are_found(tmp_path: Path) -> None:
     ]
 
 
+def test_logits_that_do_not_fit_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    """A model that no machine holds in float32: 8 TiB of embeddings."""
+    theirs = hf_folder(tmp_path / "theirs", tie_word_embeddings=True)
+    to_megatron(theirs, tmp_path / "megatron")
+    config = json.loads((theirs / "config.json").read_text())
+    config.update(vocab_size=2**24, hidden_size=2**17)
+    (theirs / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"the logits need 8\.\d+ TiB of memory.* are available") as refused:
+        verify(theirs, tmp_path / "megatron")
+    assert "--no-logits" in str(refused.value.hint)
+    with pytest.raises(CheckpointError, match=r"has the shape|in the shape"):
+        verify(theirs, tmp_path / "megatron", logits=False)
+
+
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-200])
 

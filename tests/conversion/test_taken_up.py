@@ -5,9 +5,7 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,6 @@ import torch.multiprocessing as multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from support.commands import finish, run, start
 from support.tiny_qwen3 import FAMILIES, family_config, hugging_face_model
 
 from megatron_fork.conversion import journal as journal_module
@@ -302,26 +299,3 @@ def test_after_a_failed_flush_nothing_more_counts_as_written(tmp_path: Path, mon
     with pytest.raises(OSError, match="Input/output"):
         journal.flush()
     assert not journal.parts and not journal_module.Journal(tmp_path, {}).parts
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_says_that_the_same_command_goes_on(
-    number: int, code: int, sources: dict[tuple[str, str], Path], tmp_path: Path
-) -> None:
-    """The real program, on a model that takes it seconds."""
-    config = family_config("qwen3", num_hidden_layers=400)
-    hugging_face_model(config).save_pretrained(tmp_path / "source")
-    words = ("convert", "to-megatron", str(tmp_path / "source"), str(tmp_path / "out"), "--workers", "1")
-    program = start(*words)
-    partial = tmp_path / "out.partial" / "release"
-    while program.poll() is None and len(list(partial.glob("*.distcp"))) < 5:
-        time.sleep(0.01)
-    os.kill(program.pid, number)
-    found, output = finish(program)
-    assert found == code, output
-    told = [line for line in output.splitlines() if line.startswith("error") or line.startswith("  ")]
-    assert told[0] == f"error: the conversion was interrupted; what it wrote is in {tmp_path / 'out.partial'}"
-    assert "the same command goes on from there" in told[1] and "Traceback" not in output
-    found, output = run(*words)
-    assert found == 0 and "were there from an interrupted conversion" in output, output
