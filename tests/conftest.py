@@ -22,6 +22,13 @@ if not torch.cuda.is_available():
 # How long an example takes is the machine's affair: no assertion is about time.
 hypothesis.settings.register_profile("without deadlines", deadline=None)
 hypothesis.settings.load_profile("without deadlines")
+
+# Whoever runs the tests may ignore these, as `nohup` and a shell's `&` do, and every program would inherit that. A handler is
+# left behind where another program begins.
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+
 multiprocessing.set_forkserver_preload(["megatron_fork.cli", "megatron_fork.train"])
 
 

@@ -61,10 +61,13 @@ def test_a_run_that_records_nothing_is_stalled(tmp_path: Path) -> None:
     while not said and time.monotonic() < deadline:
         time.sleep(0.01)
     folder.metrics("evaluation", 1, {"pass_rate": 0.5})
+    there = list(said)  # a busy machine may be quiet again for as long
     folder.close()
-    assert said[0].startswith("ALERT: stalled, step 1: nothing was recorded for ") and "stalled_seconds=0.2" in said[0]
-    assert said[1].startswith("alert cleared: stalled")
-    assert len(said) == 2
+    assert there[0].startswith("ALERT: stalled, step 1: nothing was recorded for ") and "stalled_seconds=0.2" in said[0]
+    assert there[-1].startswith("alert cleared: stalled")
+    assert all(
+        line.startswith(("ALERT: stalled", "alert cleared: stalled")[place % 2]) for place, line in enumerate(said)
+    )
 
 
 def test_alerts_are_in_the_folder_and_a_resumed_run_knows_them(tmp_path: Path) -> None:

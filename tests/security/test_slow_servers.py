@@ -259,7 +259,7 @@ def test_a_connection_that_has_rested_is_not_used_again() -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Ports) as httpd:
         httpd.daemon_threads = True
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         asyncio.run(asks(f"http://127.0.0.1:{httpd.server_port}"))
         httpd.shutdown()
     first, second, third = Ports.seen
