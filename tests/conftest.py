@@ -29,7 +29,13 @@ for number in (signal.SIGHUP, signal.SIGINT):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
 
-multiprocessing.set_forkserver_preload(["megatron_fork.cli", "megatron_fork.train"])
+# A room fetches most of what it has when it is asked for: without the last three every rank and run would do so for itself.
+multiprocessing.set_forkserver_preload(
+    [
+        *("megatron_fork.cli", "megatron_fork.train", "megatron_fork.cli.commands", "megatron_fork.run.setup"),
+        "transformers.models.qwen3.modeling_qwen3",
+    ]
+)
 
 
 @pytest.fixture(autouse=True)
