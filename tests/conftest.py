@@ -22,7 +22,20 @@ if not torch.cuda.is_available():
 # How long an example takes is the machine's affair: no assertion is about time.
 hypothesis.settings.register_profile("without deadlines", deadline=None)
 hypothesis.settings.load_profile("without deadlines")
-multiprocessing.set_forkserver_preload(["megatron_fork.cli", "megatron_fork.train"])
+
+# Whoever runs the tests may ignore these, as `nohup` and a shell's `&` do, and every program would inherit that. A handler is
+# left behind where another program begins.
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+
+# A room fetches most of what it has when it is asked for: without the last three every rank and run would do so for itself.
+multiprocessing.set_forkserver_preload(
+    [
+        *("megatron_fork.cli", "megatron_fork.train", "megatron_fork.cli.commands", "megatron_fork.run.setup"),
+        "transformers.models.qwen3.modeling_qwen3",
+    ]
+)
 
 
 @pytest.fixture(autouse=True)

@@ -240,9 +240,10 @@ def _packages(config: RunConfig) -> Iterator[Finding]:
 def _recipe(config: RunConfig, world: int, found: list[Checked]) -> Iterator[Finding]:
     """What the recipe is on `world` ranks; what `check` has found of it is put into `found`."""
     parallel = config.parallel
-    yield from _servers(config)
+    # First, as in `train`: whatever else looks a part of the recipe up would tell its error in another order.
     checked = check(config, ranks=world, servers_come=config.cluster.servers > 0)
     found.append(checked)
+    yield from _servers(config)
     hf_config, source = checked.hf_config, checked.source
     parameters = models.count_parameters(hf_config)
     yield Finding("model", (hf_config.architectures or ["none"])[0], f"{parameters:,} parameters")

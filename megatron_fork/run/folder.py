@@ -120,7 +120,7 @@ class RunFolder:
         if self._tensorboard is not None:
             self._tensorboard.write(stage, step, {**values, **aliases})
         if self._server is not None:
-            self._server.update(stage, step, {**values, **aliases})
+            self._server.latest.update(stage, step, {**values, **aliases})
 
     def _alerts_of(self, stage: str, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Tell what is new, and which causes for alarm a trainer step has."""

@@ -6,41 +6,24 @@ import math
 import re
 import threading
 from collections.abc import Mapping
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from megatron_fork.errors import RunFolderError
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "megatron_fork"
+# Seconds that the end of a run may wait for the server.
+_CLOSES_WITHIN = 0.1
 
 
-class MetricsServer:
-    """Answers `GET /metrics` in threads of its own, until `close`; binds its port when it is made."""
+class LatestMetrics:
+    """The latest value of every metric; threads may ask for the text while another one updates it."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self) -> None:
         self._gauges: dict[str, float] = {}
         self._steps: dict[str, int] = {}
         self._lock = threading.Lock()
-        text = self.text
-
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 10.0  # a client that says nothing keeps a thread no longer
-
-            def do_GET(self) -> None:
-                found = self.path.split("?")[0] == "/metrics"
-                body = text().encode() if found else b"see /metrics\n"
-                self.send_response(200 if found else 404)
-                self.send_header("Content-Type", _CONTENT_TYPE if found else "text/plain; charset=utf-8")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *words: object) -> None:
-                """Scrapes are no news."""
-
-        self._server = _bound(host, port, Handler)
-        self.port = int(self._server.server_address[1])
-        threading.Thread(target=self._server.serve_forever, name="metrics server", daemon=True).start()
 
     def update(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Replace the values of a stage's metrics that are in `values`, and its count of steps."""
@@ -59,6 +42,34 @@ class MetricsServer:
         for name, value in sorted(gauges.items()):
             lines += [f"# TYPE {name} gauge", f"{name} {_number(value)}"]
         return "\n".join(lines) + "\n"
+
+
+class MetricsServer:
+    """Answers `GET /metrics` in threads of its own, until `close`; binds its port when it is made."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.latest = LatestMetrics()
+        text = self.latest.text
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 10.0  # a client that says nothing keeps a thread no longer
+
+            def do_GET(self) -> None:
+                found = self.path.split("?")[0] == "/metrics"
+                body = text().encode() if found else b"see /metrics\n"
+                self.send_response(200 if found else 404)
+                self.send_header("Content-Type", _CONTENT_TYPE if found else "text/plain; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *words: object) -> None:
+                """Scrapes are no news."""
+
+        self._server = _bound(host, port, Handler)
+        self.port = int(self._server.server_address[1])
+        serve = partial(self._server.serve_forever, poll_interval=_CLOSES_WITHIN)
+        threading.Thread(target=serve, name="metrics server", daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from support.commands import QUICKSTART
 from support.tiny_qwen3 import family_config, hugging_face_model
 
-from megatron_fork import distributed
+from megatron_fork import distributed, planning
 from megatron_fork.cli.doctor import diagnose
 from megatron_fork.config import load_config
 from megatron_fork.data.reach import build_tokenizer
@@ -87,6 +88,7 @@ def outcome(action: object) -> tuple[str, int] | None:
 @given(
     changed=st.dictionaries(st.sampled_from(sorted(CHOICES)), st.integers(0, 2), max_size=3),
 )
+@example(changed={"rewards.kind": 1, "rollout.engine": 2})  # two things that are wrong, each by itself
 def test_doctor_and_train_refuse_the_same(
     changed: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +112,30 @@ def test_doctor_and_train_refuse_the_same(
     doctor = outcome(lambda: diagnose(config, Console(file=StringIO()), ranks=1))
     assert doctor == outcome(train)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("wrong", ["rollout.engine=absent_module:engine", "data.source=absent.jsonl"])
+def test_of_two_wrong_things_doctor_tells_the_one_that_train_tells(wrong: str) -> None:
+    """Whatever the other is: nothing of a recipe is looked at before the checks."""
+    others = [f"{name}={value}" for name, values in CHOICES.items() for value in values[1:]]
+    told = set()
+    for other in others:
+        with contextlib.suppress(MegatronForkError):  # some are refused when they are read, before either
+            config = load_config(QUICKSTART, [other, wrong])
+            refused = outcome(lambda config=config: check(config, ranks=planning.replica_ranks(config)))
+            assert refused == outcome(lambda config=config: diagnose(config, Console(file=StringIO())))
+            told.add(refused)
+    assert len(told) > 1
+
+
+def test_no_server_is_asked_before_the_recipe_is_checked(server: str) -> None:
+    Health.asked.clear()
+    words = ["rollout.engine=vllm", f"rollout.servers=[{server}]"]
+    with pytest.raises(MegatronForkError, match=r"rollout\.stop_tokens"):
+        findings(*words, "rollout.stop_tokens=[5000]")
+    assert Health.asked == []
+    findings(*words)
+    assert Health.asked == ["/health"]
 
 
 def test_layers_that_are_recomputed_together(tmp_path: Path) -> None:
@@ -268,8 +294,10 @@ TOGETHER = 8
 
 class Health(BaseHTTPRequestHandler):
     meeting = threading.Barrier(TOGETHER)
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         if self.path.startswith("/meet"):  # answers once all are asked, which must not be one after the other
             with contextlib.suppress(threading.BrokenBarrierError):
                 self.meeting.wait(60)
@@ -290,7 +318,7 @@ class Health(BaseHTTPRequestHandler):
 def server() -> Iterator[str]:
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Health)
     httpd.daemon_threads = True
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{httpd.server_port}"
     httpd.shutdown()
 

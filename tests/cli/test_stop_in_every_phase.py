@@ -14,7 +14,7 @@ from support.commands import QUICKSTART, TINY, Program, finish, metrics_of, run,
 # The evaluation takes longest: a signal after what comes before it meets it.
 WORDS = (
     *(str(QUICKSTART), *TINY, "train.steps=2", "run.checkpoint_every=1"),
-    *("evaluation.every=1", "evaluation.samples=8", "data.held_out=64", "rollout.batch_size=32"),
+    *("evaluation.every=1", "evaluation.samples=8", "data.held_out=32", "rollout.batch_size=32"),
 )
 FAR = 60.0
 

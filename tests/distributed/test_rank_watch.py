@@ -20,8 +20,10 @@ def waiting(rank: int, fate: str, of: int) -> None:
     import torch.distributed as dist
 
     from megatron_fork import distributed
-    from megatron_fork.cli.guard import guarded
+    from megatron_fork.cli import guard
     from megatron_fork.run import end_with
+
+    guard._FIRST_RANK_SECONDS = TIMEOUT  # that a rank with a user's error waits for the first one's word
 
     def work() -> None:
         distributed.initialize()
@@ -38,7 +40,7 @@ def waiting(rank: int, fate: str, of: int) -> None:
             dist.all_reduce(torch.zeros(1))
         distributed.finalize()
 
-    guarded(work, debug=False)
+    guard.guarded(work, debug=False)
 
 
 def _meet(fate: str) -> None:

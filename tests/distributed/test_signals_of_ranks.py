@@ -18,7 +18,7 @@ WORDS = (
         "train.prompts_per_step=8",
         "train.prompts_per_mini_batch=4",
     ),
-    *("evaluation.every=1", "evaluation.samples=8", "data.held_out=64", "run.checkpoint_every=1"),
+    *("evaluation.every=1", "evaluation.samples=8", "data.held_out=32", "run.checkpoint_every=1"),
 )
 
 

@@ -183,7 +183,7 @@ def test_the_health_check_follows_the_server(status: int | None) -> None:
             """Quiet."""
 
     with HTTPServer(("127.0.0.1", 0), Server) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         port = str(server.server_port)
         if status is None:
             server.shutdown()

@@ -82,6 +82,11 @@ def test_all_parts_of_a_recipe_that_would_start(tmp_path: Path) -> None:
         ["policy.precision=bf16", "rollout.mismatch_limit=.inf", "optimizer.distributed=true"],
         ["objective.correction=sequence", "objective.loss=gspo", "selection.tokens=random"],
         ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"],
+        [
+            "experts.replay=true",
+            *("model.hf_config.model_type=qwen3_moe", "model.hf_config.num_experts=4"),
+            *("model.hf_config.num_experts_per_tok=2", "model.hf_config.moe_intermediate_size=64"),
+        ],
     ],
     ids=lambda words: words[0],
 )

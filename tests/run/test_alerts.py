@@ -61,10 +61,13 @@ def test_a_run_that_records_nothing_is_stalled(tmp_path: Path) -> None:
     while not said and time.monotonic() < deadline:
         time.sleep(0.01)
     folder.metrics("evaluation", 1, {"pass_rate": 0.5})
+    there = list(said)  # a busy machine may be quiet again for as long
     folder.close()
-    assert said[0].startswith("ALERT: stalled, step 1: nothing was recorded for ") and "stalled_seconds=0.2" in said[0]
-    assert said[1].startswith("alert cleared: stalled")
-    assert len(said) == 2
+    assert there[0].startswith("ALERT: stalled, step 1: nothing was recorded for ") and "stalled_seconds=0.2" in said[0]
+    assert there[-1].startswith("alert cleared: stalled")
+    assert all(
+        line.startswith(("ALERT: stalled", "alert cleared: stalled")[place % 2]) for place, line in enumerate(said)
+    )
 
 
 def test_alerts_are_in_the_folder_and_a_resumed_run_knows_them(tmp_path: Path) -> None:
@@ -95,3 +98,16 @@ def test_alerts_are_in_the_folder_and_a_resumed_run_knows_them(tmp_path: Path) -
     folder.close()
     assert len(said) == 1 and said[0].startswith("alert cleared: entropy, step 4")
     assert active_causes(tmp_path / "alerts.jsonl") == set()
+
+
+@pytest.mark.parametrize(
+    ("limit", "wait"), [(1e-6, 0.05), (0.2, 0.05), (2.0, 0.1), (600.0, 30.0), (1e9, 60.0), (1e300, 60.0)]
+)
+def test_any_limit_is_looked_at_often_enough_and_not_too_often(limit: float, wait: float) -> None:
+    """A tiny limit takes no core, and a huge one is no longer than a thread can wait; the end is not waited for."""
+    waited: list[float] = []
+    alerts = Alerts(AlertsConfig(0.0, 0, 0.0), lambda alert: None)
+    alerts._config = AlertsConfig(0.0, 0, limit)
+    alerts._closed.wait = lambda seconds: waited.append(seconds) or True  # type: ignore[method-assign, func-returns-value]
+    alerts._watch_time()
+    assert waited == [pytest.approx(wait)]

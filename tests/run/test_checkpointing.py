@@ -1,5 +1,7 @@
 """Wherever a step is broken off, a checkpoint has what there is of it, and what cannot be trusted is not kept."""
 
+import json
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -16,8 +18,17 @@ from support.layouts import model_config, trajectories
 from megatron_fork import distributed
 from megatron_fork.checkpoint import BESIDE, Checkpoints
 from megatron_fork.config import load_config
-from megatron_fork.errors import Interrupted, Preempted, RolloutError, StopRequested
-from megatron_fork.policy import OptimizerConfig, Policy, PolicyConfig, StepResult, TrainedModels
+from megatron_fork.errors import GradientError, Interrupted, Preempted, RolloutError, StopRequested
+from megatron_fork.policy import (
+    OptimizerConfig,
+    Policy,
+    PolicyConfig,
+    SkippedUpdates,
+    StepResult,
+    TrainedModels,
+    Update,
+)
+from megatron_fork.policy.update_metrics import of_critic_update, over_updates
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import PartialResponse, PromptGroup, RolloutCounts
 from megatron_fork.run import PartialStep, RunContext, RunState, checkpointing, save
@@ -145,3 +156,19 @@ def test_other_errors_are_no_reason_to_save(context: Any, tmp_path: Path) -> Non
         raise ValueError("ours")
     assert not (tmp_path / "checkpoints").exists()
     assert not issubclass(StopRequested, (RolloutError, ValueError))
+
+
+def test_updates_of_a_critic_that_were_skipped_are_counted_on_after_a_resume() -> None:
+    """What a checkpoint keeps of them is what was there, also a loss that is not finite."""
+    skipped = Update(math.nan, math.inf, 0.0, {}, is_applied=False, suspects=(1, 2))
+    result = StepResult({"loss": 0.5}, [{"loss": -0.25}], [of_critic_update(skipped)])
+    state = RunState(step=2, prompts_drawn=12, skipped_in_a_row={"critic": 1})
+    state.partial = PartialStep(RolloutCounts(drawn=6), result=result)
+    resumed = state_of(checked(json.loads(json.dumps(state.record())), "here"))
+    assert resumed.partial is not None
+    assert repr(resumed.partial.result.critic_updates) == repr(result.critic_updates)
+    assert over_updates(resumed.partial.result.critic_updates, "critic/skipped") == {"critic/skipped": 1.0}
+    skips = SkippedUpdates(1, dict(resumed.skipped_in_a_row))
+    skips.note("critic", skipped, "step 3, update 2 of 4")
+    with pytest.raises(GradientError, match="2 updates in a row of the critic"):
+        skips.check()

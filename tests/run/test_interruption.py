@@ -69,6 +69,13 @@ def test_a_terminal_that_goes_away_asks_to_save(tmp_path: Path) -> None:
     assert saved.read_text() == f"{int(signal.SIGHUP)} False"
 
 
+def test_programs_of_the_tests_hear_every_signal() -> None:
+    """However the tests were started: what `nohup` or a shell's `&` ignores would be ignored by all that they start."""
+    program = "import signal; print(*(signal.getsignal(each) == signal.SIG_IGN for each in (1, 2, 10, 15)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"] * 4
+
+
 def test_nohup_is_obeyed() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -1,8 +1,10 @@
 """A scrape is valid text format, whatever the metrics are called and worth, and shows the latest of each."""
 
+import contextlib
 import math
 import re
 import socket
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,7 +17,7 @@ from support.commands import QUICKSTART, TINY, finish, metrics_of, start
 from megatron_fork.config import load_config
 from megatron_fork.errors import RunFolderError
 from megatron_fork.run import check
-from megatron_fork.run.prometheus import MetricsServer, gauge_name
+from megatron_fork.run.prometheus import LatestMetrics, MetricsServer, gauge_name
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 SAMPLE = re.compile(rf'({NAME})(\{{[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*"\}})? ([-+]?[0-9.]+(?:e[-+]?[0-9]+)?|NaN|[-+]Inf)')
@@ -50,24 +52,21 @@ def scraped(port: int, path: str = "/metrics") -> str:
     st.lists(st.tuples(st.sampled_from(["sft", "train"]), st.dictionaries(st.text(), st.floats() | st.integers()))),
 )
 def test_any_metrics_are_valid_text(written: list[tuple[str, dict[str, float]]]) -> None:
-    server = MetricsServer("127.0.0.1", 0)
-    try:
-        expected: dict[str, float] = {"megatron_fork_up": 1}
-        for step, (stage, values) in enumerate(written):
-            server.update(stage, step, values)
-            expected[f'megatron_fork_steps_total{{stage="{stage}"}}'] = step
-            expected |= {gauge_name(stage, name): float(value) for name, value in values.items()}
-        found = parsed(server.text())
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert found[name] == value or (math.isnan(found[name]) and math.isnan(value)), name
-    finally:
-        server.close()
+    latest = LatestMetrics()
+    expected: dict[str, float] = {"megatron_fork_up": 1}
+    for step, (stage, values) in enumerate(written):
+        latest.update(stage, step, values)
+        expected[f'megatron_fork_steps_total{{stage="{stage}"}}'] = step
+        expected |= {gauge_name(stage, name): float(value) for name, value in values.items()}
+    found = parsed(latest.text())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == value or (math.isnan(found[name]) and math.isnan(value)), name
 
 
 def test_only_metrics_are_served() -> None:
     server = MetricsServer("127.0.0.1", 0)
-    server.update("train", 3, {"entropy/mean": 0.25, "selection/threshold": math.nan})
+    server.latest.update("train", 3, {"entropy/mean": 0.25, "selection/threshold": math.nan})
     found = parsed(scraped(server.port))
     assert found["megatron_fork_train_entropy_mean"] == 0.25 and found['megatron_fork_steps_total{stage="train"}'] == 3
     assert math.isnan(found["megatron_fork_train_selection_threshold"])
@@ -100,10 +99,9 @@ def test_a_run_is_scraped_while_it_runs(tmp_path: Path) -> None:
     process = start("train", str(QUICKSTART), *TINY, f"run.folder={tmp_path}", f"run.prometheus_port={port}")
     seen: dict[str, float] = {}
     while process.poll() is None:
-        try:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
             seen |= parsed(scraped(port))
-        except (urllib.error.URLError, ConnectionError):
-            continue
+        time.sleep(0.02)  # a scrape after another would take the run's core
     code, output = finish(process)
     assert code == 0, output
     assert seen["megatron_fork_up"] == 1 and seen['megatron_fork_steps_total{stage="train"}'] >= 3

@@ -2,12 +2,13 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 from support.commands import QUICKSTART
 
-from megatron_fork.config import load_config
+from megatron_fork.config import AlertsConfig, load_config
 from megatron_fork.errors import RunFolderError
 from megatron_fork.run import check
 from megatron_fork.run.folder import RunFolder, write_atomically
@@ -78,9 +79,11 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             wandb_project="forking",
             resolved="seed: 3\n",
             peer_names=PeerNames(("verl", "nemo_rl")),
+            alerts=AlertsConfig(entropy_below=0.1, steps_without_signal=0, stalled_seconds=0.0),
         )
         folder.begin()
-        folder.metrics("train", step, {"loss": 0.5, "gradient_norm": 0.25, "selection/threshold": math.nan})
+        metrics = {"loss": 0.5, "gradient_norm": 0.25, "selection/threshold": math.nan, "entropy/mean": 0.05 * step}
+        folder.metrics("train", step, metrics)
         folder.close()
     files = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert files and {file.name for file in files} == {
@@ -90,6 +93,24 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (b"train/loss", b"train/gradient_norm", b"actor/grad_norm", b"train/grad_norm"):
         assert name in written
     assert b"train/actor" not in written and b"selection/threshold" not in written
+    # An alert is sent when its cause appears, not when it has gone.
+    assert b"run: entropy" in written and b"step 1: entropy/mean=0.05 nats is below" in written
+    assert b"step 2: entropy" not in written
+
+
+@pytest.mark.parametrize(
+    ("package", "setting"), [("wandb", "run.wandb=forking"), ("tensorboard", "run.tensorboard=true")]
+)
+def test_a_recorder_that_is_missing_is_told_before_the_start(
+    package: str, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(QUICKSTART, [setting])
+    check(config, ranks=1)
+    monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
+    with pytest.raises(RunFolderError) as refused:
+        check(config, ranks=1)
+    assert refused.value.message == f"{setting}, but {package} is not installed"
+    assert refused.value.hint == f"pip install {package}"
 
 
 def test_a_folder_that_is_removed_during_the_run_is_one_line(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import QUICKSTART, TINY, metrics_of, run
-from support.fleets import HURRIED, WEIGHTS, check, check_line, check_turns, engine_of, requests
+from support.fleets import HURRIED, IMPATIENT, WEIGHTS, check, check_line, check_turns, engine_of, requests
 from support.server_faults import CONTROL, CONTROLS, ENDLESS, WIRE, WORDS
 from support.stand_in_engine import Exchange, StandIn, apart
 
@@ -49,7 +49,7 @@ def test_a_server_alone_ends_the_run(servers, tmp_path: Path, monkeypatch, name:
 
 
 def test_the_other_server_takes_over(servers, tmp_path: Path, monkeypatch) -> None:
-    with engine_of(servers, tmp_path, monkeypatch, attempts=5, requests_per_server=4) as engine:
+    with engine_of(servers, tmp_path, monkeypatch, attempts=5, requests_per_server=4, **IMPATIENT) as engine:
         check_turns(engine, servers[0], list(ENDLESS.values()))
 
 
@@ -57,7 +57,8 @@ def test_the_other_server_takes_over(servers, tmp_path: Path, monkeypatch) -> No
 def test_a_control_route_that_fails(servers, tmp_path: Path, monkeypatch, name: str) -> None:
     """Each in turn: the update ends in time, with the weights there or with a line that says what came."""
     bad = servers[0]
-    with engine_of([bad], tmp_path, monkeypatch, health_timeout_seconds=0.25) as engine:
+    with engine_of([bad], tmp_path, monkeypatch) as engine:
+        limits = engine.config.remote  # of the servers too; short only where nothing but failure is expected
         engine.update_weights(WEIGHTS, 0)
         routes = [route for route in bad.calls if route != "/health"]
         assert len(routes) >= 4
@@ -65,14 +66,14 @@ def test_a_control_route_that_fails(servers, tmp_path: Path, monkeypatch, name: 
             routes = [routes[TIMED.index(name) % len(routes)]]
         for version, route in enumerate(routes, start=1):
             bad.control = {route: CONTROLS[name]}
-            engine.config.remote.patience_seconds = 0.1
+            limits.patience_seconds, limits.control_seconds, limits.health_timeout_seconds = 0.1, 0.3, 0.25
             try:
                 engine.update_weights(WEIGHTS, version)
             except RolloutError as error:
                 check_line(error.message, error.hint, bad)
                 assert engine.saved
             bad.control = {}
-            engine.config.remote.patience_seconds = 30.0
+            limits.patience_seconds, limits.control_seconds, limits.health_timeout_seconds = 30.0, 60.0, 5.0
             engine.update_weights(WEIGHTS, version)
         asked = requests(3)
         check(list(engine.generate(asked)), asked)
@@ -84,7 +85,7 @@ def test_health_that_fails_takes_the_work_elsewhere(servers, tmp_path: Path, mon
         for fault in CONTROL["health that never ends"], {"/health": CONTROLS["redirects to itself"]}:
             engine.update_weights(WEIGHTS, 0)
             bad.control = fault
-            deadline = time.monotonic() + 10.0
+            deadline = time.monotonic() + 60.0
             while len(engine.fleet.ready) == 2:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -97,7 +98,7 @@ def test_one_that_does_not_tell_its_weights_holds_nobody_up(servers, tmp_path: P
     """The steps of an update may take an hour; being asked which weights there are may not."""
     bad, good = servers
     bad.control = dict.fromkeys(("/model_info", "/weight_info"), CONTROLS["no answer"])
-    with engine_of(servers, tmp_path, monkeypatch, control_seconds=3600.0, health_timeout_seconds=0.5) as engine:
+    with engine_of(servers, tmp_path, monkeypatch, control_seconds=3600.0, health_timeout_seconds=1.5) as engine:
         engine.update_weights(WEIGHTS, 0)
         assert [str(each) for each in engine.fleet.ready] == [good.url]
         asked = requests(10)
@@ -109,7 +110,7 @@ def test_a_label_that_is_empty_is_none_of_the_run(servers, tmp_path: Path, monke
     server = servers[0]
     server.label = ""
     with engine_of([server], tmp_path, monkeypatch) as engine:
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 60.0
         while engine.fleet.servers[0].state == "down":
             assert time.monotonic() < deadline
             time.sleep(0.01)

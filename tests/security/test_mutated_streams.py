@@ -147,7 +147,7 @@ def test_beside_a_right_one(kind: str, engine_name: str, tmp_path: Path, monkeyp
     """Not one answer of the right one is thrown away."""
     with closing(StandIn(engine_name)) as bad, closing(StandIn(engine_name)) as good:
         for seed in range(CASES):
-            settings = {"idle_seconds": 1.0, "attempts": 3, "requests_per_server": 4}
+            settings = {"idle_seconds": 1.5, "attempts": 3, "requests_per_server": 4}
             with engine_of([bad, good], tmp_path, monkeypatch, **settings) as engine:
                 numbers = random.Random(f"{kind} {seed}")
                 bad.fault, good.asked = sometimes(KINDS[kind], numbers, numbers.choice([1.0, 0.5])), 0

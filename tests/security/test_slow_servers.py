@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from support.fleets import WEIGHTS, check, engine_of, requests
+from support.fleets import IMPATIENT, WEIGHTS, check, engine_of, requests
 from support.server_faults import ENDLESS, silent
 from support.stand_in_engine import Exchange, Said, StandIn
 
@@ -46,7 +46,7 @@ class Batch:
 
 def test_requests_may_queue_at_the_server(server, tmp_path: Path, monkeypatch) -> None:
     """Its memory holds two responses: the last request waits several times `idle_seconds` for its first token."""
-    with engine_of([server], tmp_path, monkeypatch) as engine:
+    with engine_of([server], tmp_path, monkeypatch, **IMPATIENT) as engine:
         engine.update_weights(WEIGHTS, 0)
         server.fault = Batch(2, 0.2)
         asked = requests(16)
@@ -72,7 +72,7 @@ def test_a_response_may_be_put_back_into_the_queue(server, tmp_path: Path, monke
             await exchange.event(event)
         await exchange.end()
 
-    with engine_of([server], tmp_path, monkeypatch) as engine:
+    with engine_of([server], tmp_path, monkeypatch, **IMPATIENT) as engine:
         engine.update_weights(WEIGHTS, 0)
         server.fault = preempted
         asked = requests(16)
@@ -87,7 +87,7 @@ def test_one_that_is_lost_is_drawn_again_when_no_other_comes(server, tmp_path: P
     async def loses_the_first(exchange: Exchange) -> None:
         await (silent if server.asked == 1 else places)(exchange)
 
-    with engine_of([server], tmp_path, monkeypatch) as engine:
+    with engine_of([server], tmp_path, monkeypatch, **IMPATIENT) as engine:
         engine.update_weights(WEIGHTS, 0)
         server.fault = loses_the_first
         asked = requests(12)
@@ -110,7 +110,7 @@ def test_a_server_that_stops_for_a_while_falls_once(server, tmp_path: Path, monk
         asked = requests(20)
         engine.submit(asked)
         (there,) = engine.fleet.servers
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 60.0
         while not there.falls:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -148,19 +148,19 @@ def test_responses_are_held_as_long_as_an_update_takes(server, tmp_path: Path, m
         await exchange.end()
 
     async def loads(exchange: Exchange) -> None:
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.5)
         await answered(exchange)
 
     async def resumes(exchange: Exchange) -> None:
         goes_on.set()
         await answered(exchange)
 
-    with engine_of([server], tmp_path, monkeypatch, idle_seconds=0.6, control_seconds=10.0) as engine:
+    with engine_of([server], tmp_path, monkeypatch, idle_seconds=2.0) as engine:
         engine.update_weights(WEIGHTS, 0)
         server.fault = held
         asked = requests(4)
         engine.submit(asked)
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 60.0
         while server.asked < len(asked):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -202,7 +202,7 @@ def test_what_breaks_off_after_an_update_is_kept_as_far_as_its_weights_are_known
         engine.update_weights(WEIGHTS, 0)
         server.fault = breaks_off
         engine.submit(requests(1))
-        submitted, deadline = engine.fleet.last_token_time, time.monotonic() + 10.0
+        submitted, deadline = engine.fleet.last_token_time, time.monotonic() + 60.0
         with closing(engine.completions()) as arriving:
             while engine.fleet.last_token_time == submitted:  # until the first tokens have come
                 assert time.monotonic() < deadline
@@ -259,7 +259,7 @@ def test_a_connection_that_has_rested_is_not_used_again() -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Ports) as httpd:
         httpd.daemon_threads = True
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         asyncio.run(asks(f"http://127.0.0.1:{httpd.server_port}"))
         httpd.shutdown()
     first, second, third = Ports.seen

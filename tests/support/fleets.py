@@ -1,4 +1,4 @@
-"""Engines of stand-in servers, which give them up soon."""
+"""Engines of stand-in servers: none is late for them, unless a test is about lateness."""
 
 import math
 import random
@@ -14,15 +14,18 @@ from megatron_fork.rollout.servers import event_loop, fleet, remote
 from support.stand_in_engine import STOP, Fault, StandIn
 
 WEIGHTS = [("weight", torch.zeros(2))]
+# A machine may do nothing for seconds: limits that are not to pass are far away.
 QUICK = RemoteConfig(
-    idle_seconds=1.0,
-    control_seconds=0.3,
+    idle_seconds=60.0,
+    control_seconds=60.0,
     health_seconds=0.05,
     health_timeout_seconds=5.0,
     patience_seconds=60.0,
     stream_interval=4,
     attempts=2,
 )
+# Where a server falls silent and another one, or a second try, does not: seconds are more than those need.
+IMPATIENT = {"idle_seconds": 1.5}
 # Where nothing but failure is expected: a busy machine fails as well.
 HURRIED = {"idle_seconds": 0.25, "health_timeout_seconds": 0.25, "patience_seconds": 3.0}
 
