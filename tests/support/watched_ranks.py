@@ -31,10 +31,11 @@ class Ranks:
         for process in self.processes:
             process.start()
 
-    def wait_for(self, word: str, limit: float = 60.0) -> None:
-        """Until every rank has printed the word."""
+    def wait_for(self, word: str, limit: float = 60.0, *, of: int | None = None) -> None:
+        """Until every rank, or the one of that number, has printed the word."""
         deadline = time.monotonic() + limit
-        while not all(output.is_file() and word in output.read_text() for output in self.outputs):
+        outputs = self.outputs if of is None else [self.outputs[of]]
+        while not all(output.is_file() and word in output.read_text() for output in outputs):
             assert time.monotonic() < deadline, [output.read_text() for output in self.outputs if output.is_file()]
             time.sleep(0.01)
 
