@@ -36,7 +36,7 @@ _GRACE_SECONDS, _SUSPICION_SECONDS = 15.0, 5.0
 # How long the first rank, which may hold the store, waits for the others to have read the verdict, and how long another
 # waits for the first rank to fail as it did.
 _HEARD_SECONDS, _ALIKE_SECONDS, _POLL_SECONDS = 5.0, 3.0, 0.1
-_DONE, _VERDICT, _SUSPICION = b"done", "verdict", "suspicion"
+_DONE, _VERDICT, _SUSPICION, _ALONE = b"done", "verdict", "suspicion", "alone"
 End = Callable[[RankLostError], None]
 
 
@@ -61,7 +61,7 @@ class RankWatch:
         self._reported = False
         self._wake, self._done = threading.Event(), threading.Event()
         self._last_word: Verdict | None = None
-        self._speaks_itself = False
+        self._speaks_itself = self._failed_alone = False
 
     def start(self) -> None:
         self._store.set(f"place/{self._rank}", _place_of_this_process())
@@ -109,11 +109,12 @@ class RankWatch:
         """Write the verdict on this rank, unless there is one; the rank ends by its own error."""
         # What all ranks agree on, and a defect, whose traceback every rank prints, need no word of this rank's own.
         told = error if isinstance(error, MegatronForkError) and not isinstance(error, Interrupted) else None
-        self._speaks_itself = self._rank != 0 and self._verdict is None and told is not None
+        by_nature = told is not None and told.is_of_one_rank
+        self._speaks_itself = self._rank != 0 and self._verdict is None and told is not None and not by_nature
         self._last_word = Verdict.of_failed(self._rank, error)
         self._wake.set()
         self._done.wait(2 * _HEARD_SECONDS)
-        if told is not None and self._speaks_itself:
+        if told is not None and self._rank != 0 and (by_nature or self._speaks_itself):
             told.speak_for(f"rank {self._rank} on {self._last_word.host}")
 
     def _take_leave(self) -> None:
@@ -145,7 +146,9 @@ class RankWatch:
     def _look(self) -> None:
         if self._verdict is None and self._store.check([_VERDICT]):
             self._read_verdict()
-        if self._verdict is None:
+        if self._verdict is not None:
+            self._failed_alone = self._store.check([_ALONE])
+        else:
             suspicious = self._store.check([_SUSPICION])
             patience = min(self._timeout, _SUSPICION_SECONDS) if suspicious else self._timeout
             self._listen(range(self._ranks) if self._rank == 0 else [0], patience)
@@ -179,18 +182,27 @@ class RankWatch:
         self._store.compare_set(_VERDICT, "", verdict.to_json())
 
     def _say(self, last_word: Verdict) -> None:
-        """That this rank has failed by itself; then wait whether the first one does so too, and speaks for all."""
+        """That this rank has failed by itself; it leaves once whoever speaks has come to it.
+
+        A launcher ends all ranks with the first that leaves.
+        """
         self._store.set(f"failed/{self._rank}", "")
         self._decide(last_word)
-        verdict = Verdict.from_json(self._store.get(_VERDICT))
-        self._speaks_itself = self._speaks_itself and verdict.rank == self._rank
-        for _ in range(round(_ALIKE_SECONDS / _POLL_SECONDS) if self._speaks_itself else 0):
-            self._is_answered = True
-            if self._store.check(["failed/0"]):
-                self._speaks_itself = False
-                break
-            time.sleep(_POLL_SECONDS)
+        is_first = Verdict.from_json(self._store.get(_VERDICT)).rank == self._rank
+        self._speaks_itself = self._speaks_itself and is_first and not self._seen("failed/0", _ALIKE_SECONDS)
+        if self._speaks_itself:
+            self._store.set(_ALONE, "")
         self._read_verdict()
+        if self._rank != 0 and not self._speaks_itself and (not is_first or self._store.check(["failed/0"])):
+            self._seen("never: the first rank ends, and the store with it", 2 * _ALIKE_SECONDS)
+
+    def _seen(self, key: str, limit: float) -> bool:
+        for _ in range(round(limit / _POLL_SECONDS)):
+            self._is_answered = True
+            if self._store.check([key]):
+                return True
+            time.sleep(_POLL_SECONDS)
+        return False
 
     def _read_verdict(self) -> None:
         verdict = Verdict.from_json(self._store.get(_VERDICT))
@@ -233,7 +245,7 @@ class RankWatch:
             if verdict is not None:
                 since_verdict += self._round
                 ends_by_itself = not verdict.is_lost or self._reported
-                if not ends_by_itself or since_verdict > _GRACE_SECONDS:
+                if not ends_by_itself or self._failed_alone or since_verdict > _GRACE_SECONDS:
                     if verdict is self._verdict:
                         self._take_leave()
                     self._end(verdict.error(self._rank))

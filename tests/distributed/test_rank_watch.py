@@ -32,9 +32,9 @@ def waiting(rank: int, fate: str, of: int) -> None:
         with distributed.watching_ranks(TIMEOUT, end_with), users_errors():
             dist.barrier()
             print("ready", flush=True)
-            if fate == "alike":
+            if fate.startswith("alike"):
                 time.sleep(0.4 * abs(rank - of))
-            if rank == of or fate == "alike":
+            if rank == of or fate == "alike" or (fate == "alike of two" and rank > 0):
                 print("meets it", flush=True)
                 _meet(fate)
             if fate == "slow rank":
@@ -50,7 +50,7 @@ def waiting(rank: int, fate: str, of: int) -> None:
 
 def _meet(fate: str) -> None:
     match fate:
-        case "alike":
+        case "alike" | "alike of two":
             raise ModelError("model.path=/here is not a folder")
         case "error":
             raise ConfigError("model.path=/here is not a folder", hint="where the others have one")
@@ -96,8 +96,7 @@ def test_the_others_end_and_name_it(tmp_path: Path, fate: str, of: int, code: in
         assert of == 0 or said[0].startswith(f"error: rank {of} on "), said
 
 
-@pytest.mark.parametrize("of", [1, 2])
-@pytest.mark.parametrize("seconds", [0.0, 0.7, 2.0])
+@pytest.mark.parametrize(("of", "seconds"), [(1, 0.0), (2, 0.0), (1, 0.7), (2, 2.0)])
 def test_a_rank_says_why_it_failed_though_the_first_is_killed(tmp_path: Path, of: int, seconds: float) -> None:
     """As srun kills it once a rank has ended, or a user: before the first rank knows, and while the other waits for it."""
     ranks = Ranks(tmp_path, 3, waiting, "error", of)
@@ -112,14 +111,29 @@ def test_a_rank_says_why_it_failed_though_the_first_is_killed(tmp_path: Path, of
     assert "where the others have one" in output and "Traceback" not in output, output
 
 
-@pytest.mark.parametrize("of", [0, 1, 2])
-def test_what_all_ranks_meet_is_said_once(tmp_path: Path, of: int) -> None:
-    """By the first, whichever rank meets it before the others."""
-    ended = Ranks(tmp_path, 3, waiting, "alike", of).ended(FAR)
-    assert [code for code, _ in ended] == [1, 1, 1], ended
+@pytest.mark.parametrize(
+    ("of", "together"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGKILL), (2, signal.SIGKILL), (2, None)]
+)
+def test_what_all_ranks_meet_is_said_once(tmp_path: Path, of: int, together: signal.Signals | None) -> None:
+    """By the first, whichever rank meets it before the others, and though a launcher ends all with the first that leaves."""
+    ended = Ranks(tmp_path, 3, waiting, "alike", of).ended(FAR, together=together)
+    assert ended[0][0] == 1 and (together or [code for code, _ in ended] == [1, 1, 1]), ended
     output = "".join(text for _, text in ended)
     assert output.count("error: ") == 1 and "error: model.path=/here is not a folder" in ended[0][1], output
     assert "Traceback" not in output, output
+
+
+@pytest.mark.parametrize(
+    ("fate", "together"),
+    [("error", signal.SIGTERM), ("full disk", signal.SIGKILL), ("alike of two", signal.SIGKILL)],
+)
+def test_what_a_rank_meets_alone_is_said_though_a_launcher_ends_all_with_it(
+    tmp_path: Path, fate: str, together: signal.Signals
+) -> None:
+    ended = Ranks(tmp_path, 3, waiting, fate, 2).ended(FAR, together=together)
+    lines = [line for _, output in ended for line in output.splitlines() if line.startswith("error: ")]
+    assert 1 <= len(lines) <= 2 and all(line.startswith("error: rank 2 on ") for line in lines), ended
+    assert ended[2][0] in (1, 2) and "Traceback" not in str(ended), ended
 
 
 def test_a_rank_that_is_slow_is_not_lost(tmp_path: Path) -> None:

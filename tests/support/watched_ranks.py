@@ -1,6 +1,7 @@
 """Ranks that are started by variables alone, as srun does: nobody ends the others when one of them is lost."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import socket
@@ -39,9 +40,17 @@ class Ranks:
             assert time.monotonic() < deadline, [output.read_text() for output in self.outputs if output.is_file()]
             time.sleep(0.01)
 
-    def ended(self, limit: float) -> list[tuple[int, str]]:
-        """(exit code, output) of every rank; what is left after `limit` seconds is killed, and has no code: -9."""
+    def ended(self, limit: float, *, together: signal.Signals | None = None) -> list[tuple[int, str]]:
+        """(exit code, output) of every rank; what is left after `limit` seconds is killed, and has no code: -9.
+
+        `together`: the signal that the others get as soon as one has ended, as from `srun --kill-on-bad-exit`.
+        """
         deadline = time.monotonic() + limit
+        if together is not None:
+            multiprocessing.connection.wait([process.sentinel for process in self.processes], limit)
+            for process in self.processes:
+                if process.is_alive():
+                    os.kill(process.pid, together)
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         for process in self.processes:
