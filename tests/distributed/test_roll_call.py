@@ -91,6 +91,7 @@ def met(port: int) -> int:
     from megatron_fork.distributed import finalize, initialize
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    dist.barrier()  # a rank may still be connecting to this one
     dist.destroy_process_group()
     variables = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     os.environ.update(variables, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
