@@ -102,14 +102,9 @@ def scancel(cluster: ThrowAwayCluster, folder: Path) -> Job:
 
 def unshared_folder(cluster: ThrowAwayCluster, folder: Path) -> Job:
     folder.mkdir()
-    cluster.stop_node("n2")
-    cluster.start_node("n2", without=folder)
-    try:
+    with cluster.without(folder, "n2"):
         job = cluster.submit(*WORDS, f"run.folder={folder}", options=["--nodes=2"])
         job.wait(PATIENCE_SECONDS)
-    finally:
-        cluster.stop_node("n2")
-        cluster.start_node("n2")
     return job
 
 
@@ -127,6 +122,16 @@ def no_model(cluster: ThrowAwayCluster, folder: Path) -> Job:
     return cluster.submit(*WORDS, *words, f"run.folder={folder}", options=["--nodes=2"])
 
 
+def no_model_on_a_node(cluster: ThrowAwayCluster, folder: Path) -> Job:
+    """A whole run's weights, which one node does not see."""
+    model = whole_run(cluster, folder.parent, STEPS) / "model"
+    words = ["model.hf_config=null", f"model.path={model}", "sft.steps=0"]
+    with cluster.without(model, "n2"):
+        job = cluster.submit(*WORDS, *words, f"run.folder={folder}", options=["--nodes=2"])
+        job.wait(PATIENCE_SECONDS)
+    return job
+
+
 # A name, how it is done, and whether the run then goes on to its end.
 FAULTS: tuple[tuple[str, Injected, bool], ...] = (
     ("scontrol requeue", requeue, True),
@@ -140,6 +145,7 @@ FAULTS: tuple[tuple[str, Injected, bool], ...] = (
     ("a container that is not there", no_container, False),
     ("another number of nodes than the recipe's", wrong_nodes, False),
     ("a model that is not there", no_model, False),
+    ("a model that is not there on one node", no_model_on_a_node, False),
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -18,10 +17,9 @@ from typing import Annotated
 import typer
 
 from megatron_fork.errors import ConfigError, Interrupted, MegatronForkError, Preempted, masked
-from megatron_fork.run import explain, is_first_rank, leave
+from megatron_fork.run import explain, is_first_rank, leave, users_errors
 
 _FIRST_RANK_SECONDS = 10.0
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _NOTHING_YET = "interrupted before there was anything to save"
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
@@ -32,25 +30,11 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
     sys.excepthook = _print_traceback
     threading.excepthook = lambda raised: _print_traceback(raised.exc_type, raised.exc_value, raised.exc_traceback)
     try:
-        work()
+        with users_errors():
+            work()
     except MegatronForkError as error:
         tell(error, debug=debug)
         leave(error.exit_code)
-    except OSError as error:
-        if error.filename is None and error.errno in _FULL:  # no file of ours: what a shell has sent the output to
-            refused = MegatronForkError(f"the output cannot be written: {error.strerror}", hint="send it elsewhere")
-            with suppress(OSError):  # what is still to be written would fail again, when Python ends
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            explain(refused, debug=debug)
-            leave(refused.exit_code)
-        if error.filename is None or error.strerror is None:  # not about a file, and so a defect
-            raise
-        refused = MegatronForkError(
-            f"{_name(error.filename)} cannot be used: {error.strerror}",
-            hint="check its name, its permissions and its disk; --debug shows what needed it",
-        )
-        explain(refused, debug=debug)
-        leave(refused.exit_code)
     except KeyboardInterrupt:
         explain(Interrupted(_NOTHING_YET), debug=debug)
         leave(130)
@@ -59,14 +43,9 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
 def tell(error: MegatronForkError, *, debug: bool) -> None:
     """Print a user's error before the program ends."""
     explain(error, debug=debug)
-    if isinstance(error, ConfigError) and not is_first_rank():
+    if isinstance(error, ConfigError) and not error.is_of_one_rank and not is_first_rank():
         # The first rank meets the same error and must print it before torchrun, which ends all ranks when one exits.
         time.sleep(_FIRST_RANK_SECONDS)
-
-
-def _name(file: object) -> str:
-    text = os.fsdecode(file) if isinstance(file, bytes) else str(file)
-    return text if len(text) <= 200 and text.isprintable() else ascii(text[:200]) + "..."
 
 
 def stops_at_once() -> None:

@@ -3,14 +3,14 @@
 Each rank has a thread that writes a beat to the store by which the ranks have connected. The first rank reads all beats, the
 others read the first rank's. Whoever misses one long enough, or fails itself, writes a verdict, once for all ranks: the first
 that failed, where, and why. Every rank ends by it: at once if the rank is lost, after a moment if it has failed by itself,
-since failures that all ranks meet end each of them in its own way.
+since failures that all ranks meet end each of them in its own way, and the first rank prints them for all. Where that does not
+fail too, the rank that did speaks for itself: its launcher may end the first rank before that has named it.
 
 Time is counted in rounds of the thread, not by the clock: a machine that was suspended has heard nobody, and accuses nobody.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -18,44 +18,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from megatron_fork.errors import MegatronForkError, RankLostError, masked
+from megatron_fork.distributed.verdict import Verdict, first_line, is_of_others
+from megatron_fork.errors import Interrupted, MegatronForkError, RankLostError
 
 _MOST_SECONDS_OF_A_ROUND = 1.0
+# Ranks that have connected start their watches at about the same time.
+_START_SECONDS = 60.0
 # How long a rank that failed by itself leaves the others to end by themselves, and how long one of them is searched for whose
 # loss broke a collective: the beats of those that live come every round.
 _GRACE_SECONDS, _SUSPICION_SECONDS = 15.0, 5.0
-# How long the first rank, which may hold the store, waits for the others to have read its verdict.
-_HEARD_SECONDS, _POLL_SECONDS = 5.0, 0.1
-_DONE, _VERDICT, _SUSPICION = b"done", "verdict", "suspicion"
-# What a scheduler takes for: start it again.
-_LOST_EXIT_CODE = 75
+# How long the first rank, which may hold the store, waits for the others to have read the verdict, and how long another
+# waits for the first rank to fail as it did.
+_HEARD_SECONDS, _ALIKE_SECONDS, _POLL_SECONDS = 5.0, 3.0, 0.1
+_DONE, _VERDICT, _SUSPICION, _ALONE = b"done", "verdict", "suspicion", "alone"
 End = Callable[[RankLostError], None]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Who failed first."""
-
-    rank: int
-    host: str
-    reason: str
-    hint: str
-    exit_code: int
-    is_lost: bool
-    """Whether the rank gives no sign of life; otherwise it has said itself why it failed."""
-
-    def error(self, of: int) -> RankLostError:
-        """What rank `of` ends with; the first that is left speaks for all."""
-        where = f"rank {self.rank}" + (f" on {self.host}" if self.host else "")
-        line = f"{where} is lost: {self.reason}" if self.is_lost else f"{where} failed first: {self.reason}"
-        speaks = of == (1 if self.rank == 0 else 0) and (self.is_lost or self.rank != 0)
-        return RankLostError(line, hint=self.hint, exit_code=self.exit_code, speaks=speaks)
 
 
 class RankWatch:
@@ -79,11 +61,13 @@ class RankWatch:
         self._reported = False
         self._wake, self._done = threading.Event(), threading.Event()
         self._last_word: Verdict | None = None
+        self._speaks_itself = self._failed_alone = False
 
     def start(self) -> None:
         self._store.set(f"place/{self._rank}", _place_of_this_process())
         if self._rank != 0:  # known before the store is gone with the rank
-            self._place_of_first = self._store.get("place/0").decode().split()
+            self._store.wait(["place/0"], timedelta(seconds=max(self._timeout, _START_SECONDS)))
+            self._place_of_first = self._place(0)
         for work in (self._beat, self._tick):
             threading.Thread(target=work, name=f"rank watch: {work.__name__}", daemon=True).start()
 
@@ -102,7 +86,7 @@ class RankWatch:
         except BaseException as error:
             if not self._reported:
                 self._reported = True
-                cause = self._cause(error) if _is_of_others(error) else None
+                cause = self._cause(error) if is_of_others(error) else None
                 if cause is not None:
                     raise cause.error(self._rank) from error
                 self._announce(error)
@@ -117,17 +101,27 @@ class RankWatch:
                 break
         if self._broken:
             return self._verdict or self._lost_store(0.0)
+        if self._verdict is not None:
+            self._take_leave()
         return self._verdict
 
     def _announce(self, error: BaseException) -> None:
         """Write the verdict on this rank, unless there is one; the rank ends by its own error."""
-        if self._verdict is None:
-            line, hint, code = _first_line(error), "see its own output", 1
-            if isinstance(error, MegatronForkError):
-                line, hint, code = error.message, error.hint, error.exit_code
-            self._last_word = Verdict(self._rank, socket.gethostname(), masked(line), masked(hint), code, is_lost=False)
+        # What all ranks agree on, and a defect, whose traceback every rank prints, need no word of this rank's own.
+        told = error if isinstance(error, MegatronForkError) and not isinstance(error, Interrupted) else None
+        by_nature = told is not None and told.is_of_one_rank
+        self._speaks_itself = self._rank != 0 and self._verdict is None and told is not None and not by_nature
+        self._last_word = Verdict.of_failed(self._rank, error)
         self._wake.set()
         self._done.wait(2 * _HEARD_SECONDS)
+        if told is not None and self._rank != 0 and (by_nature or self._speaks_itself):
+            told.speak_for(f"rank {self._rank} on {self._last_word.host}")
+
+    def _take_leave(self) -> None:
+        """Before this rank ends by another's verdict: the first one, which may hold the store, lets the others read it."""
+        self._wake.set()
+        if self._rank == 0:
+            self._done.wait(2 * _HEARD_SECONDS)
 
     # One thread talks with the store ...
 
@@ -140,20 +134,21 @@ class RankWatch:
                 self._look()
                 self._is_answered = True
             if self._last_word is not None:
-                self._decide(self._last_word)
-                self._read_verdict()
-            else:
+                self._say(self._last_word)
+            elif self._verdict is None:
                 self._store.set(f"beat/{self._rank}", _DONE)
             self._wait_for_others()
         except RuntimeError as error:  # torch's errors of stores are such
-            self._broken = _first_line(error)
+            self._broken = first_line(error)
         finally:
             self._done.set()
 
     def _look(self) -> None:
         if self._verdict is None and self._store.check([_VERDICT]):
             self._read_verdict()
-        if self._verdict is None:
+        if self._verdict is not None:
+            self._failed_alone = self._store.check([_ALONE])
+        else:
             suspicious = self._store.check([_SUSPICION])
             patience = min(self._timeout, _SUSPICION_SECONDS) if suspicious else self._timeout
             self._listen(range(self._ranks) if self._rank == 0 else [0], patience)
@@ -175,7 +170,7 @@ class RankWatch:
         lost = max(others, key=self._silent.__getitem__)
         if self._silent[lost] > patience:
             reason = f"no sign of life for {self._silent[lost]:.0f} s; killed, stopped, or its machine is gone"
-            self._decide(_lost(lost, self._place(lost)[0], reason))
+            self._decide(Verdict.of_lost(lost, self._place(lost)[0], reason))
 
     def _place(self, rank: int) -> list[str]:
         """Host, process and start of a rank."""
@@ -184,10 +179,33 @@ class RankWatch:
         )
 
     def _decide(self, verdict: Verdict) -> None:
-        self._store.compare_set(_VERDICT, "", json.dumps(asdict(verdict)))
+        self._store.compare_set(_VERDICT, "", verdict.to_json())
+
+    def _say(self, last_word: Verdict) -> None:
+        """That this rank has failed by itself; it leaves once whoever speaks has come to it.
+
+        A launcher ends all ranks with the first that leaves.
+        """
+        self._store.set(f"failed/{self._rank}", "")
+        self._decide(last_word)
+        is_first = Verdict.from_json(self._store.get(_VERDICT)).rank == self._rank
+        self._speaks_itself = self._speaks_itself and is_first and not self._seen("failed/0", _ALIKE_SECONDS)
+        if self._speaks_itself:
+            self._store.set(_ALONE, "")
+        self._read_verdict()
+        if self._rank != 0 and not self._speaks_itself and (not is_first or self._store.check(["failed/0"])):
+            self._seen("never: the first rank ends, and the store with it", 2 * _ALIKE_SECONDS)
+
+    def _seen(self, key: str, limit: float) -> bool:
+        for _ in range(round(limit / _POLL_SECONDS)):
+            self._is_answered = True
+            if self._store.check([key]):
+                return True
+            time.sleep(_POLL_SECONDS)
+        return False
 
     def _read_verdict(self) -> None:
-        verdict = Verdict(**json.loads(self._store.get(_VERDICT)))
+        verdict = Verdict.from_json(self._store.get(_VERDICT))
         if verdict.is_lost:
             _kill_if_here(*self._place(verdict.rank))
         self._store.set(f"heard/{self._rank}", "")
@@ -196,16 +214,23 @@ class RankWatch:
     def _wait_for_others(self) -> None:
         """On the first rank: until every other one is done, or knows the verdict."""
         others = [rank for rank in range(self._ranks) if rank != self._rank] if self._rank == 0 else []
-        limit = self._timeout if self._last_word is None else _HEARD_SECONDS
-        for _ in range(round(limit / _POLL_SECONDS)):
+        for tried in range(round(max(self._timeout, _HEARD_SECONDS) / _POLL_SECONDS)):
             self._is_answered = True
-            keys = [f"beat/{rank}" for rank in others if self._store.check([f"beat/{rank}"])]
-            done = [beat == _DONE for beat in (self._store.multi_get(keys) if keys else [])]
-            if (len(done) == len(others) and all(done)) or self._store.check([f"heard/{rank}" for rank in others]):
+            others = [rank for rank in others if not self._knows_the_end(rank)]
+            limit = self._timeout if self._verdict is None else _HEARD_SECONDS
+            if not others or tried >= limit / _POLL_SECONDS:
                 return
             if self._verdict is None and self._store.check([_VERDICT]):
                 self._read_verdict()
             time.sleep(_POLL_SECONDS)
+
+    def _knows_the_end(self, rank: int) -> bool:
+        """Whether a rank is through, knows the verdict, or is the one that the verdict is on, unless this one failed too."""
+        if self._verdict is not None and self._verdict.rank == rank and self._last_word is None:
+            return True
+        if self._store.check([f"heard/{rank}"]):
+            return True
+        return bool(self._store.check([f"beat/{rank}"])) and self._store.get(f"beat/{rank}") == _DONE
 
     # ... and one notices that it gets no answer, or has a verdict, and ends the process.
 
@@ -220,7 +245,9 @@ class RankWatch:
             if verdict is not None:
                 since_verdict += self._round
                 ends_by_itself = not verdict.is_lost or self._reported
-                if not ends_by_itself or since_verdict > _GRACE_SECONDS:
+                if not ends_by_itself or self._failed_alone or since_verdict > _GRACE_SECONDS:
+                    if verdict is self._verdict:
+                        self._take_leave()
                     self._end(verdict.error(self._rank))
                     return
                 time.sleep(self._round if self._broken else 0.0)
@@ -232,7 +259,7 @@ class RankWatch:
         else:
             reason = f"the store of the ranks, which it holds, is gone: {why}"
             _kill_if_here(*self._place_of_first)
-        return _lost(0, self._place_of_first[0], reason)
+        return Verdict.of_lost(0, self._place_of_first[0], reason)
 
 
 class NoWatch:
@@ -249,37 +276,16 @@ def watching_ranks(timeout_seconds: float, end: End) -> Iterator[RankWatch | NoW
         yield NoWatch()
         return
     store = dist.distributed_c10d._get_default_store()
-    watch = RankWatch(store, dist.get_rank(), dist.get_world_size(), timeout_seconds=timeout_seconds, end=end)
-    watch.start()
+    rank = dist.get_rank()
+    try:
+        watch = RankWatch(store, rank, dist.get_world_size(), timeout_seconds=timeout_seconds, end=end)
+        watch.start()
+    except RuntimeError as error:  # the store's: the first rank, which may hold it, has ended since it connected
+        reason = f"it does not answer in the store of the ranks: {first_line(error)}"
+        raise Verdict.of_lost(0, "", reason).error(rank) from error
     with watch.reporting():
         yield watch
     watch.finish()
-
-
-def _lost(rank: int, host: str, reason: str) -> Verdict:
-    hint = "start the run again: it continues from its last checkpoint"
-    return Verdict(rank, host, reason, hint, _LOST_EXIT_CODE, is_lost=True)
-
-
-def _is_of_others(error: BaseException) -> bool:
-    """Whether a collective or the store failed, which the loss of another rank makes them do."""
-    seen: set[int] = set()
-    each: BaseException | None = error
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        if isinstance(each, dist.DistError):
-            return True
-        if type(each) is RuntimeError and any(
-            word in str(each) for word in ("gloo", "NCCL", "Connection closed by peer")
-        ):
-            return True
-        each = each.__cause__ or each.__context__
-    return False
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def _place_of_this_process() -> str:

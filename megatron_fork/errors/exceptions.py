@@ -25,6 +25,11 @@ class MegatronForkError(Exception):
         self.message = _printable(message)
         self.hint = _printable(hint)
 
+    def speak_for(self, place: str) -> None:
+        """A rank other than the first has met it alone: it is printed there, after the rank's name."""
+        self.is_of_one_rank = True
+        self.message = f"{place}: {self.message}"
+
 
 class ConfigError(MegatronForkError):
     """A recipe or an override that cannot be used as written."""

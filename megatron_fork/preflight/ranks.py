@@ -26,8 +26,8 @@ def ranks(*, seconds: float) -> Iterator[Finding]:
         )
         return
     began = time.perf_counter()
-    hosts = distributed.roll_call(seconds=seconds)
-    distributed.initialize(timeout_minutes=max(2.0, 2 * seconds / 60))
+    with distributed.roll_call(seconds=seconds) as hosts:
+        distributed.initialize(timeout_minutes=max(2.0, 2 * seconds / 60))
     met = time.perf_counter() - began
     world, backend = dist.group.WORLD, dist.get_backend()
     assert world is not None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
     from megatron_fork.run.console import Display, quiet_libraries
     from megatron_fork.run.context import RunContext, check_folder, prepare
-    from megatron_fork.run.ending import end_with, explain, is_first_rank, leave
+    from megatron_fork.run.ending import end_with, explain, is_first_rank, leave, users_errors
     from megatron_fork.run.engine_side import collect, sync_weights
     from megatron_fork.run.folder import writing_to
     from megatron_fork.run.interruption import StopRequest
@@ -72,6 +72,7 @@ __all__ = [
     "start",
     "supervise",
     "sync_weights",
+    "users_errors",
     "warm_start",
     "warn_of_failures",
     "write_model",

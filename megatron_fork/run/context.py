@@ -23,7 +23,7 @@ from megatron_fork.rollout import ends_in_words
 from megatron_fork.run.checks import Checked, check
 from megatron_fork.run.claim import check_claim, claim, new_folder
 from megatron_fork.run.console import Display
-from megatron_fork.run.ending import end_with
+from megatron_fork.run.ending import end_with, users_errors
 from megatron_fork.run.folder import RunFolder
 from megatron_fork.run.identity import fingerprint, former_fingerprints
 from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
@@ -99,12 +99,13 @@ def prepare(config: RunConfig, display: Display, *, found: Checked | None = None
     `check` has found before, for a caller that has it.
     """
     distributed.initialize()
-    with distributed.watching_ranks(config.run.rank_timeout_seconds, end_with) as watch:
+    with distributed.watching_ranks(config.run.rank_timeout_seconds, end_with) as watch, users_errors():
         checked = found or check(config, ranks=distributed.world_size())
         with (
             StopRequest() as stop,  # around the rest: a launcher's signal must not cut short what a rank has to say
             parallel_layout(config.parallel) as layout,
             watch.reporting(),
+            users_errors(),
             _stopping(stop),
             closing(_open_folder(config, layout, display)) as folder,
         ):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import sys
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +18,33 @@ import typer
 
 from megatron_fork.distributed import another_prints, launch
 from megatron_fork.errors import LayoutError, MegatronForkError, masked
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def users_errors() -> Iterator[None]:
+    """Turn an `OSError` that a user can mend into a `MegatronForkError`; any other is a defect, and stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _FULL:  # no file of ours: what a shell has sent the output to
+            with suppress(OSError):  # what is still to be written would fail again, when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise MegatronForkError(
+                f"the output cannot be written: {error.strerror}", hint="send it elsewhere"
+            ) from error
+        if error.filename is None or error.strerror is None:  # not about a file, and so a defect
+            raise
+        raise MegatronForkError(
+            f"{_name(error.filename)} cannot be used: {error.strerror}",
+            hint="check its name, its permissions and its disk; --debug shows what needed it",
+        ) from error
+
+
+def _name(file: object) -> str:
+    text = os.fsdecode(file) if isinstance(file, bytes) else str(file)
+    return text if len(text) <= 200 and text.isprintable() else ascii(text[:200]) + "..."
 
 
 def end_with(error: MegatronForkError) -> NoReturn:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from support.commands import QUICKSTART, metrics_of, run
 from support.engine_servers import environment_of
+from support.expected_skips import may_not_mount
 from support.slurm import (
     PROJECT,
     SCRIPT,
@@ -92,6 +93,7 @@ def test_preempted_and_with_a_killed_rank_it_ends_as_the_uninterrupted_run(
     ends_whole(cluster, job)
 
 
+@pytest.mark.engines
 def test_with_a_server_that_is_killed_and_a_requeue_no_step_is_lost(
     cluster: ThrowAwayCluster, words: list[str], tmp_path: Path
 ) -> None:
@@ -124,8 +126,8 @@ def test_with_a_server_that_is_killed_and_a_requeue_no_step_is_lost(
             "before it was healthy",
         ),
         (
-            ["cluster.engine_nodes=1", "rollout.engine=vllm", "model.path=/no/model"],
-            ["--nodes=3"],
+            ["model.path=/no/model"],
+            ["--nodes=2"],
             "model.path=/no/model is not a folder",
         ),
         (["parallel.tensor=3"], ["--nodes=2"], "world size 2 is not a multiple"),
@@ -145,6 +147,24 @@ def test_what_cannot_start_ends_the_job_with_one_line(
     assert job.exit_code not in (0, 75), "75 says that all is saved and that it may be started again"
     assert line in job.said()
     assert job.starts == 1
+    ends_whole(cluster, job)
+
+
+def test_what_a_rank_other_than_the_first_meets_alone_is_the_jobs_error(
+    cluster: ThrowAwayCluster, words: list[str], tmp_path: Path
+) -> None:
+    """Slurm ends the first rank with it, whether that has named the cause or not."""
+    if may_not_mount():
+        pytest.skip("a folder of one node's own needs the right to mount")
+    model = Path(next(word.partition("=")[2] for word in words if word.startswith("model.path=")))
+    with cluster.without(model, "n2"):
+        job = cluster.submit(*words, f"run.folder={tmp_path / 'run'}", options=["--nodes=2"])
+        assert job.wait() == "FAILED", job.said()
+    (line,) = [line for line in job.said().splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: rank 1 on ") and f"model.path={model} has no config.json" in line, job.said()
+    assert job.exit_code == 1 and job.starts == 1
+    own = (tmp_path / "run" / "slurm" / f"{job.number}-start-0" / "rank-1.log").read_text()
+    assert own.count("error: rank 1 on ") == 1, own
     ends_whole(cluster, job)
 
 

@@ -83,6 +83,7 @@ EXPECTED = (
     ExpectedSkip(
         "tests/cluster/", "scripts/test_slurm.sh starts a Slurm", lambda: os.environ.get("MEGATRON_FORK_SLURM") != "1"
     ),
+    ExpectedSkip("tests/cluster/", "a folder of one node's own needs the right to mount", may_not_mount),
     ExpectedSkip("tests/rewards/", "no Slurm controller answers here", no_slurm),
     ExpectedSkip("tests/distributed/", "no Slurm controller answers here", no_slurm),
     ExpectedSkip("tests/analysis/", "needs `chromium` on PATH", lambda: shutil.which("chromium") is None),

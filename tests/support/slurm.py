@@ -173,6 +173,17 @@ class ThrowAwayCluster:
             words = ["unshare", "--mount", "bash", "-c", mounted]
         self._daemon(*words, name=node)
 
+    @contextmanager
+    def without(self, folder: Path, node: str) -> Iterator[None]:
+        """The folder is empty on that node, whose daemon is started again for it."""
+        self.stop_node(node)
+        self.start_node(node, without=folder)
+        try:
+            yield
+        finally:
+            self.stop_node(node)
+            self.start_node(node)
+
     def stop_node(self, node: str) -> None:
         self.daemons[node].terminate()
         self.daemons[node].wait(20)

@@ -1,6 +1,7 @@
 """Ranks that are started by variables alone, as srun does: nobody ends the others when one of them is lost."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import socket
@@ -31,16 +32,25 @@ class Ranks:
         for process in self.processes:
             process.start()
 
-    def wait_for(self, word: str, limit: float = 60.0) -> None:
-        """Until every rank has printed the word."""
+    def wait_for(self, word: str, limit: float = 60.0, *, of: int | None = None) -> None:
+        """Until every rank, or the one of that number, has printed the word."""
         deadline = time.monotonic() + limit
-        while not all(output.is_file() and word in output.read_text() for output in self.outputs):
+        outputs = self.outputs if of is None else [self.outputs[of]]
+        while not all(output.is_file() and word in output.read_text() for output in outputs):
             assert time.monotonic() < deadline, [output.read_text() for output in self.outputs if output.is_file()]
             time.sleep(0.01)
 
-    def ended(self, limit: float) -> list[tuple[int, str]]:
-        """(exit code, output) of every rank; what is left after `limit` seconds is killed, and has no code: -9."""
+    def ended(self, limit: float, *, together: signal.Signals | None = None) -> list[tuple[int, str]]:
+        """(exit code, output) of every rank; what is left after `limit` seconds is killed, and has no code: -9.
+
+        `together`: the signal that the others get as soon as one has ended, as from `srun --kill-on-bad-exit`.
+        """
         deadline = time.monotonic() + limit
+        if together is not None:
+            multiprocessing.connection.wait([process.sentinel for process in self.processes], limit)
+            for process in self.processes:
+                if process.is_alive():
+                    os.kill(process.pid, together)
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         for process in self.processes:
