@@ -12,7 +12,9 @@ def found_with(first_on_path: Path) -> str:
     environment = {**os.environ, "PATH": f"{first_on_path}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("PYTHON", None)
     script = "source scripts/pythons.sh && find_python"
-    done = subprocess.run(["bash", "-c", script], cwd=_PROJECT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=_PROJECT, env=environment, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
