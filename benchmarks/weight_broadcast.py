@@ -2,9 +2,9 @@
 
     python benchmarks/weight_broadcast.py --out benchmarks/results/weight_broadcast.json
 
-The trainer's side is the run's own; servers take the weights in vLLM's words with gloo workers, keep nothing and load nothing. Bytes
-are what the kernel counts on the first rank's connections. On one machine receivers share the processors with the first rank and
-with each other, so that seconds say little about a cluster: there count the bytes, and the seconds of a bucket without weights.
+The trainer's side is the run's own; servers take the weights in vLLM's words with gloo workers, and load nothing. Bytes are
+what the kernel counts on the first rank's connections. Here receivers share the processors with the first rank and each other,
+so that seconds say little about a cluster: for that count the bytes, and the processor seconds of a bucket without weights.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _EMPTY = 20
 def bytes_sent() -> int:
     """By this process over TCP connections that are open now."""
     total = 0
-    for number in os.listdir("/proc/self/fd"):
+    for file in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            connection = socket.socket(fileno=os.dup(int(number)))
+            connection = socket.socket(fileno=os.dup(int(file.name)))
             with connection:
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
                 total += struct.unpack_from("Q", info, _BYTES_SENT)[0] if len(info) == _INFO_BYTES else 0

@@ -168,17 +168,22 @@ class SharedTransfer:
         }
         waited = [server for server in answers if server not in gone]
         seconds = _MISSES * self.config.health_timeout_seconds
-        if waited:
-            await asyncio.wait([answers[server] for server in waited], timeout=seconds)
-        for server, is_alive in zip(
-            waited, await asyncio.gather(*(server.has_pulse() for server in waited)), strict=True
-        ):
+
+        async def give_up(server: Server) -> None:
+            await asyncio.wait([answers[server]])
+            await server.leave(self._rendezvous[server])  # workers that wait for this one's see that it is gone
+
+        leaving = [asyncio.create_task(give_up(server)) for server in waited]
+        if leaving:
+            await asyncio.wait(leaving, timeout=seconds)
+        await ended(*leaving)
+        alive = await asyncio.gather(*(server.has_pulse() for server in waited))
+        for server, is_alive in zip(waited, alive, strict=True):
             answer = answers[server]
             if not answer.done():
                 gone[server] = f"it did not give up within {seconds:g} s what another broke: {reason}"
             elif not is_alive:
                 gone[server] = str(answer.exception() or f"{server.pulse} was not answered: {reason}")
-        await self.leave([server for server in waited if server not in gone])
         return gone
 
     async def leave(self, servers: Sequence[Server]) -> None:
