@@ -224,6 +224,7 @@ def _serve(engine: str, host: str, port: int, workers: int, digests: bool, line:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one piece, or the client waits 40 ms for the second
 
         def do_GET(self) -> None:
             self._tell(front.answer, {})
@@ -256,14 +257,21 @@ class ReceivingServer:
     """Its process is there from the start, and serves from `start` on; `start` after it has ended is a new process."""
 
     def __init__(
-        self, engine: str, *, workers: int = 1, host: str = "127.0.0.1", lives: int = 1, digests: bool = True
+        self,
+        engine: str,
+        *,
+        workers: int = 1,
+        host: str = "127.0.0.1",
+        lives: int = 1,
+        digests: bool = True,
+        method: str = "forkserver",
     ) -> None:
         self.engine, self.host, self.port = engine, host, free_port()
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         self._lives = []
         for _ in range(lives):
             ours, theirs = multiprocessing.Pipe()
-            process = multiprocessing.get_context("forkserver").Process(
+            process = multiprocessing.get_context(method).Process(
                 target=_serve, args=(engine, host, self.port, workers, digests, theirs), daemon=True
             )
             process.start()
