@@ -142,7 +142,7 @@ LAST = 99
 
 @pytest.mark.parametrize(
     ("what", "bucket", "tensor"),
-    [("kill", LAST, 0), ("stop", 0, 5), ("hang", 1, 0), ("refuse", 1, 0)],
+    [("kill", LAST, 0), ("stop", 0, 5), ("refuse", 1, 0), pytest.param("hang", 1, 0, marks=pytest.mark.slow)],
 )
 def test_one_that_fails_in_the_middle_fails_alone(monkeypatch, tmp_path, what: str, bucket: int, tensor: int) -> None:
     """The others get the update from its first bucket, in the same call, and the line names the one that failed."""
