@@ -182,7 +182,9 @@ class Cluster:
     responses: int = 8192
     weights_gb: float = 65.5
     network_gb_per_second: float = 50.0
-    """Of the first rank's node."""
+    """Of the first rank's node; weights come in once and go out once, with NCCL."""
+    seconds_a_bucket: float = 0.0
+    """Of weights, for what is not their bytes: measured by benchmarks/weight_broadcast.py."""
     step_seconds: float = 0.0
     """The simulated step of benchmarks/cluster_simulation.py, on-policy."""
 
@@ -196,6 +198,8 @@ def of_a_step(cluster: Cluster, measured: dict[str, Any], drawn_per_trained: flo
     pickled = parts["pickled for all ranks"]["mib"] * times * 2**20 / 1e9
     sends = math.ceil(math.log2(cluster.ranks))
     waits = {name: parts[name]["processor_seconds"] * times for name in alone}
+    buckets = math.ceil(cluster.weights_gb * 1e9 / (RemoteConfig().bucket_mebibytes << 20))
+    weights = 2 * cluster.weights_gb / cluster.network_gb_per_second + buckets * cluster.seconds_a_bucket
     waits["trajectories to all ranks (computed: a tree over gloo)"] = sends * pickled / cluster.network_gb_per_second
     found = {
         "tokens_trained": measured["tokens"] * times,
@@ -207,9 +211,9 @@ def of_a_step(cluster: Cluster, measured: dict[str, Any], drawn_per_trained: flo
         "received_gb": measured["received_gb"] * times * drawn_per_trained,
         "trajectories_gb": pickled,
         "trajectories_sent_gb": sends * pickled,
-        "weights_sent_gb": cluster.weights_gb * cluster.servers,
-        "weights_seconds": cluster.weights_gb * cluster.servers / cluster.network_gb_per_second,
-        "weights_share": cluster.weights_gb * cluster.servers / cluster.network_gb_per_second / cluster.step_seconds,
+        "weights_sent_gb": cluster.weights_gb,
+        "weights_seconds": weights,
+        "weights_share": weights / cluster.step_seconds,
         "memory_gib": parts["rollout"]["memory_mib"] * times / 1024,
     }
     return {name: round(value, 4) for name, value in found.items()} | {"waits": waits}
@@ -224,11 +228,13 @@ def main() -> None:
     parser.add_argument(
         "--simulation", type=Path, default=Path(__file__).parent / "results" / "cluster_simulation.json"
     )
+    parser.add_argument("--broadcast", type=Path, default=Path(__file__).parent / "results" / "weight_broadcast.json")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     row = json.loads(arguments.simulation.read_text())["rows"]["on-policy"]
-    cluster = Cluster(step_seconds=row["step_seconds"])
+    broadcast = json.loads(arguments.broadcast.read_text())["rows"]["64 servers, one process group"]
+    cluster = Cluster(seconds_a_bucket=broadcast["seconds_a_bucket_without_weights"], step_seconds=row["step_seconds"])
     sizes = [(responses, 256) for responses in arguments.responses] + [(arguments.responses[0], 32)]
     measured = []
     for responses, interval in sizes:

@@ -46,7 +46,7 @@ class RemoteConfig(Settings, room="rollout.remote"):
     """A response is drawn elsewhere if its first token, or `stream_interval` more tokens, do not arrive in this time. It keeps
     its server while other responses of that server arrive in time (it may be queued there), and while an update holds it."""
     control_seconds: Seconds = 600.0
-    """Time-out of one step of a weight update."""
+    """Time-out of one step of a weight update; half of it is for the transfer itself."""
     health_seconds: Seconds = 5.0
     """Time between two checks of a server's health."""
     health_timeout_seconds: Seconds = 10.0

@@ -10,7 +10,14 @@ from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.serving.entropy_temperature import EntropyTemperature, scale_by_entropy
-    from megatron_fork.serving.transfer import Backend, TransferGroup, TransferStore, address_towards, join_transfer
+    from megatron_fork.serving.transfer import (
+        Backend,
+        TransferGroup,
+        TransferStore,
+        address_towards,
+        is_open,
+        join_transfer,
+    )
 else:
     __getattr__ = opened(__name__, __file__)
 
@@ -20,6 +27,7 @@ __all__ = [
     "TransferGroup",
     "TransferStore",
     "address_towards",
+    "is_open",
     "join_transfer",
     "scale_by_entropy",
 ]

@@ -1,13 +1,15 @@
-"""The process group over which weights travel from the trainer to one server: the trainer is rank 0, workers follow.
+"""The process group over which weights travel from the trainer to servers: the trainer is rank 0, the workers of all follow.
 
-Each server has a group of its own, so that a server that dies does not break another's. The group is independent of the default
-one: neither side needs to be a member of the other's world.
+One that dies or hangs breaks the group for all. The trainer then closes the group's store, and workers that wait for a tensor
+see that and leave. The group is independent of the default one: neither side needs to be a member of the other's world.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -17,10 +19,16 @@ from torch import Tensor
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 Backend = Literal["gloo", "nccl"]
+# Between two looks at a broadcast, and at the store of one that takes long.
+_POLL_SECONDS = 0.0005
+_LOOK_SECONDS = 0.2
 
 
 class TransferStore:
-    """The trainer's end of the rendezvous, which listens only at `address`, on a port that the system chooses."""
+    """The trainer's end of the rendezvous, which listens only at `address`, on a port that the system chooses.
+
+    It lasts as long as the group. After `close` whoever still waits for a rank, or for a tensor, fails at once.
+    """
 
     def __init__(self, address: str, *, timeout: float) -> None:
         self.address = address
@@ -28,14 +36,29 @@ class TransferStore:
         listener.bind((address, 0))
         listener.listen()
         self.port: int = listener.getsockname()[1]
-        self.store = TCPStore(
+        limit = timedelta(seconds=timeout)
+        self._served: TCPStore | None = TCPStore(
             address,
             self.port,
             is_master=True,
             wait_for_workers=False,
-            timeout=timedelta(seconds=timeout),
+            timeout=limit,
             master_listen_fd=listener.detach(),
         )
+        # The trainer's own connection: a thread that waits in it does not keep the store open.
+        self.store = TCPStore(address, self.port, is_master=False, timeout=limit)
+
+    def close(self) -> None:
+        self._served = None
+
+
+def is_open(store: Store) -> bool:
+    """Whether the trainer still has the store of a worker's connection."""
+    try:
+        store.check(["open"])
+    except RuntimeError:  # torch's, of a connection that is gone
+        return False
+    return True
 
 
 class TransferGroup:
@@ -52,6 +75,21 @@ class TransferGroup:
         options.rootTensor = 0
         work: dist.Work = self._group.broadcast([tensor], options)
         return work
+
+    def receive(self, tensor: Tensor, *, timeout: float, is_wanted: Callable[[], bool]) -> None:
+        """Receive into the contiguous `tensor`; raises `RuntimeError` after `timeout` seconds, or once it is not wanted."""
+        work = self.broadcast(tensor)
+        began = looked = time.monotonic()
+        while not work.is_completed():
+            now = time.monotonic()
+            if now - began > timeout:
+                raise RuntimeError(f"a tensor did not arrive within {timeout:g} s")
+            if now - looked > _LOOK_SECONDS:
+                looked = now
+                if not is_wanted():
+                    raise RuntimeError("the trainer has given up this process group")
+            time.sleep(_POLL_SECONDS)
+        work.wait()
 
     def close(self) -> None:
         """Give the group up, whatever its peers are doing."""
@@ -76,7 +114,7 @@ def join_transfer(
         store: common to all ranks, with a prefix of this group's own.
         backend: gloo for tensors in main memory, nccl for those on GPUs.
         rank: 0 is the trainer.
-        size: 1 + the workers of the server.
+        size: 1 + the workers of all servers.
         address: of this side's network interface.
         timeout: of the rendezvous and of every broadcast.
 
@@ -85,7 +123,8 @@ def join_transfer(
     store.set_timeout(limit)
     if backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = limit
+        # Torch ends the process when this has passed: both sides are to give up before.
+        options._timeout = 2 * limit
         group: Any = dist.ProcessGroupNCCL(store, rank, size, options)
         group.eager_connect_single_device(torch.device("cuda", torch.cuda.current_device()))
         return TransferGroup(group, backend)

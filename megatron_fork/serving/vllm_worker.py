@@ -25,7 +25,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from megatron_fork.serving.transfer import Backend, TransferGroup, address_towards, join_transfer
+from megatron_fork.serving.transfer import Backend, TransferGroup, address_towards, is_open, join_transfer
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -36,12 +36,13 @@ NAME = "megatron_fork"
 
 @dataclass
 class Rendezvous(WeightTransferInitInfo):
-    """Where the trainer waits."""
+    """Where the trainer waits, and the rank of this server's first worker among `size`."""
 
     address: str
     port: int
     prefix: str
     backend: Backend
+    offset: int
     size: int
     timeout: float
 
@@ -61,17 +62,20 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
     init_info_cls = Rendezvous
     update_info_cls = Bucket
     _group: TransferGroup | None = None
+    _store: TCPStore | None = None
+    _timeout = 0.0
 
     def init_transfer_engine(self, init_info: Rendezvous) -> None:
         """Join the trainer's group; an earlier group is closed."""
         self.shutdown()
         parallel = self.parallel_config
-        rank = 1 + parallel.data_parallel_index * parallel.world_size + parallel.rank
-        store = TCPStore(
+        rank = init_info.offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
+        self._timeout = init_info.timeout
+        self._store = TCPStore(
             init_info.address, init_info.port, is_master=False, timeout=timedelta(seconds=init_info.timeout)
         )
         self._group = join_transfer(
-            PrefixStore(init_info.prefix, store),
+            PrefixStore(init_info.prefix, self._store),
             init_info.backend,
             rank=rank,
             size=init_info.size,
@@ -87,15 +91,19 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: Bucket) -> None:
-        """Receive one bucket and load it; raises if a tensor does not arrive in time."""
-        if self._group is None:
+        """Receive one bucket and load it; leaves the group and raises if a tensor does not arrive, or cannot be loaded."""
+        if self._group is None or self._store is None:
             raise RuntimeError("no trainer has joined: POST /init_weight_transfer_engine comes first")
-        self.model.load_weights(self._received(update_info, self._group))
+        try:
+            self.model.load_weights(self._received(update_info, self._group, self._store))
+        except BaseException:
+            self.shutdown()
+            raise
 
-    def _received(self, bucket: Bucket, group: TransferGroup) -> Iterator[tuple[str, Tensor]]:
+    def _received(self, bucket: Bucket, group: TransferGroup, store: TCPStore) -> Iterator[tuple[str, Tensor]]:
         for name, dtype, shape in zip(bucket.names, bucket.dtypes, bucket.shapes, strict=True):
             tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
-            group.broadcast(tensor).wait()
+            group.receive(tensor, timeout=self._timeout, is_wanted=lambda: is_open(store))
             yield name, tensor
 
     def finish_weight_update(self) -> None:
@@ -105,6 +113,7 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
         if self._group is not None:
             self._group.close()
             self._group = None
+        self._store = None
 
 
 class WeightReceiver:

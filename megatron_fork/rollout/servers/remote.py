@@ -13,7 +13,6 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -26,12 +25,12 @@ from megatron_fork.recipe import part
 from megatron_fork.rollout.config import RemoteConfig, RolloutConfig
 from megatron_fork.rollout.engine import Completion, Request, answers
 from megatron_fork.rollout.engines import EngineContext, engine_kind
+from megatron_fork.rollout.servers.broadcast import BroadcastDelivery
 from megatron_fork.rollout.servers.control import HEARTBEAT_SECONDS, ControlRequests
 from megatron_fork.rollout.servers.event_loop import EventLoop
 from megatron_fork.rollout.servers.fleet import Fleet
-from megatron_fork.rollout.servers.server import Server
-from megatron_fork.rollout.servers.weight_sync import BroadcastDelivery, Delivery, DiskDelivery
-from megatron_fork.rollout.servers.wire import connections_allowed
+from megatron_fork.rollout.servers.server import Server, within_open_files
+from megatron_fork.rollout.servers.weight_sync import Delivery, DiskDelivery
 from megatron_fork.rollout.weights import buckets
 
 # How long to wait for a completion before checking the servers.
@@ -78,7 +77,7 @@ class RemoteEngine:
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
         if self._control.leads:
             self._loop = EventLoop()
-            self._loop.call(self._build(self._remote(), hf_config, stop_tokens, folder))
+            self._loop.call(self._build(within_open_files(config, say), hf_config, stop_tokens, folder))
 
     @classmethod
     def of(cls, context: EngineContext) -> Self:
@@ -93,18 +92,6 @@ class RemoteEngine:
             stop_point=context.stop_point,
             say=context.say,
         )
-
-    def _remote(self) -> RemoteConfig:
-        """The settings, with no more requests at a time than this process may open connections for."""
-        remote, servers = self.config.remote, len(self.config.servers)
-        allowed = max(1, connections_allowed(remote.requests_per_server * servers) // servers)
-        if allowed < remote.requests_per_server:
-            self._say(
-                f"the limit of open files leaves {allowed} of rollout.remote.requests_per_server="
-                f"{remote.requests_per_server} requests for each of {servers} servers: raise it with `ulimit -Hn`"
-            )
-            return replace(remote, requests_per_server=allowed)
-        return remote
 
     async def _build(
         self, remote: RemoteConfig, hf_config: PretrainedConfig, stop_tokens: Sequence[int], folder: Path
@@ -124,7 +111,8 @@ class RemoteEngine:
         """Returns when at least one server has the weights; the others get them when they are back.
 
         Raises `RolloutError` on all ranks when no server is ready within `remote.patience_seconds`. All ranks iterate over
-        `weights` together; an iterator, which is empty after one pass, has nothing for a server that comes back later. With
+        `weights` together; an iterator, which is empty after one pass, has nothing for a server that comes back later, or
+        for those whose update another one broke. With
         one trainer rank it may be called between two completions of `generate`: requests in progress go on with the new
         weights.
         """
@@ -272,9 +260,17 @@ class RemoteEngine:
         )
 
     def _deliver(self, servers: Sequence[Server]) -> None:
-        """One pass over the weights, which all ranks make together, whatever happens to the servers."""
+        """Give them the weights; again from the first bucket those for whom another server broke it."""
+        before = self._delivery.bytes_sent
+        while servers:
+            self._pass_over_weights(servers)
+            servers = self._delivery.again
+        self.update_bytes = self._delivery.bytes_sent - before
+
+    def _pass_over_weights(self, servers: Sequence[Server]) -> None:
+        """All ranks make it together, whatever happens to the servers."""
         self._control.send("weights")
-        before, self.parameters = self._delivery.bytes_sent, 0
+        self.parameters = 0
         self._loop.call(self._delivery.start(servers), self._stop_point)
         remaining = buckets(self._weights, self.config.remote.bucket_mebibytes << 20, self._delivery.device)
         try:
@@ -286,12 +282,13 @@ class RemoteEngine:
                 pass
         if not self.parameters:
             raise RolloutError(
-                "a server came back, and there are no weights to send to it",
+                "a server came back, or broke an update, and there are no weights to send again",
                 hint="give `update_weights` weights that can be iterated again",
             )
         for server in self._loop.call(self._delivery.finish(self.fleet.label), self._stop_point):
             self._loop.call(self.fleet.mark_ready(server))
-        self.update_bytes = self._delivery.bytes_sent - before
+        while self._delivery.notes:
+            self._say(self._delivery.notes.pop(0))
 
     def _follow(self) -> None:
         def gather() -> None:

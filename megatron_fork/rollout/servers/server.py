@@ -6,16 +6,24 @@ import asyncio
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from megatron_fork.errors import KEY_VARIABLE, masked
-from megatron_fork.rollout.config import RemoteConfig
+from megatron_fork.rollout.config import RemoteConfig, RolloutConfig
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk
 from megatron_fork.rollout.servers.pace import Allowance, Pace
-from megatron_fork.rollout.servers.wire import ServerFault, Wire, broken_off, parsed, quoted, refusal
+from megatron_fork.rollout.servers.wire import (
+    ServerFault,
+    Wire,
+    broken_off,
+    connections_allowed,
+    parsed,
+    quoted,
+    refusal,
+)
 from megatron_fork.serving import Backend
 
 State = Literal["down", "stale", "ready"]
@@ -27,12 +35,13 @@ _MOST_WORKERS = 4096
 
 @dataclass(frozen=True)
 class BroadcastAddress:
-    """Where the workers of a server meet rank 0, which is the first of `size` ranks."""
+    """Where the workers of a server meet rank 0, the first of `size` ranks; their own begin with `offset`."""
 
     address: str
     port: int
     name: str
     backend: Backend
+    offset: int
     size: int
     timeout: float
 
@@ -42,6 +51,9 @@ class Server(ABC):
 
     down: it does not answer, or answers nonsense. stale: it is healthy and needs the run's weights. ready: it draws responses.
     """
+
+    pulse = "/health"
+    """A route that the server answers while its workers wait for weights."""
 
     def __init__(self, url: str, config: RemoteConfig, vocabulary: int) -> None:
         self.url = url.rstrip("/")
@@ -97,6 +109,9 @@ class Server(ABC):
     @abstractmethod
     async def join(self, rendezvous: BroadcastAddress) -> None:
         """Have the server's workers join a transfer group; returns when they have."""
+
+    async def leave(self, rendezvous: BroadcastAddress) -> None:  # noqa: B027
+        """Have the workers forget a transfer group, if they do not do so when they join the next."""
 
     @abstractmethod
     def store_prefixes(self, rendezvous: BroadcastAddress) -> list[str]:
@@ -160,6 +175,13 @@ class Server(ABC):
             self.reason = reason
         return False
 
+    async def has_pulse(self) -> bool:
+        """Whether it is there, whatever its workers are doing."""
+        try:
+            return (await self.wire.ask("GET", self.pulse, self.config.health_timeout_seconds)).status == 200
+        except ServerFault:
+            return False
+
     async def call(self, method: str, path: str, **options: Any) -> Any:
         """JSON answer of a control route, or its text; raises `ServerFault` unless it succeeded."""
         reply = await self.wire.ask(method, path, self.config.control_seconds, **options)
@@ -219,3 +241,16 @@ def workers_in(*counts: object) -> int:
             raise ServerFault(f"it says that it has {quoted(count)} workers")
         product *= count
     return product
+
+
+def within_open_files(config: RolloutConfig, say: Callable[[str], None]) -> RemoteConfig:
+    """The settings, with no more requests at a time than this process may open connections for; fewer are said."""
+    remote, servers = config.remote, len(config.servers)
+    allowed = max(1, connections_allowed(remote.requests_per_server * servers) // servers)
+    if allowed >= remote.requests_per_server:
+        return remote
+    say(
+        f"the limit of open files leaves {allowed} of rollout.remote.requests_per_server="
+        f"{remote.requests_per_server} requests for each of {servers} servers: raise it with `ulimit -Hn`"
+    )
+    return replace(remote, requests_per_server=allowed)

@@ -21,6 +21,8 @@ _SESSION = "no weight-update session"
 
 
 class SglangServer(Server):
+    pulse = "/model_info"  # its /health draws a token
+
     async def chunks(self, pending: PendingRequest, stop_tokens: Sequence[int]) -> AsyncGenerator[StreamChunk, None]:
         body = self._body(pending, stop_tokens)
         answer = Answer(pending, stop_tokens, self.vocabulary, self.pace)
@@ -72,12 +74,16 @@ class SglangServer(Server):
             {
                 "master_address": rendezvous.address,
                 "master_port": rendezvous.port,
-                "rank_offset": 1,
+                "rank_offset": rendezvous.offset,
                 "world_size": rendezvous.size,
                 "group_name": rendezvous.name,
                 "backend": rendezvous.backend,
             },
         )
+
+    async def leave(self, rendezvous: BroadcastAddress) -> None:
+        with contextlib.suppress(ServerFault):  # it has not joined
+            await self.post("/destroy_weights_update_group", {"group_name": rendezvous.name})
 
     def store_prefixes(self, rendezvous: BroadcastAddress) -> list[str]:
         """The prefixes that SGLang and torch nest: the group's name twice, then the device."""

@@ -42,6 +42,7 @@ class VllmServer(Server):
             "port": rendezvous.port,
             "prefix": rendezvous.name,
             "backend": rendezvous.backend,
+            "offset": rendezvous.offset,
             "size": rendezvous.size,
             "timeout": rendezvous.timeout,
         }

@@ -1,4 +1,4 @@
-"""How weights get to servers: through a folder on disk, or by a broadcast from rank 0. A server that fails fails alone."""
+"""How weights get to servers. Here: through a folder on disk; `broadcast` sends them from rank 0. A server fails alone."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from transformers import PretrainedConfig
 
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.config import RemoteConfig
-from megatron_fork.rollout.servers.event_loop import ended, in_daemon_thread
-from megatron_fork.rollout.servers.server import BroadcastAddress, Server
+from megatron_fork.rollout.servers.server import Server
 from megatron_fork.rollout.servers.wire import ServerFault
 from megatron_fork.rollout.weights import Bucket
-from megatron_fork.serving import Backend, TransferGroup, TransferStore, address_towards, join_transfer
 
 Lost = Callable[[Server, str], Awaitable[None]]
 
 
 class Delivery(ABC):
-    """One update: `start` with the servers, `send` every bucket, `finish`. `lost` is called with each server that fails."""
+    """One update: `start` with the servers, `send` every bucket, `finish`. `lost` is called with each server that fails.
+
+    Then `again` holds the servers that another one broke it for: start again with them, from the first bucket.
+    """
 
     device = torch.device("cpu")
 
@@ -37,16 +36,19 @@ class Delivery(ABC):
         self.config = config
         self.lost = lost
         self.servers: list[Server] = []
+        self.again: list[Server] = []
+        self.notes: list[str] = []
+        """Lines that the run is to print."""
         self._held: set[Server] = set()
         self.bytes_sent = 0
 
     async def start(self, servers: Sequence[Server]) -> None:
         """Hold the requests in progress to the end of the update; they go on with the new weights."""
-        self.servers = list(servers)
-        self._held = {server for server in servers if server.running}
+        self.servers, self.again = list(servers), []
 
         async def open_one(server: Server) -> None:
-            if server in self._held:
+            if server.running and server not in self._held:
+                self._held.add(server)
                 await server.hold()
             await self._open(server)
 
@@ -64,6 +66,7 @@ class Delivery(ABC):
             await server.forget_prefixes()
             if server in self._held:
                 await server.release()
+                self._held.discard(server)
             found = await server.weight_label()
             if found != label:
                 raise ServerFault(f"after the update it has the weights {found}, not {label}")
@@ -82,13 +85,15 @@ class Delivery(ABC):
         results = await asyncio.gather(*(work(server) for server in self.servers), return_exceptions=True)
         for server, result in zip(list(self.servers), results, strict=True):
             if isinstance(result, ServerFault):
-                self.servers.remove(server)
-                await self._give_up(server, f"weight update: {result}")
+                await self._give_up(server, str(result))
             elif isinstance(result, BaseException):
                 raise result
 
     async def _give_up(self, server: Server, reason: str) -> None:
-        await self.lost(server, reason)
+        self.servers.remove(server)
+        self._held.discard(server)  # whoever finds it healthy lets it go on
+        self.notes.append(f"rollout.servers: {server} gets no weights: {reason}")
+        await self.lost(server, f"weight update: {reason}")
 
     async def close(self) -> None:  # noqa: B027
         """Free what the delivery holds between updates."""
@@ -148,123 +153,3 @@ class DiskDelivery(Delivery):
 
     async def _close(self, server: Server, label: str) -> None:
         await server.reload(str(self.folder / label.replace(":", "-")), label)
-
-
-@dataclass(frozen=True)
-class _Connection:
-    """A server's process group; the store must live as long. `falls`: how often the server had gone down when it was made."""
-
-    group: TransferGroup
-    rendezvous: BroadcastAddress
-    store: TransferStore
-    falls: int
-
-
-class BroadcastDelivery(Delivery):
-    """Tensor by tensor over one process group per server; a group is kept between updates, and made again when it breaks."""
-
-    def __init__(self, config: RemoteConfig, lost: Lost, backend: Backend) -> None:
-        super().__init__(config, lost)
-        self.backend = backend
-        if backend == "nccl":
-            self.device = torch.device("cuda", torch.cuda.current_device())
-        self._groups: dict[Server, _Connection] = {}
-        self._made = 0
-
-    async def _open(self, server: Server) -> None:
-        kept = self._groups.get(server)
-        if kept is None or kept.falls != server.falls:
-            self._forget(server)  # after it went down it may be another process than the one that joined
-            await self._connect(server)
-        await server.begin_update()
-
-    async def _connect(self, server: Server) -> None:
-        self._made += 1
-        try:
-            address = address_towards(*server.endpoint)
-            store = TransferStore(address, timeout=self.config.control_seconds)
-        except (OSError, RuntimeError) as error:  # no such host; torch raises the latter for a port
-            raise ServerFault(f"its workers cannot be reached: {str(error).splitlines()[0]}") from error
-        rendezvous = BroadcastAddress(
-            address=address,
-            port=store.port,
-            name=f"megatron_fork_{self._made}_{store.port}",
-            backend=self.backend,
-            size=1 + await server.workers(),
-            timeout=self.config.control_seconds,
-        )
-        joining = asyncio.create_task(server.join(rendezvous))
-        forming = asyncio.create_task(in_daemon_thread(lambda: self._join(store, rendezvous, server)))
-        try:
-            # An answer before the group is formed is a refusal: the workers will not join any more.
-            await asyncio.wait([joining, forming], return_when=asyncio.FIRST_COMPLETED)
-            await joining
-            group = await forming
-        except RuntimeError as error:  # torch's rendezvous
-            raise ServerFault(f"no process group with its workers: {str(error).splitlines()[0]}") from error
-        finally:
-            await ended(joining, forming)
-        self._groups[server] = _Connection(group, rendezvous, store, server.falls)
-
-    def _join(self, store: TransferStore, rendezvous: BroadcastAddress, server: Server) -> TransferGroup:
-        inner: Store = store.store
-        for prefix in server.store_prefixes(rendezvous):
-            inner = PrefixStore(prefix, inner)
-        return join_transfer(
-            inner,
-            self.backend,
-            rank=0,
-            size=rendezvous.size,
-            address=rendezvous.address,
-            timeout=self.config.control_seconds,
-        )
-
-    async def send(self, bucket: Bucket) -> None:
-        names = [name for name, _ in bucket]
-        dtypes = [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket]
-        shapes = [list(tensor.shape) for _, tensor in bucket]
-        self.bytes_sent += sum(tensor.nbytes for _, tensor in bucket) * len(self.servers)
-
-        async def to(server: Server) -> None:
-            connection = self._groups[server]
-            answer = asyncio.create_task(server.receive(connection.rendezvous, names, dtypes, shapes))
-            try:
-                await self._broadcast(connection.group, bucket, answer)
-                await answer
-            finally:
-                await ended(answer)
-
-        await self._each(to)
-
-    async def _broadcast(self, group: TransferGroup, bucket: Bucket, answer: asyncio.Task[None]) -> None:
-        """Send tensor by tensor, and stop if the server answers before it has them all: that is a refusal."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.config.control_seconds
-        for _, tensor in bucket:
-            try:
-                work = group.broadcast(tensor)
-                while not work.is_completed():
-                    if answer.done():
-                        answer.result()
-                    if loop.time() > deadline:
-                        raise ServerFault(f"a bucket was not received within {self.config.control_seconds:.0f} s")
-                    await asyncio.sleep(0.0005)
-                work.wait()
-            except RuntimeError as error:  # torch's: the connection is gone
-                raise ServerFault(f"the broadcast broke off: {str(error).splitlines()[0]}") from error
-
-    async def _close(self, server: Server, label: str) -> None:
-        await server.end_update(label)
-
-    async def _give_up(self, server: Server, reason: str) -> None:
-        self._forget(server)
-        await super()._give_up(server, reason)
-
-    def _forget(self, server: Server) -> None:
-        kept = self._groups.pop(server, None)
-        if kept is not None:
-            kept.group.close()
-
-    async def close(self) -> None:
-        for server in list(self._groups):
-            self._forget(server)
