@@ -285,6 +285,8 @@ def main() -> None:
             result["of_folder"] = of_folder(options.folder, Path(work))
         print(json.dumps(result["of_folder"]))
     if options.shape:
+        if options.work:
+            options.work.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=options.work) as work:
             result["at_size"] = at_size(Path(work), options.shape)
         print(json.dumps(result["at_size"]), flush=True)
