@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ def copied(source: Path, target: Path) -> float:
 def at_size(work: Path, shape: str) -> dict[str, Any]:
     """A model of a published size there and back, and once more with a signal and a kill in between.
 
-    The disk holds two copies at a time. The floor is one file copied and flushed, before and after each conversion.
+    The disk holds two copies at a time. The floor is one file copied and flushed, before and after each conversion. Both read
+    from the disk: what memory holds of their source is dropped before.
     """
     theirs, megatron, back = work / "theirs", work / "megatron", work / "back"
     make_model(theirs, config_of(shape), 5 * 10**9)
@@ -159,6 +161,7 @@ def at_size(work: Path, shape: str) -> dict[str, Any]:
 def beside_a_copy(direction: str, source: Path, target: Path, total: int, file: Path) -> dict[str, Any]:
     rates = [copy_rate(file, target.parent / "copy")]
     load = os.getloadavg()[0]
+    leave_to_the_disk(each for each in source.rglob("*") if each.is_file())
     result = in_own_process(direction, source, target, 2)
     rates.append(copy_rate(file, target.parent / "copy"))
     result["gb_per_second"] = total / 1e9 / result["seconds"]
@@ -169,8 +172,17 @@ def beside_a_copy(direction: str, source: Path, target: Path, total: int, file: 
     return result
 
 
+def leave_to_the_disk(files: Iterable[Path]) -> None:
+    """Nothing of the files stays in memory: what reads them next reads the disk."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def copy_rate(file: Path, target: Path) -> float:
-    """GB/s to copy a file and bring it to the disk."""
+    """GB/s to copy a file from the disk and back to it."""
+    leave_to_the_disk([file])
     began = time.monotonic()
     with file.open("rb") as from_file, target.open("wb") as to_file:
         shutil.copyfileobj(from_file, to_file, 1 << 24)
