@@ -7,6 +7,7 @@ from megatron_fork import opened
 if TYPE_CHECKING:
     from megatron_fork.data.columns import Columns
     from megatron_fork.data.config import GENERATED, DataConfig
+    from megatron_fork.data.generated import tokenizer_of_task
     from megatron_fork.data.overlap import RowFile, decontaminate, deduplicate, has_preset, named_file, summary
     from megatron_fork.data.packing import MicroBatch, RowShape, deal, micro_batches_needed, pack
     from megatron_fork.data.presets import PRESETS
@@ -33,4 +34,5 @@ __all__ = [
     "named_file",
     "pack",
     "summary",
+    "tokenizer_of_task",
 ]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from megatron_fork.run.engine_side import collect, sync_weights
     from megatron_fork.run.folder import writing_to
     from megatron_fork.run.interruption import StopRequest
+    from megatron_fork.run.offline import ModelContext, load_policy, model_context
+    from megatron_fork.run.place import checkpoint_of, config_of
     from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
     from megatron_fork.run.setup import (
         build_collector,
@@ -39,6 +41,7 @@ else:
 __all__ = [
     "Checked",
     "Display",
+    "ModelContext",
     "PartialStep",
     "RunContext",
     "RunState",
@@ -53,8 +56,10 @@ __all__ = [
     "check_kernels",
     "check_settings",
     "checkpoint",
+    "checkpoint_of",
     "checkpointing",
     "collect",
+    "config_of",
     "end_with",
     "evaluate_held_out",
     "evaluate_where_due",
@@ -63,9 +68,11 @@ __all__ = [
     "is_first_rank",
     "is_due",
     "leave",
+    "load_policy",
     "log_step",
     "matching_model",
     "matching_prompts",
+    "model_context",
     "prepare",
     "quiet_libraries",
     "save",
