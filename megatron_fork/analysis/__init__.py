@@ -1,9 +1,33 @@
-"""The self-contained HTML report of a training run."""
+"""What a run and its responses look like: the report of a run, and the entropy patterns of traces."""
 
-from megatron_fork.analysis.json_lines import AnalysisError as AnalysisError
-from megatron_fork.analysis.metrics import StepMetrics as StepMetrics
-from megatron_fork.analysis.outcome import Outcome as Outcome
-from megatron_fork.analysis.outcome import read_outcome as read_outcome
-from megatron_fork.analysis.report import write_report as write_report
-from megatron_fork.analysis.traces import Trace as Trace
-from megatron_fork.analysis.traces import mixture as mixture
+from typing import TYPE_CHECKING
+
+from megatron_fork import opened
+
+if TYPE_CHECKING:
+    from megatron_fork.analysis.json_lines import AnalysisError
+    from megatron_fork.analysis.metrics import StepMetrics
+    from megatron_fork.analysis.outcome import Outcome, read_outcome
+    from megatron_fork.analysis.patterns.entropy import EntropyPattern, entropy_pattern
+    from megatron_fork.analysis.patterns.results import PAPER_ENTROPY, entropy_record, save_entropy
+    from megatron_fork.analysis.patterns.saving import json_text
+    from megatron_fork.analysis.report import write_report
+    from megatron_fork.analysis.traces import Trace, mixture
+else:
+    __getattr__ = opened(__name__, __file__)
+
+__all__ = [
+    "PAPER_ENTROPY",
+    "AnalysisError",
+    "EntropyPattern",
+    "Outcome",
+    "StepMetrics",
+    "Trace",
+    "entropy_pattern",
+    "entropy_record",
+    "json_text",
+    "mixture",
+    "read_outcome",
+    "save_entropy",
+    "write_report",
+]

@@ -50,6 +50,19 @@ class Traces:
         values = column.flatten()
         return values.to_numpy(zero_copy_only=False)
 
+    def entries(self, name: str, places: Sequence[int]) -> list[Any]:
+        """Some entries of a column with one entry a token, by their places in `flat`; None where a response has no values."""
+        import pyarrow
+
+        column = self._column(name)
+        if not column.null_count:
+            return list(column.flatten().take(pyarrow.array(places, pyarrow.int64())).to_pylist())
+        ends = np.cumsum(self.lengths)
+        rows = np.searchsorted(ends, np.asarray(places, dtype=np.int64), side="right")
+        inside = np.asarray(places, dtype=np.int64) - np.concatenate([[0], ends])[rows]
+        found = (column[int(row)] for row in rows)
+        return [row[int(place)].as_py() if row.is_valid else None for row, place in zip(found, inside, strict=True)]
+
     def having(self, name: str) -> Traces:
         """The responses that have values in a column."""
         return Traces(self.table.filter(self._column(name).is_valid()), self.origin, self.where)
