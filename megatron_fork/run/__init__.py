@@ -20,10 +20,20 @@ if TYPE_CHECKING:
     from megatron_fork.run.ending import end_with, explain, is_first_rank, leave
     from megatron_fork.run.engine_side import collect, sync_weights
     from megatron_fork.run.folder import writing_to
+    from megatron_fork.run.given import score_given
     from megatron_fork.run.interruption import StopRequest
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
     from megatron_fork.run.place import checkpoint_of, config_of
     from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
+    from megatron_fork.run.scoring import (
+        Scorer,
+        check_vocabulary,
+        origin_of,
+        place_and_checkpoint,
+        rescored,
+        scorer,
+        sequences_of,
+    )
     from megatron_fork.run.setup import (
         build_collector,
         build_engine,
@@ -39,6 +49,14 @@ else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "Scorer",
+    "check_vocabulary",
+    "origin_of",
+    "place_and_checkpoint",
+    "rescored",
+    "score_given",
+    "scorer",
+    "sequences_of",
     "Checked",
     "Display",
     "ModelContext",

@@ -67,6 +67,19 @@ class Traces:
         """The responses that have values in a column."""
         return Traces(self.table.filter(self._column(name).is_valid()), self.origin, self.where)
 
+    def with_flat(self, **columns: np.ndarray[Any, np.dtype[Any]]) -> Traces:
+        """The same responses with other values in columns with one entry a token, given as `flat` gives them."""
+        import pyarrow
+
+        offsets = pyarrow.array(np.concatenate([[0], np.cumsum(self.lengths)]), pyarrow.int32())
+        table = self.table
+        for name, values in columns.items():
+            kind = arrow_schema().field(name).type
+            column = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values, kind.value_type), type=kind)
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, column) if place >= 0 else table.append_column(name, column)
+        return Traces(table, self.origin, self.where)
+
     def values(self, name: str) -> list[Any]:
         """`[responses]`: a column as Python objects."""
         return list(self._column(name).to_pylist())

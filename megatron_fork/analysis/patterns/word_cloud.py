@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -33,7 +34,8 @@ class Placed:
 
 def placed_words(words: Sequence[tuple[str, float]]) -> list[Placed]:
     """Words with their weights from 0 to 1, which set their sizes; those for which no room is left are not placed."""
-    font, found = FontProperties(family="sans-serif"), list[Placed]()
+    font = FontProperties(family=["sans-serif"])
+    found: list[Placed] = []
     for word, weight in words:
         shown = word if len(word) <= _LONGEST_WORD else word[: _LONGEST_WORD - 1] + "…"
         size = SMALLEST + (LARGEST - SMALLEST) * min(max(weight, 0.0), 1.0)
@@ -58,8 +60,8 @@ def draw_cloud(words: Sequence[tuple[str, float]], colour: str) -> Figure:
     axes.set_ylim(-HEIGHT * 36, HEIGHT * 36)
     placed = placed_words(words)
     for number, each in enumerate(placed):
-        axes.text(*each.origin, each.word, fontsize=each.size, family="sans-serif", va="baseline", ha="left",
-                  color=PALETTE[colour][0], alpha=1.0 - 0.5 * number / max(1, len(placed)))  # fmt: skip
+        style: dict[str, Any] = {"family": "sans-serif", "va": "baseline", "ha": "left", "color": PALETTE[colour][0]}
+        axes.text(*each.origin, each.word, fontsize=each.size, alpha=1.0 - 0.5 * number / max(1, len(placed)), **style)
     return figure
 
 
