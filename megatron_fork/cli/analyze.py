@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from megatron_fork.cli.analyze_entropy import AsJson, MinimumCount, Out, Rows, entropy
 from megatron_fork.cli.analyze_evolution import evolution
+from megatron_fork.cli.analyze_masks import compare_masks
 from megatron_fork.cli.analyze_models import Set, rescore, score_responses
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.files import path_at_home
@@ -94,3 +95,4 @@ def of_folder(
 app.command("entropy")(entropy)
 app.command("rescore")(rescore)
 app.command("evolution")(evolution)
+app.command("compare-masks")(compare_masks)

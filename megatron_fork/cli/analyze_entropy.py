@@ -124,7 +124,7 @@ def table_of(title: str, columns: list[str], lines: list[list[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
+    table = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold", min_width=len(title))
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left", no_wrap=True)
     for line in lines:

@@ -98,14 +98,19 @@ def _evolution(traces: list[Path], names: list[str], overrides: list[str], displ
                 lambda entropy_t: selected_tokens(entropy_t, base.lengths, config),
                 config.ratio,
             )
-        stages = [sums.stage(names[0], base.entropy)] if sums else []
+        stages = [sums.stage(_label(names[0]), base.entropy)] if sums else []
         for name in names[1:-1]:
             under(name)
             entropy_t = entropies_of(files, scores).entropy
-            stages += [sums.stage(name, entropy_t)] if sums else []
+            stages += [sums.stage(_label(name), entropy_t)] if sums else []
         if not sums:
             return None
-        return Evolution([*stages, sums.stage(names[-1], final.entropy)], len(base.entropy), config.ratio)
+        return Evolution([*stages, sums.stage(_label(names[-1]), final.entropy)], len(base.entropy), config.ratio)
+
+
+def _label(name: str) -> str:
+    """What stands after the @, or the folder's name."""
+    return name.rpartition("@")[2] if "@" in name else Path(name).name
 
 
 def _print(found: Evolution) -> None:

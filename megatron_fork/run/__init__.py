@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.folder import writing_to
     from megatron_fork.run.given import score_given
     from megatron_fork.run.interruption import StopRequest
+    from megatron_fork.run.masks import two_selections
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
     from megatron_fork.run.place import checkpoint_of, config_of
     from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
@@ -103,6 +104,7 @@ __all__ = [
     "start",
     "supervise",
     "sync_weights",
+    "two_selections",
     "warm_start",
     "warn_of_failures",
     "write_model",

@@ -154,9 +154,7 @@ def rescored(files: TraceFiles, scores: Scorer) -> Iterator[Traces]:
 
 
 class Entropies(NamedTuple):
-    """`entropy`: `[response tokens]` float32 nats, of all responses one after another, empty but on the first rank; `lengths` of
-    each response.
-    """
+    """`entropy`: `[response tokens]` float32 nats of all responses in order, empty but on the first rank; `lengths` of each."""
 
     entropy: Array
     lengths: np.ndarray[Any, np.dtype[np.int64]]
