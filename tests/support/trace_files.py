@@ -42,7 +42,7 @@ def write_made_up(path: Path, rows: Sequence[TracedResponse] | None = None) -> P
 
 
 def save_model(folder: Path, *, family: str = "qwen3", scale: float = 1.0) -> PreTrainedModel:
-    """A tiny model with its tokenizer; `scale`: of the weights of its last layer, which makes it another model."""
+    """A tiny model with its tokenizer; `scale`: of its weights, which makes it another model."""
     if family == "gpt2":
         ends = {"bos_token_id": None, "eos_token_id": 1}
         config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64, **ends)
@@ -51,7 +51,8 @@ def save_model(folder: Path, *, family: str = "qwen3", scale: float = 1.0) -> Pr
         config = family_config(family, vocab_size=VOCABULARY, tie_word_embeddings=True, eos_token_id=1, pad_token_id=0)
     model = hugging_face_model(config)
     with torch.no_grad():
-        list(model.base_model.children())[-1].weight *= scale
+        for parameter in model.parameters():
+            parameter *= scale
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return model

@@ -34,14 +34,20 @@ def test_stages_against_sets(tmp_path: Path) -> None:
     assert stage.overlap_base == len(sets[0] & sets[1]) / 80 and stage.overlap_final == len(sets[2] & sets[1]) / 80
     for number in range(20):
         tokens = order[::-1][20 * number : 20 * number + 20]
-        assert stage.change[number] == pytest.approx(np.mean([float(later[t]) - float(base[t]) for t in tokens]), abs=1e-6)
+        assert stage.change[number] == pytest.approx(
+            np.mean([float(later[t]) - float(base[t]) for t in tokens]), abs=1e-6
+        )
     same = sums.stage("base", base)
     assert same.overlap_base == 1.0 and same.change == [0.0] * 20
     assert stage.percentiles[80.0] == pytest.approx(np.percentile(later.astype(float), 80))
     found = Evolution([same, stage, sums.stage("final", final)], 400, 0.2)
     written = save_evolution(tmp_path, found)
     assert json.loads((tmp_path / "evolution.json").read_text()) == json.loads(json_text(evolution_record(found)))
-    assert {path.name for path in written if path.suffix == ".svg"} == {"overlap.svg", "entropy_change.svg", "percentiles.svg"}
+    assert {path.name for path in written if path.suffix == ".svg"} == {
+        "overlap.svg",
+        "entropy_change.svg",
+        "percentiles.svg",
+    }
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), max_size=90))
