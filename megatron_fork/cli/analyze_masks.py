@@ -40,6 +40,7 @@ def compare_masks(
         display = quiet_display(as_json=as_json)
         from dataclasses import replace
 
+        from megatron_fork import distributed
         from megatron_fork.analysis import compared, comparison_record, json_text, save_record
         from megatron_fork.run import config_of, model_context, place_and_checkpoint, two_selections
         from megatron_fork.traces import open_traces
@@ -64,6 +65,7 @@ def compare_masks(
         display.say(f"{count:,} responses: {passes}{memory}")
         with model_context(config, display) as context:
             found = two_selections(context, files, both, responses=count, old=old_model, gradients=gradient)
+        distributed.finalize()
         if found is None:
             return
         comparison = replace(compared(*found.masks, found.texts), norms=found.norms, cosine=found.cosine)

@@ -101,13 +101,13 @@ def _on_ranks(folder: str, out: str) -> list[str]:
 
     files = open_traces(Path(folder) / "traces.parquet")
     found = []
-    for layout in ("parallel.tensor=2", "parallel.pipeline=2", "parallel.context=2", "seed=1"):
+    for layout in ("parallel.tensor=2", "seed=1"):
         with scorer(Path(folder) / "base", Display(speaks=False), overrides=[layout]) as scores:
             found.append(entropies_of(files, scores).entropy.tolist())
     return found
 
 
-def test_every_layout_of_ranks_gives_the_same(folder: Path, tmp_path: Path) -> None:
+def test_ranks_that_share_a_model_or_the_responses_give_the_same(folder: Path, tmp_path: Path) -> None:
     first, second = run_on_ranks(_on_ranks, 2, str(folder), str(tmp_path))
     whole = np.concatenate([
         expected(folder / "base", row["prompt_tokens"], row["tokens"])[1] for row in trace_rows(folder / "traces.parquet")
@@ -217,3 +217,39 @@ def test_a_tokenizer_that_is_the_same_has_the_same_fingerprint(folder: Path) -> 
     assert vocabulary_fingerprint(loaded) == vocabulary_fingerprint(TOKENIZER)
     loaded.add_tokens(["new"])
     assert vocabulary_fingerprint(loaded) != vocabulary_fingerprint(TOKENIZER)
+
+
+def _gradients_on_ranks(folder: str, layout: str) -> tuple[float, float]:
+    """Cosine by the norms, and by the product of the gradients themselves where one rank holds them whole."""
+    from dataclasses import replace
+
+    from megatron_fork.run import Display, config_of, masks, model_context
+
+    config = config_of(Path(folder) / "base", [layout])
+    files = open_traces(Path(folder) / "traces.parquet")
+    held: list[list[torch.Tensor]] = []
+    learner_gradient = masks.Learner.gradient
+
+    def gradient(learner: masks.Learner, *words: object) -> float:
+        norm = learner_gradient(learner, *words)
+        held.append([buffer.double().clone() for buffer in learner.policy.gradient_buffers])
+        return norm
+
+    masks.Learner.gradient = gradient
+    settings = config.selection, replace(config.selection, tokens="random")
+    with model_context(config, Display(speaks=False)) as context:
+        found = masks.two_selections(context, files, settings, responses=99, old=None, gradients=True)
+    masks.Learner.gradient = learner_gradient
+    if found is None:
+        return 0.0, 0.0
+    first, second = (torch.cat([buffer.flatten() for buffer in buffers]) for buffers in held)
+    return found.cosine, float(torch.nn.functional.cosine_similarity(first, second, dim=0))
+
+
+@pytest.mark.slow
+def test_the_cosine_is_that_of_the_gradients_under_every_layout(folder: Path) -> None:
+    ((cosine, product),) = run_on_ranks(_gradients_on_ranks, 1, str(folder), "seed=1")
+    assert cosine == pytest.approx(product, abs=1e-4) and abs(cosine) < 0.99
+    for layout in ("parallel.tensor=2", "seed=1"):
+        (split, _), nothing = run_on_ranks(_gradients_on_ranks, 2, str(folder), layout)
+        assert split == pytest.approx(cosine, abs=1e-3) and nothing == (0.0, 0.0)
