@@ -1,9 +1,12 @@
 """What `analyze` computes with a model is what that model's softmax gives, token by token; other tokens are refused by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from support.commands import trace_rows
@@ -181,6 +184,9 @@ def test_old_entropies_are_those_of_the_old_model(folder: Path, tmp_path: Path) 
             "has 135 tokens with its prompt, more than",
         ),
         (("entropy", "{}/traces.parquet"), "none of the 12 responses has entropies"),
+        (("entropy", "{}/cut.parquet"), "cut.parquet cannot be read as Parquet"),
+        (("entropy", "{}/columns.parquet"), "columns.parquet has no column tokens, kind"),
+        (("entropy", "{}/alien.parquet", "{}/traces.parquet"), "has tokens of another tokenizer than"),
         (("evolution", "{}/traces.parquet"), "--models and --run: one of them is needed"),
         (("evolution", "{}/traces.parquet", "--models", "{}/base"), "is one model"),
         (("compare-masks", "{}/traces.parquet", "{}/base", "--a", "seed=1"), "seed=1 is no selection.* field"),
@@ -191,7 +197,6 @@ def test_old_entropies_are_those_of_the_old_model(folder: Path, tmp_path: Path) 
 )
 def test_what_cannot_be_used_is_one_line(folder: Path, words: tuple[str, ...], line: str) -> None:
     own, few = open_traces(folder / "traces.parquet").origin, made_up(2)
-    from dataclasses import replace
 
     def damaged(**fields: object) -> list:
         return [few[0], replace(few[1], token_texts=None, entropy=None, **fields)]
@@ -201,6 +206,9 @@ def test_what_cannot_be_used_is_one_line(folder: Path, words: tuple[str, ...], l
     write_traces(folder / "bare.parquet", damaged(prompt_tokens=[]), own)
     write_traces(folder / "long.parquet", damaged(tokens=[9] * 131), own)
     before = (folder / "traces.parquet").read_bytes()
+    (folder / "cut.parquet").write_bytes(before[:-200])
+    table = pa.parquet.read_table(folder / "traces.parquet")
+    pa.parquet.write_table(table.drop_columns(["tokens", "kind"]), folder / "columns.parquet")
     code, output = call(*(word.format(folder) for word in words))
     told = output.strip().splitlines()
     assert code in (1, 2) and any(line in each for each in told if each.startswith("error: ")), output
@@ -221,8 +229,6 @@ def test_a_tokenizer_that_is_the_same_has_the_same_fingerprint(folder: Path) -> 
 
 def _gradients_on_ranks(folder: str, layout: str) -> tuple[float, float]:
     """Cosine by the norms, and by the product of the gradients themselves where one rank holds them whole."""
-    from dataclasses import replace
-
     from megatron_fork.run import Display, config_of, masks, model_context
 
     config = config_of(Path(folder) / "base", [layout])
