@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from megatron_fork import opened
 
 if TYPE_CHECKING:
-    from megatron_fork.evaluation.config import EvaluationConfig
+    from megatron_fork.evaluation.config import EvaluationConfig, PromptSet, held_out_set, prompt_sets
     from megatron_fork.evaluation.estimators import (
         LEVEL,
         RESAMPLES,
@@ -24,11 +24,14 @@ __all__ = [
     "RESAMPLES",
     "Evaluation",
     "EvaluationConfig",
+    "PromptSet",
     "average_at_k",
     "bootstrap_interval",
     "check_k",
     "evaluate",
+    "held_out_set",
     "majority_at_k",
     "pass_at_k",
+    "prompt_sets",
     "standard_error",
 ]
