@@ -118,8 +118,8 @@ class RunFolderConfig(Settings, room="run"):
     """Also keep a checkpoint of every so many steps, besides the newest ones; 0: none."""
     trace_every: NonNegativeInt = 10
     """Steps between traces of single trajectories; 0: none."""
-    trace_trajectories: NonNegativeInt = 8
-    """Trajectories in a trace; 0: none."""
+    trace_trajectories: NonNegativeInt | None = 8
+    """Trajectories in a trace; 0: none; null: all."""
     wandb: str | None = None
     """Project name at Weights & Biases; offline unless this machine is logged in."""
     metric_aliases: list[Literal["verl", "nemo_rl"]] = field(default_factory=list)

@@ -104,6 +104,9 @@ def left_out(record: RunRecord) -> list[str]:
     if metrics.truncated:
         sentences.append("The last line of metrics.jsonl is half-written and was left out.")
     sentences += [f"The last line of traces/{name} is half-written and was left out." for name in traces.truncated]
+    sentences += [
+        f"Of traces/{name} {read:,} of {all:,} responses were read." for name, (read, all) in traces.sampled.items()
+    ]
     if metrics.superseded:
         sentences.append(
             f"{metrics.superseded:,} lines of metrics.jsonl were replaced by a later line of the same stage and step."

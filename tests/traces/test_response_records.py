@@ -10,9 +10,12 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from megatron_fork.analysis.traces import read_traces
+from megatron_fork.data import PromptSource
+from megatron_fork.data.source import PromptCounts
 from megatron_fork.experience import Prompt, Trajectory, logprob_array, token_array
 from megatron_fork.run.folder import RunFolder
-from megatron_fork.run.traces import response_records, token_texts
+from megatron_fork.run.traces import RowsOf, untrained_responses
+from megatron_fork.traces import Origin, TokenTexts
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -61,7 +64,7 @@ def test_the_bytes_of_any_response_are_there(kind: str, text: str) -> None:
     tokenizer = TOKENIZERS[kind]
     raw = text.encode()
     tokens = tokens_of(tokenizer, b"x" + raw)
-    texts = token_texts(tokenizer, trajectory(tokens))
+    texts = TokenTexts(tokenizer).of(tokens[1:], after=tokens[0])
     assert len(texts) == len(raw)
     assert "".join(texts).encode(errors="surrogateescape") == raw
 
@@ -71,8 +74,10 @@ def test_right_and_wrong_responses_are_read_again(tmp_path: Path) -> None:
     tokens = tokens_of(tokenizer, "xé!".encode())
     responses = [trajectory(tokens, number, reward=float(number == 7)) for number in range(20)]
     folder = RunFolder(tmp_path, writes=True)
+    source = PromptSource((), (), tokenizer, 0, PromptCounts(), question_keys=[7])
     for kind, of in (("evaluation", "evaluation"), ("without_signal", "step")):
-        folder.traces(3, response_records(responses, tokenizer, step=3, count=4, kind=kind), of=of)
+        rows = RowsOf(source, kind, set="held_out", step=3, samples=20)
+        folder.traces(3, untrained_responses(responses, rows, count=4), Origin(), of=of)
     read = read_traces(tmp_path / "traces")
     assert not read.by_step
     for traces in (read.evaluations[3], read.without_signal[3]):
@@ -83,9 +88,19 @@ def test_right_and_wrong_responses_are_read_again(tmp_path: Path) -> None:
 
 def test_resuming_forgets_evaluations_that_come_after(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, writes=True)
+    source = PromptSource((), (), TOKENIZERS["byte level"], 0, PromptCounts(), question_keys=[7])
     for step in (0, 2, 4):
-        folder.traces(step, [{"step": step}], of="evaluation")
-        folder.traces(step, [{"step": step}])
+        for of in ("evaluation", "step"):
+            rows = RowsOf(source, "evaluation", set="held_out", step=step, samples=1)
+            folder.traces(step, untrained_responses([trajectory([1, 2])], rows, count=None), Origin(), of=of)
+            (tmp_path / "traces" / f"{of}-{step:06d}.jsonl").write_text("{}")  # as earlier versions wrote them
+    (tmp_path / "traces" / ".step-000002.parquet.123").write_text("half")
     folder.forget(after=2, evaluations_after=0)
     kept = {path.name for path in (tmp_path / "traces").iterdir()}
-    assert kept == {"evaluation-000000.jsonl", "step-000000.jsonl", "step-000002.jsonl"}
+    stems = ("evaluation-000000", "step-000000", "step-000002")
+    assert kept == {f"{stem}.{ending}" for stem in stems for ending in ("parquet", "jsonl")}
+
+
+def test_no_file_where_there_is_no_response(tmp_path: Path) -> None:
+    RunFolder(tmp_path, writes=True).traces(1, [], Origin())
+    assert not (tmp_path / "traces").exists()
