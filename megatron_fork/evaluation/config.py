@@ -12,7 +12,7 @@ from megatron_fork.errors import ConfigError, MegatronForkError, shown
 from megatron_fork.recipe import FieldReader, NonNegativeInt, PositiveInt, Settings
 
 HELD_OUT = "held_out"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _FIELD_OF_DATA = re.compile(r"(?<![\w./])data\.")
 _DATA = FieldReader(DataConfig)
 
@@ -73,7 +73,7 @@ def prompt_set(name: str, given: Any, evaluation: EvaluationConfig, training: Da
     if _NAME.fullmatch(name) is None or name == HELD_OUT:
         raise ConfigError(
             f"{place} is no name of a set",
-            hint="letters, digits, `_`, `-` and `.`, and not held_out: it names its files",
+            hint="letters, digits, `_` and `-`, and not held_out",
         )
     if not isinstance(given, Mapping):
         raise ConfigError(f"{place}={shown(given)} is not a mapping", hint=f"write {place}.source=FILE")

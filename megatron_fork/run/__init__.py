@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.context import RunContext, check_folder, prepare
     from megatron_fork.run.ending import end_with, explain, is_first_rank, leave
     from megatron_fork.run.engine_side import collect, sync_weights
+    from megatron_fork.run.evaluating import Asked, evaluate_model
     from megatron_fork.run.folder import writing_to
     from megatron_fork.run.interruption import StopRequest
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
@@ -39,6 +40,7 @@ else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "Asked",
     "Checked",
     "Display",
     "ModelContext",
@@ -62,6 +64,7 @@ __all__ = [
     "config_of",
     "end_with",
     "evaluate_held_out",
+    "evaluate_model",
     "evaluate_where_due",
     "explain",
     "finish",

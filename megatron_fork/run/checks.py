@@ -67,7 +67,7 @@ def check_settings(config: RunConfig, *, ranks: int, servers_come: bool = False)
             "prompt: every advantage would be 0",
             hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
         )
-    _check_verifier(config)
+    check_verifier_fits(config, config.data.source)
     objective.loss_named(config.objective.loss)
     selection.token_choice(config.selection.tokens)
     check_engine(config.rollout, ranks=ranks, replays_experts=config.experts.replay, servers_come=servers_come)
@@ -237,13 +237,16 @@ def matching_ends(
     return stop_tokens_of(named, hf_config.vocab_size)
 
 
-def _check_verifier(config: RunConfig) -> None:
-    """A generated task needs the verifier of its name, or one of the user's own."""
-    task, kind = config.data.source, config.rewards.kind
+def check_verifier_fits(config: RunConfig, task: str, field: str = "data.source") -> None:
+    """Raise `ConfigError` unless the verifier fits the source `task` that `field` names.
+
+    A generated task needs the verifier of its name, or one of the user's own.
+    """
+    kind = config.rewards.kind
     fits = kind == task if task in GENERATED else kind not in GENERATED
     if not fits and ":" not in kind:
         hint = f"set rewards.kind={task}" if task in GENERATED else "set rewards.kind=math, or module:function"
-        raise ConfigError(f"rewards.kind={kind} does not fit data.source={task}", hint=hint)
+        raise ConfigError(f"rewards.kind={kind} does not fit {field}={task}", hint=hint)
     if kind == "reasoning_gym" and config.rewards.workers == 0:
         raise ConfigError(
             "rewards.kind=reasoning_gym with rewards.workers=0",
