@@ -13,6 +13,7 @@ from megatron_fork import __version__
 from megatron_fork.cli import analyze as analyze_commands
 from megatron_fork.cli import convert as convert_commands
 from megatron_fork.cli import data as data_commands
+from megatron_fork.cli.compare import compare
 from megatron_fork.cli.evaluate import evaluate, generate
 from megatron_fork.cli.guard import Debug, guarded, stops_at_once, stops_no_more
 from megatron_fork.errors import ConfigError
@@ -25,6 +26,7 @@ app.add_typer(data_commands.app, name="data")
 
 app.command()(evaluate)
 app.command()(generate)
+app.command()(compare)
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file with the settings of the run", show_default=False)]
 Overrides = Annotated[

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from megatron_fork import opened
 
 if TYPE_CHECKING:
+    from megatron_fork.evaluation.comparing import Finished, compare_evaluations, comparison_markdown, read_evaluation
     from megatron_fork.evaluation.config import EvaluationConfig, PromptSet, held_out_set, prompt_sets
     from megatron_fork.evaluation.drawing import Drawing
     from megatron_fork.evaluation.estimators import (
@@ -35,6 +36,7 @@ __all__ = [
     "Evaluation",
     "EvaluationConfig",
     "EvaluationFolder",
+    "Finished",
     "Outcomes",
     "Problem",
     "PromptSet",
@@ -44,6 +46,8 @@ __all__ = [
     "bootstrap_interval",
     "check_k",
     "claim_folder",
+    "compare_evaluations",
+    "comparison_markdown",
     "differences",
     "digest",
     "evaluate",
@@ -57,6 +61,7 @@ __all__ = [
     "powers",
     "problems_of",
     "prompt_sets",
+    "read_evaluation",
     "read_json",
     "results_of_set",
     "standard_error",
