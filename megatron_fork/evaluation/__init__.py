@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         standard_error,
     )
     from megatron_fork.evaluation.folder import RESULTS, EvaluationFolder, claim_folder, differences, read_json
-    from megatron_fork.evaluation.pass_rate import Evaluation, average_at_k, evaluate
+    from megatron_fork.evaluation.pass_rate import Evaluation, SetEvaluation, average_at_k, evaluate, evaluate_set
     from megatron_fork.evaluation.problems import Problem, Wanted, digest, missing, problems_of
     from megatron_fork.evaluation.results import COLUMNS, Outcomes, gather, interval_in_words, powers, results_of_set
     from megatron_fork.evaluation.tables import markdown
@@ -40,6 +40,7 @@ __all__ = [
     "Outcomes",
     "Problem",
     "PromptSet",
+    "SetEvaluation",
     "Wanted",
     "average_at_k",
     "ballots",
@@ -51,6 +52,7 @@ __all__ = [
     "differences",
     "digest",
     "evaluate",
+    "evaluate_set",
     "gather",
     "held_out_set",
     "interval_in_words",

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from megatron_fork.run.ending import end_with, explain, is_first_rank, leave
     from megatron_fork.run.engine_side import collect, sync_weights
     from megatron_fork.run.evaluating import Asked, evaluate_model
+    from megatron_fork.run.evaluations import evaluate_all, evaluate_where_due, is_evaluated
     from megatron_fork.run.folder import writing_to
     from megatron_fork.run.interruption import StopRequest
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
     from megatron_fork.run.place import checkpoint_of, config_of
-    from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
+    from megatron_fork.run.prompt_sets import LoadedSet
+    from megatron_fork.run.record import finish, log_step, warn_of_failures
     from megatron_fork.run.setup import (
         build_collector,
         build_engine,
@@ -43,6 +45,7 @@ __all__ = [
     "Asked",
     "Checked",
     "Display",
+    "LoadedSet",
     "ModelContext",
     "PartialStep",
     "RunContext",
@@ -63,13 +66,14 @@ __all__ = [
     "collect",
     "config_of",
     "end_with",
-    "evaluate_held_out",
+    "evaluate_all",
     "evaluate_model",
     "evaluate_where_due",
     "explain",
     "finish",
     "is_first_rank",
     "is_due",
+    "is_evaluated",
     "leave",
     "load_policy",
     "log_step",

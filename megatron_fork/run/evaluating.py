@@ -7,15 +7,14 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_fork import __version__, rollout
 from megatron_fork.config import RunConfig
-from megatron_fork.data import PromptSource, load_prompts
 from megatron_fork.distributed import collectives
-from megatron_fork.errors import ConfigError, MegatronForkError
+from megatron_fork.errors import MegatronForkError
 from megatron_fork.evaluation import (
     COLUMNS,
     RESULTS,
@@ -36,11 +35,11 @@ from megatron_fork.evaluation import (
     results_of_set,
 )
 from megatron_fork.models import ModelConfig
-from megatron_fork.rewards import RewardPool, takes_row
-from megatron_fork.run.checks import check_lengths, check_verifier_fits
+from megatron_fork.rewards import RewardPool
 from megatron_fork.run.console import Display
 from megatron_fork.run.offline import ModelContext, build_engine, give_weights, load_policy, model_context
 from megatron_fork.run.place import checkpoint_of
+from megatron_fork.run.prompt_sets import LoadedSet, load_set
 from megatron_fork.run.provenance import provenance
 from megatron_fork.traces import Origin, TokenTexts, open_traces, vocabulary_fingerprint
 
@@ -63,12 +62,7 @@ class Asked:
     """Take the most likely tokens; each prompt then has one response."""
 
 
-@dataclass
-class _Loaded:
-    """The prompt sets, read and checked."""
-
-    sources: dict[str, PromptSource] = field(default_factory=dict)
-    problems: dict[str, list[Problem]] = field(default_factory=dict)
+_Loaded = dict[str, tuple[LoadedSet, list[Problem]]]
 
 
 def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
@@ -85,9 +79,7 @@ def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
         rewards = stack.enter_context(RewardPool(config.rewards)) if asked.judged else None
         began = time.monotonic()
         finished = collectives.broadcast_object(folder.finished() if folder.rank == 0 else None, context.layout.world)
-        wanted = [
-            each for chosen in asked.sets for each in missing(loaded.problems[chosen.name], chosen.samples, finished)
-        ]
+        wanted = [each for chosen in asked.sets for each in missing(loaded[chosen.name][1], chosen.samples, finished)]
         if finished:
             display.say(f"{len(finished):,} responses are there from before, {len(wanted):,} are missing")
         if wanted:
@@ -100,30 +92,15 @@ def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
 
 
 def _load(context: ModelContext, asked: Asked) -> _Loaded:
-    config, loaded = context.config, _Loaded()
+    """The sets by name with their problems, all checked."""
+    config, loaded = context.config, {}
     for chosen in asked.sets:
         for k in asked.pass_at:
             check_k(k, chosen.samples, f"--pass-at {k} of {chosen.name}: pass@{k}")
-        if asked.judged:
-            check_verifier_fits(config, chosen.data.source, f"the source of {chosen.name}")
-        try:
-            source = load_prompts(
-                chosen.data,
-                context.tokenizer,
-                with_rows=asked.judged and takes_row(config.rewards.kind),
-                part="split" if not chosen.is_whole else "whole" if asked.judged else "whole_unanswered",
-                trains=False,
-            )
-        except MegatronForkError as error:
-            raise type(error)(f"{chosen.name}: {error.message}", hint=error.hint) from error
-        check_lengths(config, context.hf_config, source)
-        loaded.sources[chosen.name] = source
-        loaded.problems[chosen.name] = problems_of(chosen.name, source)
-        if not loaded.problems[chosen.name]:
-            raise ConfigError(f"{chosen.name} has no prompts: data.held_out=0", hint="name a set: --set NAME=FILE")
-        context.display.say(
-            f"{chosen.name} {chosen.data.source}: {len(loaded.problems[chosen.name]):,} prompts x {chosen.samples}"
-        )
+        found = load_set(chosen, config, context.hf_config, context.tokenizer, judged=asked.judged)
+        loaded[chosen.name] = found, problems_of(chosen.name, found.source)
+        count = len(found.source.held_out)
+        context.display.say(f"{chosen.name} {chosen.data.source}: {count:,} prompts x {chosen.samples}")
     rollout.check_engine(config.rollout, ranks=context.layout.world.size())
     return loaded
 
@@ -166,11 +143,12 @@ def _draw(
     wanted: Sequence[Wanted],
     loaded: _Loaded,
 ) -> None:
-    longest = max(source.longest_prompt for source in loaded.sources.values())
+    sources = [found.source for found, _ in loaded.values()]
+    longest = max(source.longest_prompt for source in sources)
     config, world = context.config.rollout, context.layout.world
     with closing(build_engine(context, folder=asked.out, longest_prompt=longest)) as engine:
         policy = load_policy(context)
-        give_weights(context, policy, engine, next(iter(loaded.sources.values())))
+        give_weights(context, policy, engine, sources[0])
         mine = len(wanted) if engine.is_coordinated else -(-len(wanted) // collectives.size(world))
         with context.display.stage("responses", mine) as stage:
             Drawing(
@@ -212,7 +190,7 @@ def _write_results(
             }
             continue
         numbers, of_set = results_of_set(
-            loaded.problems[chosen.name],
+            loaded[chosen.name][1],
             outcomes,
             rewards,
             samples=chosen.samples,
@@ -260,7 +238,7 @@ def _settings(context: ModelContext, asked: Asked, loaded: _Loaded) -> dict[str,
         "sets": {
             chosen.name: {
                 "samples": chosen.samples,
-                "prompts": digest(loaded.problems[chosen.name]),
+                "prompts": digest(loaded[chosen.name][1]),
                 "source": chosen.data.source,
                 "preset": chosen.data.preset,
                 "template": chosen.data.template,
