@@ -102,6 +102,13 @@ class Drawn:
 
         found = prompt_sets(config.evaluation, config.data)
         by_name = {each.name: each for each in found}
+        if unknown := [name for name in names if name not in by_name]:
+            raise ConfigError(
+                f"--set={unknown[0]} names no set of {self.place}, and no file",
+                hint=f"its sets: {', '.join(by_name)}"
+                if by_name
+                else "write NAME=FILE, such as aime_2024=aime24.jsonl",
+            )
         if names:
             found = [by_name[name] for name in names]
         elif (config.data.held_out and not _is_bare_model(self.place)) or any(
@@ -232,8 +239,18 @@ def _words_of_sets(sets: Sequence[str], overrides: Sequence[str]) -> tuple[list[
         place = f"evaluation.sets.{name}"
         words.append(f"{place}.source={json.dumps(file)}")
         words += [f"{place}.preset={name}"] if name in PRESETS else []
-        words += [f"{place}.{word.removeprefix('data.')}" for word in shared]
+        words += [f"{place}.{_as_yaml(word.removeprefix('data.'))}" for word in shared]
     return names, words
+
+
+def _as_yaml(word: str) -> str:
+    """An override of `data` for a set, whose fields are read as YAML: text is quoted."""
+    from megatron_fork.data import DataConfig
+    from megatron_fork.recipe import FieldReader
+
+    name, _, text = word.partition("=")
+    meant = FieldReader(DataConfig).override(name, text)
+    return f"{name}={json.dumps(meant) if isinstance(meant, str) else text}"
 
 
 def _is_bare_model(place: Path) -> bool:
