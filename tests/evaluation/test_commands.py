@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,11 @@ import pytest
 from support.commands import QUICKSTART, finish, run, start
 from support.judging import EVEN
 
+from megatron_fork.cli.evaluate import Drawn, counts_in, draw_and_count, words_of_sets
+from megatron_fork.data import DataConfig, load_prompts, tokenizer_of_task
+from megatron_fork.errors import MegatronForkError
+from megatron_fork.evaluation import missing, problems_of, prompt_sets
+from megatron_fork.run import config_of
 from megatron_fork.traces import open_traces
 
 Write = Callable[..., Path]
@@ -131,42 +135,63 @@ def test_a_recipe_is_evaluated_on_its_held_out_prompts(model: Path, tmp_path: Pa
     assert results_of(out)["sets"]["held_out"]["problems"] == 4
 
 
-BAD = {
-    "no prompts": ((), "without prompts"),
-    "no file": (("--set=a=nowhere.jsonl",), "a: data.source=nowhere.jsonl is not a file"),
-    "k": (("--set=a={file}", "--samples=2", "--pass-at=4"), "--pass-at 4 of a: pass@4 of 2 samples a prompt"),
-    "ks": (("--set=a={file}", "--pass-at=1,x"), "--pass-at=1,x is not a list of counts"),
-    "twice": (("--set=a={file}", "--set=a={file}"), "a is named twice"),
-    "name": (("--set=a/b={file}",), "'a/b' is no name"),
-    "unknown": (("--set=aime",), "--set=aime names no set"),
-    "greedy": (("--set=a={file}", "--temperature=0", "--samples=4"), "--temperature=0 with --samples=4"),
-    "preset": (("--set=aime_2024={file}",), "aime_2024: "),
-    "long": (("--set=a={file}", "--max-response-tokens=500"), "max_position_embeddings=128"),
-    "column": (("--set=a={file}", "data.columns.prompt=question"), "has no column question"),
-    "verifier": (("--set=a=reach",), "rewards.kind=math does not fit the source of a=reach"),
-    "engine": (("--set=a={file}", "rollout.engine=vllm"), "rollout.engine=vllm with rollout.servers=[]"),
-    "out": (("--set=a={file}", "--out={file}"), "is a file"),
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no prompts": ({"sets": []}, "without prompts"),
+    "no file": ({"sets": ["a=nowhere.jsonl"]}, "a: data.source=nowhere.jsonl is not a file"),
+    "k": ({"samples": 2, "pass_at": [4]}, "--pass-at 4 of a: pass@4 of 2 samples a prompt"),
+    "twice": ({"sets": ["a={file}", "a={file}"]}, "a is named twice"),
+    "name": ({"sets": ["a/b={file}"]}, "'a/b' is no name"),
+    "no name": ({"sets": ["={file}"]}, "names no file"),
+    "unknown": ({"sets": ["aime"]}, "--set=aime names no set"),
+    "greedy": ({"temperature": 0.0, "samples": 4}, "--temperature=0 with --samples=4"),
+    "preset": ({"sets": ["aime_2024={file}"]}, "aime_2024: "),
+    "long": ({"longest": 500}, "max_position_embeddings=128"),
+    "column": ({"overrides": ["data.columns.prompt=question"]}, "has no column question"),
+    "verifier": ({"sets": ["a=reach"]}, "rewards.kind=math does not fit the source of a=reach"),
+    "engine": ({"overrides": ["rollout.engine=vllm"]}, "rollout.engine=vllm with rollout.servers=[]"),
+    "served": ({"served": "model"}, "--engine-holds-model=model with rollout.engine=embedded"),
+    "out": ({"out": "{file}"}, "is a file"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named(model: Path, prompts: Write, tmp_path: Path, case: str) -> None:
-    words, message = BAD[case]
-    file = prompts("file.jsonl", 2)
-    given = [word.format(file=file) for word in words]
-    out = [] if case == "out" else [f"--out={tmp_path / 'out'}"]
-    code, output = run("evaluate", str(model), "rollout.max_response_tokens=20", *given, *out)
-    assert code in (1, 2) and message in output, output
-    assert "Traceback" not in output and len(output.strip().splitlines()) <= 5
-    assert not (tmp_path / "out" / "settings.json").exists()
+    given, message = BAD[case]
+    file, out = prompts("file.jsonl", 2), tmp_path / "out"
+    given = {"sets": ["a={file}"], "out": str(out), "overrides": [], **given}
+    given["sets"] = [word.format(file=file) for word in given["sets"]]
+    given["out"] = Path(given["out"].format(file=file))
+    given["overrides"] = ["rollout.max_response_tokens=20", *given["overrides"]]
+    with pytest.raises(MegatronForkError) as refused:
+        draw_and_count(Drawn(model, **given), judged=True)
+    assert message in refused.value.message and refused.value.hint
+    assert not (out / "settings.json").exists()
+
+
+def test_counts_of_pass_at() -> None:
+    assert counts_in("8, 1,8") == [1, 8] and counts_in(None) == []
+    for text in ("1,x", "0", "-1", "1;2", "1.5"):
+        with pytest.raises(MegatronForkError, match="is not a list of counts"):
+            counts_in(text)
 
 
 def test_ids_do_not_depend_on_the_template(model: Path, prompts: Write, tmp_path: Path) -> None:
+    """Nor on the set's name; settings of `data` on the command line hold for its sets."""
     file = prompts("file.jsonl", 2)
-    ids = []
-    for name, template in product(("a", "b"), ("none", "{{ question }} ")):
-        out = tmp_path / f"{name}{len(ids)}"
-        code, output = evaluated(model, out, f"--set={name}={file}", "--samples=1", f"data.template={template}")
-        assert code == 0, output
-        ids.append({row["prompt_id"] for row in rows_of(out)})
-    assert ids[0] == ids[1] == ids[2] == ids[3] and len(ids[0]) == 2
+    found = []
+    for name, template in (("a", "none"), ("b", "{{ question }} ")):
+        _, words = words_of_sets([f"{name}={file}"], [f"data.template={template}"])
+        config = config_of(model, words)
+        (chosen,) = prompt_sets(config.evaluation, config.data)
+        problems = problems_of(name, load_prompts(chosen.data, tokenizer_of_task("reach"), part="whole"))
+        found.append((chosen.data.template, [problem.id for problem in problems]))
+    assert [template for template, _ in found] == ["none", "{{ question }} "]
+    assert found[0][1] == found[1][1] and len(set(found[0][1])) == 2
+
+
+def test_a_repeated_question_keeps_its_own_responses(prompts: Write) -> None:
+    file = prompts("twice.jsonl", 1)
+    file.write_text(file.read_text() * 2)
+    source = load_prompts(DataConfig(source=str(file)), tokenizer_of_task("reach"), part="whole")
+    first, second = problems_of("twice", source)
+    assert second.id == f"{first.id}-2" and len(missing([first, second], 3, {("twice", first.id, 1)})) == 5
