@@ -25,6 +25,7 @@ from megatron_fork.rollout import (
 )
 from megatron_fork.traces import Kind, TokenTexts, TracedResponse, traced
 
+SAY_SECONDS = 0.5
 WRITE_SECONDS = 60.0
 WRITE_TOKENS = 1 << 20
 
@@ -78,16 +79,21 @@ class Drawing:
             for _ in self.engine.generate([]):  # until the first rank has all
                 pass
             return
-        spoke, tokens = time.monotonic(), 0
+        spoke = wrote = time.monotonic()
+        unsaid = tokens = 0
         try:
             for row in self._judged(self._timed(self.engine.generate(requests)), wanted):
                 self._finished.append(row)
-                self.advanced(1)
+                unsaid += 1
                 tokens += len(row.tokens)
-                is_due = time.monotonic() - spoke > WRITE_SECONDS or tokens > WRITE_TOKENS
-                if keeps_parts and is_due:
+                now = time.monotonic()
+                if now - spoke > SAY_SECONDS:
+                    self.advanced(unsaid)
+                    spoke, unsaid = now, 0
+                if keeps_parts and (now - wrote > WRITE_SECONDS or tokens > WRITE_TOKENS):
                     self._write()
-                    spoke, tokens = time.monotonic(), 0
+                    wrote, tokens = now, 0
+            self.advanced(unsaid)
         except BaseException:
             if keeps_parts:
                 self._write()

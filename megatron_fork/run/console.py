@@ -84,9 +84,9 @@ class Stage:
         )
         self.bar = self.progress.add_task(name, total=total, completed=done)
 
-    def advance(self, metrics: Mapping[str, float], *, every_seconds: float = 0.0) -> None:
-        """One more step is done; plain lines come at most every `every_seconds`, and for the last step."""
-        self.done += 1
+    def advance(self, metrics: Mapping[str, float], *, steps: int = 1, every_seconds: float = 0.0) -> None:
+        """One or more further steps are done; plain lines come at most every `every_seconds`, and for the last step."""
+        self.done += steps
         self.latest.update(metrics)
         self.progress.update(self.bar, completed=self.done)
         if self.live is not None:

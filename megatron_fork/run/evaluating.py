@@ -171,7 +171,7 @@ def _draw(
                 context.config.seed,
                 "evaluation" if asked.judged else "generated",
                 folder.keep,
-                lambda _: stage.advance({}, every_seconds=10.0),
+                lambda count: stage.advance({}, steps=count, every_seconds=10.0),
                 asked.greedy,
             )
             drawing.draw(wanted)
