@@ -71,6 +71,10 @@ Served = Annotated[
     ),
 ]
 
+Entropy = Annotated[
+    bool, typer.Option("--entropy", help="also the entropy of every token, by one statistics pass of the policy")
+]
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -88,6 +92,7 @@ class Drawn:
     checkpoint: str | None = None
     name: str = "evaluate"
     served: str | None = None
+    entropy: bool = False
     pass_at: Sequence[int] = field(default_factory=tuple)
 
     @property
@@ -166,6 +171,7 @@ def evaluate(
     out: Out = None,
     checkpoint: Checkpoint = None,
     served: Served = None,
+    entropy: Entropy = False,
     debug: Debug = False,
 ) -> None:
     """Draw and judge responses to whole prompt sets: avg@k, pass@k and maj@k with intervals. Also under torchrun."""
@@ -182,6 +188,7 @@ def evaluate(
         checkpoint,
         "evaluate",
         served,
+        entropy,
     )
 
     def work() -> None:
@@ -205,6 +212,7 @@ def generate(
     out: Out = None,
     checkpoint: Checkpoint = None,
     served: Served = None,
+    entropy: Entropy = False,
     debug: Debug = False,
 ) -> None:
     """Draw responses to the prompts of files and keep them as traces, without a verifier. Also under torchrun."""
@@ -221,6 +229,7 @@ def generate(
         checkpoint,
         "generate",
         served,
+        entropy,
     )
 
     def work() -> None:
@@ -243,7 +252,13 @@ def draw_and_count(drawn: Drawn, *, judged: bool) -> None:
 
     display = Display(speaks=distributed.rank() == 0)
     asked = Asked(
-        sets, drawn.folder(config), judged=judged, pass_at=drawn.pass_at, served=drawn.served, greedy=drawn.greedy
+        sets,
+        drawn.folder(config),
+        judged=judged,
+        pass_at=drawn.pass_at,
+        served=drawn.served,
+        entropy=drawn.entropy,
+        greedy=drawn.greedy,
     )
     evaluate_model(config, asked, display)
     stops_no_more()

@@ -22,11 +22,25 @@ if TYPE_CHECKING:
     from megatron_fork.run.evaluating import Asked, evaluate_model
     from megatron_fork.run.evaluations import evaluate_all, evaluate_where_due, is_evaluated
     from megatron_fork.run.folder import writing_to
+    from megatron_fork.run.given import score_given
     from megatron_fork.run.interruption import StopRequest
+    from megatron_fork.run.masks import two_selections
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
     from megatron_fork.run.place import checkpoint_of, config_of
     from megatron_fork.run.prompt_sets import LoadedSet
     from megatron_fork.run.record import finish, log_step, warn_of_failures
+    from megatron_fork.run.scoring import (
+        Scorer,
+        check_vocabulary,
+        entropies_of,
+        models_of_run,
+        origin_of,
+        place_and_checkpoint,
+        rescored,
+        scorer,
+        sequences_of,
+    )
+    from megatron_fork.run.selecting import selected_tokens
     from megatron_fork.run.setup import (
         build_collector,
         build_engine,
@@ -43,6 +57,17 @@ else:
 
 __all__ = [
     "Asked",
+    "Scorer",
+    "check_vocabulary",
+    "entropies_of",
+    "models_of_run",
+    "selected_tokens",
+    "origin_of",
+    "place_and_checkpoint",
+    "rescored",
+    "score_given",
+    "scorer",
+    "sequences_of",
     "Checked",
     "Display",
     "LoadedSet",
@@ -86,6 +111,7 @@ __all__ = [
     "start",
     "supervise",
     "sync_weights",
+    "two_selections",
     "warm_start",
     "warn_of_failures",
     "write_model",

@@ -42,7 +42,8 @@ from megatron_fork.run.offline import ModelContext, build_engine, give_weights, 
 from megatron_fork.run.place import checkpoint_of
 from megatron_fork.run.prompt_sets import LoadedSet, load_set
 from megatron_fork.run.provenance import provenance
-from megatron_fork.traces import Origin, TokenTexts, open_traces, vocabulary_fingerprint
+from megatron_fork.run.scoring import PolicyScorer, sequences_of
+from megatron_fork.traces import Origin, TokenTexts, TraceWriter, open_traces, vocabulary_fingerprint
 
 # What of the verifier decides a reward; the others say how it runs.
 _OF_REWARDS = ("kind", "unevaluated", "named_numbers", "timeout_seconds", "memory_gib")
@@ -61,6 +62,8 @@ class Asked:
     """k of pass@k and maj@k; empty: the powers of two up to the samples."""
     served: str | None = None
     """Name or folder of the model that the servers have and keep; None: they get the weights of the policy."""
+    entropy: bool = False
+    """Compute the entropy of every token, by one statistics pass of the policy."""
     greedy: bool = False
     """Take the most likely tokens; each prompt then has one response."""
 
@@ -85,6 +88,8 @@ def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
         if finished:
             display.say(f"{len(finished):,} responses are there from before, {len(wanted):,} are missing")
         seconds = _draw(context, asked, folder, rewards, wanted, loaded) if wanted else {}
+        if asked.entropy:
+            add_entropies(context, folder)
         # The others have written their last files before the first rank reads all.
         collectives.gather_objects(None, context.layout.world)
         if folder.rank == 0:
@@ -176,6 +181,27 @@ def _draw(
             )
             drawing.draw(wanted)
     return {"engine": drawing.engine_seconds, "drawing": time.monotonic() - began}
+
+
+def add_entropies(context: ModelContext, folder: EvaluationFolder) -> None:
+    """Write each part file again with the entropies of its tokens, unless it has them; every rank calls it."""
+    world = context.layout.world
+    collectives.gather_objects(None, world)  # all files are written
+    without = [path for path in folder.parts() if _lacks_entropy(path)] if folder.rank == 0 else []
+    without = collectives.broadcast_object(without, world)
+    scorer = PolicyScorer(context, load_policy(context)) if without else None
+    for path in without:
+        assert scorer is not None
+        with ExitStack() as stack:
+            writer = stack.enter_context(TraceWriter(path, folder.origin)) if folder.rank == 0 else None
+            for part in open_traces(path).parts():
+                scores = scorer.score(sequences_of(part, scorer))
+                if writer is not None:
+                    writer.add_part(part.with_flat(entropy=scores.entropy))
+
+
+def _lacks_entropy(path: Path) -> bool:
+    return any(part.table.column("entropy").null_count for part in open_traces(path).parts(["entropy"]))
 
 
 def _write_results(

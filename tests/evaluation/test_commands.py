@@ -40,12 +40,13 @@ def evaluated(model: Path, out: Path, *words: str, ranks: int = 0) -> tuple[int,
 def test_the_numbers_are_those_of_the_responses(model: Path, prompts: Write, tmp_path: Path) -> None:
     one, other = prompts("one.jsonl", 5), prompts("other.jsonl", 3, first=4)
     out = tmp_path / "out"
-    words = (f"--set=one={one}", f"--set={other}", "--samples=4", "--pass-at=1,4", "--seed=3")
+    words = (f"--set=one={one}", f"--set={other}", "--samples=4", "--pass-at=1,4", "--seed=3", "--entropy")
     code, output = evaluated(model, out, *words)
     assert code == 0, output
     rows = rows_of(out)
     assert {(row["set"], row["kind"]) for row in rows} == {("one", "evaluation"), ("other", "evaluation")}
     assert all(row["reward"] == (len(row["response"]) % 2 == 0) and row["logprob"] for row in rows)
+    assert all(len(row["entropy"]) == len(row["tokens"]) and min(row["entropy"]) >= 0 for row in rows)
     found, table = results_of(out), (out / "evaluation.md").read_text()
     for name, count in (("one", 5), ("other", 3)):
         mine = [row for row in rows if row["set"] == name]
