@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,8 @@ _SHOWN = (
     ("selected", "selection/fraction", "{:.1%}"),
     ("tokens/s", "tokens_per_second", "{:,.0f}"),
 )
+
+_OF_A_SET = re.compile(r"[^/]+/avg@\d+")
 
 
 def quiet_libraries() -> None:
@@ -81,9 +84,9 @@ class Stage:
         )
         self.bar = self.progress.add_task(name, total=total, completed=done)
 
-    def advance(self, metrics: Mapping[str, float], *, every_seconds: float = 0.0) -> None:
-        """One more step is done; plain lines come at most every `every_seconds`, and for the last step."""
-        self.done += 1
+    def advance(self, metrics: Mapping[str, float], *, steps: int = 1, every_seconds: float = 0.0) -> None:
+        """One or more further steps are done; plain lines come at most every `every_seconds`, and for the last step."""
+        self.done += steps
         self.latest.update(metrics)
         self.progress.update(self.bar, completed=self.done)
         if self.live is not None:
@@ -115,4 +118,5 @@ class Stage:
 
 def _formatted(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     present = [(label, metrics[name], form) for label, name, form in _SHOWN if name in metrics]
+    present += [(name, value, "{:.3f}") for name, value in metrics.items() if _OF_A_SET.fullmatch(name)]
     return [(label, form.format(value)) for label, value, form in present if math.isfinite(value)]

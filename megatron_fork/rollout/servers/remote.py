@@ -25,6 +25,7 @@ from megatron_fork.recipe import part
 from megatron_fork.rollout.config import RemoteConfig, RolloutConfig
 from megatron_fork.rollout.engine import Completion, Request, answers
 from megatron_fork.rollout.engines import EngineContext, engine_kind
+from megatron_fork.rollout.servers.adoption import label_of_all
 from megatron_fork.rollout.servers.broadcast import BroadcastDelivery
 from megatron_fork.rollout.servers.control import HEARTBEAT_SECONDS, ControlRequests
 from megatron_fork.rollout.servers.event_loop import EventLoop
@@ -126,6 +127,20 @@ class RemoteEngine:
             self._loop.call(self.fleet.expect(f"{self._nonce}:{version}", version))
             self._until_ready()
         self.update_seconds = time.monotonic() - started
+
+    def adopt_weights(self, model: str) -> None:
+        """Draw with the weights that the servers have, in place of `update_weights`.
+
+        `model`: the name or folder under which each server has it. Raises `RolloutError` if one does not answer or serves
+        another, or if their weights have different labels.
+        """
+        self.version = 0
+        if not self._control.leads:
+            self._follow()
+            return
+        with self._leading():
+            self._loop.call(self.fleet.expect(self._loop.call(label_of_all(self.fleet.servers, model)), 0))
+            self._until_ready()
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """On the first rank, completions as they arrive from any server; nothing on the others, which wait for its end."""
