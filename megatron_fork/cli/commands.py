@@ -10,14 +10,15 @@ from typing import Annotated
 import typer
 
 from megatron_fork import __version__
+from megatron_fork.cli import analyze as analyze_commands
 from megatron_fork.cli import convert as convert_commands
 from megatron_fork.cli import data as data_commands
 from megatron_fork.cli.guard import Debug, guarded, stops_at_once, stops_no_more
 from megatron_fork.errors import ConfigError
-from megatron_fork.files import path_at_home
 from megatron_fork.run import is_first_rank
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(analyze_commands.app, name="analyze")
 app.add_typer(convert_commands.app, name="convert")
 app.add_typer(data_commands.app, name="data")
 
@@ -38,23 +39,6 @@ def train(recipe: Recipe, overrides: Overrides = None, print_config: PrintConfig
 def sft(recipe: Recipe, overrides: Overrides = None, print_config: PrintConfig = False, debug: Debug = False) -> None:
     """Only the warm start: cross-entropy on the recipe's demonstrations; leaves a Hugging Face model folder."""
     _run_recipe("sft", recipe, overrides, print_config=print_config, debug=debug)
-
-
-@app.command()
-def analyze(
-    run_folder: Annotated[
-        Path, typer.Argument(parser=path_at_home, metavar="RUN_FOLDER", help="folder of a run", show_default=False)
-    ],
-    debug: Debug = False,
-) -> None:
-    """Write report.html of a run again from the files in its run folder."""
-
-    def work() -> None:
-        from megatron_fork.analysis import write_report
-
-        typer.echo(f"report {write_report(run_folder)}")
-
-    guarded(work, debug=debug)
 
 
 @app.command()
