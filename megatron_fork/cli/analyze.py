@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from megatron_fork.cli.analyze_report import show_report
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.files import path_at_home
 
@@ -53,3 +54,6 @@ def of_folder(
         typer.echo(f"report {write_report(folder)}")
 
     guarded(work, debug=debug)
+
+
+app.command("report")(show_report)

@@ -25,8 +25,7 @@ PER_TOKEN = ("token_texts", "entropy", "logprob", "selected")
 def sources_at(*places: Path) -> Sources:
     """The traces at files and folders; a folder may hold some of either format, in itself or in its `traces/`.
 
-    Raises `TraceError` or `AnalysisError` for a place without traces or with damaged ones, but for a run's folder, which may have
-    none yet.
+    Raises `TraceError` or `AnalysisError` for a place without traces or with damaged ones; a run's folder may have none yet.
     """
     of_lines = {place: found for place in places if (found := _lines_at(place)) is not None}
     parquet = [place for place in places if _has_parquet(place) or not (place in of_lines or _is_run(place))]
