@@ -23,7 +23,9 @@ if (panel && data.table.tokens.length) {
     button.type = "button";
     button.append(element("code", "", inTable(texts[place])));
     button.addEventListener("click", () => find(texts[place].split("\n")[0]));
-    token.append(swatch, button);
+    const named = element("div", "named");
+    named.append(swatch, button);
+    token.append(named);
     const numbers = [whole(counts[place]), entropies[place].toFixed(4), `${(100 * selected[place]).toFixed(1)} %`];
     row.append(token, ...numbers.map((number) => element("td", "", number)));
     return row;
