@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.browser import browser
 from support.synthetic_traces import ORIGIN, traced_responses
 
-from megatron_fork.analysis.page import write_page
+from megatron_fork.analysis import write_page
 from megatron_fork.traces import write_traces
 
 FILTER = """(() => {

@@ -42,7 +42,7 @@ def show_report(
     """Write one page that needs no network: curves, entropy plots, token table, and transcripts coloured by entropy."""
 
     def work() -> None:
-        from megatron_fork.analysis.page import write_page
+        from megatron_fork.analysis import write_page
 
         typer.echo(f"report {write_page(places, out or _beside(places), figures=figures)}")
         if figures is not None:

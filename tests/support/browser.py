@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,10 @@ FLAGS = [
     "--disable-sync",
     "--remote-debugging-pipe",
 ]
+# Chromium reads the pipe at 3 and answers at 4.
+AT_3_AND_4 = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, " ": 32}
 
 
@@ -152,20 +158,20 @@ class Browser:
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
     """A browser with an empty profile; it ends with the block."""
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     to_read, to_answer = os.pipe()
     to_ask, to_write = os.pipe()
-    # Chromium reads the pipe at 3 and answers at 4.
-    command = ["sh", "-c", f'exec "$@" 3<&{to_ask} 4>&{to_answer}', "sh", str(CHROMIUM), *FLAGS]
+    pipe = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in (to_ask, to_answer)]
     started = subprocess.Popen(
-        [*command, f"--user-data-dir={profile}", "about:blank"],
-        pass_fds=(to_ask, to_answer),
+        [sys.executable, "-c", AT_3_AND_4, *map(str, pipe), *command],
+        pass_fds=pipe,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        os.close(to_ask)
-        os.close(to_answer)
+        for descriptor in (*pipe, to_ask, to_answer):
+            os.close(descriptor)
         yield Browser(to_read, to_write)
     finally:
         started.kill()

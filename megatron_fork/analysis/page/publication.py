@@ -22,8 +22,9 @@ from megatron_fork.analysis.run_record import RunRecord
 from megatron_fork.errors import RunFolderError
 
 SIZES: dict[str, Size] = {"column": (3.3, 2.4), "page": (6.8, 2.9)}
-# Okabe and Ito's, told apart with every kind of colour blindness; lines also differ in how they are dashed.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+# Okabe and Ito's, in an order in which the first five are told apart with every kind of colour blindness; the first four lines also
+# differ in how they are dashed.
+COLOURS = ("#0072b2", "#d55e00", "#56b4e9", "#000000", "#e69f00", "#009e73")
 DASHES = ("-", "--", "-.", ":")
 PUBLICATION: list[str | Path | dict[str, Any]] = [
     *STYLE,
