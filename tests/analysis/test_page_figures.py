@@ -13,9 +13,9 @@ from support.synthetic_traces import ORIGIN, traced_responses
 
 from megatron_fork.analysis import AnalysisError, PlottedCurve, save_curves, write_page
 from megatron_fork.analysis.colours import PALETTE
-from megatron_fork.analysis.page.publication import COLOURS, SIZES
+from megatron_fork.analysis.page.publication import COLOURS, DASHES, SIZES
 from megatron_fork.errors import RunFolderError
-from megatron_fork.traces import write_traces
+from megatron_fork.traces import TracedResponse, write_traces
 
 OVERLAP = [
     PlottedCurve("with the base model", [0, 10, 20, 30], [1.0, 0.95, float("nan"), 0.87]),
@@ -94,3 +94,19 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be written"):
         saved(tmp_path / "file")
+
+
+def test_figures_of_nothing_are_refused(tmp_path: Path) -> None:
+    unmeasured = TracedResponse("", "p", "question", [1], "", 0, "ab", [7], "stop", "given")
+    write_traces(tmp_path / "t.parquet", [unmeasured], ORIGIN)
+    with pytest.raises(AnalysisError, match="no entropies and no metrics"):
+        write_page([tmp_path / "t.parquet"], tmp_path / "page.html", figures=tmp_path / "figures")
+
+
+def test_as_many_lines_as_there_are_looks(tmp_path: Path) -> None:
+    curves = [PlottedCurve(f"run {number}", [0, 1], [number, number + 1]) for number in range(13)]
+    assert save_curves(tmp_path, "lines", curves[:12], x_label="x", y_label="y")
+    looks = {(COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]) for number in range(12)}
+    assert len(looks) == 12
+    with pytest.raises(AnalysisError, match="13 curves"):
+        save_curves(tmp_path, "lines", curves, x_label="x", y_label="y")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from megatron_fork.analysis.run_record import RunRecord
 from megatron_fork.errors import RunFolderError
 
 SIZES: dict[str, Size] = {"column": (3.3, 2.4), "page": (6.8, 2.9)}
-# Okabe and Ito's, in an order in which the first five are told apart with every kind of colour blindness; the first four lines also
-# differ in how they are dashed.
+# Okabe and Ito's, in an order in which the first five are told apart with every kind of colour blindness. The first four lines
+# also differ in how they are dashed.
 COLOURS = ("#0072b2", "#d55e00", "#56b4e9", "#000000", "#e69f00", "#009e73")
 DASHES = ("-", "--", "-.", ":")
 PUBLICATION: list[str | Path | dict[str, Any]] = [
@@ -55,13 +56,21 @@ class PlottedCurve:
 
 
 def save_figures(folder: Path, entropies: Entropies, record: RunRecord | None) -> list[Path]:
-    """Save every plot that has data, and a run's curves; returns the files, or raises `RunFolderError`."""
+    """Save every plot that has data, and a run's curves; returns the files.
+
+    Raises `AnalysisError` if nothing has data, `RunFolderError` if a file cannot be written.
+    """
     written = []
     for plot in PLOTS:
         written += _save(folder, plot.identifier, partial(plot.draw, entropies))
     if record is not None:
         for curve in CURVES:
             written += _save(folder, curve.identifier, partial(curve.draw, record))
+    if not written:
+        raise AnalysisError(
+            f"--figures={folder}: there are no entropies and no metrics to draw",
+            hint="compute entropies with `megatron-fork analyze rescore`",
+        )
     return written
 
 
@@ -71,7 +80,7 @@ def save_curves(folder: Path, name: str, curves: Sequence[PlottedCurve], *, x_la
     Raises `AnalysisError` if `name` is no name of a file or the curves are more than can be told apart, `RunFolderError` if a
     file cannot be written.
     """
-    most = len(COLOURS) * len(DASHES)
+    most = math.lcm(len(COLOURS), len(DASHES))
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or not 1 <= len(curves) <= most:
         raise AnalysisError(
             f"figure {name!r} with {len(curves)} curves",
