@@ -10,11 +10,13 @@ def visible(text: str) -> str:
 
     Line breaks and spaces stay. The result can always be encoded as UTF-8.
     """
-    return "".join(map(visible_character, text))
+    # Almost every line is printable, and found so at once.
+    lines = text.split("\n")
+    return "\n".join(line if line.isprintable() else "".join(map(visible_character, line)) for line in lines)
 
 
 def visible_character(character: str) -> str:
-    if character in "\n\t":
+    if character == "\t":
         return character
     if ord(character) < 0x20:
         return chr(0x2400 + ord(character))

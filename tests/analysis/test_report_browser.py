@@ -91,7 +91,7 @@ def test_a_long_response_comes_in_pieces(opened: Browser) -> None:
     count = "document.querySelector('.response').childElementCount"
     assert opened.run(count) == 1500
     opened.click(".transcript .more")
-    assert opened.run(count) == 3000
+    assert opened.run(count) == 3000 and "token 1,501 of" in facts(opened)
     opened.click(".transcript .more")
     assert opened.run(count) == LONG and not opened.run("!!document.querySelector('.transcript .more')")
 

@@ -29,6 +29,7 @@ CHARTS = (
     *("mismatch", "time", "speed", "sft-loss", "distribution-wide", "distribution"),
     *("percentiles", "correctness", "positions"),
 )
+PROJECT = Path(__file__).parents[2]
 # Pixels that the charts of a page have on a screen of 400: the rest are margins and paddings of the style sheet.
 ROOM = 400 - 2 * (16 + 18 + 1)
 
@@ -124,3 +125,10 @@ def test_the_responses_are_counted_by_set(page: str) -> None:
     row = re.search(r'<table id="sets">.*?<tbody>(.*?)</tbody>', page, flags=re.DOTALL)[1]
     cells = re.findall(r"<td>(.*?)</td>", row)
     assert cells[:4] == ["training", "trained on", "1", "9"] and cells[5:] == ["90", "0.0 %"]
+
+
+def test_every_file_of_the_page_is_in_the_package() -> None:
+    patterns = re.search(r'"megatron_fork.analysis.page": \[(.*?)\]', (PROJECT / "setup.py").read_text())[1]
+    folder = PROJECT / "megatron_fork" / "analysis" / "page"
+    others = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"]
+    assert len(others) > 5 and all(f'"*{path.suffix}"' in patterns for path in others)

@@ -1,4 +1,5 @@
-// One response: its tokens with their colours, built a piece at a time, and the facts of the token that is pointed at.
+// One response: its tokens with their colours, built a piece at a time, each as long as all before it, and the facts of the token
+// that is pointed at.
 
 const PIECE = 1500;
 const factsBox = document.getElementById("facts");
@@ -15,8 +16,8 @@ function transcript(each, sought) {
   response.matches = matchesOf(each, sought);
   body.append(response);
   addPiece(response);
-  const { shown, length } = { shown: columns.shown[each], length: columns.length[each] };
-  if (length > shown) body.append(element("p", "note more", `${whole(length - shown)} more tokens are left out.`));
+  const cut = columns.length[each] - columns.shown[each];
+  if (cut) body.append(element("p", "note cut", `${whole(cut)} more tokens are left out.`));
   return body;
 }
 
@@ -32,7 +33,7 @@ function askedOf(each) {
 }
 
 function badgesOf(each) {
-  const { reward, reason, advantage, finish, length, selected, mean } = columns;
+  const { reward, reason, advantage, finish, length, selected, mean, sample } = columns;
   const texts = [reward[each] === null ? "no reward" : `reward ${short(reward[each])}`];
   if (reason[each]) texts.push(`verifier: ${reason[each]}`);
   if (advantage[each] !== null) texts.push(`advantage ${short(advantage[each])}`);
@@ -40,6 +41,7 @@ function badgesOf(each) {
   const trained = kinds[columns.kind[each]] === "trained" ? `, ${whole(selected[each])} selected` : "";
   texts.push(`${whole(length[each])} tokens${trained}`);
   texts.push(mean[each] === null ? "entropy not measured" : `mean entropy ${mean[each].toFixed(3)} nats`);
+  if (sample[each] !== null) texts.push(`sample ${sample[each]}`);
   const badges = element("div", "badges");
   badges.append(...texts.map((text) => element("span", "", text)));
   return badges;
@@ -59,7 +61,7 @@ function matchesOf(each, sought) {
 function addPiece(response) {
   const { each } = response;
   const first = starts[each] + response.childElementCount;
-  const last = Math.min(first + PIECE, starts[each + 1]);
+  const last = Math.min(first + Math.max(PIECE, response.childElementCount), starts[each + 1]);
   let offset = response.letters ?? 0, match = response.match ?? 0;
   const piece = document.createDocumentFragment();
   for (let place = first; place < last; place++) {
@@ -76,12 +78,13 @@ function addPiece(response) {
   response.parentElement.querySelector("button.more")?.remove();
   const rest = starts[each + 1] - last;
   if (!rest) return;
-  const button = element("button", "more", `${whole(Math.min(rest, PIECE))} of ${whole(rest)} more tokens`);
+  const next = Math.min(rest, response.childElementCount);
+  const button = element("button", "more", `${whole(next)} of ${whole(rest)} more tokens`);
   button.type = "button";
   button.addEventListener("click", () => {
-    const next = response.childElementCount;
+    const following = response.childElementCount;
     addPiece(response);
-    point(response, response.children[next]);
+    point(response, response.children[following]);
     response.focus({ preventScroll: true });
   });
   response.after(button);
