@@ -118,8 +118,8 @@ class RunFolderConfig(Settings, room="run"):
     """Also keep a checkpoint of every so many steps, besides the newest ones; 0: none."""
     trace_every: NonNegativeInt = 10
     """Steps between traces of single trajectories; 0: none."""
-    trace_trajectories: NonNegativeInt = 8
-    """Trajectories in a trace; 0: none."""
+    trace_trajectories: NonNegativeInt | None = 8
+    """Trajectories in a trace; 0: none; null: all."""
     wandb: str | None = None
     """Project name at Weights & Biases; offline unless this machine is logged in."""
     metric_aliases: list[Literal["verl", "nemo_rl"]] = field(default_factory=list)
@@ -178,10 +178,19 @@ _FIELDS = FieldReader(RunConfig)
 
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and its overrides; raises `ConfigError` with one line that names the field and the way out."""
-    tree = _merge(_read_with_base(Path(at_home(str(recipe))), ()), _overrides(overrides))
+    return _read(_read_with_base(Path(at_home(str(recipe))), ()), overrides, f"recipe {recipe}", recipe.stem)
+
+
+def config_of_model(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a Hugging Face folder without a recipe: all defaults but those overridden. Raises `ConfigError`."""
+    return _read({"model": {"path": str(folder)}}, overrides, f"model {folder}", folder.resolve().name)
+
+
+def _read(given: dict[str, Any], overrides: Sequence[str], what: str, name: str) -> RunConfig:
+    tree = _merge(given, _overrides(overrides))
     _refuse_renamed(tree)
     _FIELDS.check_known(tree)
-    tree.setdefault("run", {}).setdefault("name", recipe.stem)
+    tree.setdefault("run", {}).setdefault("name", name)
     try:
         meant = resolve(tree, asdict(RunConfig()))  # a preset's name may be a reference
         for room, presets in (("selection", PRESETS), ("data", DATA_PRESETS)):
@@ -190,14 +199,12 @@ def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
         config = _FIELDS.read(resolve(tree, asdict(RunConfig())))
     except (RecursionError, ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
-            f"recipe {recipe} cannot be read: {one_line(error)}", hint="`--print-config` shows how fields are written"
+            f"{what} cannot be read: {one_line(error)}", hint="`--print-config` shows how fields are written"
         ) from error
     assert isinstance(config, RunConfig)
     _refuse_masked(config)
     if not config.model.is_given:
-        raise ConfigError(
-            f"recipe {recipe} has no model", hint="set model.path=FOLDER, or model.hf_config for random weights"
-        )
+        raise ConfigError(f"{what} has no model", hint="set model.path=FOLDER, or model.hf_config for random weights")
     return config
 
 

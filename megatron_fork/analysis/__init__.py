@@ -1,12 +1,49 @@
-"""The self-contained HTML report of runs and traces, and what it is made of."""
+"""What a run and its responses look like: the report of a run, and the entropy patterns of traces."""
 
-from megatron_fork.analysis.json_lines import AnalysisError as AnalysisError
-from megatron_fork.analysis.metrics import StepMetrics as StepMetrics
-from megatron_fork.analysis.outcome import Outcome as Outcome
-from megatron_fork.analysis.outcome import read_outcome as read_outcome
-from megatron_fork.analysis.page import PlottedCurve as PlottedCurve
-from megatron_fork.analysis.page import save_curves as save_curves
-from megatron_fork.analysis.page import write_page as write_page
-from megatron_fork.analysis.report import write_report as write_report
-from megatron_fork.analysis.traces import Trace as Trace
-from megatron_fork.analysis.traces import mixture as mixture
+from typing import TYPE_CHECKING
+
+from megatron_fork import opened
+
+if TYPE_CHECKING:
+    from megatron_fork.analysis.json_lines import AnalysisError
+    from megatron_fork.analysis.metrics import StepMetrics
+    from megatron_fork.analysis.outcome import Outcome, read_outcome
+    from megatron_fork.analysis.page.building import write_page
+    from megatron_fork.analysis.page.publication import PlottedCurve, save_curves
+    from megatron_fork.analysis.patterns.entropy import EntropyPattern, entropy_pattern
+    from megatron_fork.analysis.patterns.evolution import Evolution, EvolutionSums, evolution_record
+    from megatron_fork.analysis.patterns.evolution_figures import save_evolution
+    from megatron_fork.analysis.patterns.masks import MaskComparison, compared, comparison_record
+    from megatron_fork.analysis.patterns.results import PAPER_ENTROPY, entropy_record, save_entropy
+    from megatron_fork.analysis.patterns.saving import json_text, save_record
+    from megatron_fork.analysis.report import write_report
+    from megatron_fork.analysis.traces import Trace, mixture
+else:
+    __getattr__ = opened(__name__, __file__)
+
+__all__ = [
+    "PAPER_ENTROPY",
+    "AnalysisError",
+    "EntropyPattern",
+    "Evolution",
+    "EvolutionSums",
+    "MaskComparison",
+    "Outcome",
+    "PlottedCurve",
+    "StepMetrics",
+    "Trace",
+    "compared",
+    "comparison_record",
+    "entropy_pattern",
+    "entropy_record",
+    "evolution_record",
+    "json_text",
+    "save_evolution",
+    "save_record",
+    "mixture",
+    "read_outcome",
+    "save_curves",
+    "save_entropy",
+    "write_page",
+    "write_report",
+]

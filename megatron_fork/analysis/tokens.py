@@ -15,6 +15,11 @@ def visible(text: str) -> str:
     return "\n".join(line if line.isprintable() else "".join(map(visible_character, line)) for line in lines)
 
 
+def visible_label(text: str) -> str:
+    """Return a token for a table cell or a tooltip: one line, each space marked."""
+    return visible(text).replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "(empty)"
+
+
 def visible_character(character: str) -> str:
     if character == "\t":
         return character

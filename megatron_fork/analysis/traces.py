@@ -1,6 +1,5 @@
-"""Traced trajectories: every response token with its entropy, its log-prob and whether it carried gradient.
-
-A run writes `Trace.fields()` as one line of JSON, and `read_traces` reads it again or says what is wrong with it.
+"""Traced trajectories of runs of earlier versions, a line of JSON each: every response token with its entropy, its log-prob and
+whether it carried gradient. Runs write Parquet today (docs/traces.md).
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json_lines
 
 KINDS = ("trained", "without_signal", "evaluation")
 PER_TOKEN = ("tokens", "entropy", "selected", "logprob")
-OF_TRAINED = ("entropy", "selected", "advantage")
 T = TypeVar("T")
 
 
@@ -42,10 +40,6 @@ class Trace:
     number: int | None = None
     """Its place in the rollouts of the step."""
 
-    def fields(self) -> dict[str, Any]:
-        """The fields of its line; only a trained one has an entropy, a selection and an advantage."""
-        return {name: value for name, value in vars(self).items() if self.kind == "trained" or name not in OF_TRAINED}
-
 
 @dataclass(frozen=True)
 class Traces:
@@ -58,10 +52,6 @@ class Traces:
     without_signal: dict[int, list[Trace]]
     evaluations: dict[int, list[Trace]]
     truncated: list[str]
-
-    def all(self) -> list[Trace]:
-        """Return the trained trajectories of every traced step."""
-        return [trace for traces in self.by_step.values() for trace in traces]
 
 
 def read_traces(folder: Path) -> Traces:

@@ -12,6 +12,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from megatron_fork.cli.analyze_entropy import AsJson, MinimumCount, Out, Rows, entropy
+from megatron_fork.cli.analyze_evolution import evolution
+from megatron_fork.cli.analyze_masks import compare_masks
+from megatron_fork.cli.analyze_models import Set, rescore, score_responses
 from megatron_fork.cli.analyze_report import show_report
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.files import path_at_home
@@ -34,7 +38,8 @@ class FolderOrCommand(TyperGroup):
 app = typer.Typer(
     cls=FolderOrCommand,
     no_args_is_help=True,
-    help="Entropy patterns of responses. `analyze RUN_FOLDER` writes a run's report again. "
+    help="Entropy patterns of responses. `analyze RUN_FOLDER` writes a run's report again; "
+    "`analyze HF_DIR --responses FILE` scores any responses with any model. "
     "A folder that is named like a command: `analyze ./entropy`.",
 )
 
@@ -42,13 +47,45 @@ app = typer.Typer(
 @app.command(_OF_FOLDER, hidden=True)
 def of_folder(
     folder: Annotated[
-        Path, typer.Argument(parser=path_at_home, metavar="FOLDER", help="folder of a run", show_default=False)
+        Path,
+        typer.Argument(
+            parser=path_at_home,
+            metavar="FOLDER",
+            help="folder of a run, or with --responses of a model",
+            show_default=False,
+        ),
     ],
+    responses: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_at_home, help="JSON-lines or Parquet file of prompts and responses", show_default=False
+        ),
+    ] = None,
+    columns: Annotated[
+        str, typer.Option(help="prompt=NAME,response=NAME,reward=NAME, if they are not the usual ones")
+    ] = "",
+    out: Out = None,
+    settings: Set = None,
+    as_json: AsJson = False,
+    minimum_count: MinimumCount = 100,
+    rows: Rows = 20,
     debug: Debug = False,
 ) -> None:
-    """Write report.html of a run again from the files in its run folder."""
+    """Write report.html of a run again; with --responses, the entropies of any responses under a Hugging Face model."""
 
     def work() -> None:
+        if responses is not None:
+            score_responses(
+                folder,
+                responses,
+                columns=columns,
+                out=out,
+                overrides=settings or [],
+                as_json=as_json,
+                minimum_count=minimum_count,
+                rows=rows,
+            )
+            return
         from megatron_fork.analysis import write_report
 
         typer.echo(f"report {write_report(folder)}")
@@ -57,3 +94,7 @@ def of_folder(
 
 
 app.command("report")(show_report)
+app.command("entropy")(entropy)
+app.command("rescore")(rescore)
+app.command("evolution")(evolution)
+app.command("compare-masks")(compare_masks)

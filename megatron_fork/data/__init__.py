@@ -7,9 +7,11 @@ from megatron_fork import opened
 if TYPE_CHECKING:
     from megatron_fork.data.columns import Columns
     from megatron_fork.data.config import GENERATED, DataConfig
+    from megatron_fork.data.generated import tokenizer_of_task
     from megatron_fork.data.overlap import RowFile, decontaminate, deduplicate, has_preset, named_file, summary
     from megatron_fork.data.packing import MicroBatch, RowShape, deal, micro_batches_needed, pack
     from megatron_fork.data.presets import PRESETS
+    from megatron_fork.data.responses import GivenResponse, columns_named, read_responses
     from megatron_fork.data.source import PromptCounts, PromptSource, load_prompts
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "DataConfig"})
@@ -19,11 +21,13 @@ __all__ = [
     "PRESETS",
     "Columns",
     "DataConfig",
+    "GivenResponse",
     "MicroBatch",
     "PromptCounts",
     "PromptSource",
     "RowFile",
     "RowShape",
+    "columns_named",
     "deal",
     "decontaminate",
     "deduplicate",
@@ -32,5 +36,7 @@ __all__ = [
     "micro_batches_needed",
     "named_file",
     "pack",
+    "read_responses",
     "summary",
+    "tokenizer_of_task",
 ]

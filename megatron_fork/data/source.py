@@ -75,6 +75,12 @@ class PromptSource:
     """Whether the warm start may imitate held-out prompts too, as for generated tasks."""
     longest_demonstration: int = 0
     """Prompt, solution and end token, in tokens; 0 if solutions are generated."""
+    question_keys: Sequence[int] = ()
+    """Of each row that was kept, by `Prompt.index`: a hash of its question."""
+
+    def prompt_id(self, prompt: Prompt) -> str:
+        """A name of the prompt's question, the same whatever the template, file and split."""
+        return f"{self.question_keys[prompt.index]:016x}"
 
     def draw(self, count: int, *, start: int, seed: int) -> list[Prompt]:
         """Prompts `start` to `start + count` of an endless order, with a new shuffle of the set in every epoch."""
@@ -147,6 +153,7 @@ def load_prompts(
         demonstrator,
         demonstrates_held_out=made is not None,
         longest_demonstration=longest_demonstration,
+        question_keys=keys,
     )
 
 

@@ -68,6 +68,10 @@ class TraceError(MegatronForkError):
     """A trace file that is missing, damaged, or not what it claims to be; or one that cannot be written."""
 
 
+class EvaluationError(MegatronForkError):
+    """Responses from which a number cannot be estimated, or evaluations that are not of the same prompts."""
+
+
 class StatisticsError(MegatronForkError):
     """Logits, targets or vocabulary shards that have no log-prob or entropy."""
 

@@ -23,8 +23,8 @@ from megatron_fork.rollout import engine_kind
 from megatron_fork.run import check_folder, writing_to
 
 _MEBIBYTES = 32
-# Of a traced token: its text, log-probs, entropy and marks, as JSON.
-_TRACED_TOKEN_BYTES = 200
+# Of a traced token: its id, text, log-prob, entropy, mark and version, in Parquet; few repeat in a short response.
+_TRACED_TOKEN_BYTES = 32
 
 
 def place_of(config: RunConfig) -> Path:
@@ -86,12 +86,15 @@ def bytes_written(config: RunConfig, hf_config: PretrainedConfig) -> dict[str, f
     written = steps // run.checkpoint_every + 1 if run.checkpoint_every else 1
     kept = min(written, run.keep_checkpoints + 1) + (steps // run.keep_every if run.keep_every else 0)
     traces = steps // run.trace_every + 1 if run.trace_every else 0
+    responses = config.train.prompts_per_step * config.rollout.samples
+    if run.trace_trajectories is not None:
+        responses = min(responses, run.trace_trajectories)
     by_disk = engine_kind(config.rollout.engine).has_servers and config.rollout.sync == "disk"
     return {
         f"of {kept} checkpoints": float(checkpoint * kept),
         "of the model": float(parameters * weight * (2 if config.sft.steps else 1)),
         "of weights for servers": float(2 * parameters * weight * by_disk),
-        "of traces": float(traces * run.trace_trajectories * config.rollout.max_response_tokens * _TRACED_TOKEN_BYTES),
+        "of traces": float(traces * responses * config.rollout.max_response_tokens * _TRACED_TOKEN_BYTES),
     }
 
 

@@ -20,8 +20,24 @@ if TYPE_CHECKING:
     from megatron_fork.run.ending import end_with, explain, is_first_rank, leave
     from megatron_fork.run.engine_side import collect, sync_weights
     from megatron_fork.run.folder import writing_to
+    from megatron_fork.run.given import score_given
     from megatron_fork.run.interruption import StopRequest
+    from megatron_fork.run.masks import two_selections
+    from megatron_fork.run.offline import ModelContext, load_policy, model_context
+    from megatron_fork.run.place import checkpoint_of, config_of
     from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
+    from megatron_fork.run.scoring import (
+        Scorer,
+        check_vocabulary,
+        entropies_of,
+        models_of_run,
+        origin_of,
+        place_and_checkpoint,
+        rescored,
+        scorer,
+        sequences_of,
+    )
+    from megatron_fork.run.selecting import selected_tokens
     from megatron_fork.run.setup import (
         build_collector,
         build_engine,
@@ -37,8 +53,20 @@ else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "Scorer",
+    "check_vocabulary",
+    "entropies_of",
+    "models_of_run",
+    "selected_tokens",
+    "origin_of",
+    "place_and_checkpoint",
+    "rescored",
+    "score_given",
+    "scorer",
+    "sequences_of",
     "Checked",
     "Display",
+    "ModelContext",
     "PartialStep",
     "RunContext",
     "RunState",
@@ -53,8 +81,10 @@ __all__ = [
     "check_kernels",
     "check_settings",
     "checkpoint",
+    "checkpoint_of",
     "checkpointing",
     "collect",
+    "config_of",
     "end_with",
     "evaluate_held_out",
     "evaluate_where_due",
@@ -63,15 +93,18 @@ __all__ = [
     "is_first_rank",
     "is_due",
     "leave",
+    "load_policy",
     "log_step",
     "matching_model",
     "matching_prompts",
+    "model_context",
     "prepare",
     "quiet_libraries",
     "save",
     "start",
     "supervise",
     "sync_weights",
+    "two_selections",
     "warm_start",
     "warn_of_failures",
     "write_model",

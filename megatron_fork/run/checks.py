@@ -170,24 +170,10 @@ def matching_model(config: RunConfig) -> tuple[PretrainedConfig, conversion.Cont
 
 def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:
     """The prompts of a recipe; raises if their tokenizer or the length of their sequences does not fit the model."""
-    source = load_prompts(config.data, _tokenizer(config.model), with_rows=takes_row(config.rewards.kind))
-    if len(source.tokenizer) > hf_config.vocab_size:
-        tokens = len(source.tokenizer)
-        raise ModelError(
-            f"the tokenizer{f' of model.path={config.model.path}' if config.model.path else ''} has {tokens} tokens, the "
-            f"model's vocab_size is {hf_config.vocab_size}",
-            hint="the tokenizer files are not this model's: fetch them again"
-            if config.model.path
-            else f"set model.hf_config.vocab_size to {tokens} or more",
-        )
+    source = load_prompts(config.data, tokenizer_of(config.model), with_rows=takes_row(config.rewards.kind))
+    check_tokenizer(config.model, hf_config, source.tokenizer)
+    check_lengths(config, hf_config, source)
     room = models.longest_sequence(hf_config)
-    if source.longest_prompt + config.rollout.max_response_tokens > room:
-        raise ModelError(
-            f"the longest prompt has {source.longest_prompt} tokens, which with rollout.max_response_tokens="
-            f"{config.rollout.max_response_tokens} is more than the model's max_position_embeddings={room}",
-            hint=f"lower rollout.max_response_tokens to {max(0, room - source.longest_prompt)} or less, or add "
-            "rope_parameters of rope_type yarn to config.json",
-        )
     if config.sft.steps and source.demonstrator is None:
         raise ConfigError(
             f"sft.steps={config.sft.steps}, but data.source={config.data.source} has no demonstrations",
@@ -201,6 +187,32 @@ def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSo
             hint="leave such rows out of the file, or set sft.steps=0",
         )
     return source
+
+
+def check_tokenizer(
+    source: models.ModelConfig, hf_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise `ModelError` if the tokenizer has tokens that the model does not."""
+    if len(tokenizer) > hf_config.vocab_size:
+        raise ModelError(
+            f"the tokenizer{f' of model.path={source.path}' if source.path else ''} has {len(tokenizer)} tokens, the "
+            f"model's vocab_size is {hf_config.vocab_size}",
+            hint="the tokenizer files are not this model's: fetch them again"
+            if source.path
+            else f"set model.hf_config.vocab_size to {len(tokenizer)} or more",
+        )
+
+
+def check_lengths(config: RunConfig, hf_config: PretrainedConfig, source: PromptSource) -> None:
+    """Raise `ModelError` if a prompt with its response may be longer than the model's longest sequence."""
+    room = models.longest_sequence(hf_config)
+    if source.longest_prompt + config.rollout.max_response_tokens > room:
+        raise ModelError(
+            f"the longest prompt has {source.longest_prompt} tokens, which with rollout.max_response_tokens="
+            f"{config.rollout.max_response_tokens} is more than the model's max_position_embeddings={room}",
+            hint=f"lower rollout.max_response_tokens to {max(0, room - source.longest_prompt)} or less, or add "
+            "rope_parameters of rope_type yarn to config.json",
+        )
 
 
 def matching_ends(
@@ -239,7 +251,8 @@ def _check_verifier(config: RunConfig) -> None:
         )
 
 
-def _tokenizer(source: models.ModelConfig) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(source: models.ModelConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model's folder, None if the model has no folder; raises `ModelError`."""
     if not source.path:
         return None
     try:

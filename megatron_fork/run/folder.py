@@ -5,24 +5,26 @@ Rank 0 writes; on the other ranks every method does nothing. A full or read-only
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from megatron_fork.analysis import StepMetrics
 from megatron_fork.config import AlertsConfig
-from megatron_fork.errors import RunFolderError, masked, way_out
+from megatron_fork.errors import RunFolderError, TraceError, masked, way_out
 from megatron_fork.files import replace_file
 from megatron_fork.run.alerts import Alert, Alerts, active_causes
 from megatron_fork.run.metric_names import PeerNames
 from megatron_fork.run.prometheus import MetricsServer
 from megatron_fork.run.tensorboard import TensorBoard
+from megatron_fork.traces import Origin, TracedResponse, write_traces
 
 
 @contextmanager
@@ -39,6 +41,17 @@ def writing_to(path: Path) -> Iterator[None]:
         raise RunFolderError(
             f"{path} cannot be written: {error.strerror or error}", hint=way_out(error, elsewhere="run.folder")
         ) from error
+
+
+@contextmanager
+def _cause_of_trace_errors() -> Iterator[None]:
+    """Raise what the system refused, where that is why traces could not be written."""
+    try:
+        yield
+    except TraceError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -146,11 +159,26 @@ class RunFolder:
             for number, update in enumerate(values):
                 self._append(self.path / "updates.jsonl", {"step": step, "update": number, **update})
 
-    def traces(self, step: int, records: list[dict[str, Any]], *, of: Literal["step", "evaluation"] = "step") -> None:
-        """Write the traced trajectories of a step or of the evaluation after it."""
-        if self.writes and records:
-            lines = [json.dumps(_finite(record)) for record in records]
-            write_atomically(self.path / "traces" / f"{of}-{step:06d}.jsonl", "\n".join(lines) + "\n")
+    def traces(
+        self,
+        step: int,
+        responses: Iterable[TracedResponse],
+        origin: Origin,
+        *,
+        of: Literal["step", "evaluation"] = "step",
+    ) -> None:
+        """Write the traced responses of a step or of the evaluation after it; no file if there are none.
+
+        Every rank goes through `responses`, which may be collected from all of them.
+        """
+        remaining = iter(responses)
+        first = next(remaining, None)
+        if self.writes and first is not None:
+            path = self.path / "traces" / f"{of}-{step:06d}.parquet"
+            with writing_to(path), _cause_of_trace_errors():
+                write_traces(path, itertools.chain([first], remaining), origin)
+        for _ in remaining:
+            pass
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Write summary.json: the run has finished."""
@@ -181,7 +209,9 @@ class RunFolder:
                 write_atomically(file, "".join(kept))
         with writing_to(self.path):
             (self.path / "summary.json").unlink(missing_ok=True)  # it means that the run has finished
-            for trace in (self.path / "traces").glob("*-*.jsonl"):
+            for left in (self.path / "traces").glob(".*.parquet.*"):  # half-written by a process that was killed
+                left.unlink()
+            for trace in [*(self.path / "traces").glob("*-*.jsonl"), *(self.path / "traces").glob("*-*.parquet")]:
                 kept_to = evaluations_after if trace.name.startswith("evaluation-") else after
                 if kept_to is not None and not _step_of(trace) <= kept_to:
                     trace.unlink()

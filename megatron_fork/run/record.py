@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from megatron_fork import distributed, models
+from megatron_fork import __version__, distributed, models
 from megatron_fork.analysis import Outcome, read_outcome, write_report
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import collectives
@@ -20,7 +20,8 @@ from megatron_fork.rollout import Collector
 from megatron_fork.run.context import RunContext
 from megatron_fork.run.provenance import provenance
 from megatron_fork.run.state import PartialStep, RunState, is_due
-from megatron_fork.run.traces import response_records, trace_records
+from megatron_fork.run.traces import RowsOf, trained_responses, untrained_responses
+from megatron_fork.traces import Origin, vocabulary_fingerprint
 
 
 def evaluate_held_out(context: RunContext, collector: Collector, step: int) -> dict[str, float]:
@@ -46,12 +47,18 @@ def keep_responses(
     context: RunContext, responses: list[Trajectory], step: int, kind: Literal["without_signal", "evaluation"]
 ) -> None:
     """Write a few responses that are not trained on beside the traces, with the verifier's reasons."""
-    run = context.config.run
-    if context.folder.writes and run.trace_every:
-        records = response_records(
-            responses, context.source.tokenizer, step=step, count=run.trace_trajectories, kind=kind
+    if context.folder.writes and context.config.run.trace_every:
+        config = context.config
+        held_out = kind == "evaluation"
+        rows = RowsOf(
+            context.source,
+            kind,
+            set="held_out" if held_out else "training",
+            step=step,
+            samples=(config.evaluation if held_out else config.rollout).samples,
         )
-        context.folder.traces(step, records, of="evaluation" if kind == "evaluation" else "step")
+        few = untrained_responses(responses, rows, count=config.run.trace_trajectories)
+        context.folder.traces(step, few, trace_origin(context), of="evaluation" if held_out else "step")
 
 
 def evaluate_where_due(context: RunContext, collector: Collector, state: RunState) -> dict[str, float]:
@@ -74,17 +81,31 @@ def log_step(context: RunContext, state: RunState, done: PartialStep, seconds: M
     context.folder.updates(state.step, done.result.updates)
     has_signal = note_signal(context, state, metrics, updates=len(done.result.updates))
     if is_traced(state, context.config, has_signal=has_signal):
-        records = trace_records(
-            done.result.shares,
-            context.source.tokenizer,
-            step=state.step,
-            count=context.config.run.trace_trajectories,
-            group=context.layout.data,
-        )
-        context.folder.traces(state.step, records)
-        if not done.result.shares:
+        if done.result.shares:
+            samples = context.config.rollout.samples
+            responses = trained_responses(
+                done.trajectories,
+                done.result.shares,
+                RowsOf(context.source, "trained", set="training", step=state.step, samples=samples),
+                count=context.config.run.trace_trajectories,
+                seed=state.step,
+                group=context.layout.data,
+            )
+            context.folder.traces(state.step, responses, trace_origin(context))
+        else:
             keep_responses(context, done.dropped, state.step, "without_signal")
     return metrics
+
+
+def trace_origin(context: RunContext) -> Origin:
+    """What the run's trace files say of themselves."""
+    return Origin(
+        model=str(context.folder.path),
+        tokenizer=vocabulary_fingerprint(context.source.tokenizer),
+        vocab_size=int(context.hf_config.vocab_size),
+        temperature=context.config.rollout.temperature,
+        written_by=f"megatron-fork train {__version__}",
+    )
 
 
 def memory(context: RunContext) -> dict[str, float]:

@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from megatron_fork import checkpoint, conversion, distributed, models, rollout
+from megatron_fork.config import RunConfig
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import GradientError, StopRequested
 from megatron_fork.experience import Batch
@@ -161,8 +164,19 @@ def fine_tune(context: RunContext, policy: Policy, skips: SkippedUpdates, *, fir
             yield step + 1
 
 
-def build_policy(context: RunContext, optimizer: OptimizerConfig | None) -> Policy:
-    """A policy of the run's architecture; its weights are still to be loaded."""
+class Surroundings(Protocol):
+    """What a policy is built of; a run's context has it, and that of a model alone."""
+
+    @property
+    def config(self) -> RunConfig: ...
+    @property
+    def layout(self) -> distributed.Layout: ...
+    @property
+    def hf_config(self) -> PretrainedConfig: ...
+
+
+def build_policy(context: Surroundings, optimizer: OptimizerConfig | None) -> Policy:
+    """A policy of the architecture of `context`; its weights are still to be loaded."""
     return Policy(
         context.config.policy,
         optimizer,

@@ -1,4 +1,4 @@
-"""A few trajectories of a step with every token's entropy and whether it carried gradient, for the report.
+"""The traced responses of a step and of an evaluation, as rows of their trace files.
 
 Responses that were not trained on (of groups without signal, of evaluations) have no entropy, only what the engine and the
 verifier returned.
@@ -6,129 +6,117 @@ verifier returned.
 
 from __future__ import annotations
 
-import math
 import random
-import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+import numpy as np
 
-from megatron_fork.analysis import Trace, mixture
+from megatron_fork.analysis import mixture
+from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives
-from megatron_fork.experience import Batch, Demonstration, Trajectory
+from megatron_fork.experience import Batch, Trajectory
 from megatron_fork.rewards import read_reference
+from megatron_fork.traces import Kind, TokenTexts, TracedResponse, traced
+
+# Gathered at a time, over all ranks: 9 bytes each.
+_TOKENS_PER_PIECE = 1 << 20
+_Columns = tuple[Any, Any, Any]
+"""Entropy and log-prob in nats, float32, and whether the token was selected, of one response."""
 
 
-def trace_records(
-    shares: Sequence[Batch], tokenizer: PreTrainedTokenizerBase, *, step: int, count: int, group: collectives.Group
-) -> list[dict[str, Any]]:
-    """`count` trajectories of the step's shares over all data-parallel ranks, drawn with the step as seed, in batch order."""
-    mine = [sequence.number for share in shares for sequence in share.sequences]
-    everyone = sorted(number for numbers in collectives.gather_objects(mine, group) for number in numbers)
-    chosen = set(random.Random(step).sample(everyone, min(count, len(everyone))))
-    records = [record for share in shares for record in _records(share, chosen, tokenizer, step)]
-    gathered = [record for each in collectives.gather_objects(records, group) for record in each]
-    return sorted(gathered, key=lambda record: record["number"])
+class RowsOf:
+    """Makes the rows of one file from trajectories of a step, or of the evaluation after it."""
+
+    def __init__(self, source: PromptSource, kind: Kind, *, set: str, step: int, samples: int) -> None:
+        """`set`: name of the prompt set; `samples`: responses to each prompt."""
+        self._source, self._texts = source, TokenTexts(source.tokenizer)
+        self._kind, self._set, self._step, self._samples = kind, set, step, samples
+
+    def row(self, trajectory: Trajectory, **columns: Any) -> TracedResponse:
+        return traced(
+            trajectory,
+            self._texts,
+            set=self._set,
+            prompt_id=self._source.prompt_id(trajectory.prompt),
+            answer=str(read_reference(trajectory.prompt.answer)),
+            sample=trajectory.number % self._samples,
+            kind=self._kind,
+            step=self._step,
+            **columns,
+        )
 
 
-def _records(share: Batch, chosen: set[int], tokenizer: PreTrainedTokenizerBase, step: int) -> Iterator[dict[str, Any]]:
-    assert share.entropy_t is not None and share.selected_t is not None and share.old_logprob_t is not None
-    columns = zip(
-        share.entropy_t.split(share.response_lengths),
-        share.selected_t.split(share.response_lengths),
-        share.old_logprob_t.split(share.response_lengths),
-        strict=True,
-    )
-    for sequence, (entropy, selected, logprob) in zip(share.sequences, columns, strict=True):
-        if sequence.number not in chosen or not isinstance(sequence, Trajectory):
-            continue
-        yield Trace(
-            step=step,
-            prompt=sequence.prompt.text,
-            answer=str(read_reference(sequence.prompt.answer)),
-            tokens=token_texts(tokenizer, sequence),
-            entropy=entropy.tolist(),
-            selected=selected.tolist(),
-            logprob=logprob.tolist(),
-            reward=sequence.reward,
-            advantage=sequence.advantage,
-            finish_reason=sequence.finish_reason,
-            reason=sequence.reason,
-            number=sequence.number,
-        ).fields()
-
-
-def response_records(
-    responses: Sequence[Trajectory],
-    tokenizer: PreTrainedTokenizerBase,
+def trained_responses(
+    trajectories: Sequence[Trajectory],
+    shares: Sequence[Batch],
+    rows: RowsOf,
     *,
-    step: int,
-    count: int,
-    kind: Literal["without_signal", "evaluation"],
-) -> list[dict[str, Any]]:
-    """At most `count` responses that were not trained on, right and wrong ones mixed, with the verifier's reasons."""
-    few = mixture(responses, count, lambda response: response.reward > 0)
-    return [_of_response(response, token_texts(tokenizer, response), step, kind).fields() for response in few]
+    count: int | None,
+    seed: int,
+    group: collectives.Group,
+) -> Iterator[TracedResponse]:
+    """`count` of the trajectories, or all, drawn with a seed, in the order of their numbers.
 
-
-def _of_response(response: Trajectory, tokens: list[str], step: int, kind: str) -> Trace:
-    return Trace(
-        step=step,
-        prompt=response.prompt.text,
-        answer=str(read_reference(response.prompt.answer)),
-        tokens=tokens,
-        entropy=[math.nan] * len(tokens),
-        selected=[False] * len(tokens),
-        logprob=list(response.rollout_logprob),
-        reward=response.reward,
-        advantage=None,
-        finish_reason=response.finish_reason,
-        reason=response.reason,
-        kind=kind,
-        number=response.number,
-    )
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, sequence: Demonstration) -> list[str]:
-    """What each response token adds to the text, with the space that some tokenizers put between two tokens.
-
-    Bytes that are not text by themselves, such as a part of a character, are kept as surrogates, as Python's
-    `surrogateescape` does.
+    Collective over `group`: every rank goes through it to its end, and the first one gets the rows. No rank holds the columns
+    of more than a piece of the step.
     """
-    before = [sequence.prompt.tokens[-1], *sequence.response[:-1]]
-    texts = []
-    for previous, token in zip(before, sequence.response, strict=True):
-        left, both, alone = (tokenizer.decode(each) for each in ([previous], [previous, token], [token]))
-        text = both[len(left) :] if both.startswith(left) else alone
-        if _NO_TEXT in alone:
-            text = _with_bytes(tokenizer, token) or text
-        elif _NO_TEXT in text:  # it comes from the previous token's bytes
-            text = alone
-        texts.append(text)
-    return texts
+    own = _places(shares)
+    for piece in pieces(chosen(trajectories, count, seed)):
+        mine = {each.number: _columns(shares, *own[each.number]) for each in piece if each.number in own}
+        found = {number: of for part in collectives.gather_objects_to_first(mine, group) for number, of in part.items()}
+        for trajectory in piece if found else []:
+            entropy, logprob, selected = found[trajectory.number]
+            yield rows.row(trajectory, entropy=entropy, logprob=logprob, selected=selected)
 
 
-def _with_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> str | None:
-    """The text of a token, its non-text bytes as surrogates; None if the vocabulary does not say what its bytes are."""
-    piece = str(tokenizer.convert_ids_to_tokens(token))
-    if named := _NAMED_BYTE.fullmatch(piece):
-        whole = bytes([int(named[1], 16)])
-    elif set(piece) <= _BYTES.keys():
-        whole = bytes(_BYTES[letter] for letter in piece)
-    else:
-        return None
-    return whole.decode(errors="surrogateescape")
+def untrained_responses(
+    responses: Sequence[Trajectory], rows: RowsOf, *, count: int | None
+) -> Iterator[TracedResponse]:
+    """At most `count` responses that were not trained on, right and wrong ones mixed."""
+    few = responses if count is None else mixture(responses, count, lambda response: response.reward > 0)
+    return (rows.row(response) for response in few)
 
 
-def _byte_letters() -> dict[str, int]:
-    """The letters that byte-level vocabularies use for bytes: printable ones as they are, the others from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+def chosen(trajectories: Sequence[Trajectory], count: int | None, seed: int) -> list[Trajectory]:
+    """`count` of the trajectories, or all, by their numbers; the same on every rank."""
+    by_number = {each.number: each for each in trajectories}
+    numbers = sorted(by_number)
+    if count is not None:
+        numbers = sorted(random.Random(seed).sample(numbers, min(count, len(numbers))))
+    return [by_number[number] for number in numbers]
 
 
-_BYTES = _byte_letters()
-# How SentencePiece writes a byte that it has no piece for.
-_NAMED_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_NO_TEXT = "\ufffd"
+def pieces(trajectories: Sequence[Trajectory]) -> Iterator[list[Trajectory]]:
+    """The trajectories in order, in lists of about as many tokens as are gathered at a time, at least one each."""
+    piece: list[Trajectory] = []
+    tokens = 0
+    for trajectory in trajectories:
+        if piece and tokens + len(trajectory.response) > _TOKENS_PER_PIECE:
+            yield piece
+            piece, tokens = [], 0
+        piece.append(trajectory)
+        tokens += len(trajectory.response)
+    if piece:
+        yield piece
+
+
+def _places(shares: Sequence[Batch]) -> dict[int, tuple[int, slice]]:
+    """Of each sequence's number: which of the shares has it, and which of its tokens they are."""
+    found = {}
+    for index, share in enumerate(shares):
+        start = 0
+        for sequence in share.sequences:
+            found[sequence.number] = (index, slice(start, start + len(sequence.response)))
+            start += len(sequence.response)
+    return found
+
+
+def _columns(shares: Sequence[Batch], index: int, tokens: slice) -> _Columns:
+    share = shares[index]
+    assert share.entropy_t is not None and share.selected_t is not None and share.old_logprob_t is not None
+    return (
+        share.entropy_t[tokens].numpy().astype(np.float32),
+        share.old_logprob_t[tokens].numpy().astype(np.float32),
+        share.selected_t[tokens].numpy().copy(),
+    )

@@ -50,9 +50,35 @@ class Traces:
         values = column.flatten()
         return values.to_numpy(zero_copy_only=False)
 
+    def entries(self, name: str, places: Sequence[int]) -> list[Any]:
+        """Some entries of a column with one entry a token, by their places in `flat`; None where a response has no values."""
+        import pyarrow
+
+        column = self._column(name)
+        if not column.null_count:
+            return list(column.flatten().take(pyarrow.array(places, pyarrow.int64())).to_pylist())
+        ends = np.cumsum(self.lengths)
+        rows = np.searchsorted(ends, np.asarray(places, dtype=np.int64), side="right")
+        inside = np.asarray(places, dtype=np.int64) - np.concatenate([[0], ends])[rows]
+        found = (column[int(row)] for row in rows)
+        return [row[int(place)].as_py() if row.is_valid else None for row, place in zip(found, inside, strict=True)]
+
     def having(self, name: str) -> Traces:
         """The responses that have values in a column."""
         return Traces(self.table.filter(self._column(name).is_valid()), self.origin, self.where)
+
+    def with_flat(self, **columns: np.ndarray[Any, np.dtype[Any]]) -> Traces:
+        """The same responses with other values in columns with one entry a token, given as `flat` gives them."""
+        import pyarrow
+
+        offsets = pyarrow.array(np.concatenate([[0], np.cumsum(self.lengths)]), pyarrow.int32())
+        table = self.table
+        for name, values in columns.items():
+            kind = arrow_schema().field(name).type
+            column = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values, kind.value_type), type=kind)
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, column) if place >= 0 else table.append_column(name, column)
+        return Traces(table, self.origin, self.where)
 
     def values(self, name: str) -> list[Any]:
         """`[responses]`: a column as Python objects."""

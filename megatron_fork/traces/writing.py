@@ -14,7 +14,9 @@ from megatron_fork.files import flush_folder
 from megatron_fork.traces.schema import METADATA_KEY, Origin, TracedResponse, arrow_schema
 
 if TYPE_CHECKING:
-    pass
+    import pyarrow
+
+    from megatron_fork.traces.reading import Traces
 
 _TOKENS_PER_ROW_GROUP = 1 << 20
 # Each number once as itself is smallest where it seldom repeats; texts and versions repeat.
@@ -70,6 +72,11 @@ class TraceWriter:
         if self._tokens >= _TOKENS_PER_ROW_GROUP:
             self._flush()
 
+    def add_part(self, part: Traces) -> None:
+        """Add the responses of a part that was read with all columns, as they are."""
+        self._flush()
+        self._write(part.table.select(self._schema.names).cast(self._schema))
+
     def close(self) -> None:
         """Finish the file and put it in its place."""
         self._flush()
@@ -98,6 +105,9 @@ class TraceWriter:
         table = pyarrow.Table.from_pylist([each.row() for each in self._rows], schema=self._schema)
         self._rows.clear()
         self._tokens = 0
+        self._write(table)
+
+    def _write(self, table: pyarrow.Table) -> None:
         try:
             self._file.write_table(table, row_group_size=max(1, table.num_rows))
         except OSError as error:

@@ -13,7 +13,7 @@ from support.synthetic_run import write_json_lines, write_run
 
 from megatron_fork.analysis import write_page, write_report
 from megatron_fork.analysis.page.payload import json_block
-from megatron_fork.analysis.tokens import visible
+from megatron_fork.analysis.tokens import visible, visible_label
 from megatron_fork.traces import Origin, TracedResponse, write_traces
 
 
@@ -123,6 +123,7 @@ def test_visible_text_holds_no_control_or_surrogate(text: str) -> None:
     shown = visible(text)
     shown.encode()
     assert not {unicodedata.category(character) for character in shown if character not in "\n\t"} & {"Cc", "Cf", "Cs"}
+    assert "\n" not in visible_label(text)
 
 
 def test_ordinary_text_is_shown_as_it_is() -> None:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.commands import PROJECT, QUICKSTART, TINY, metrics_of, run, without_times
+from support.commands import PROJECT, QUICKSTART, TINY, metrics_of, run, trace_rows, without_times
 
 ARITHMETIC = PROJECT / "examples" / "arithmetic.yaml"
 
@@ -96,7 +96,7 @@ def test_a_verifier_that_fails_on_some_is_counted(tmp_path: Path, engine: tuple[
         responses = 4 * record.get("rollout/groups_sampled", 4)
         assert counts[1:] == [0, 0] and record["rewards/failed"] == pytest.approx(counts[0] / max(1, responses))
     assert "the verifier failed on" in output and "misbehaving.py:" in output and "which count as wrong" in output
-    traced = [json.loads(line) for line in (folder / "traces" / "step-000001.jsonl").read_text().splitlines()]
+    traced = trace_rows(folder / "traces" / "step-000001.parquet")
     raised = [trace for trace in traced if trace["reason"].startswith("verifier raised LookupError: on this response")]
     assert {trace["reason"] for trace in traced} - {trace["reason"] for trace in raised} <= {"an odd number"}
     assert raised

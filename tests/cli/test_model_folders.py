@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.commands import QUICKSTART, TINY, run
+from support.commands import QUICKSTART, TINY, run, trace_rows
 from support.tiny_qwen3 import family_config, hugging_face_model
 from typer.testing import CliRunner
 
@@ -154,8 +154,8 @@ def test_a_run_ends_responses_where_the_model_says_and_hands_that_on(model: Path
     assert code == 0, output
     assert "responses end at 1 <eos>, 10 0, 11 1, " in output
     texts, found = {words()[token] for token in ENDS}, set()
-    for trace in map(json.loads, (folder / "traces" / "step-000001.jsonl").read_text().splitlines()):
-        *before, last = [text.strip() for text in trace["tokens"]]
+    for trace in trace_rows(folder / "traces" / "step-000001.parquet"):
+        *before, last = [text.decode().strip() for text in trace["token_texts"]]
         assert not set(before) & texts
         assert (last in texts) == (trace["finish_reason"] == "stop")
         found |= {last} & texts

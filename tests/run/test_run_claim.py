@@ -15,6 +15,7 @@ from megatron_fork.errors import RunFolderError
 from megatron_fork.run.claim import claim, new_folder
 from megatron_fork.run.context import _MAY_CHANGE
 from megatron_fork.run.folder import RunFolder
+from megatron_fork.traces import Origin, TracedResponse
 
 LEAVINGS = (
     "checkpoints/LATEST",
@@ -175,7 +176,7 @@ def test_what_is_written_again_is_forgotten_first(
     folder = RunFolder(tmp_path_factory.mktemp("run"), writes=True)
     for stage, step in lines:
         folder.metrics(stage, step, {})
-        folder.traces(step, [{"step": step}])
+        folder.traces(step, [TracedResponse("training", "0", "p", [1], "a", 0, "r", [2], "stop", "trained")], Origin())
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write(torn)
     folder.forget(warm_start_after=warm, after=after, evaluations_after=evaluated)

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch.multiprocessing as multiprocessing
 
+from megatron_fork.traces import open_traces
+
 PROJECT = Path(__file__).parents[2]
 QUICKSTART = PROJECT / "examples" / "quickstart.yaml"
 # The quickstart in seconds. The entropy bonus gives every update a gradient, also where no group has signal.
@@ -172,6 +174,11 @@ def _become(words: Sequence[str], variables: dict[str, str]) -> None:
 def metrics_of(folder: Path, stage: str) -> list[dict[str, float]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["stage"] == stage]
+
+
+def trace_rows(path: Path) -> list[dict]:
+    """The rows of a trace file, or of those in a folder."""
+    return [row for part in open_traces(path).parts() for row in part.table.to_pylist()]
 
 
 def without_times(records: Sequence[dict[str, float]]) -> list[dict[str, float]]:

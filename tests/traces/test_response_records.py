@@ -9,10 +9,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from megatron_fork.analysis.traces import read_traces
+from megatron_fork.data import PromptSource
+from megatron_fork.data.source import PromptCounts
 from megatron_fork.experience import Prompt, Trajectory, logprob_array, token_array
 from megatron_fork.run.folder import RunFolder
-from megatron_fork.run.traces import response_records, token_texts
+from megatron_fork.run.traces import RowsOf, untrained_responses
+from megatron_fork.traces import Origin, TokenTexts, open_traces
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -61,7 +63,7 @@ def test_the_bytes_of_any_response_are_there(kind: str, text: str) -> None:
     tokenizer = TOKENIZERS[kind]
     raw = text.encode()
     tokens = tokens_of(tokenizer, b"x" + raw)
-    texts = token_texts(tokenizer, trajectory(tokens))
+    texts = TokenTexts(tokenizer).of(tokens[1:], after=tokens[0])
     assert len(texts) == len(raw)
     assert "".join(texts).encode(errors="surrogateescape") == raw
 
@@ -71,21 +73,33 @@ def test_right_and_wrong_responses_are_read_again(tmp_path: Path) -> None:
     tokens = tokens_of(tokenizer, "xé!".encode())
     responses = [trajectory(tokens, number, reward=float(number == 7)) for number in range(20)]
     folder = RunFolder(tmp_path, writes=True)
+    source = PromptSource((), (), tokenizer, 0, PromptCounts(), question_keys=[7])
     for kind, of in (("evaluation", "evaluation"), ("without_signal", "step")):
-        folder.traces(3, response_records(responses, tokenizer, step=3, count=4, kind=kind), of=of)
-    read = read_traces(tmp_path / "traces")
-    assert not read.by_step
-    for traces in (read.evaluations[3], read.without_signal[3]):
-        assert [trace.reward for trace in traces].count(1.0) == 1 and len(traces) == 4
-        assert {trace.reason for trace in traces} == {"why"}
-        assert "".join(traces[0].tokens).encode(errors="surrogateescape") == "é!".encode()
+        rows = RowsOf(source, kind, set="held_out", step=3, samples=20)
+        folder.traces(3, untrained_responses(responses, rows, count=4), Origin(), of=of)
+    for kind, of in (("evaluation", "evaluation"), ("without_signal", "step")):
+        (read,) = open_traces(tmp_path / "traces" / f"{of}-000003.parquet").parts()
+        assert set(read.values("kind")) == {kind}
+        assert read.values("reward").count(1.0) == 1 and len(read) == 4
+        assert set(read.values("reason")) == {"why"}
+        assert b"".join(read.values("token_texts")[0]) == "é!".encode()
 
 
 def test_resuming_forgets_evaluations_that_come_after(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, writes=True)
+    source = PromptSource((), (), TOKENIZERS["byte level"], 0, PromptCounts(), question_keys=[7])
     for step in (0, 2, 4):
-        folder.traces(step, [{"step": step}], of="evaluation")
-        folder.traces(step, [{"step": step}])
+        for of in ("evaluation", "step"):
+            rows = RowsOf(source, "evaluation", set="held_out", step=step, samples=1)
+            folder.traces(step, untrained_responses([trajectory([1, 2])], rows, count=None), Origin(), of=of)
+            (tmp_path / "traces" / f"{of}-{step:06d}.jsonl").write_text("{}")  # as earlier versions wrote them
+    (tmp_path / "traces" / ".step-000002.parquet.123").write_text("half")
     folder.forget(after=2, evaluations_after=0)
     kept = {path.name for path in (tmp_path / "traces").iterdir()}
-    assert kept == {"evaluation-000000.jsonl", "step-000000.jsonl", "step-000002.jsonl"}
+    stems = ("evaluation-000000", "step-000000", "step-000002")
+    assert kept == {f"{stem}.{ending}" for stem in stems for ending in ("parquet", "jsonl")}
+
+
+def test_no_file_where_there_is_no_response(tmp_path: Path) -> None:
+    RunFolder(tmp_path, writes=True).traces(1, [], Origin())
+    assert not (tmp_path / "traces").exists()

@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.synthetic_run import write_json_lines
 
 from megatron_fork.analysis import AnalysisError, StepMetrics, Trace
 from megatron_fork.analysis.json_lines import JsonLine
 from megatron_fork.analysis.metrics import STAGES, read_metrics
+from megatron_fork.analysis.page.responses import Vocabulary
+from megatron_fork.analysis.page.sources import sources_at
 from megatron_fork.analysis.traces import KINDS, read_traces, trace_of
-from megatron_fork.run.folder import RunFolder
+from megatron_fork.run.folder import RunFolder, _finite
+from megatron_fork.traces import Origin, TracedResponse
 
 TEXTS = st.text(st.characters(codec=None), max_size=8)
 NUMBERS = st.one_of(st.floats(), st.integers(-(10**6), 10**6).map(float))
@@ -52,10 +56,16 @@ def traces(draw: st.DrawFn) -> Trace:
     )
 
 
+def line_of(trace: Trace) -> dict:
+    """As earlier versions wrote it: only a trained one has an entropy, a selection and an advantage."""
+    of_trained = ("entropy", "selected", "advantage")
+    return {name: value for name, value in vars(trace).items() if trace.kind == "trained" or name not in of_trained}
+
+
 @given(trace=traces())
-def test_a_trace_comes_back(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_trace_of_an_earlier_version_is_read(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("run")
-    RunFolder(folder, writes=True).traces(trace.step, [{**trace.fields()}])
+    write_json_lines(folder / "traces" / f"step-{trace.step:06d}.jsonl", [_finite(line_of(trace))])
     found = read_traces(folder / "traces")
     (read,) = [
         each for steps in vars(found).values() if isinstance(steps, dict) for some in steps.values() for each in some
@@ -77,14 +87,38 @@ def test_metrics_come_back(
     assert read.keys() == values.keys() and all(same(value, read[name]) for name, value in values.items())
 
 
-def test_only_a_trained_trajectory_has_an_entropy(tmp_path: Path) -> None:
-    trace = Trace(1, "p", "a", ["x"], [math.nan], [False], [-1.0], 0.0, None, "stop", kind="evaluation")
-    assert not {"entropy", "selected", "advantage"} & trace.fields().keys()
+def response(number: int, *, kind: str = "trained", step: int = 3) -> TracedResponse:
+    trained = kind == "trained"
+    return TracedResponse(
+        *("training", "00", "1 + 1 =", [5, 6], "2", 0, "two\udc80", [7, 8], "stop", kind),
+        token_texts=["two", "\udc80"],
+        entropy=[0.25, 1.5] if trained else None,
+        logprob=[-0.5, -1.0],
+        selected=[False, True] if trained else None,
+        reward=1.0,
+        reason="equal",
+        step=step,
+        number=number,
+        advantage=0.5 if trained else None,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trace_comes_back(tmp_path: Path, kind: str) -> None:
+    RunFolder(tmp_path, writes=True).traces(3, [response(4, kind=kind)], Origin())
+    vocabulary = Vocabulary()
+    (part,) = sources_at(tmp_path).parts(vocabulary)
+    (facts,) = part.facts
+    assert [vocabulary.texts[token] for token in part.tokens] == ["two", "\udc80"]
+    assert (facts.kind, facts.step, part.logprob.tolist()) == (kind, 3, [-0.5, -1.0])
+    assert (facts.reward, facts.reason, facts.prompt, facts.answer) == (1.0, "equal", "1 + 1 =", "2")
+    trained = (part.entropy.tolist(), part.selected.tolist(), facts.advantage) == ([0.25, 1.5], [False, True], 0.5)
+    assert trained == (kind == "trained") == part.has_entropy[0] and (trained or all(map(math.isnan, part.entropy)))
 
 
 @pytest.mark.parametrize("number", [-1, 1.5, True, "7", 2**53])
 def test_a_place_that_is_none_is_refused(number: object) -> None:
-    fields = Trace(1, "p", "a", [], [], [], [], 0.0, None, "stop").fields()
+    fields = line_of(Trace(1, "p", "a", [], [], [], [], 0.0, None, "stop"))
     assert trace_of(JsonLine("line 1", {**fields, "number": 7})).number == 7
     with pytest.raises(AnalysisError, match="line 1: field 'number' is"):
         trace_of(JsonLine("line 1", {**fields, "number": number}))

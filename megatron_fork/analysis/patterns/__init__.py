@@ -1,0 +1,1 @@
+"""Entropy patterns of responses: how entropy is distributed, over which tokens and places, and how training changes it."""

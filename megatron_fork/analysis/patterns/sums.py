@@ -1,0 +1,109 @@
+"""Sums of entropy over groups of tokens, added up part by part, so that memory does not grow with the traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from megatron_fork.analysis.tokens import visible_label
+from megatron_fork.traces import Traces
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+RELATIVE_BINS = 20
+_LONGEST = 32  # bins of powers of two hold responses of up to 2**31 tokens
+
+
+@dataclass(frozen=True)
+class TokenMean:
+    """How often a token occurs in the responses, and its mean entropy in nats."""
+
+    token: int
+    text: str
+    count: int
+    mean: float
+
+
+@dataclass
+class Sums:
+    """Count and sum of entropies in each of `bins` bins."""
+
+    bins: int
+    count: Array = field(init=False)
+    total: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = np.zeros(self.bins, dtype=np.int64)
+        self.total = np.zeros(self.bins)
+
+    def add(self, bin_t: Array, entropy_t: Array) -> None:
+        """Add tokens to their bins; bins past the last one are made."""
+        count = np.bincount(bin_t, minlength=self.bins)
+        total = np.bincount(bin_t, weights=entropy_t, minlength=self.bins)
+        if len(count) > self.bins:
+            self.count = np.pad(self.count, (0, len(count) - self.bins))
+            self.total = np.pad(self.total, (0, len(count) - self.bins))
+            self.bins = len(count)
+        self.count += count
+        self.total += total
+
+    @property
+    def mean(self) -> Array:
+        """`[bins]` nats; NaN where there is no token."""
+        return np.divide(self.total, self.count, out=np.full(self.bins, np.nan), where=self.count > 0)
+
+
+class TokenSums:
+    """Sums by token id, with a text of each."""
+
+    def __init__(self) -> None:
+        self.sums = Sums(1)
+        self._texts: dict[int, str] = {}
+
+    def add(self, part: Traces, token_t: Array, entropy_t: Array) -> None:
+        self.sums.add(token_t, entropy_t)
+        present, first = np.unique(token_t, return_index=True)
+        new = [
+            (int(token), int(place)) for token, place in zip(present, first, strict=True) if token not in self._texts
+        ]
+        if not new:
+            return
+        texts = part.entries("token_texts", [place for _, place in new])
+        for (token, _), text in zip(new, texts, strict=True):
+            self._texts[token] = f"<{token}>" if text is None else text.decode("utf-8", "surrogateescape")
+
+    def ranked(self, minimum_count: int) -> list[TokenMean]:
+        """The tokens that occur at least so often, highest mean entropy first, equal ones by id."""
+        often = np.flatnonzero(self.sums.count >= max(1, minimum_count))
+        mean = self.sums.mean[often]
+        order = np.lexsort((often, -mean))
+        return [
+            TokenMean(int(token), visible_label(self._texts[int(token)]), int(self.sums.count[token]), float(value))
+            for token, value in zip(often[order], mean[order], strict=True)
+        ]
+
+    @property
+    def distinct(self) -> int:
+        return int((self.sums.count > 0).sum())
+
+
+class PositionSums:
+    """Sums by place in the response: `relative`, 20 equal parts of it; `absolute`, token 0, 1, 2-3, 4-7, 8-15 and so on."""
+
+    def __init__(self) -> None:
+        self.relative, self.absolute = Sums(RELATIVE_BINS), Sums(_LONGEST)
+
+    def add(self, position_t: Array, length_t: Array, entropy_t: Array) -> None:
+        """`position_t`: of each token in its response, from 0; `length_t`: tokens of that response."""
+        self.relative.add(position_t * RELATIVE_BINS // np.maximum(length_t, 1), entropy_t)
+        self.absolute.add(np.frexp(position_t.astype(np.float64))[1], entropy_t)
+
+
+def positions(lengths: Sequence[int] | Array) -> tuple[Array, Array]:
+    """`[response tokens]` each: a token's position in its response, and that response's length."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths), np.repeat(lengths, lengths)
