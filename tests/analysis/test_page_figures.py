@@ -96,6 +96,10 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         saved(tmp_path / "file")
 
 
+def test_a_label_is_no_formula(tmp_path: Path) -> None:
+    assert save_curves(tmp_path, "cost", [PlottedCurve("$\\frac{", [0, 1], [1, 2])], x_label="$", y_label="$x_")
+
+
 def test_figures_of_nothing_are_refused(tmp_path: Path) -> None:
     unmeasured = TracedResponse("", "p", "question", [1], "", 0, "ab", [7], "stop", "given")
     write_traces(tmp_path / "t.parquet", [unmeasured], ORIGIN)

@@ -41,6 +41,8 @@ PUBLICATION: list[str | Path | dict[str, Any]] = [
         "figure.facecolor": "white",
         "axes.facecolor": "white",
         "savefig.dpi": 300,
+        # A label may hold dollar signs, which would begin a formula.
+        "text.parse_math": False,
         "svg.fonttype": "path",
     },
 ]
