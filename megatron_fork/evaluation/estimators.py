@@ -75,7 +75,9 @@ def majority_at_k(
     """
     check_k(k, samples, f"maj@{k}")
     if sum(votes) > samples or min(votes, default=1) < 1:
-        raise EvaluationError(f"{sum(votes)} votes of {samples} samples", hint="each response states one answer or none")
+        raise EvaluationError(
+            f"{sum(votes)} votes of {samples} samples", hint="each response states one answer or none"
+        )
     silent = samples - sum(votes)
     if not votes or not any(right):
         return 0.0, True

@@ -90,8 +90,9 @@ def test_responses_come_in_pieces_and_are_built_when_they_are_opened(opened: Bro
 def test_a_long_response_comes_in_pieces(opened: Browser) -> None:
     count = "document.querySelector('.response').childElementCount"
     assert opened.run(count) == 1500
-    opened.click(".transcript .more")
-    assert opened.run(count) == 3000 and "token 1,501 of" in facts(opened)
+    opened.run("document.querySelector('.transcript .more').focus()")
+    opened.press("Enter")
+    assert opened.run(count) == 3000 and "token 1,501 of" in facts(opened), "reading goes on with the keyboard"
     opened.click(".transcript .more")
     assert opened.run(count) == LONG and not opened.run("!!document.querySelector('.transcript .more')")
 

@@ -64,8 +64,8 @@ def _visible(value: object) -> object:
 @settings(deadline=None, max_examples=8)
 def test_no_text_of_a_trace_file_becomes_markup(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("traces")
-    valid = [text.encode("utf-8", "replace").decode() for text in texts]
-    *_, name, prompt, answer, reason = [*["x"] * 4, *valid]
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    *_, name, prompt, answer, reason = [*["x"] * 4, *texts]
 
     def page_with(tokens: list[str], *of: str) -> Elements:
         response = TracedResponse(
@@ -80,7 +80,6 @@ def test_no_text_of_a_trace_file_becomes_markup(tmp_path_factory: pytest.TempPat
             "stop",
             "given",
             token_texts=tokens,
-            entropy=[1.0] * len(tokens),
             reason=of[3],
             reward=0.0,
         )

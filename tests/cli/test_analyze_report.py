@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support.commands import run
 from support.synthetic_run import write_run
 from support.synthetic_traces import ORIGIN, traced_responses
 from typer.testing import CliRunner
@@ -53,5 +54,6 @@ def test_of_several_places_with_figures(tmp_path: Path, traces: Path) -> None:
 @pytest.mark.parametrize("place", ["absent", "bad.parquet"])
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, place: str) -> None:
     (tmp_path / "bad.parquet").write_text("PAR1 no")
-    result = CliRunner().invoke(app, ["analyze", "report", str(tmp_path / place)])
-    assert result.exit_code not in (0, None) and "Traceback" not in result.output
+    code, output = run("analyze", "report", str(tmp_path / place))
+    error, hint = output.splitlines()
+    assert code != 0 and error.startswith(f"error: {tmp_path / place}") and hint
