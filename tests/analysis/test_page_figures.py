@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import matplotlib.colors
 import numpy
 import pytest
-from support.synthetic_run import write_run
+from support.synthetic_run import write_json_lines
 from support.synthetic_traces import ORIGIN, traced_responses
 
 from megatron_fork.analysis import AnalysisError, PlottedCurve, save_curves, write_page
@@ -53,8 +53,10 @@ def test_every_plot_of_traces_and_every_curve_of_a_run(tmp_path: Path) -> None:
     write_page([tmp_path / "t.parquet"], tmp_path / "page.html", figures=tmp_path / "of_traces")
     plots = {"distribution", "percentiles", "correctness", "positions"}
     assert {file.stem.rpartition("-")[0] for file in (tmp_path / "of_traces").iterdir()} == plots
-    write_page([write_run(tmp_path / "run")], tmp_path / "page.html", figures=tmp_path / "of_run")
-    assert {"pass-rate", "entropy", *plots} < {file.stem.rpartition("-")[0] for file in (tmp_path / "of_run").iterdir()}
+    metrics = [{"stage": "train", "step": step, "loss": 0.1 * step, "learning_rate": 1e-6} for step in range(3)]
+    write_json_lines(tmp_path / "run" / "metrics.jsonl", metrics)
+    write_page([tmp_path / "run"], tmp_path / "page.html", figures=tmp_path / "of_run")
+    assert {file.stem.rpartition("-")[0] for file in (tmp_path / "of_run").iterdir()} == {"update", "rate"}
 
 
 # Machado and others 2009: what people without the long, middle or short cones see of linear red, green and blue.

@@ -1,5 +1,6 @@
 """A real browser opens the page without a console message or a request, and every control does what it says."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -156,6 +157,15 @@ def test_orders(opened: Browser) -> None:
         "[...document.querySelectorAll('.opener')].map((row) => Number(row.innerText.match(/([\\d.]+) nats/)[1]))"
     )
     assert means == sorted(means, reverse=True)
+
+
+def test_selected_tokens_are_marked_and_colours_rise_with_entropy(opened: Browser) -> None:
+    expected = next(traced_responses(1, LONG))
+    classes = opened.run("[...document.querySelector('.response').children].map((token) => token.className)")
+    assert ["selected" in each for each in classes] == expected.selected[:1500]
+    levels = [int(each.split("level-")[1].split()[0]) for each in classes]
+    pairs = sorted(zip(expected.entropy, levels, strict=False))
+    assert all(low <= high for (_, low), (_, high) in itertools.pairwise(pairs)) and {0, 15} <= set(levels)
 
 
 def test_pointing_at_a_token_shows_its_numbers(opened: Browser) -> None:
