@@ -55,7 +55,7 @@ setup(
     packages=find_packages(include=["megatron_fork", "megatron_fork.*"]),
     package_data={
         "megatron_fork": ["py.typed"],
-        "megatron_fork.analysis": ["*.html"],
+        "megatron_fork.analysis.page": ["*.html", "*.css", "*.js"],
         "megatron_fork.planning": ["published/*/config.json"],
         "megatron_fork.cluster": ["*.sbatch"],
     },

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from megatron_fork.analysis.json_lines import AnalysisError
     from megatron_fork.analysis.metrics import StepMetrics
     from megatron_fork.analysis.outcome import Outcome, read_outcome
+    from megatron_fork.analysis.page.building import write_page
+    from megatron_fork.analysis.page.publication import PlottedCurve, save_curves
     from megatron_fork.analysis.patterns.entropy import EntropyPattern, entropy_pattern
     from megatron_fork.analysis.patterns.evolution import Evolution, EvolutionSums, evolution_record
     from megatron_fork.analysis.patterns.evolution_figures import save_evolution
@@ -27,6 +29,7 @@ __all__ = [
     "EvolutionSums",
     "MaskComparison",
     "Outcome",
+    "PlottedCurve",
     "StepMetrics",
     "Trace",
     "compared",
@@ -39,6 +42,8 @@ __all__ = [
     "save_record",
     "mixture",
     "read_outcome",
+    "save_curves",
     "save_entropy",
+    "write_page",
     "write_report",
 ]

@@ -1,13 +1,13 @@
-"""The charts of a run as inline SVG; a chart is left out if the run has not written its series."""
+"""Charts as inline SVG, and those of a run's metrics; a chart is left out if there is nothing to draw."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import matplotlib.style
 from markupsafe import Markup
@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 
 from megatron_fork.analysis import curves
 from megatron_fork.analysis.colours import PALETTE
-from megatron_fork.analysis.distribution import draw_distribution
 from megatron_fork.analysis.figures import NARROW, WIDE, Drawing, Size
 from megatron_fork.analysis.run_record import RunRecord
+
+T = TypeVar("T")
 
 INK, MUTED, RULE = (PALETTE[name][0] for name in ("ink", "muted", "rule"))
 
@@ -73,31 +74,26 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class ChartPlan:
-    """How to draw one chart: `draw` returns None if the run has written no point of it."""
+class ChartPlan(Generic[T]):
+    """How to draw one chart of `T`: `draw` returns None if that has no point of it."""
 
     identifier: str
     title: str
     caption: str
-    draw: Callable[[RunRecord, Size], Drawing | None]
+    draw: Callable[[T, Size], Drawing | None]
     wide: bool = False
 
 
-def draw_curves(record: RunRecord) -> list[Chart]:
-    """Draw the metrics that the run has written, in the order of the report."""
-    charts = [draw_chart(plan, record) for plan in CURVES]
+def draw_charts(plans: Sequence[ChartPlan[T]], subject: T) -> list[Chart]:
+    """Draw what the subject has, in the order of the plans."""
+    charts = [_draw_chart(plan, subject) for plan in plans]
     return [chart for chart in charts if chart]
 
 
-def draw_entropy_distribution(record: RunRecord) -> Chart | None:
-    """Draw the histogram of the entropy of traced tokens; None if no token was traced."""
-    return draw_chart(DISTRIBUTION, record)
-
-
-def draw_chart(plan: ChartPlan, record: RunRecord) -> Chart | None:
+def _draw_chart(plan: ChartPlan[T], subject: T) -> Chart | None:
     with matplotlib.style.context(STYLE):
-        drawing = plan.draw(record, NARROW)
-        wide = plan.draw(record, WIDE) if plan.wide else None
+        drawing = plan.draw(subject, NARROW)
+        wide = plan.draw(subject, WIDE) if plan.wide else None
     if drawing is None:
         return None
     svg = inline_svg(drawing.figure, plan.identifier, plan.title)
@@ -130,7 +126,7 @@ def inline_svg(figure: Figure, identifier: str, label: str) -> Markup:
     return Markup(opening + Markup(xlink) + Markup(svg[svg.index(">") + 1 :].strip()))
 
 
-CURVES = (
+CURVES: tuple[ChartPlan[RunRecord], ...] = (
     ChartPlan(
         "pass-rate", "Pass rate", "Share of responses that the verifier accepts.", curves.draw_pass_rate, wide=True
     ),
@@ -179,11 +175,4 @@ CURVES = (
     ChartPlan(
         "sft-loss", "Supervised warm-up", "Loss of the steps before reinforcement learning.", curves.draw_sft_loss
     ),
-)
-DISTRIBUTION = ChartPlan(
-    "distribution",
-    "How entropy is distributed",
-    "Most tokens are all but decided; those in the tail are where a response can fork.",
-    draw_distribution,
-    wide=True,
 )

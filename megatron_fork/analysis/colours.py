@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy
 
 # Each colour on a light and on a dark page. A chart is drawn in the light ones and refers to them by name afterwards,
 # so that it follows the page.
@@ -35,19 +32,16 @@ class EntropyScale:
 
     top: float
 
-    def level(self, entropy: float) -> int | None:
-        """Return the colour level of an entropy in nats, None if it is not finite."""
-        if not math.isfinite(entropy):
-            return None
-        return min(max(int(entropy / self.top * LEVELS), 0), LEVELS - 1)
+    def legend(self) -> list[str]:
+        """Return the entropies in nats at the quarters of the colour map."""
+        quarters = [self.top * quarter / 4 for quarter in range(4)]
+        return [f"{nats:g}" for nats in quarters] + [f"≥ {self.top * (LEVELS - 1) / LEVELS:.3g}"]
 
 
-def entropy_scale(entropies: Iterable[float]) -> EntropyScale:
-    """Fit the scale to the 99th percentile of finite entropies, so that one outlier does not pale all the others."""
-    finite = [value for value in entropies if math.isfinite(value)]
-    percentile = float(numpy.percentile(finite, 99)) if finite else 0.0
-    # Half-nat tops make round legends; a collapsed policy still gets a scale.
-    return EntropyScale(top=max(math.ceil(percentile * 2) / 2, 0.5))
+def entropy_scale(percentile_99: float) -> EntropyScale:
+    """Fit the scale to the 99th percentile of the entropies, so that one outlier does not pale all the others."""
+    # Half-nat tops make round legends; a collapsed policy, or none (NaN), still gets a scale.
+    return EntropyScale(top=max(math.ceil(percentile_99 * 2) / 2, 0.5) if math.isfinite(percentile_99) else 0.5)
 
 
 def entropy_colours(*, dark: bool) -> list[str]:

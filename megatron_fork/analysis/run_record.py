@@ -1,4 +1,4 @@
-"""A run folder, read and checked."""
+"""A run folder, read and checked; its traces are read apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, parse_object, read_bytes, shortened
 from megatron_fork.analysis.metrics import Metrics, read_metrics
-from megatron_fork.analysis.traces import Traces, read_traces
 from megatron_fork.recipe import plain, read_yaml
 
 
@@ -26,7 +25,6 @@ class RunRecord:
 
     name: str
     metrics: Metrics
-    traces: Traces
     summary: JsonLine
     config: dict[str, Any]
     config_text: str
@@ -44,23 +42,26 @@ class RunRecord:
         return value if isinstance(value, str | int | float | bool) else None
 
 
-def read_run(folder: Path) -> RunRecord:
-    """Read a run folder, finished or not.
-
-    Raise AnalysisError if there is no `metrics.jsonl`, or if a file cannot be read as what it claims to be.
-    """
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
+def check_run(folder: Path) -> None:
+    """Raise AnalysisError if there is no `metrics.jsonl`."""
+    if not (folder / "metrics.jsonl").is_file():
         raise AnalysisError(
             f"{folder} is not a run folder: it has no metrics.jsonl",
             hint="give the folder that `megatron-fork train` wrote",
         )
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder, finished or not.
+
+    Raise AnalysisError if it is none, or if a file cannot be read as what it claims to be.
+    """
+    check_run(folder)
     config, config_text = read_config(folder / "resolved.yaml")
     summary = folder / "summary.json"
     return RunRecord(
         name=folder.resolve().name,
-        metrics=read_metrics(path),
-        traces=read_traces(folder / "traces"),
+        metrics=read_metrics(folder / "metrics.jsonl"),
         summary=parse_object(read_bytes(summary), summary.name) if summary.exists() else JsonLine(summary.name, {}),
         config=config,
         config_text=config_text,

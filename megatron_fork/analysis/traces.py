@@ -1,24 +1,19 @@
-"""Traced trajectories: every response token with its entropy, its log-prob and whether it carried gradient.
-
-A run writes them as Parquet (docs/traces.md), those of earlier versions as one line of JSON each; `read_traces` reads both, or
-says what is wrong.
+"""Traced trajectories of runs of earlier versions, a line of JSON each: every response token with its entropy, its log-prob and
+whether it carried gradient. Runs write Parquet today (docs/traces.md).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from megatron_fork.analysis.json_lines import AnalysisError, JsonLine, read_json_lines
-from megatron_fork.traces import open_traces
 
 KINDS = ("trained", "without_signal", "evaluation")
 PER_TOKEN = ("tokens", "entropy", "selected", "logprob")
-# Of a file with thousands of responses; a report shows a few of them.
-RESPONSES_PER_FILE = 64
 T = TypeVar("T")
 
 
@@ -50,7 +45,6 @@ class Trace:
 class Traces:
     """Trajectories by step, in order of steps; `truncated` names files with a half-written last line.
 
-    `sampled` has of each file that was read in part, how many of how many responses were.
     `by_step` were trained on, `without_signal` are from steps with nothing to train on, `evaluations` are held out.
     """
 
@@ -58,11 +52,6 @@ class Traces:
     without_signal: dict[int, list[Trace]]
     evaluations: dict[int, list[Trace]]
     truncated: list[str]
-    sampled: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def all(self) -> list[Trace]:
-        """Return the trained trajectories of every traced step."""
-        return [trace for traces in self.by_step.values() for trace in traces]
 
 
 def read_traces(folder: Path) -> Traces:
@@ -74,51 +63,10 @@ def read_traces(folder: Path) -> Traces:
         traces.extend(trace_of(line) for line in written.lines)
         if written.truncated:
             truncated.append(path.name)
-    sampled = {}
-    for path in sorted([*folder.glob("step-*.parquet"), *folder.glob("evaluation-*.parquet")]):
-        found, responses = _of_parquet(path)
-        traces.extend(found)
-        if len(found) < responses:
-            sampled[path.name] = (len(found), responses)
     by_kind: dict[str, dict[int, list[Trace]]] = {kind: {} for kind in KINDS}
     for trace in sorted(traces, key=lambda trace: trace.step):
         by_kind[trace.kind].setdefault(trace.step, []).append(trace)
-    return Traces(by_kind["trained"], by_kind["without_signal"], by_kind["evaluation"], truncated, sampled)
-
-
-def _of_parquet(path: Path) -> tuple[list[Trace], int]:
-    """At most `RESPONSES_PER_FILE` of a file's responses, evenly spread; and how many it has."""
-    files = open_traces(path)
-    wanted = set(spread(range(files.responses), min(files.responses, RESPONSES_PER_FILE)))
-    traces: list[Trace] = []
-    first = 0
-    for part in files.parts():
-        rows = part.table.take([place - first for place in sorted(wanted) if first <= place < first + len(part)])
-        traces += [_of_row(row) for row in rows.to_pylist()]
-        first += len(part)
-    return traces, files.responses
-
-
-def _of_row(row: dict[str, Any]) -> Trace:
-    count = len(row["tokens"])
-    texts = row["token_texts"]
-    return Trace(
-        step=row["step"] or 0,
-        prompt=row["prompt"],
-        answer=row["answer"],
-        tokens=[text.decode(errors="surrogateescape") for text in texts]
-        if texts
-        else [f"<{n}>" for n in row["tokens"]],
-        entropy=row["entropy"] or [math.nan] * count,
-        selected=row["selected"] or [False] * count,
-        logprob=row["logprob"] or [math.nan] * count,
-        reward=math.nan if row["reward"] is None else row["reward"],
-        advantage=row["advantage"],
-        finish_reason=row["finish_reason"],
-        reason=row["reason"],
-        kind=row["kind"] if row["kind"] in KINDS else "evaluation",
-        number=row["number"],
-    )
+    return Traces(by_kind["trained"], by_kind["without_signal"], by_kind["evaluation"], truncated)
 
 
 def trace_of(line: JsonLine) -> Trace:

@@ -16,6 +16,7 @@ from megatron_fork.cli.analyze_entropy import AsJson, MinimumCount, Out, Rows, e
 from megatron_fork.cli.analyze_evolution import evolution
 from megatron_fork.cli.analyze_masks import compare_masks
 from megatron_fork.cli.analyze_models import Set, rescore, score_responses
+from megatron_fork.cli.analyze_report import show_report
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.files import path_at_home
 
@@ -92,6 +93,7 @@ def of_folder(
     guarded(work, debug=debug)
 
 
+app.command("report")(show_report)
 app.command("entropy")(entropy)
 app.command("rescore")(rescore)
 app.command("evolution")(evolution)

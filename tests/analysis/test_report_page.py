@@ -1,11 +1,14 @@
 """The report holds what the run wrote, in one file that asks for nothing, and is the same for the same run."""
 
+import base64
+import hashlib
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from support.synthetic_run import trace_of_step, write_json_lines, write_run
+from support.page_data import page_data
+from support.synthetic_run import write_run
 
 from megatron_fork.analysis import write_report
 
@@ -24,7 +27,9 @@ CHARTS = (
         "rate",
     ),
     *("mismatch", "time", "speed", "sft-loss", "distribution-wide", "distribution"),
+    *("percentiles", "correctness", "positions"),
 )
+PROJECT = Path(__file__).parents[2]
 # Pixels that the charts of a page have on a screen of 400: the rest are margins and paddings of the style sheet.
 ROOM = 400 - 2 * (16 + 18 + 1)
 
@@ -80,9 +85,26 @@ def test_asks_the_network_for_nothing(page: str) -> None:
     outside_links = re.sub(r'<a href="https://arxiv\.org[^"]*">|xmlns(:xlink)?="[^"]*"', "", page)
     assert "http://" not in outside_links
     assert "https://" not in outside_links
-    for asset in ("<script", "<img", "<link", "@import", "src="):
+    for asset in ("<img", "<link", "@import", "src=", "fetch(", "XMLHttpRequest", "import("):
         assert asset not in outside_links
-    assert "default-src 'none'" in page
+
+
+def test_runs_its_own_script_alone(page: str) -> None:
+    """The policy forbids whatever is not the one script whose hash it names."""
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert "unsafe" not in rules["script-src"] and set(rules) <= {
+        "default-src",
+        "script-src",
+        "style-src",
+        "base-uri",
+        "form-action",
+    }
+    (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert rules["script-src"] == f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    for way in ("eval(", "Function(", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write"):
+        assert way not in script
 
 
 def test_same_run_gives_same_bytes(tmp_path: Path) -> None:
@@ -92,33 +114,21 @@ def test_same_run_gives_same_bytes(tmp_path: Path) -> None:
 
 
 def test_transcripts_and_config_are_shown(page: str) -> None:
-    assert page.count('<div class="response">') == 9
-    assert "What is 2x?\nPut the final answer" in page
+    shown = page_data(page).responses
+    assert len(shown) == 9
+    assert all("What is 2x?\nPut the final answer" in each.prompt for each in shown)
     assert "<summary>Resolved config</summary>" in page
     assert "model: &#34;qwen3 &lt;tiny&gt;&#34;" in page
 
 
-def test_selected_tokens_are_marked_and_no_others(tmp_path: Path) -> None:
-    write_run(tmp_path)
-    trace = trace_of_step(0)
-    for path in (tmp_path / "traces").iterdir():
-        path.unlink()
-    write_json_lines(tmp_path / "traces" / "step-000000.jsonl", [trace])
-    response = write_report(tmp_path).read_text(encoding="utf-8").split('<div class="response">')[1].split("</div>")[0]
-    marks = re.findall(r'<span class="level-\d+( selected)?" title="([^"]*)"', response)
-    assert [bool(mark) for mark, _ in marks] == trace["selected"]
-    for entropy, (_, title) in zip(trace["entropy"], marks, strict=True):
-        assert f"entropy {entropy:.4f} nats" in title
+def test_the_responses_are_counted_by_set(page: str) -> None:
+    row = re.search(r'<table id="sets">.*?<tbody>(.*?)</tbody>', page, flags=re.DOTALL)[1]
+    cells = re.findall(r"<td>(.*?)</td>", row)
+    assert cells[:4] == ["training", "trained on", "1", "9"] and cells[5:] == ["90", "0.0 %"]
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
-    write_run(tmp_path, transcripts=6)
-    for step in range(1, 12):
-        write_json_lines(tmp_path / "traces" / f"step-{step:06d}.jsonl", [trace_of_step(step)])
-    write_json_lines(tmp_path / "traces" / "step-000000.jsonl", [trace_of_step(0, tokens=1600)])
-    page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "Transcripts of 6 of the 14 traced steps are shown." in page
-    assert "4 of 6 traced" in page
-    assert "100 more tokens are left out." in page
-    shown = [int(step) for step in re.findall(r"<b>Step (\d+)</b>", page)]
-    assert (shown[0], shown[-1], len(shown)) == (0, 40, 6)
+def test_every_file_of_the_page_is_in_the_package() -> None:
+    patterns = re.search(r'"megatron_fork.analysis.page": \[(.*?)\]', (PROJECT / "setup.py").read_text())[1]
+    folder = PROJECT / "megatron_fork" / "analysis" / "page"
+    others = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"]
+    assert len(others) > 5 and all(f'"*{path.suffix}"' in patterns for path in others)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import QUICKSTART, TINY, finish, metrics_of, run, start, trace_rows
+from support.page_data import page_data
 
 WORDS = (*TINY, "sft.steps=0", "train.steps=3", "rollout.dynamic_sampling=true", "rollout.max_rounds=2")
 
@@ -34,7 +35,10 @@ def test_steps_without_signal_are_said_shown_and_counted(tmp_path: Path, verdict
         assert 0 < len(kept) <= 8
         assert all(each["reward"] == (verdict == "true") and each["reason"].startswith("seen: ") for each in kept)
     page = (folder / "report.html").read_text()
-    assert "no group had signal" in page and "seen: " in page and "Held-out responses" in page
+    assert "In 3 of 3 steps no group of responses had signal" in page
+    shown = page_data(page).responses
+    assert {each.facts["step"] for each in shown} == {0, 1, 2, 3}
+    assert all(each.facts["reason"].startswith("seen: ") for each in shown)
 
 
 def test_a_step_with_updates_of_regularizers_alone_is_said(tmp_path: Path) -> None:

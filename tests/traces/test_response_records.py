@@ -9,13 +9,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from megatron_fork.analysis.traces import read_traces
 from megatron_fork.data import PromptSource
 from megatron_fork.data.source import PromptCounts
 from megatron_fork.experience import Prompt, Trajectory, logprob_array, token_array
 from megatron_fork.run.folder import RunFolder
 from megatron_fork.run.traces import RowsOf, untrained_responses
-from megatron_fork.traces import Origin, TokenTexts
+from megatron_fork.traces import Origin, TokenTexts, open_traces
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -78,12 +77,12 @@ def test_right_and_wrong_responses_are_read_again(tmp_path: Path) -> None:
     for kind, of in (("evaluation", "evaluation"), ("without_signal", "step")):
         rows = RowsOf(source, kind, set="held_out", step=3, samples=20)
         folder.traces(3, untrained_responses(responses, rows, count=4), Origin(), of=of)
-    read = read_traces(tmp_path / "traces")
-    assert not read.by_step
-    for traces in (read.evaluations[3], read.without_signal[3]):
-        assert [trace.reward for trace in traces].count(1.0) == 1 and len(traces) == 4
-        assert {trace.reason for trace in traces} == {"why"}
-        assert "".join(traces[0].tokens).encode(errors="surrogateescape") == "é!".encode()
+    for kind, of in (("evaluation", "evaluation"), ("without_signal", "step")):
+        (read,) = open_traces(tmp_path / "traces" / f"{of}-000003.parquet").parts()
+        assert set(read.values("kind")) == {kind}
+        assert read.values("reward").count(1.0) == 1 and len(read) == 4
+        assert set(read.values("reason")) == {"why"}
+        assert b"".join(read.values("token_texts")[0]) == "é!".encode()
 
 
 def test_resuming_forgets_evaluations_that_come_after(tmp_path: Path) -> None:

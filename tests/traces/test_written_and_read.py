@@ -11,6 +11,8 @@ from support.synthetic_run import write_json_lines
 from megatron_fork.analysis import AnalysisError, StepMetrics, Trace
 from megatron_fork.analysis.json_lines import JsonLine
 from megatron_fork.analysis.metrics import STAGES, read_metrics
+from megatron_fork.analysis.page.responses import Vocabulary
+from megatron_fork.analysis.page.sources import sources_at
 from megatron_fork.analysis.traces import KINDS, read_traces, trace_of
 from megatron_fork.run.folder import RunFolder, _finite
 from megatron_fork.traces import Origin, TracedResponse
@@ -104,22 +106,14 @@ def response(number: int, *, kind: str = "trained", step: int = 3) -> TracedResp
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trace_comes_back(tmp_path: Path, kind: str) -> None:
     RunFolder(tmp_path, writes=True).traces(3, [response(4, kind=kind)], Origin())
-    found = read_traces(tmp_path / "traces")
-    (read,) = [
-        each for by_step in (found.by_step, found.without_signal, found.evaluations) for each in by_step.get(3, [])
-    ]
-    assert (read.kind, read.number, read.tokens, read.logprob) == (kind, 4, ["two", "\udc80"], [-0.5, -1.0])
-    assert (read.reward, read.reason, read.prompt, read.answer) == (1.0, "equal", "1 + 1 =", "2")
-    trained = (read.entropy, read.selected, read.advantage) == ([0.25, 1.5], [False, True], 0.5)
-    assert trained == (kind == "trained") and (trained or all(map(math.isnan, read.entropy)))
-
-
-def test_of_a_file_of_thousands_a_report_reads_a_few_from_all_of_it(tmp_path: Path) -> None:
-    RunFolder(tmp_path, writes=True).traces(3, [response(number) for number in range(1000)], Origin())
-    found = read_traces(tmp_path / "traces")
-    numbers = [trace.number for trace in found.by_step[3]]
-    assert len(numbers) == 64 and numbers[0] == 0 and numbers[-1] > 900
-    assert found.sampled == {"step-000003.parquet": (64, 1000)}
+    vocabulary = Vocabulary()
+    (part,) = sources_at(tmp_path).parts(vocabulary)
+    (facts,) = part.facts
+    assert [vocabulary.texts[token] for token in part.tokens] == ["two", "\udc80"]
+    assert (facts.kind, facts.step, part.logprob.tolist()) == (kind, 3, [-0.5, -1.0])
+    assert (facts.reward, facts.reason, facts.prompt, facts.answer) == (1.0, "equal", "1 + 1 =", "2")
+    trained = (part.entropy.tolist(), part.selected.tolist(), facts.advantage) == ([0.25, 1.5], [False, True], 0.5)
+    assert trained == (kind == "trained") == part.has_entropy[0] and (trained or all(map(math.isnan, part.entropy)))
 
 
 @pytest.mark.parametrize("number", [-1, 1.5, True, "7", 2**53])
