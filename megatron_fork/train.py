@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 from megatron_fork import run
@@ -33,7 +34,7 @@ def train(config: RunConfig, display: run.Display) -> Path:
         learner = run.build_learner(context, models, state)
         run.sync_weights(context, models.policy, engine, state.step)
         if state.before is None:
-            state.before = run.evaluate_held_out(context, collector, 0)
+            state.before = run.evaluate_all(context, collector, 0)
         with (
             display.stage("train", config.train.steps, done=state.step) as stage,
             run.checkpointing(context, models, state),
@@ -53,7 +54,7 @@ def train(config: RunConfig, display: run.Display) -> Path:
                     result=step.result,
                     stop_point=context.stop_point,
                 )
-                state.finish_step(evaluation_every=config.evaluation.every, last=config.train.steps)
+                state.finish_step(is_evaluated=partial(run.is_evaluated, context))
                 failure: RolloutError | None = None
                 try:
                     run.sync_weights(context, models.policy, engine, state.step)

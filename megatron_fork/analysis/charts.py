@@ -134,6 +134,7 @@ CURVES = (
     ChartPlan(
         "pass-rate", "Pass rate", "Share of responses that the verifier accepts.", curves.draw_pass_rate, wide=True
     ),
+    ChartPlan("sets", "Evaluation sets", "Mean over problems of each set, ± 1 s.e.", curves.draw_sets, wide=True),
     ChartPlan(
         "entropy",
         "Entropy and threshold",

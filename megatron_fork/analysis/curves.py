@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy
 from matplotlib.figure import Figure
 
@@ -24,6 +26,9 @@ from megatron_fork.analysis.run_record import RunRecord
 BLUE, SKY, ORANGE, TEAL, VIOLET, STONE, MUTED = (
     PALETTE[name][0] for name in ("blue", "sky", "orange", "teal", "violet", "stone", "muted")
 )
+
+_COLOURS = (BLUE, ORANGE, TEAL, VIOLET, SKY, STONE)
+_OF_A_SET = re.compile(r"[A-Za-z0-9_-]+/avg@\d+")
 
 
 def draw_pass_rate(record: RunRecord, size: Size) -> Drawing | None:
@@ -55,11 +60,37 @@ def draw_pass_rate(record: RunRecord, size: Size) -> Drawing | None:
     return finished(figure)
 
 
-def standard_errors(metrics: Metrics, held_out: Series) -> numpy.ndarray:
-    """Return one standard error for each held-out point; 0 if none was written: the point then has no bar."""
-    errors = metrics.series("evaluation", "pass_rate_se")
+def standard_errors(metrics: Metrics, held_out: Series, name: str = "pass_rate_se") -> numpy.ndarray:
+    """Return one standard error for each evaluated point; 0 if none was written: the point then has no bar."""
+    errors = metrics.series("evaluation", name)
     written = dict(zip(errors.steps, errors.values, strict=True))
     return numpy.array([max(numpy.nan_to_num(written.get(step, 0.0)), 0.0) for step in held_out.steps])
+
+
+def draw_sets(record: RunRecord, size: Size) -> Drawing | None:
+    """A curve for the avg@k of each prompt set."""
+    metrics = record.metrics
+    written = {name for values in metrics.stages["evaluation"].values() for name in values if _OF_A_SET.fullmatch(name)}
+    drawn = {name: series for name in sorted(written) if (series := metrics.series("evaluation", name))}
+    if not drawn:
+        return None
+    figure, axes = new_figure("RL step", "avg@k", size)
+    for place, (name, series) in enumerate(drawn.items()):
+        axes.errorbar(
+            series.steps,
+            series.values,
+            yerr=standard_errors(metrics, series, f"{name}_se"),
+            label=name,
+            color=_COLOURS[place % len(_COLOURS)],
+            marker="o",
+            markersize=4.5,
+            capsize=3,
+            linewidth=1.5,
+        )
+    highest = max(float(numpy.nanmax(series.values)) for series in drawn.values())
+    axes.set_ylim(bottom=0, top=None if highest > 0 else 1)
+    round_ticks(axes.yaxis, unit="%")
+    return finished(figure)
 
 
 def draw_entropy(record: RunRecord, size: Size) -> Drawing | None:

@@ -13,6 +13,8 @@ from megatron_fork import __version__
 from megatron_fork.cli import analyze as analyze_commands
 from megatron_fork.cli import convert as convert_commands
 from megatron_fork.cli import data as data_commands
+from megatron_fork.cli.compare import compare
+from megatron_fork.cli.evaluate import evaluate, generate
 from megatron_fork.cli.guard import Debug, guarded, stops_at_once, stops_no_more
 from megatron_fork.errors import ConfigError
 from megatron_fork.run import is_first_rank
@@ -21,6 +23,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.add_typer(analyze_commands.app, name="analyze")
 app.add_typer(convert_commands.app, name="convert")
 app.add_typer(data_commands.app, name="data")
+
+app.command()(evaluate)
+app.command()(generate)
+app.command()(compare)
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file with the settings of the run", show_default=False)]
 Overrides = Annotated[

@@ -9,7 +9,7 @@ from megatron_fork.data.answers import NO_ANSWER, AnswerForm, AnswerLists, Boxes
 from megatron_fork.data.columns import Columns
 from megatron_fork.data.presets import PRESETS
 from megatron_fork.errors import ConfigError
-from megatron_fork.recipe import FilePath, OneOf, Pattern, PositiveInt, Settings, Tokens
+from megatron_fork.recipe import FilePath, NonNegativeInt, OneOf, Pattern, PositiveInt, Settings, Tokens
 
 # Tasks that are generated and need no file; each has a verifier of the same name.
 GENERATED = ("reach", "arithmetic", "reasoning_gym")
@@ -69,9 +69,10 @@ class DataConfig(Settings, room="data"):
     max_prompt_tokens: Tokens = 2048
     """Length of the longest prompt that is accepted."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    held_out: PositiveInt = 256
-    """Prompts with different questions that are kept from reinforcement learning for evaluation. Demonstrations include them:
-    the warm start stands for a base model, which has seen the arithmetic."""
+    held_out: NonNegativeInt = 256
+    """Prompts with different questions that are kept from reinforcement learning for evaluation; 0: only `evaluation.sets` are
+    evaluated. Demonstrations of generated tasks include them: the warm start stands for a base model, which has seen the
+    arithmetic."""
     seed: int = 0
     """Seed of the split; the run's seed gives the order."""
 

@@ -7,21 +7,18 @@ import random
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_fork.data.answers import NoAnswer, reader
-from megatron_fork.data.columns import pick, question_of, solution_of, without
+from megatron_fork.data.columns import solution_of
 from megatron_fork.data.config import GENERATED, DataConfig
-from megatron_fork.data.conversations import stripped, whole_text
-from megatron_fork.data.generated import DEMONSTRATORS, GENERATORS, Demonstrator, Task, tokenizer_of_task
-from megatron_fork.data.presets import PRESETS
+from megatron_fork.data.conversations import whole_text
+from megatron_fork.data.file_prompts import check_file, of_file, of_unanswered_file
+from megatron_fork.data.generated import DEMONSTRATORS, GENERATORS, Demonstrator, tokenizer_of_task
 from megatron_fork.data.prompt_rows import PromptRows, PromptStore
-from megatron_fork.data.rows import data_files, read_rows
 from megatron_fork.data.split import question_key, split_by_question
 from megatron_fork.data.templates import brings_special_tokens, find_template
 from megatron_fork.errors import ConfigError, DataError
@@ -29,6 +26,9 @@ from megatron_fork.experience import Demonstration, Prompt
 from megatron_fork.rewards import Reference
 
 BATCH_PROMPTS = 1024
+
+Part = Literal["split", "whole", "whole_unanswered"]
+"""How a source is divided: for training, or as one set; `whole_unanswered`: where a row has no answer, it is empty."""
 
 PlacedPrompt = tuple[str, str, str, str, int]
 """(place, text, answers as one string, solution or "", key of the question)"""
@@ -76,10 +76,10 @@ class PromptSource:
     longest_demonstration: int = 0
     """Prompt, solution and end token, in tokens; 0 if solutions are generated."""
     question_keys: Sequence[int] = ()
-    """Of each row that was kept, by `Prompt.index`: a hash of its question."""
+    """Of every prompt, at its `index`; see `question_key`."""
 
     def prompt_id(self, prompt: Prompt) -> str:
-        """A name of the prompt's question, the same whatever the template, file and split."""
+        """The same for the same question, whatever the template and the file: 16 hexadecimal digits."""
         return f"{self.question_keys[prompt.index]:016x}"
 
     def draw(self, count: int, *, start: int, seed: int) -> list[Prompt]:
@@ -110,21 +110,36 @@ class PromptSource:
 
 
 def load_prompts(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase | None, *, with_rows: bool = False
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    with_rows: bool = False,
+    part: Part = "split",
+    trains: bool = True,
 ) -> PromptSource:
     """The prompt set that `config` names; raises `DataError` if it is missing, unreadable or too small.
 
-    `tokenizer`: the model's; "reach" and "arithmetic" have their own and need none. `with_rows`: answers carry the row's
-    data_source and extra_info, for a verifier that takes them.
+    Args:
+        config: of the set.
+        tokenizer: the model's; "reach" and "arithmetic" have their own and need none.
+        with_rows: answers carry the row's data_source and extra_info, for a verifier that takes them.
+        part: `split` by `config.held_out`; the other two hold out every prompt, in the order of the file.
+        trains: whether a split must leave prompts to train on.
+
     """
     tokenizer = tokenizer or tokenizer_of_task(config.source)
     if config.source not in GENERATED:
-        _check_file(config)
+        check_file(config)
     store = PromptStore(tokenizer, add_special_tokens=not brings_special_tokens(config.template))
     counts = PromptCounts()
     keys: array[int] = array("Q")
     longest, longest_demonstration = _fill(
-        store, keys, _prompts(config, tokenizer, counts, with_rows), config, counts, tokenizer
+        store,
+        keys,
+        _prompts(config, tokenizer, counts, with_rows, answered=part != "whole_unanswered"),
+        config,
+        counts,
+        tokenizer,
     )
     counts.kept = len(store)
     if config.rows is not None and counts.rows != config.rows:
@@ -132,13 +147,21 @@ def load_prompts(
             f"data.source={config.source} has {counts.rows} rows, not data.rows={config.rows}",
             hint="download it again; data.rows=null takes any number",
         )
-    training, held_out = split_by_question(keys, config.held_out, config.seed)
-    if not training:
+    if not len(store):
+        raise DataError(
+            f"data.source={config.source} has no prompts left of its {counts.rows} rows",
+            hint="see data.unanswered, data.over_long and data.max_prompt_tokens",
+        )
+    if part == "split":
+        training, held_out = split_by_question(keys, config.held_out, config.seed)
+    else:
+        training, held_out = array("L"), array("L", range(len(store)))
+    if part == "split" and trains and not training:
         questions = f" with {len(held_out)} different questions" if len(held_out) < len(store) else ""
         raise DataError(
             f"data.source={config.source} has {len(store)} prompts{questions}, data.held_out={config.held_out} leaves none "
             "to train on",
-            hint="give more prompts or hold out fewer",
+            hint="give more prompts or hold out fewer; `megatron-fork evaluate` takes whole sets",
         )
     counts.of_held_out = len(store) - len(training) - len(held_out)
     parts = PromptRows(store, training), PromptRows(store, held_out)
@@ -198,10 +221,10 @@ def _fill(
 
 
 def _prompts(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, counts: PromptCounts, with_rows: bool
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, counts: PromptCounts, with_rows: bool, *, answered: bool
 ) -> Iterator[PlacedPrompt]:
     """Every prompt of the source as text, after duplicates and rows without an answer were handled."""
-    make = GENERATORS.get(config.source, _of_file)
+    make = GENERATORS.get(config.source, of_file if answered else of_unanswered_file)
     template = find_template(config.template, tokenizer)
     seen: set[bytes] = set()
     for place, question, reference, row in make(config):
@@ -223,7 +246,7 @@ def _prompts(
         counts.alternatives += len(reference.answers) > 1
         if with_rows:
             reference = _of_row(reference, row, config.source)
-        column = config.columns.solution if make is _of_file else None
+        column = config.columns.solution if make is of_file else None
         solution = solution_of(row, column, place) if column is not None else ""
         yield place, template(question, row, place), _encoded(reference, place), solution, question_key(question)
 
@@ -242,57 +265,6 @@ def _encoded(reference: Reference, place: str) -> str:
             f"{place} has a value in extra_info that JSON cannot hold: {error}",
             hint="write it as text, numbers, lists and objects",
         ) from error
-
-
-def _of_file(config: DataConfig) -> Iterator[Task]:
-    places: dict[str, str] = {}
-    answers = reader(
-        config.columns.answer, config.answer_form, config.answer_lists, config.boxes, no_answer=config.no_answer
-    )
-    for place, row in read_rows(Path(config.source), config.split, config.subset):
-        asked = question_of(row, config.columns.prompt, place)
-        question = stripped(
-            asked, partial(without, prefix=config.prompt_prefix, suffix=config.prompt_suffix, place=place)
-        )
-        if config.columns.id is not None:
-            name = str(pick(row, config.columns.id, place))
-            if name in places:
-                raise DataError(
-                    f"{place} has the {config.columns.id} {name!r} of {places[name]}",
-                    hint="make them unique, or set data.columns.id=null",
-                )
-            places[name] = place
-        reference = None
-        try:
-            reference = Reference(answers.read(pick(row, config.columns.answer, place), place))
-        except NoAnswer as error:
-            if config.unanswered == "refuse":
-                message, hint = error.args
-                raise DataError(message, hint=hint) from error
-        yield place, question, reference, row
-
-
-def _check_file(config: DataConfig) -> None:
-    by_preset = PRESETS[config.preset]["data"] if config.preset else {}
-    for name, value in (("split", config.split), ("subset", config.subset)):
-        if value not in (None, by_preset.get(name)) and Path(config.source).is_file():
-            raise ConfigError(
-                f"data.{name}={value} with data.source={config.source}, which is one file and has none",
-                hint=f"set data.{name}=null, or name the folder of the data set",
-            )
-    files = data_files(Path(config.source), config.split, config.subset)
-    if config.sha256 is None:
-        return
-    if len(files) != 1:
-        raise DataError(
-            f"data.sha256 needs a single file, but data.source={config.source} has {len(files)}", hint="name the file"
-        )
-    with files[0].open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != config.sha256:
-        raise DataError(
-            f"{files[0]} has the SHA-256 {found}, not data.sha256={config.sha256}", hint="download it again"
-        )
 
 
 @lru_cache(maxsize=4)

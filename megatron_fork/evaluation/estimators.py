@@ -46,7 +46,7 @@ def pass_at_k(right: Sequence[int], samples: int, k: int) -> Values:
     """
     check_k(k, samples, f"pass@{k}")
     counts = np.asarray(right, dtype=np.int64)
-    if counts.size and not (0 <= counts.min() and counts.max() <= samples):
+    if counts.size and not (counts.min() >= 0 and counts.max() <= samples):
         raise EvaluationError(f"{counts.max()} right ones of {samples} samples", hint="count each response once")
     # C(n - c, k) / C(n, k): the product over i < c of (n - k - i) / (n - i), which is 0 where n - k < c.
     logs = np.full(samples + 1, -np.inf)
@@ -68,14 +68,16 @@ def majority_at_k(
         votes: how many of the responses state each answer; their sum is at most `samples`.
         right: for each answer whether it is right, 0 to 1.
         samples: n, all responses to the prompt, those without an answer among them.
-        k: at most `samples`; raises `EvaluationError` otherwise. With more than `MOST_EXACT` samples and k below that, `SUBSETS`
+        k: at most `samples`; raises `EvaluationError` otherwise. Of more than `MOST_EXACT` samples `SUBSETS`
             random subsets are taken in place of all.
         seed: of the subsets.
 
     """
     check_k(k, samples, f"maj@{k}")
     if sum(votes) > samples or min(votes, default=1) < 1:
-        raise EvaluationError(f"{sum(votes)} votes of {samples} samples", hint="each response states one answer or none")
+        raise EvaluationError(
+            f"{sum(votes)} votes of {samples} samples", hint="each response states one answer or none"
+        )
     silent = samples - sum(votes)
     if not votes or not any(right):
         return 0.0, True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_fork.evaluation.config import EvaluationConfig
+from megatron_fork.evaluation.estimators import pass_at_k, standard_error
 from megatron_fork.experience import Prompt, Trajectory
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
@@ -50,6 +52,46 @@ def evaluate(
         failures.add((trajectory.failure, trajectory.reason) for trajectory in answers)
     tokens = sum(len(trajectory.response) for trajectory in trajectories) / len(trajectories)
     return Evaluation(pass_rate, standard_error, greedy, tokens, trajectories, failures)
+
+
+@dataclass(frozen=True)
+class SetEvaluation:
+    """What a run records of a prompt set, by the metric's name, and the responses."""
+
+    metrics: dict[str, float]
+    trajectories: list[Trajectory]
+    failures: Failures
+
+
+def evaluate_set(
+    collector: Collector,
+    name: str,
+    prompts: Sequence[Prompt],
+    samples: int,
+    *,
+    stop_point: Callable[[], None] = lambda: None,
+) -> SetEvaluation:
+    """Sample and score a set under the engine's current weights, with random numbers of its own."""
+    own = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest())
+    trajectories = collector.sample(prompts, samples, first_draw=(own + 2) * _FIRST_DRAW, stop_point=stop_point)
+    rewards = [trajectory.reward for trajectory in trajectories]
+    average, error = average_at_k(rewards, samples)
+    right = [
+        sum(reward > 0 for reward in rewards[first : first + samples]) for first in range(0, len(rewards), samples)
+    ]
+    passed = pass_at_k(right, samples, samples)
+    failures = Failures()
+    failures.add((trajectory.failure, trajectory.reason) for trajectory in trajectories)
+    count = len(trajectories)
+    found = {f"avg@{samples}": average, f"avg@{samples}_se": error}
+    if samples > 1:
+        found |= {f"pass@{samples}": float(passed.mean()), f"pass@{samples}_se": standard_error(passed)}
+    found |= {
+        "response_tokens": sum(len(trajectory.response) for trajectory in trajectories) / count,
+        "cut": sum(trajectory.finish_reason == "length" for trajectory in trajectories) / count,
+        "failed": sum(trajectory.failure is not None for trajectory in trajectories) / count,
+    }
+    return SetEvaluation({f"{name}/{metric}": value for metric, value in found.items()}, trajectories, failures)
 
 
 def average_at_k(rewards: Sequence[float], samples: int) -> tuple[float, float]:

@@ -60,7 +60,7 @@ def preflight(
     def tried(name: str, findings: Iterator[Finding]) -> Section:
         return name, _tried(name, findings, debug=options.debug)
 
-    yield tried("prompts", prompts(found.source))
+    yield tried("prompts", prompts(found.source, found.sets))
     yield tried("memory", memory(config, bytes_per_rank, ranks=ranks))
     yield tried("round trip", met_ranks(seconds=options.seconds))
     kind = engine_kind(config.rollout.engine)

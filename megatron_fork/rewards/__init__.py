@@ -9,6 +9,7 @@ from megatron_fork.rewards.procedural import generate_tasks
 from megatron_fork.rewards.reach import MAX_OPERATIONS, OPERATIONS
 from megatron_fork.rewards.reference import Reference, read_reference
 from megatron_fork.rewards.score import RewardError, Score
+from megatron_fork.rewards.stated import answer_in, compares_answers, number_in, states_answers
 from megatron_fork.rewards.verifiers import score, takes_row
 
 # Workers start without importing what checks settings.
@@ -28,9 +29,13 @@ __all__ = [
     "RewardPool",
     "Score",
     "ScoreStream",
+    "answer_in",
     "check_verifier",
+    "compares_answers",
     "generate_tasks",
+    "number_in",
     "read_reference",
     "score",
+    "states_answers",
     "takes_row",
 ]

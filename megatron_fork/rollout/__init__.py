@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from megatron_fork.rollout.in_process.load_balanced import LoadBalancedEngine
     from megatron_fork.rollout.in_process.vllm import ColocatedEngine
     from megatron_fork.rollout.probing import compare, probe
-    from megatron_fork.rollout.responses import ends_in_words, stop_tokens_of
+    from megatron_fork.rollout.responses import (
+        ends_in_words,
+        request_for,
+        seed_of,
+        stop_tokens_of,
+        text_of,
+        trajectory_of,
+    )
     from megatron_fork.rollout.scheduler import RolloutCounts
     from megatron_fork.rollout.servers.remote import RemoteEngine
     from megatron_fork.rollout.servers.survey import ServerAnswer, ask_servers
@@ -51,6 +58,10 @@ __all__ = [
     "engine_kind",
     "ends_in_words",
     "probe",
+    "request_for",
+    "seed_of",
     "server_states",
     "stop_tokens_of",
+    "text_of",
+    "trajectory_of",
 ]

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from megatron_fork.run.context import RunContext, check_folder, prepare
     from megatron_fork.run.ending import end_with, explain, is_first_rank, leave
     from megatron_fork.run.engine_side import collect, sync_weights
+    from megatron_fork.run.evaluating import Asked, evaluate_model
+    from megatron_fork.run.evaluations import evaluate_all, evaluate_where_due, is_evaluated
     from megatron_fork.run.folder import writing_to
     from megatron_fork.run.given import score_given
     from megatron_fork.run.interruption import StopRequest
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
     from megatron_fork.run.place import checkpoint_of, config_of
-    from megatron_fork.run.record import evaluate_held_out, evaluate_where_due, finish, log_step, warn_of_failures
+    from megatron_fork.run.prompt_sets import LoadedSet
+    from megatron_fork.run.record import finish, log_step, warn_of_failures
     from megatron_fork.run.scoring import (
         Scorer,
         check_vocabulary,
@@ -49,6 +52,7 @@ else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "Asked",
     "Scorer",
     "check_vocabulary",
     "origin_of",
@@ -59,6 +63,7 @@ __all__ = [
     "sequences_of",
     "Checked",
     "Display",
+    "LoadedSet",
     "ModelContext",
     "PartialStep",
     "RunContext",
@@ -79,12 +84,14 @@ __all__ = [
     "collect",
     "config_of",
     "end_with",
-    "evaluate_held_out",
+    "evaluate_all",
+    "evaluate_model",
     "evaluate_where_due",
     "explain",
     "finish",
     "is_first_rank",
     "is_due",
+    "is_evaluated",
     "leave",
     "load_policy",
     "log_step",

@@ -21,6 +21,8 @@ from megatron_fork.recipe import one_line
 from megatron_fork.rewards import check_verifier, takes_row
 from megatron_fork.rollout import check_engine, stop_tokens_of
 from megatron_fork.run.prometheus import check_port
+from megatron_fork.run.prompt_checks import check_lengths, check_verifier_fits
+from megatron_fork.run.prompt_sets import LoadedSet, matching_sets
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Checked:
     source: PromptSource
     stop_tokens: tuple[int, ...]
     """Any of them ends a response; the tokenizer's own comes first."""
+    sets: tuple[LoadedSet, ...]
+    """The prompt sets that are evaluated beside the held-out prompts."""
 
 
 def check(config: RunConfig, *, ranks: int, servers_come: bool = False) -> Checked:
@@ -45,7 +49,8 @@ def check(config: RunConfig, *, ranks: int, servers_come: bool = False) -> Check
     hf_config, contents = matching_model(config)
     config.parallel.data(ranks)
     source = matching_prompts(config, hf_config)
-    return Checked(hf_config, contents, source, matching_ends(config, hf_config, source.tokenizer))
+    sets = matching_sets(config, hf_config, source.tokenizer)
+    return Checked(hf_config, contents, source, matching_ends(config, hf_config, source.tokenizer), sets)
 
 
 def check_settings(config: RunConfig, *, ranks: int, servers_come: bool = False) -> None:
@@ -67,7 +72,7 @@ def check_settings(config: RunConfig, *, ranks: int, servers_come: bool = False)
             "prompt: every advantage would be 0",
             hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
         )
-    _check_verifier(config)
+    check_verifier_fits(config, config.data.source)
     objective.loss_named(config.objective.loss)
     selection.token_choice(config.selection.tokens)
     check_engine(config.rollout, ranks=ranks, replays_experts=config.experts.replay, servers_come=servers_come)
@@ -170,7 +175,12 @@ def matching_model(config: RunConfig) -> tuple[PretrainedConfig, conversion.Cont
 
 def matching_prompts(config: RunConfig, hf_config: PretrainedConfig) -> PromptSource:
     """The prompts of a recipe; raises if their tokenizer or the length of their sequences does not fit the model."""
-    source = load_prompts(config.data, tokenizer_of(config.model), with_rows=takes_row(config.rewards.kind))
+    source = load_prompts(
+        config.data,
+        tokenizer_of(config.model),
+        with_rows=takes_row(config.rewards.kind),
+        trains=bool(config.train.steps or config.sft.steps),
+    )
     check_tokenizer(config.model, hf_config, source.tokenizer)
     check_lengths(config, hf_config, source)
     room = models.longest_sequence(hf_config)
@@ -203,18 +213,6 @@ def check_tokenizer(
         )
 
 
-def check_lengths(config: RunConfig, hf_config: PretrainedConfig, source: PromptSource) -> None:
-    """Raise `ModelError` if a prompt with its response may be longer than the model's longest sequence."""
-    room = models.longest_sequence(hf_config)
-    if source.longest_prompt + config.rollout.max_response_tokens > room:
-        raise ModelError(
-            f"the longest prompt has {source.longest_prompt} tokens, which with rollout.max_response_tokens="
-            f"{config.rollout.max_response_tokens} is more than the model's max_position_embeddings={room}",
-            hint=f"lower rollout.max_response_tokens to {max(0, room - source.longest_prompt)} or less, or add "
-            "rope_parameters of rope_type yarn to config.json",
-        )
-
-
 def matching_ends(
     config: RunConfig, hf_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
@@ -235,20 +233,6 @@ def matching_ends(
         "rollout.stop_tokens": config.rollout.stop_tokens,
     }
     return stop_tokens_of(named, hf_config.vocab_size)
-
-
-def _check_verifier(config: RunConfig) -> None:
-    """A generated task needs the verifier of its name, or one of the user's own."""
-    task, kind = config.data.source, config.rewards.kind
-    fits = kind == task if task in GENERATED else kind not in GENERATED
-    if not fits and ":" not in kind:
-        hint = f"set rewards.kind={task}" if task in GENERATED else "set rewards.kind=math, or module:function"
-        raise ConfigError(f"rewards.kind={kind} does not fit data.source={task}", hint=hint)
-    if kind == "reasoning_gym" and config.rewards.workers == 0:
-        raise ConfigError(
-            "rewards.kind=reasoning_gym with rewards.workers=0",
-            hint="set rewards.workers to 1 or more: only workers make its tasks",
-        )
 
 
 def tokenizer_of(source: models.ModelConfig) -> PreTrainedTokenizerBase | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,8 @@ _SHOWN = (
     ("selected", "selection/fraction", "{:.1%}"),
     ("tokens/s", "tokens_per_second", "{:,.0f}"),
 )
+
+_OF_A_SET = re.compile(r"[^/]+/avg@\d+")
 
 
 def quiet_libraries() -> None:
@@ -115,4 +118,5 @@ class Stage:
 
 def _formatted(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     present = [(label, metrics[name], form) for label, name, form in _SHOWN if name in metrics]
+    present += [(name, value, "{:.3f}") for name, value in metrics.items() if _OF_A_SET.fullmatch(name)]
     return [(label, form.format(value)) for label, value, form in present if math.isfinite(value)]

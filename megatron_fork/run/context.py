@@ -28,6 +28,7 @@ from megatron_fork.run.folder import RunFolder
 from megatron_fork.run.identity import fingerprint, former_fingerprints
 from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
 from megatron_fork.run.metric_names import PeerNames
+from megatron_fork.run.prompt_sets import LoadedSet
 from megatron_fork.run.provenance import as_comments, provenance
 
 # What a resumed run may change without becoming another run.
@@ -60,6 +61,8 @@ class RunContext:
     stop: StopRequest
     stop_tokens: tuple[int, ...]
     """Any of them ends a response; the tokenizer's own comes first."""
+    sets: tuple[LoadedSet, ...]
+    """The prompt sets that are evaluated beside the held-out prompts."""
     model_files: conversion.ModelFiles
     """The files that go beside the weights that the run writes."""
     identity: str
@@ -112,11 +115,20 @@ def prepare(config: RunConfig, display: Display, *, found: Checked | None = None
 
 
 def _context(
-    config: RunConfig, checked: Checked, layout: Layout, folder: RunFolder, display: Display, stop: StopRequest
+    config: RunConfig,
+    checked: Checked,
+    layout: Layout,
+    folder: RunFolder,
+    display: Display,
+    stop: StopRequest,
 ) -> RunContext:
     hf_config, source, stop_tokens = checked.hf_config, checked.source, checked.stop_tokens
     model_files = conversion.ModelFiles.of(config.model, hf_config, source.tokenizer)
     display.say(f"data {config.data.source}: {source.counts}, {len(source.held_out):,} held out")
+    for each in checked.sets:
+        display.say(
+            f"{each.name} {each.chosen.data.source}: {len(each.source.held_out):,} prompts x {each.chosen.samples}"
+        )
     display.say(f"responses end at {ends_in_words(stop_tokens, source.tokenizer)}")
     identity = fingerprint(config, leave_out=_MAY_CHANGE)
     formerly = former_fingerprints(config, leave_out=_MAY_CHANGE)
@@ -138,6 +150,7 @@ def _context(
         display,
         stop,
         stop_tokens,
+        checked.sets,
         model_files,
         identity,
         formerly,

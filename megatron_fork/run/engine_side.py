@@ -43,4 +43,4 @@ def collect(context: RunContext, collector: Collector, state: RunState) -> Parti
 def sync_weights(context: RunContext, policy: Policy, engine: Engine, version: int) -> None:
     """Send the policy's weights to the engine, and verify by log-probs that it has them."""
     engine.update_weights(PolicyWeights(policy), version)
-    probe(engine, policy, context.source.held_out, context.config.rollout)
+    probe(engine, policy, context.source.held_out or context.source.training, context.config.rollout)

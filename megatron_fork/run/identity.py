@@ -10,7 +10,7 @@ from megatron_fork.recipe import flat, letters
 # Fields added after checkpoints got their present format, while a run's fingerprint still had every field, and those (or
 # rooms) added since then.
 _ADDED = ("data.columns.solution",)
-_ADDED_LATER = ("cluster.", "train.max_skipped_updates")
+_ADDED_LATER = ("cluster.", "evaluation.sets", "train.max_skipped_updates")
 
 
 def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
@@ -35,7 +35,7 @@ def former_fingerprints(config: RunConfig, *, leave_out: tuple[str, ...]) -> tup
     every = {
         name: value
         for name, value in flat(asdict(config))
-        if not name.startswith(leave_out) and not (name.startswith(_ADDED_LATER) and value == usual[name])
+        if not name.startswith(leave_out) and not (name.startswith(_ADDED_LATER) and value == usual.get(name))
     }
     older = {name: value for name, value in every.items() if name not in _ADDED or value != usual[name]}
     return letters(every), letters(older)

@@ -13,13 +13,14 @@ from megatron_fork import checkpoint, conversion, distributed, models, rollout
 from megatron_fork.config import RunConfig
 from megatron_fork.data import PromptSource, tokenizer_of_task
 from megatron_fork.distributed import Layout, parallel_layout
+from megatron_fork.errors import Interrupted, Preempted
 from megatron_fork.policy import Policy
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Collector, Engine, EngineContext, PolicyWeights
 from megatron_fork.run.checks import check_kernels, check_tokenizer, matching_ends, tokenizer_of
 from megatron_fork.run.console import Display
 from megatron_fork.run.ending import end_with
-from megatron_fork.run.interruption import StopRequest
+from megatron_fork.run.interruption import StoppedAtOnce, StopRequest
 from megatron_fork.run.place import checkpoint_of
 from megatron_fork.run.setup import build_policy
 
@@ -39,11 +40,13 @@ class ModelContext:
 
 
 @contextmanager
-def model_context(config: RunConfig, display: Display) -> Iterator[ModelContext]:
+def model_context(
+    config: RunConfig, display: Display, *, when_stopped: str = "start it again"
+) -> Iterator[ModelContext]:
     """Connect the ranks and check the model of `config` and its layout; closes everything at the end.
 
-    Prompts, verifier and engine are not looked at: who uses them checks them. A signal raises `StoppedAtOnce`, but for those
-    who use `stop.remembered`. Raises a `MegatronForkError` for a model that cannot be built here.
+    Prompts, verifier and engine are not looked at: who uses them checks them. A signal ends it at once, with the hint
+    `when_stopped`, but for those who use `stop.remembered`. Raises a `MegatronForkError` for a model that cannot be built here.
     """
     distributed.initialize()
     with distributed.watching_ranks(config.run.rank_timeout_seconds, end_with) as watch:
@@ -57,8 +60,24 @@ def model_context(config: RunConfig, display: Display) -> Iterator[ModelContext]
         tokenizer = tokenizer_of(config.model) or tokenizer_of_task(config.data.source)
         check_tokenizer(config.model, hf_config, tokenizer)
         stop_tokens = matching_ends(config, hf_config, tokenizer)
-        with StopRequest() as stop, parallel_layout(config.parallel) as layout, watch.reporting(), stop.at_once():
+        with (
+            StopRequest() as stop,
+            parallel_layout(config.parallel) as layout,
+            watch.reporting(),
+            _stopping(stop, when_stopped),
+        ):
             yield ModelContext(config, layout, hf_config, tokenizer, stop_tokens, display, stop)
+
+
+@contextmanager
+def _stopping(stop: StopRequest, hint: str) -> Iterator[None]:
+    try:
+        with stop.at_once():
+            yield
+    except (StoppedAtOnce, Exception) as error:  # a rank that ends makes others fail
+        if not stop.has_raised:
+            raise
+        raise (Interrupted if stop.by_user else Preempted)("stopped before the end", hint=hint) from error
 
 
 def load_policy(context: ModelContext) -> Policy:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,7 +12,6 @@ from megatron_fork import __version__, distributed, models
 from megatron_fork.analysis import Outcome, read_outcome, write_report
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import collectives
-from megatron_fork.evaluation import Evaluation, evaluate
 from megatron_fork.experience import Trajectory
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import Collector
@@ -23,51 +21,16 @@ from megatron_fork.run.state import PartialStep, RunState, is_due
 from megatron_fork.run.traces import RowsOf, trained_responses, untrained_responses
 from megatron_fork.traces import Origin, vocabulary_fingerprint
 
-
-def evaluate_held_out(context: RunContext, collector: Collector, step: int) -> dict[str, float]:
-    """Evaluate the engine's weights on the held-out prompts and record the result."""
-    began = time.perf_counter()
-    result: Evaluation = evaluate(
-        collector, context.source.held_out, context.config.evaluation, stop_point=context.stop.local_stop_point
-    )
-    warn_of_failures(context, collector, result.failures, f"the evaluation after step {step}")
-    metrics = {
-        "pass_rate": result.pass_rate,
-        "pass_rate_se": result.standard_error,
-        "greedy": result.greedy,
-        "response_tokens": result.response_tokens,
-        **result.failures.metrics(),
-    }
-    context.folder.metrics("evaluation", step, {**metrics, "time/evaluation": time.perf_counter() - began})
-    keep_responses(context, result.trajectories, step, "evaluation")
-    return metrics
+_WHEN = ("before", "after")
 
 
-def keep_responses(
-    context: RunContext, responses: list[Trajectory], step: int, kind: Literal["without_signal", "evaluation"]
-) -> None:
-    """Write a few responses that are not trained on beside the traces, with the verifier's reasons."""
-    if context.folder.writes and context.config.run.trace_every:
-        config = context.config
-        held_out = kind == "evaluation"
-        rows = RowsOf(
-            context.source,
-            kind,
-            set="held_out" if held_out else "training",
-            step=step,
-            samples=(config.evaluation if held_out else config.rollout).samples,
-        )
-        few = untrained_responses(responses, rows, count=config.run.trace_trajectories)
-        context.folder.traces(step, few, trace_origin(context), of="evaluation" if held_out else "step")
-
-
-def evaluate_where_due(context: RunContext, collector: Collector, state: RunState) -> dict[str, float]:
-    """Evaluate after the last step if that is due and not done yet."""
-    if not state.owes_evaluation:
-        return {}
-    state.after = evaluate_held_out(context, collector, state.step)
-    state.owes_evaluation = False
-    return state.after
+def keep_dropped(context: RunContext, responses: list[Trajectory], step: int) -> None:
+    """Write a few responses of groups without signal, which are not trained on, with the verifier's reasons."""
+    run, samples = context.config.run, context.config.rollout.samples
+    if context.folder.writes and run.trace_every:
+        rows = RowsOf(context.source, "without_signal", set="training", step=step, samples=samples)
+        few = untrained_responses(responses, rows, count=run.trace_trajectories)
+        context.folder.traces(step, few, trace_origin(context))
 
 
 def log_step(context: RunContext, state: RunState, done: PartialStep, seconds: Mapping[str, float]) -> dict[str, float]:
@@ -93,7 +56,7 @@ def log_step(context: RunContext, state: RunState, done: PartialStep, seconds: M
             )
             context.folder.traces(state.step, responses, trace_origin(context))
         else:
-            keep_responses(context, done.dropped, state.step, "without_signal")
+            keep_dropped(context, done.dropped, state.step)
     return metrics
 
 
@@ -159,13 +122,17 @@ def finish(context: RunContext, state: RunState, *, parameters: int, seconds: fl
     """Write summary.json and the report, with the evaluations before and after training."""
     if not context.folder.writes:
         return
-    before, after = state.before or {}, state.after or state.before or {}
+    before, after = state.before or {}, {**(state.before or {}), **(state.after or {})}
     outcome = read_outcome(context.folder.path)
+    names = [name for name in ("pass_rate", "greedy") if name in before]
     summary: dict[str, Any] = {
-        **{f"{name}_before": before[name] for name in ("pass_rate", "greedy")},
-        **{f"{name}_after": after[name] for name in ("pass_rate", "greedy")},
-        "pass_rate_before_se": before["pass_rate_se"],
-        "pass_rate_after_se": after["pass_rate_se"],
+        **{f"{name}_before": before[name] for name in names},
+        **{f"{name}_after": after[name] for name in names},
+        **{
+            f"pass_rate_{when}_se": found["pass_rate_se"]
+            for when, found in zip(_WHEN, (before, after), strict=True)
+            if names
+        },
         "steps": state.step,
         "seed": context.config.seed,
         "parameters": parameters,
@@ -175,16 +142,41 @@ def finish(context: RunContext, state: RunState, *, parameters: int, seconds: fl
         **asdict(outcome),
         "provenance": provenance(str(context.layout)),
     }
+    if context.sets:
+        summary["sets"] = {
+            each.name: {when: of_set(each.name, found) for when, found in zip(_WHEN, (before, after), strict=True)}
+            for each in context.sets
+        }
     summary["seconds"]["other"] = max(0.0, seconds - sum(outcome.seconds.values()))
     context.folder.summary(summary)
     report = write_report(context.folder.path)
-    context.display.say(
-        f"pass rate {before['pass_rate']:.3f} +- {before['pass_rate_se']:.3f} -> "
-        f"{after['pass_rate']:.3f} +- {after['pass_rate_se']:.3f}   "
-        f"greedy {before['greedy']:.3f} -> {after['greedy']:.3f}   {seconds:.0f} s"
-    )
+    first, *others = _changes(context, before, after)
+    for line in (f"{first}   {seconds:.0f} s", *others):
+        context.display.say(line)
     warn_without_signal(context, outcome)
     context.display.say(f"report {report}")
+
+
+def of_set(name: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a set, without its name."""
+    return {
+        metric.removeprefix(f"{name}/"): value for metric, value in metrics.items() if metric.startswith(f"{name}/")
+    }
+
+
+def _changes(context: RunContext, before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[str]:
+    """What training changed, a line for the held-out prompts and for each set."""
+    if "pass_rate" in before:
+        yield (
+            f"pass rate {before['pass_rate']:.3f} +- {before['pass_rate_se']:.3f} -> "
+            f"{after['pass_rate']:.3f} +- {after['pass_rate_se']:.3f}   "
+            f"greedy {before['greedy']:.3f} -> {after['greedy']:.3f}"
+        )
+    for each in context.sets:
+        name = f"{each.name}/avg@{each.chosen.samples}"
+        yield (
+            f"{name} {before[name]:.3f} +- {before[f'{name}_se']:.3f} -> {after[name]:.3f} +- {after[f'{name}_se']:.3f}"
+        )
 
 
 def warn_without_signal(context: RunContext, outcome: Outcome) -> None:

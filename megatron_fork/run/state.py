@@ -6,7 +6,7 @@ are kept in files beside it (see `step_files`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, NotRequired, cast
 
@@ -131,13 +131,13 @@ class RunState:
         """The last step whose evaluation, if one was due, is done; -1 where that before the first step is not."""
         return -1 if self.before is None else self.step - self.owes_evaluation
 
-    def finish_step(self, *, evaluation_every: int, last: int) -> None:
-        """Make the partial step a whole one; evaluations are due every `evaluation_every` steps and after the last."""
+    def finish_step(self, *, is_evaluated: Callable[[int], bool]) -> None:
+        """Make the partial step a whole one; `is_evaluated`: whether an evaluation is due after a step."""
         assert self.partial is not None
         self.step += 1
         self.prompts_drawn += self.partial.counts.drawn
         self.in_flight, self.partial = self.partial.in_flight, None
-        self.owes_evaluation = is_due(self.step, evaluation_every, last)
+        self.owes_evaluation = is_evaluated(self.step)
 
     def reached(self, steps: int) -> str:
         """How far the run got of its `steps`, in words."""

@@ -12,7 +12,7 @@ from megatron_fork.rewards import RewardPool
 from megatron_fork.run.console import Display
 from megatron_fork.run.context import prepare
 from megatron_fork.run.engine_side import sync_weights
-from megatron_fork.run.record import evaluate_held_out
+from megatron_fork.run.evaluations import evaluate_all
 from megatron_fork.run.setup import build_collector, build_engine, warm_start
 
 
@@ -29,7 +29,7 @@ def supervise(config: RunConfig, display: Display) -> Path:
         policy = warm_start(context)
         engine = stack.enter_context(closing(build_engine(context)))
         sync_weights(context, policy, engine, 0)
-        evaluate_held_out(context, build_collector(context, engine, rewards), 0)
+        evaluate_all(context, build_collector(context, engine, rewards), 0)
         if context.folder.writes:
             display.say(f"model {context.warm_start}")
             display.say(f"report {write_report(context.folder.path)}")

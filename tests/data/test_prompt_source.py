@@ -108,5 +108,5 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     config.max_prompt_tokens = 5
     with pytest.raises(DataError, match=r"a\.jsonl line 2 has 6 tokens, more than data.max_prompt_tokens=5"):
         load_prompts(config, TOKENIZER)
-    with pytest.raises(ConfigError, match=r"data\.held_out=0"):
-        DataConfig(held_out=0)
+    with pytest.raises(ConfigError, match=r"data\.held_out=-1"):
+        DataConfig(held_out=-1)

@@ -1,0 +1,141 @@
+"""Draws the responses of an evaluation and writes them as trace files, so that whatever is finished is never drawn again.
+
+Engines that draw in batches get whole batches, a part on each rank: a response's numbers then do not depend on where an earlier
+attempt was stopped. All others get every request at once, so that no request waits for others, and write from time to time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from megatron_fork.distributed import collectives
+from megatron_fork.errors import RolloutError
+from megatron_fork.evaluation.problems import Wanted
+from megatron_fork.rewards import RewardPool, Score, read_reference
+from megatron_fork.rollout import (
+    Completion,
+    Engine,
+    RolloutConfig,
+    engine_kind,
+    request_for,
+    text_of,
+    trajectory_of,
+)
+from megatron_fork.traces import Kind, TokenTexts, TracedResponse, traced
+
+WRITE_SECONDS = 60.0
+WRITE_TOKENS = 1 << 20
+
+
+@dataclass
+class Drawing:
+    """How responses are drawn, judged and kept; every rank has one and makes the same calls."""
+
+    engine: Engine
+    config: RolloutConfig
+    rewards: RewardPool | None
+    """None: nothing judges the responses."""
+    texts: TokenTexts
+    world: collectives.Group
+    seed: int
+    kind: Kind
+    keep: Callable[[Sequence[TracedResponse]], None]
+    """Writes responses to a file of this rank."""
+    advanced: Callable[[int], None] = lambda responses: None
+    """Called with how many responses more are finished, of this rank."""
+    greedy: bool = False
+    _finished: list[TracedResponse] = field(default_factory=list)
+
+    def draw(self, wanted: Sequence[Wanted]) -> None:
+        """Draw and write all of `wanted`; what was finished before an error is written. Every rank gives the same list."""
+        if self.engine.is_coordinated or not engine_kind(self.config.engine).draws_in_rounds:
+            self._draw(wanted)
+            return
+        a_time = self.config.batch_size * collectives.size(self.world)
+        for first in range(0, len(wanted), a_time):
+            self._draw(wanted[first : first + a_time], keeps_parts=False)
+
+    def _draw(self, wanted: Sequence[Wanted], *, keeps_parts: bool = True) -> None:
+        """Of an engine that draws in batches a part of a batch would be of no use: the rest of it is drawn as it was."""
+        rank, ranks = collectives.rank(self.world), collectives.size(self.world)
+        numbers = range(len(wanted)) if self.engine.is_coordinated else range(rank, len(wanted), ranks)
+        numbers = range(0) if self.engine.is_coordinated and rank else numbers
+        requests = [
+            request_for(
+                wanted[number].problem.prompt,
+                number,
+                wanted[number].seed(self.seed),
+                self.config,
+                greedy=self.greedy,
+            )
+            for number in numbers
+        ]
+        if not requests:
+            for _ in self.engine.generate([]):  # until the first rank has all
+                pass
+            return
+        spoke, tokens = time.monotonic(), 0
+        try:
+            for row in self._judged(self.engine.generate(requests), wanted):
+                self._finished.append(row)
+                self.advanced(1)
+                tokens += len(row.tokens)
+                is_due = time.monotonic() - spoke > WRITE_SECONDS or tokens > WRITE_TOKENS
+                if keeps_parts and is_due:
+                    self._write()
+                    spoke, tokens = time.monotonic(), 0
+        except BaseException:
+            if keeps_parts:
+                self._write()
+            raise
+        if len(self._finished) < len(requests) and not keeps_parts:
+            raise RolloutError(
+                f"rollout.engine={self.config.engine} answered {len(self._finished)} of {len(requests)} requests",
+                hint="start the command again: it goes on from there",
+            )
+        self._write()
+
+    def _write(self) -> None:
+        finished, self._finished = self._finished, []
+        if finished:
+            self.keep(finished)
+
+    def _judged(self, completions: Iterator[Completion], wanted: Sequence[Wanted]) -> Iterator[TracedResponse]:
+        """Rows as their scores arrive: while the verifier works on one, the engine draws others."""
+        if self.rewards is None:
+            for completion in completions:
+                text = text_of(self.texts.tokenizer, completion.tokens)
+                yield replace(self._row(completion, wanted, text, Score(0.0, "")), reward=None)
+            return
+        with self.rewards.stream() as scoring:
+            waiting: dict[int, tuple[Completion, str]] = {}
+            for completion in completions:
+                text = text_of(self.texts.tokenizer, completion.tokens)
+                number = scoring.submit(text, wanted[completion.number].problem.prompt.answer)
+                waiting[number] = completion, text
+                yield from self._scored(scoring.finished(), waiting, wanted)
+            yield from self._scored(scoring.drain(), waiting, wanted)
+
+    def _scored(
+        self,
+        scores: Iterator[tuple[int, Score]],
+        waiting: dict[int, tuple[Completion, str]],
+        wanted: Sequence[Wanted],
+    ) -> Iterator[TracedResponse]:
+        for number, score in scores:
+            completion, text = waiting.pop(number)
+            yield self._row(completion, wanted, text, score)
+
+    def _row(self, completion: Completion, wanted: Sequence[Wanted], text: str, score: Score) -> TracedResponse:
+        problem, sample = wanted[completion.number].problem, wanted[completion.number].sample
+        return traced(
+            trajectory_of(completion, problem.prompt, text, score),
+            self.texts,
+            set=problem.set,
+            prompt_id=problem.id,
+            answer=str(read_reference(problem.prompt.answer)),
+            sample=sample,
+            kind=self.kind,
+        )

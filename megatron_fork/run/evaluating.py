@@ -1,0 +1,265 @@
+"""Draws, judges and counts responses of a model to whole prompt sets, outside of training: `evaluate` and `generate`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from megatron_fork import __version__, rollout
+from megatron_fork.config import RunConfig
+from megatron_fork.distributed import collectives
+from megatron_fork.errors import MegatronForkError
+from megatron_fork.evaluation import (
+    COLUMNS,
+    RESULTS,
+    Drawing,
+    EvaluationFolder,
+    Problem,
+    PromptSet,
+    Wanted,
+    check_k,
+    claim_folder,
+    digest,
+    gather,
+    interval_in_words,
+    markdown,
+    missing,
+    powers,
+    problems_of,
+    results_of_set,
+)
+from megatron_fork.models import ModelConfig
+from megatron_fork.rewards import RewardPool
+from megatron_fork.run.console import Display
+from megatron_fork.run.offline import ModelContext, build_engine, give_weights, load_policy, model_context
+from megatron_fork.run.place import checkpoint_of
+from megatron_fork.run.prompt_sets import LoadedSet, load_set
+from megatron_fork.run.provenance import provenance
+from megatron_fork.traces import Origin, TokenTexts, open_traces, vocabulary_fingerprint
+
+# What of the verifier decides a reward; the others say how it runs.
+_OF_REWARDS = ("kind", "unevaluated", "named_numbers", "timeout_seconds", "memory_gib")
+_SAMPLED_BYTES, _SAMPLED_PLACES = 1 << 16, 16
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation is to find, and where it is to write it."""
+
+    sets: Sequence[PromptSet]
+    out: Path
+    judged: bool = True
+    """False: responses are only written, and prompts need no answers."""
+    pass_at: Sequence[int] = ()
+    """k of pass@k and maj@k; empty: the powers of two up to the samples."""
+    greedy: bool = False
+    """Take the most likely tokens; each prompt then has one response."""
+
+
+_Loaded = dict[str, tuple[LoadedSet, list[Problem]]]
+
+
+def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
+    """Draw what is missing of the responses, and write what they say; returns the folder. Every rank calls it.
+
+    Stopped at any moment, the same call goes on with what is finished. Raises a `MegatronForkError` for sets, settings or a
+    folder that do not fit, before a model is built.
+    """
+    hint = f"what is finished is kept: the same command with --out={asked.out} goes on from there"
+    with model_context(config, display, when_stopped=hint) as context, ExitStack() as stack:
+        loaded = _load(context, asked)
+        settings = _settings(context, asked, loaded)
+        folder = stack.enter_context(_claimed(context, asked, settings))
+        rewards = stack.enter_context(RewardPool(config.rewards)) if asked.judged else None
+        began = time.monotonic()
+        finished = collectives.broadcast_object(folder.finished() if folder.rank == 0 else None, context.layout.world)
+        wanted = [each for chosen in asked.sets for each in missing(loaded[chosen.name][1], chosen.samples, finished)]
+        if finished:
+            display.say(f"{len(finished):,} responses are there from before, {len(wanted):,} are missing")
+        if wanted:
+            _draw(context, asked, folder, rewards, wanted, loaded)
+        # The others have written their last files before the first rank reads all.
+        collectives.gather_objects(None, context.layout.world)
+        if folder.rank == 0:
+            _write_results(context, asked, folder, rewards, loaded, settings, time.monotonic() - began)
+    return asked.out
+
+
+def _load(context: ModelContext, asked: Asked) -> _Loaded:
+    """The sets by name with their problems, all checked."""
+    config, loaded = context.config, {}
+    for chosen in asked.sets:
+        for k in asked.pass_at:
+            check_k(k, chosen.samples, f"--pass-at {k} of {chosen.name}: pass@{k}")
+        found = load_set(chosen, config, context.hf_config, context.tokenizer, judged=asked.judged)
+        loaded[chosen.name] = found, problems_of(chosen.name, found.source)
+        count = len(found.source.held_out)
+        context.display.say(f"{chosen.name} {chosen.data.source}: {count:,} prompts x {chosen.samples}")
+    rollout.check_engine(config.rollout, ranks=context.layout.world.size())
+    return loaded
+
+
+@contextmanager
+def _claimed(context: ModelContext, asked: Asked, settings: dict[str, Any]) -> Iterator[EvaluationFolder]:
+    """The folder, taken by the first rank for all; every rank raises the error if it cannot be."""
+    rank, world = collectives.rank(context.layout.world), context.layout.world
+    origin = Origin(
+        model=str(context.config.model.path or ""),
+        tokenizer=vocabulary_fingerprint(context.tokenizer),
+        vocab_size=int(context.hf_config.vocab_size),
+        temperature=context.config.rollout.temperature,
+        written_by=f"megatron-fork {'evaluate' if asked.judged else 'generate'} {__version__}",
+    )
+    folder = EvaluationFolder(asked.out, rank, origin)
+    lock: TextIO | None = None
+    found: int | MegatronForkError = 0
+    if rank == 0:
+        try:
+            lock = claim_folder(asked.out, settings)
+            found = folder.next_number()
+        except MegatronForkError as error:
+            found = error
+    found = collectives.broadcast_object(found, world)
+    if isinstance(found, MegatronForkError):
+        raise found
+    folder.number = found
+    with ExitStack() as stack:
+        if lock is not None:
+            stack.enter_context(closing(lock))
+        yield folder
+
+
+def _draw(
+    context: ModelContext,
+    asked: Asked,
+    folder: EvaluationFolder,
+    rewards: RewardPool | None,
+    wanted: Sequence[Wanted],
+    loaded: _Loaded,
+) -> None:
+    sources = [found.source for found, _ in loaded.values()]
+    longest = max(source.longest_prompt for source in sources)
+    config, world = context.config.rollout, context.layout.world
+    with closing(build_engine(context, folder=asked.out, longest_prompt=longest)) as engine:
+        policy = load_policy(context)
+        give_weights(context, policy, engine, sources[0])
+        mine = len(wanted) if engine.is_coordinated else -(-len(wanted) // collectives.size(world))
+        with context.display.stage("responses", mine) as stage:
+            Drawing(
+                engine,
+                config,
+                rewards,
+                TokenTexts(context.tokenizer),
+                world,
+                context.config.seed,
+                "evaluation" if asked.judged else "generated",
+                folder.keep,
+                lambda _: stage.advance({}, every_seconds=10.0),
+                asked.greedy,
+            ).draw(wanted)
+
+
+def _write_results(
+    context: ModelContext,
+    asked: Asked,
+    folder: EvaluationFolder,
+    rewards: RewardPool | None,
+    loaded: _Loaded,
+    settings: dict[str, Any],
+    seconds: float,
+) -> None:
+    parts = open_traces(*folder.parts()).parts(COLUMNS)
+    outcomes = gather(parts, kind=context.config.rewards.verifier)
+    found: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for chosen in asked.sets:
+        if rewards is None:
+            mine = [each for (name, _), each in outcomes.items() if name == chosen.name]
+            lengths = [length for each in mine for length in each.tokens.values()]
+            found[chosen.name] = {
+                "problems": len(mine),
+                "responses": len(lengths),
+                "response_tokens": {"mean": sum(lengths) / max(1, len(lengths))},
+                "cut": sum(each.cut for each in mine) / max(1, len(lengths)),
+            }
+            continue
+        numbers, of_set = results_of_set(
+            loaded[chosen.name][1],
+            outcomes,
+            rewards,
+            samples=chosen.samples,
+            ks=asked.pass_at or powers(chosen.samples),
+            seed=context.config.seed,
+        )
+        found[chosen.name] = numbers
+        rows += of_set
+    results = {
+        "version": 1,
+        "sets": found,
+        "interval": interval_in_words(),
+        "tokenizer": folder.origin.tokenizer,
+        "settings": settings,
+        "provenance": {**provenance(str(context.layout)), "seconds": seconds},
+    }
+    if rewards is None:
+        folder.write("generation.json", json.dumps(results, indent=2) + "\n")
+        context.display.say(f"traces {folder.path / 'traces'}")
+        return
+    folder.write("problems.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    table = markdown(results)
+    folder.write("evaluation.md", table)
+    folder.write(RESULTS, json.dumps(results, indent=2) + "\n")
+    context.display.say(table.rstrip())
+    context.display.say(f"evaluation {folder.path}")
+
+
+def _settings(context: ModelContext, asked: Asked, loaded: _Loaded) -> dict[str, Any]:
+    """What decides the result, to be compared when the evaluation goes on and shown beside it."""
+    config, sampling = context.config, context.config.rollout
+    return {
+        "model": config.model.path or config.model.hf_config,
+        "weights": weights_mark(config.model),
+        "seed": config.seed,
+        "engine": sampling.engine,
+        "precision": config.policy.precision,
+        "temperature": 0.0 if asked.greedy else sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "entropy_temperature": asdict(sampling.entropy_temperature),
+        "max_response_tokens": sampling.max_response_tokens,
+        "stop_tokens": list(context.stop_tokens),
+        "rewards": {name: vars(config.rewards)[name] for name in _OF_REWARDS} if asked.judged else None,
+        "sets": {
+            chosen.name: {
+                "samples": chosen.samples,
+                "prompts": digest(loaded[chosen.name][1]),
+                "source": chosen.data.source,
+                "preset": chosen.data.preset,
+                "template": chosen.data.template,
+            }
+            for chosen in asked.sets
+        },
+    }
+
+
+def weights_mark(model: ModelConfig) -> str:
+    """A mark of the weights that `model` means: of samples of their files, or a checkpoint's manifest; empty if drawn."""
+    saved = checkpoint_of(model)
+    if saved is not None:
+        return hashlib.blake2b((saved / "manifest.json").read_bytes(), digest_size=8).hexdigest()
+    content = hashlib.blake2b(digest_size=8)
+    files = sorted(Path(model.path).glob("*.safetensors")) if model.path else []
+    for file in files:
+        size = file.stat().st_size
+        content.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            for place in range(_SAMPLED_PLACES):
+                stream.seek(size * place // _SAMPLED_PLACES)
+                content.update(stream.read(_SAMPLED_BYTES))
+    return content.hexdigest() if files else ""
