@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from megatron_fork.analysis.metrics import StepMetrics
     from megatron_fork.analysis.outcome import Outcome, read_outcome
     from megatron_fork.analysis.patterns.entropy import EntropyPattern, entropy_pattern
+    from megatron_fork.analysis.patterns.evolution import Evolution, EvolutionSums, evolution_record
+    from megatron_fork.analysis.patterns.evolution_figures import save_evolution
     from megatron_fork.analysis.patterns.results import PAPER_ENTROPY, entropy_record, save_entropy
     from megatron_fork.analysis.patterns.saving import json_text
     from megatron_fork.analysis.report import write_report
@@ -20,12 +22,16 @@ __all__ = [
     "PAPER_ENTROPY",
     "AnalysisError",
     "EntropyPattern",
+    "Evolution",
+    "EvolutionSums",
     "Outcome",
     "StepMetrics",
     "Trace",
     "entropy_pattern",
     "entropy_record",
+    "evolution_record",
     "json_text",
+    "save_evolution",
     "mixture",
     "read_outcome",
     "save_entropy",

@@ -56,9 +56,7 @@ def show_entropy(traces: list[Path], *, out: Path | None, as_json: bool, minimum
     if as_json:
         typer.echo(json_text(entropy_record(pattern)))
     else:
-        from rich.console import Console
-
-        _print(pattern, Console(highlight=False), rows)
+        _print(pattern, console_of(), rows)
     if out is not None:
         written = save_entropy(out, pattern)
         typer.echo(f"wrote {', '.join(path.name for path in written)} to {out}", err=as_json)
@@ -77,7 +75,7 @@ def _print(pattern: EntropyPattern, console: Console, rows: int) -> None:
         console.print(f"{pattern.left_out:,} responses without entropies are left out")
     console.print(_distributions(pattern))
     for title, tokens in (("highest mean entropy", pattern.highest), ("lowest mean entropy", pattern.lowest)):
-        console.print(_table(title, ["token", "id", "count", "nats"], [
+        console.print(table_of(title, ["token", "id", "count", "nats"], [
             [each.text, str(each.token), f"{each.count:,}", f"{each.mean:.4g}"] for each in tokens[:rows]
         ]))  # fmt: skip
     console.print(
@@ -90,7 +88,7 @@ def _print(pattern: EntropyPattern, console: Console, rows: int) -> None:
         [place, *(f"{pattern.positions[name].relative.mean[2 * number]:.4f}" for name in groups)]
         for number, place in enumerate(places)
     ]
-    console.print(_table("mean entropy by place in the response", ["from", *groups], lines))
+    console.print(table_of("mean entropy by place in the response", ["from", *groups], lines))
 
 
 def _distributions(pattern: EntropyPattern) -> Table:
@@ -109,10 +107,19 @@ def _distributions(pattern: EntropyPattern) -> Table:
     ]
     paper = ["paper", "", "", "", f"{100 * PAPER_ENTROPY['share_below_0.01']:.2f} %", "", f"{PAPER_ENTROPY['p80']}"]
     columns = ["responses", "", "tokens", "mean", "below 0.01", "p50", "p80", "p90", "p95", "p99"]
-    return _table("entropy, nats", columns, [*lines, [*paper, "", "", ""]])
+    return table_of("entropy, nats", columns, [*lines, [*paper, "", "", ""]])
 
 
-def _table(title: str, columns: list[str], lines: list[list[str]]) -> Table:
+def console_of() -> Console:
+    """Of the terminal's width, or wide enough for every table where there is none."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=160)
+
+
+def table_of(title: str, columns: list[str], lines: list[list[str]]) -> Table:
+    """A table for the terminal; all texts are shown as they are."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from megatron_fork.policy.actor import LossFunction, Policy
     from megatron_fork.policy.config import CriticConfig, OptimizerConfig, PolicyConfig
     from megatron_fork.policy.critic import Critic
-    from megatron_fork.policy.learner import Learner
+    from megatron_fork.policy.learner import TIE_TOLERANCE, Learner
     from megatron_fork.policy.network import Network, Update
     from megatron_fork.policy.skipped_updates import SkippedUpdates
     from megatron_fork.policy.step_batches import groups_with_signal, split_into_mini_batches, with_advantages
@@ -18,6 +18,7 @@ else:
     __getattr__ = opened(__name__, __file__, former={"Config": "PolicyConfig"})
 
 __all__ = [
+    "TIE_TOLERANCE",
     "PolicyConfig",
     "Critic",
     "CriticConfig",

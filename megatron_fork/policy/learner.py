@@ -29,7 +29,7 @@ from megatron_fork.vocab_parallel import TokenStatistics
 
 # Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 their last bits depend on the shapes
 # of the batch, and a cut among them would choose by rounding noise, differently on every layout.
-_TIE_TOLERANCE = 1e-5
+TIE_TOLERANCE = 1e-5
 
 
 class Learner:
@@ -132,7 +132,7 @@ class Learner:
             segments=self._segments(share),
             token_ids=share.token_id_t,
             step=number,
-            tie_tolerance=_TIE_TOLERANCE,
+            tie_tolerance=TIE_TOLERANCE,
             columns={
                 "logprob": filled(share.logprob_t),
                 "advantage": filled(share.advantage_t),
@@ -197,7 +197,7 @@ class Learner:
                 group=self._group,
                 token_ids=share.token_id_t,
                 step=number,
-                tie_tolerance=_TIE_TOLERANCE,
+                tie_tolerance=TIE_TOLERANCE,
             )
         return columns
 

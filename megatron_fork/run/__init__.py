@@ -31,12 +31,15 @@ if TYPE_CHECKING:
     from megatron_fork.run.scoring import (
         Scorer,
         check_vocabulary,
+        entropies_of,
+        models_of_run,
         origin_of,
         place_and_checkpoint,
         rescored,
         scorer,
         sequences_of,
     )
+    from megatron_fork.run.selecting import selected_tokens
     from megatron_fork.run.setup import (
         build_collector,
         build_engine,
@@ -55,6 +58,9 @@ __all__ = [
     "Asked",
     "Scorer",
     "check_vocabulary",
+    "entropies_of",
+    "models_of_run",
+    "selected_tokens",
     "origin_of",
     "place_and_checkpoint",
     "rescored",

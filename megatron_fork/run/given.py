@@ -23,7 +23,7 @@ def score_given(file: Path, scores: Scorer, columns: Mapping[str, str] | None = 
     Every rank goes through it, the first gets the rows. Raises `DataError` for what cannot be read, and for responses that are
     longer than the model's longest sequence.
     """
-    texts, count = TokenTexts(scores.tokenizer), 0
+    texts = TokenTexts(scores.tokenizer)
     for batch in _batches(read_responses(file, scores.tokenizer, columns), file, scores.longest):
         found = scores.score([
             Demonstration(number, Prompt(number, "", tuple(each.prompt_tokens), ""), each.tokens)
@@ -40,14 +40,12 @@ def score_given(file: Path, scores: Scorer, columns: Mapping[str, str] | None = 
                 logprob=found.logprob[here],  # type: ignore[arg-type]
                 reward=each.reward,
             )
-        count += len(batch)
 
 
 def _batches(responses: Iterator[GivenResponse], file: Path, longest: int) -> Iterator[list[GivenResponse]]:
     batch: list[GivenResponse] = []
-    tokens, number = 0, 0
-    for each in responses:
-        number += 1
+    tokens = 0
+    for number, each in enumerate(responses):
         length = len(each.prompt_tokens) + len(each.tokens)
         if length > longest + 1:
             raise DataError(

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from megatron_fork import __version__, checkpoint, conversion, distributed, models
-from megatron_fork.config import RunConfig
+from megatron_fork.config import RunConfig, load_config
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import ModelError, TraceError
 from megatron_fork.experience import Batch, Demonstration, Prompt
@@ -22,7 +22,7 @@ from megatron_fork.files import path_at_home
 from megatron_fork.policy import Policy
 from megatron_fork.run.console import Display
 from megatron_fork.run.offline import ModelContext, load_policy, model_context
-from megatron_fork.run.place import checkpoint_of, config_of
+from megatron_fork.run.place import MODEL_FILES, checkpoint_of, config_of
 from megatron_fork.traces import Origin, TraceFiles, Traces, vocabulary_fingerprint
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -131,6 +131,15 @@ def place_and_checkpoint(text: str) -> tuple[Path, str | None]:
     return whole, None
 
 
+def models_of_run(run: Path) -> list[str]:
+    """The models that a run's folder has: its warm start or base model, its checkpoints by step, its final model."""
+    own = load_config(run / "resolved.yaml")
+    base = f"{run}@warm_start" if (run / "warm_start" / "config.json").is_file() else own.model.path
+    steps = sorted(each.parent.parent.name for each in run.glob(f"checkpoints/step-*/{MODEL_FILES}/config.json"))
+    final = [str(run)] if (run / "model" / "config.json").is_file() else []
+    return [*([base] if base else []), *(f"{run}@{step}" for step in steps), *final]
+
+
 def rescored(files: TraceFiles, scores: Scorer) -> Iterator[Traces]:
     """The responses part by part with the model's log-probs and entropies; on ranks but the first, parts without them.
 
@@ -142,6 +151,25 @@ def rescored(files: TraceFiles, scores: Scorer) -> Iterator[Traces]:
         if is_first():
             part = part.with_flat(logprob=found.logprob, entropy=found.entropy)
         yield part
+
+
+class Entropies(NamedTuple):
+    """`entropy`: `[response tokens]` float32 nats, of all responses one after another, empty but on the first rank; `lengths` of
+    each response.
+    """
+
+    entropy: Array
+    lengths: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def entropies_of(files: TraceFiles, scores: Scorer) -> Entropies:
+    """The entropies of all response tokens under the model, 4 bytes each; every rank calls it."""
+    check_vocabulary(files, scores)
+    entropy, lengths = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+    for part in files.parts(["tokens", "prompt_tokens"]):
+        entropy.append(scores.score(sequences_of(part, scores)).entropy)
+        lengths.append(part.lengths)
+    return Entropies(np.concatenate(entropy), np.concatenate(lengths))
 
 
 def origin_of(scores: Scorer, command: str) -> Origin:
