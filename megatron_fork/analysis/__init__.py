@@ -5,6 +5,17 @@ from typing import TYPE_CHECKING
 from megatron_fork import opened
 
 if TYPE_CHECKING:
+    from megatron_fork.analysis.intervention import (
+        PAPER_TEMPERATURES,
+        PAPER_THRESHOLD,
+        Cell,
+        CellResult,
+        Intervention,
+        cell_result,
+        cells_of,
+        intervention_record,
+        save_intervention,
+    )
     from megatron_fork.analysis.json_lines import AnalysisError
     from megatron_fork.analysis.metrics import StepMetrics
     from megatron_fork.analysis.outcome import Outcome, read_outcome
@@ -19,6 +30,15 @@ else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "PAPER_TEMPERATURES",
+    "PAPER_THRESHOLD",
+    "Cell",
+    "CellResult",
+    "Intervention",
+    "cell_result",
+    "cells_of",
+    "intervention_record",
+    "save_intervention",
     "PAPER_ENTROPY",
     "AnalysisError",
     "EntropyPattern",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.folder import writing_to
     from megatron_fork.run.given import score_given
     from megatron_fork.run.interruption import StopRequest
+    from megatron_fork.run.intervening import AskedCells, intervene
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
     from megatron_fork.run.place import checkpoint_of, config_of
     from megatron_fork.run.prompt_sets import LoadedSet
@@ -55,6 +56,8 @@ else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "AskedCells",
+    "intervene",
     "Asked",
     "Scorer",
     "check_vocabulary",
