@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from megatron_fork.cli.analyze_entropy import AsJson, MinimumCount, Out, Rows, entropy
 from megatron_fork.cli.analyze_evolution import evolution
 from megatron_fork.cli.analyze_intervene import intervene
+from megatron_fork.cli.analyze_lenses import lenses
 from megatron_fork.cli.analyze_models import Set, rescore, score_responses
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.files import path_at_home
@@ -94,5 +95,6 @@ def of_folder(
 
 app.command("entropy")(entropy)
 app.command("intervene")(intervene)
+app.command("lenses")(lenses)
 app.command("rescore")(rescore)
 app.command("evolution")(evolution)

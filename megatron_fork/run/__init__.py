@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.given import score_given
     from megatron_fork.run.interruption import StopRequest
     from megatron_fork.run.intervening import AskedCells, intervene
+    from megatron_fork.run.lensing import LENSES, AskedLenses, look
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
     from megatron_fork.run.place import checkpoint_of, config_of
     from megatron_fork.run.prompt_sets import LoadedSet
@@ -56,6 +57,9 @@ else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "AskedLenses",
+    "LENSES",
+    "look",
     "AskedCells",
     "intervene",
     "Asked",
