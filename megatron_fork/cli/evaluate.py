@@ -61,6 +61,16 @@ Checkpoint = Annotated[
     typer.Option(help="of a run, in place of its final model: step-N, model or warm_start", show_default=False),
 ]
 
+Served = Annotated[
+    str | None,
+    typer.Option(
+        "--engine-holds-model",
+        metavar="NAME",
+        help="servers keep the model that they have, under this name or folder; none is built here",
+        show_default=False,
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -69,14 +79,15 @@ class Drawn:
     place: Path
     overrides: Sequence[str]
     sets: Sequence[str]
-    samples: int | None
-    longest: int | None
-    temperature: float | None
-    top_p: float | None
-    seed: int | None
-    out: Path | None
-    checkpoint: str | None
+    samples: int | None = None
+    longest: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    out: Path | None = None
+    checkpoint: str | None = None
     name: str = "evaluate"
+    served: str | None = None
     pass_at: Sequence[int] = field(default_factory=tuple)
 
     @property
@@ -87,7 +98,7 @@ class Drawn:
         """The settings of the run, and the prompt sets that are asked for; raises `ConfigError`."""
         from megatron_fork.run import config_of
 
-        names, words = _words_of_sets(self.sets, self.overrides)
+        names, words = words_of_sets(self.sets, self.overrides)
         chosen = {"rollout.max_response_tokens": self.longest, "rollout.top_p": self.top_p, "seed": self.seed}
         # No weights are trained with the log-probs: they may be of another softmax than training's.
         words = ["rollout.mismatch_limit=.inf", *words, *self.overrides]
@@ -102,6 +113,13 @@ class Drawn:
 
         found = prompt_sets(config.evaluation, config.data)
         by_name = {each.name: each for each in found}
+        if unknown := [name for name in names if name not in by_name]:
+            raise ConfigError(
+                f"--set={unknown[0]} names no set of {self.place}, and no file",
+                hint=f"its sets: {', '.join(by_name)}"
+                if by_name
+                else "write NAME=FILE, such as aime_2024=aime24.jsonl",
+            )
         if names:
             found = [by_name[name] for name in names]
         elif (config.data.held_out and not _is_bare_model(self.place)) or any(
@@ -147,15 +165,27 @@ def evaluate(
     ] = None,
     out: Out = None,
     checkpoint: Checkpoint = None,
+    served: Served = None,
     debug: Debug = False,
 ) -> None:
     """Draw and judge responses to whole prompt sets: avg@k, pass@k and maj@k with intervals. Also under torchrun."""
     drawn = Drawn(
-        place, overrides or [], sets or [], samples, longest, temperature, top_p, seed, out, checkpoint, "evaluate"
+        place,
+        overrides or [],
+        sets or [],
+        samples,
+        longest,
+        temperature,
+        top_p,
+        seed,
+        out,
+        checkpoint,
+        "evaluate",
+        served,
     )
 
     def work() -> None:
-        _run(replace(drawn, pass_at=_ks(pass_at)), judged=True)
+        draw_and_count(replace(drawn, pass_at=counts_in(pass_at)), judged=True)
 
     guarded(work, debug=debug)
 
@@ -174,22 +204,35 @@ def generate(
     seed: Seed = None,
     out: Out = None,
     checkpoint: Checkpoint = None,
+    served: Served = None,
     debug: Debug = False,
 ) -> None:
     """Draw responses to the prompts of files and keep them as traces, without a verifier. Also under torchrun."""
     drawn = Drawn(
-        place, overrides or [], prompts or [], samples, longest, temperature, top_p, seed, out, checkpoint, "generate"
+        place,
+        overrides or [],
+        prompts or [],
+        samples,
+        longest,
+        temperature,
+        top_p,
+        seed,
+        out,
+        checkpoint,
+        "generate",
+        served,
     )
 
     def work() -> None:
         if not prompts:
             raise ConfigError(f"generate {place} without prompts", hint="give --prompts FILE")
-        _run(drawn, judged=False)
+        draw_and_count(drawn, judged=False)
 
     guarded(work, debug=debug)
 
 
-def _run(drawn: Drawn, *, judged: bool) -> None:
+def draw_and_count(drawn: Drawn, *, judged: bool) -> None:
+    """Do what the command line asks for; raises a `MegatronForkError`."""
     stops_at_once()
     config, sets = drawn.settings()
     from megatron_fork.run import Display, quiet_libraries
@@ -199,13 +242,15 @@ def _run(drawn: Drawn, *, judged: bool) -> None:
     from megatron_fork.run import Asked, evaluate_model
 
     display = Display(speaks=distributed.rank() == 0)
-    asked = Asked(sets, drawn.folder(config), judged=judged, pass_at=drawn.pass_at, greedy=drawn.greedy)
+    asked = Asked(
+        sets, drawn.folder(config), judged=judged, pass_at=drawn.pass_at, served=drawn.served, greedy=drawn.greedy
+    )
     evaluate_model(config, asked, display)
     stops_no_more()
     distributed.finalize()
 
 
-def _words_of_sets(sets: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+def words_of_sets(sets: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """(names, overrides that describe the sets): settings of `data` on the command line hold for its sets too."""
     from megatron_fork.data import PRESETS
 
@@ -232,15 +277,26 @@ def _words_of_sets(sets: Sequence[str], overrides: Sequence[str]) -> tuple[list[
         place = f"evaluation.sets.{name}"
         words.append(f"{place}.source={json.dumps(file)}")
         words += [f"{place}.preset={name}"] if name in PRESETS else []
-        words += [f"{place}.{word.removeprefix('data.')}" for word in shared]
+        words += [f"{place}.{_as_yaml(word.removeprefix('data.'))}" for word in shared]
     return names, words
+
+
+def _as_yaml(word: str) -> str:
+    """An override of `data` for a set, whose fields are read as YAML: text is quoted."""
+    from megatron_fork.data import DataConfig
+    from megatron_fork.recipe import FieldReader
+
+    name, _, text = word.partition("=")
+    meant = FieldReader(DataConfig).override(name, text)
+    return f"{name}={json.dumps(meant) if isinstance(meant, str) else text}"
 
 
 def _is_bare_model(place: Path) -> bool:
     return (place / "config.json").is_file() and not (place / "resolved.yaml").is_file()
 
 
-def _ks(text: str | None) -> list[int]:
+def counts_in(text: str | None) -> list[int]:
+    """The whole numbers of a list such as `1,8,32`, none if there is no text; raises `ConfigError`."""
     words = [word.strip() for word in text.split(",")] if text else []
     if not all(re.fullmatch(r"[1-9][0-9]{0,8}", word) for word in words):
         raise ConfigError(f"--pass-at={text} is not a list of counts", hint="write --pass-at=1,8,32")

@@ -46,6 +46,8 @@ class Drawing:
     advanced: Callable[[int], None] = lambda responses: None
     """Called with how many responses more are finished, of this rank."""
     greedy: bool = False
+    engine_seconds: float = 0.0
+    """Spent waiting for the engine, of this rank."""
     _finished: list[TracedResponse] = field(default_factory=list)
 
     def draw(self, wanted: Sequence[Wanted]) -> None:
@@ -78,7 +80,7 @@ class Drawing:
             return
         spoke, tokens = time.monotonic(), 0
         try:
-            for row in self._judged(self.engine.generate(requests), wanted):
+            for row in self._judged(self._timed(self.engine.generate(requests)), wanted):
                 self._finished.append(row)
                 self.advanced(1)
                 tokens += len(row.tokens)
@@ -96,6 +98,15 @@ class Drawing:
                 hint="start the command again: it goes on from there",
             )
         self._write()
+
+    def _timed(self, completions: Iterator[Completion]) -> Iterator[Completion]:
+        while True:
+            began = time.perf_counter()
+            completion = next(completions, None)
+            self.engine_seconds += time.perf_counter() - began
+            if completion is None:
+                return
+            yield completion
 
     def _write(self) -> None:
         finished, self._finished = self._finished, []

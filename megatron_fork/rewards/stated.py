@@ -9,7 +9,7 @@ from megatron_fork.rewards.extraction import stated_answer
 from megatron_fork.rewards.grammar import plain_number
 from megatron_fork.rewards.mathematics import MAX_ANSWER_CHARACTERS
 from megatron_fork.rewards.procedural import TAGGED
-from megatron_fork.rewards.rules import rules_of
+from megatron_fork.rewards.rules import MATHEMATICS, rules_of
 
 # Digits alone: reading them costs nothing, whatever a model wrote.
 _DIGITS = re.compile(r"[-+0-9.,$\s]{1,40}")
@@ -22,7 +22,7 @@ def states_answers(kind: str) -> bool:
 
 def compares_answers(kind: str) -> bool:
     """Whether the verifier takes any answer as the reference, so that it can say which two are equal."""
-    return rules_of(kind) is not None or kind == "math_verify"
+    return rules_of(kind) is not None or kind in (MATHEMATICS, "math_verify")
 
 
 def answer_in(response: str, kind: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from megatron_fork import __version__, rollout
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import collectives
-from megatron_fork.errors import MegatronForkError
+from megatron_fork.errors import ConfigError, MegatronForkError
 from megatron_fork.evaluation import (
     COLUMNS,
     RESULTS,
@@ -36,6 +36,7 @@ from megatron_fork.evaluation import (
 )
 from megatron_fork.models import ModelConfig
 from megatron_fork.rewards import RewardPool
+from megatron_fork.rollout import RemoteEngine
 from megatron_fork.run.console import Display
 from megatron_fork.run.offline import ModelContext, build_engine, give_weights, load_policy, model_context
 from megatron_fork.run.place import checkpoint_of
@@ -58,6 +59,8 @@ class Asked:
     """False: responses are only written, and prompts need no answers."""
     pass_at: Sequence[int] = ()
     """k of pass@k and maj@k; empty: the powers of two up to the samples."""
+    served: str | None = None
+    """Name or folder of the model that the servers have and keep; None: they get the weights of the policy."""
     greedy: bool = False
     """Take the most likely tokens; each prompt then has one response."""
 
@@ -77,17 +80,15 @@ def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
         settings = _settings(context, asked, loaded)
         folder = stack.enter_context(_claimed(context, asked, settings))
         rewards = stack.enter_context(RewardPool(config.rewards)) if asked.judged else None
-        began = time.monotonic()
         finished = collectives.broadcast_object(folder.finished() if folder.rank == 0 else None, context.layout.world)
         wanted = [each for chosen in asked.sets for each in missing(loaded[chosen.name][1], chosen.samples, finished)]
         if finished:
             display.say(f"{len(finished):,} responses are there from before, {len(wanted):,} are missing")
-        if wanted:
-            _draw(context, asked, folder, rewards, wanted, loaded)
+        seconds = _draw(context, asked, folder, rewards, wanted, loaded) if wanted else {}
         # The others have written their last files before the first rank reads all.
         collectives.gather_objects(None, context.layout.world)
         if folder.rank == 0:
-            _write_results(context, asked, folder, rewards, loaded, settings, time.monotonic() - began)
+            _write_results(context, asked, folder, rewards, loaded, settings, seconds)
     return asked.out
 
 
@@ -102,6 +103,11 @@ def _load(context: ModelContext, asked: Asked) -> _Loaded:
         count = len(found.source.held_out)
         context.display.say(f"{chosen.name} {chosen.data.source}: {count:,} prompts x {chosen.samples}")
     rollout.check_engine(config.rollout, ranks=context.layout.world.size())
+    if asked.served is not None and config.rollout.engine not in ("vllm", "sglang"):
+        raise ConfigError(
+            f"--engine-holds-model={asked.served} with rollout.engine={config.rollout.engine}, which gets its weights here",
+            hint="only servers hold a model of their own: rollout.engine=vllm or sglang",
+        )
     return loaded
 
 
@@ -142,16 +148,21 @@ def _draw(
     rewards: RewardPool | None,
     wanted: Sequence[Wanted],
     loaded: _Loaded,
-) -> None:
+) -> dict[str, float]:
+    """Draw all of `wanted`; returns seconds: waiting for the engine, and of the whole drawing."""
     sources = [found.source for found, _ in loaded.values()]
     longest = max(source.longest_prompt for source in sources)
     config, world = context.config.rollout, context.layout.world
     with closing(build_engine(context, folder=asked.out, longest_prompt=longest)) as engine:
-        policy = load_policy(context)
-        give_weights(context, policy, engine, sources[0])
+        if asked.served is None:
+            give_weights(context, load_policy(context), engine, sources[0])
+        else:
+            assert isinstance(engine, RemoteEngine)
+            engine.adopt_weights(asked.served)
         mine = len(wanted) if engine.is_coordinated else -(-len(wanted) // collectives.size(world))
         with context.display.stage("responses", mine) as stage:
-            Drawing(
+            began = time.monotonic()
+            drawing = Drawing(
                 engine,
                 config,
                 rewards,
@@ -162,7 +173,9 @@ def _draw(
                 folder.keep,
                 lambda _: stage.advance({}, every_seconds=10.0),
                 asked.greedy,
-            ).draw(wanted)
+            )
+            drawing.draw(wanted)
+    return {"engine": drawing.engine_seconds, "drawing": time.monotonic() - began}
 
 
 def _write_results(
@@ -172,8 +185,9 @@ def _write_results(
     rewards: RewardPool | None,
     loaded: _Loaded,
     settings: dict[str, Any],
-    seconds: float,
+    seconds: dict[str, float],
 ) -> None:
+    began = time.monotonic()
     parts = open_traces(*folder.parts()).parts(COLUMNS)
     outcomes = gather(parts, kind=context.config.rewards.verifier)
     found: dict[str, Any] = {}
@@ -205,7 +219,10 @@ def _write_results(
         "interval": interval_in_words(),
         "tokenizer": folder.origin.tokenizer,
         "settings": settings,
-        "provenance": {**provenance(str(context.layout)), "seconds": seconds},
+        "provenance": {
+            **provenance(str(context.layout)),
+            "seconds": {**seconds, "counting": time.monotonic() - began},
+        },
     }
     if rewards is None:
         folder.write("generation.json", json.dumps(results, indent=2) + "\n")
@@ -225,6 +242,7 @@ def _settings(context: ModelContext, asked: Asked, loaded: _Loaded) -> dict[str,
     return {
         "model": config.model.path or config.model.hf_config,
         "weights": weights_mark(config.model),
+        "served": asked.served,
         "seed": config.seed,
         "engine": sampling.engine,
         "precision": config.policy.precision,

@@ -205,13 +205,12 @@ def test_an_array_an_evaluation_and_a_conversion_are_jobs_too(
         options=["--array=1-2"], script=scripts / "sweep.sbatch",
     )  # fmt: skip
     evaluation = cluster.submit(
-        recipe, model, *one, f"run.folder={tmp_path / 'evaluation'}", script=scripts / "evaluate.sbatch"
+        recipe, *one, "sft.steps=0", f"--out={tmp_path / 'evaluation'}", script=scripts / "evaluate.sbatch"
     )
     conversion = cluster.submit("to-megatron", model, str(tmp_path / "converted"), script=scripts / "convert.sbatch")
     for job in (array, evaluation, conversion):
         assert job.wait() == "COMPLETED", job.said()
-    assert "evaluation" in (tmp_path / "evaluation" / "metrics.jsonl").read_text()
-    assert steps_of(tmp_path / "evaluation") == []
+    assert "held_out" in (tmp_path / "evaluation" / "evaluation.json").read_text()
     assert list((tmp_path / "converted").iterdir())
     folders = sorted((PROJECT / "runs").glob(f"{tmp_path.name}-*"))
     try:

@@ -23,7 +23,7 @@ MISSING: tuple[Missing, ...] = (
         off=(None,),
     ),
     *absent(
-        "held-out prompts come from the same source (data.held_out)",
+        "prompt sets beside the held-out prompts are named in evaluation.sets",
         "data.validation*",
         "data.val_*",
         "grpo.max_val_samples",

@@ -59,7 +59,9 @@ MISSING: tuple[Missing, ...] = (
     *absent("KL in the reward; here it is in the loss (objective.kl_coef)", "--kl-coef", off=(0, 0.0)),
     *absent("steps are counted here, not passes over the prompts (train.steps)", "--num-epoch", lost=False),
     *absent("Adam is the only optimizer", "--optimizer", off=("adam",)),
-    *absent("held-out prompts come from the same source (data.held_out)", "--eval-prompt-data", "--eval-config"),
+    *absent(
+        "prompt sets beside the held-out prompts are named in evaluation.sets", "--eval-prompt-data", "--eval-config"
+    ),
     *absent(
         "evaluations draw at the rollout's temperature from the full softmax, up to the same length",
         "--eval-top-p",

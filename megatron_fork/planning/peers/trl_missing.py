@@ -14,7 +14,7 @@ MISSING: tuple[Missing, ...] = (
         "datasets",
     ),
     *absent(
-        "held-out prompts come from the same source (data.held_out)",
+        "prompt sets beside the held-out prompts are named in evaluation.sets",
         "dataset_test_split",
         "eval_dataset",
         "per_device_eval_batch_size",

@@ -24,7 +24,9 @@ MISSING: tuple[Missing, ...] = (
         off=("acc", "score", "seq_reward", "seq_final_reward"),
     ),
     *absent("no prompt is ever cut: data.over_long refuses or drops it", "data.truncation", off=("error",)),
-    *absent("held-out prompts come from the same source (data.held_out)", "data.val_files", "data.val_batch_size"),
+    *absent(
+        "prompt sets beside the held-out prompts are named in evaluation.sets", "data.val_files", "data.val_batch_size"
+    ),
     *absent("evaluations draw at the rollout's temperature from the full softmax", f"{_ROLLOUT}.val_kwargs.*"),
     *absent(
         "micro-batches here hold a number of tokens (policy.tokens_per_micro_batch)",

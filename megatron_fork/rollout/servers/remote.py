@@ -13,7 +13,6 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -26,12 +25,13 @@ from megatron_fork.recipe import part
 from megatron_fork.rollout.config import RemoteConfig, RolloutConfig
 from megatron_fork.rollout.engine import Completion, Request, answers
 from megatron_fork.rollout.engines import EngineContext, engine_kind
+from megatron_fork.rollout.servers.adoption import label_of_all
 from megatron_fork.rollout.servers.control import HEARTBEAT_SECONDS, ControlRequests
 from megatron_fork.rollout.servers.event_loop import EventLoop
 from megatron_fork.rollout.servers.fleet import Fleet
+from megatron_fork.rollout.servers.open_files import within_open_files
 from megatron_fork.rollout.servers.server import Server
 from megatron_fork.rollout.servers.weight_sync import BroadcastDelivery, Delivery, DiskDelivery
-from megatron_fork.rollout.servers.wire import connections_allowed
 from megatron_fork.rollout.weights import buckets
 
 # How long to wait for a completion before checking the servers.
@@ -78,7 +78,7 @@ class RemoteEngine:
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
         if self._control.leads:
             self._loop = EventLoop()
-            self._loop.call(self._build(self._remote(), hf_config, stop_tokens, folder))
+            self._loop.call(self._build(within_open_files(config, say), hf_config, stop_tokens, folder))
 
     @classmethod
     def of(cls, context: EngineContext) -> Self:
@@ -93,18 +93,6 @@ class RemoteEngine:
             stop_point=context.stop_point,
             say=context.say,
         )
-
-    def _remote(self) -> RemoteConfig:
-        """The settings, with no more requests at a time than this process may open connections for."""
-        remote, servers = self.config.remote, len(self.config.servers)
-        allowed = max(1, connections_allowed(remote.requests_per_server * servers) // servers)
-        if allowed < remote.requests_per_server:
-            self._say(
-                f"the limit of open files leaves {allowed} of rollout.remote.requests_per_server="
-                f"{remote.requests_per_server} requests for each of {servers} servers: raise it with `ulimit -Hn`"
-            )
-            return replace(remote, requests_per_server=allowed)
-        return remote
 
     async def _build(
         self, remote: RemoteConfig, hf_config: PretrainedConfig, stop_tokens: Sequence[int], folder: Path
@@ -138,6 +126,20 @@ class RemoteEngine:
             self._loop.call(self.fleet.expect(f"{self._nonce}:{version}", version))
             self._until_ready()
         self.update_seconds = time.monotonic() - started
+
+    def adopt_weights(self, model: str) -> None:
+        """Draw with the weights that the servers have, in place of `update_weights`.
+
+        `model`: the name or folder under which each server has it. Raises `RolloutError` if one does not answer or serves
+        another, or if their weights have different labels.
+        """
+        self.version = 0
+        if not self._control.leads:
+            self._follow()
+            return
+        with self._leading():
+            self._loop.call(self.fleet.expect(self._loop.call(label_of_all(self.fleet.servers, model)), 0))
+            self._until_ready()
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """On the first rank, completions as they arrive from any server; nothing on the others, which wait for its end."""

@@ -129,6 +129,10 @@ class Server(ABC):
         """Label of the weights that the server says it has."""
 
     @abstractmethod
+    async def models(self) -> list[str]:
+        """Names and folders under which the server says it has its model."""
+
+    @abstractmethod
     async def pause(self) -> None:
         """Pause the requests in progress; their cache is computed again when they go on."""
 

@@ -117,6 +117,9 @@ class SglangServer(Server):
     async def weight_label(self) -> str:
         return quoted(await self.field_of("/model_info", "weight_version"))
 
+    async def models(self) -> list[str]:
+        return [quoted(await self.field_of("/model_info", "model_path"))]
+
     async def pause(self) -> None:
         await self.post("/pause_generation", {"mode": "retract"})
 

@@ -86,6 +86,13 @@ class VllmServer(Server):
     async def weight_label(self) -> str:
         return quoted(await self.field_of("/weight_info", "weight_version"))
 
+    async def models(self) -> list[str]:
+        listed = await self.field_of("/v1/models", "data")
+        found = listed if isinstance(listed, list) else []
+        return [
+            quoted(each[name]) for each in found if isinstance(each, dict) for name in ("id", "root") if name in each
+        ]
+
     async def pause(self) -> None:
         await self.call("POST", "/pause", params={"mode": "keep"})
 

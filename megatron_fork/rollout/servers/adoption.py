@@ -1,0 +1,43 @@
+"""Whether servers that keep their weights have the model that is meant, and all of them the same weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_fork.errors import RolloutError
+from megatron_fork.rollout.servers.server import Server
+from megatron_fork.rollout.servers.wire import ServerFault
+
+
+async def label_of_all(servers: Sequence[Server], model: str) -> str:
+    """The label of the weights of all `servers`.
+
+    Raises `RolloutError` if one does not answer, serves no model of the name or folder `model`, or has another label.
+    """
+    found = await asyncio.gather(*(_described(server) for server in servers))
+    for server, (names, _) in zip(servers, found, strict=True):
+        if not any(_is_same(name, model) for name in names):
+            raise RolloutError(
+                f"rollout.servers: {server} serves {', '.join(names) or 'no model'}, not {model}",
+                hint="start it with that model, or give the name or folder that it says",
+            )
+    labels = {str(server): label for server, (_, label) in zip(servers, found, strict=True)}
+    if len(set(labels.values())) > 1:
+        raise RolloutError(
+            f"rollout.servers have different weights: {', '.join(f'{name} {label}' for name, label in labels.items())}",
+            hint="start all of them with the same model, or let the run send its own",
+        )
+    return next(iter(labels.values()))
+
+
+async def _described(server: Server) -> tuple[list[str], str]:
+    try:
+        return await server.models(), await server.weight_label()
+    except ServerFault as fault:
+        raise RolloutError(f"rollout.servers: {server}: {fault}", hint="is it up?") from fault
+
+
+def _is_same(name: str, model: str) -> bool:
+    return name == model or (Path(model).exists() and Path(name).resolve() == Path(model).resolve())
