@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from megatron_fork.analysis.patterns.entropy import EntropyPattern, entropy_pattern
     from megatron_fork.analysis.patterns.evolution import Evolution, EvolutionSums, evolution_record
     from megatron_fork.analysis.patterns.evolution_figures import save_evolution
+    from megatron_fork.analysis.patterns.masks import MaskComparison, compared, comparison_record
     from megatron_fork.analysis.patterns.results import PAPER_ENTROPY, entropy_record, save_entropy
-    from megatron_fork.analysis.patterns.saving import json_text
+    from megatron_fork.analysis.patterns.saving import json_text, save_record
     from megatron_fork.analysis.report import write_report
     from megatron_fork.analysis.traces import Trace, mixture
 else:
@@ -97,14 +98,18 @@ __all__ = [
     "EntropyPattern",
     "Evolution",
     "EvolutionSums",
+    "MaskComparison",
     "Outcome",
     "StepMetrics",
     "Trace",
+    "compared",
+    "comparison_record",
     "entropy_pattern",
     "entropy_record",
     "evolution_record",
     "json_text",
     "save_evolution",
+    "save_record",
     "mixture",
     "read_outcome",
     "save_entropy",

@@ -16,6 +16,7 @@ from megatron_fork.cli.analyze_entropy import AsJson, MinimumCount, Out, Rows, e
 from megatron_fork.cli.analyze_evolution import evolution
 from megatron_fork.cli.analyze_intervene import intervene
 from megatron_fork.cli.analyze_lenses import lenses
+from megatron_fork.cli.analyze_masks import compare_masks
 from megatron_fork.cli.analyze_models import Set, rescore, score_responses
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.files import path_at_home
@@ -98,3 +99,4 @@ app.command("intervene")(intervene)
 app.command("lenses")(lenses)
 app.command("rescore")(rescore)
 app.command("evolution")(evolution)
+app.command("compare-masks")(compare_masks)

@@ -43,13 +43,15 @@ def evolution(
             raise ConfigError(
                 "--models and --run: one of them is needed", hint="--run FOLDER, or --models BASE,...,FINAL"
             )
-        from megatron_fork.run import is_first_rank, models_of_run
+        from megatron_fork import distributed
+        from megatron_fork.run import models_of_run
 
         names = [each.strip() for each in models.split(",")] if models else models_of_run(run or Path())
         if len(names) < 2:
             raise ConfigError(f"{names} is one model", hint="give a base model and a final one at least")
         found = _evolution(traces, names, settings or [], display)
-        if not is_first_rank() or found is None:
+        distributed.finalize()
+        if found is None:
             return
         from megatron_fork.analysis import evolution_record, json_text, save_evolution
 
@@ -98,14 +100,19 @@ def _evolution(traces: list[Path], names: list[str], overrides: list[str], displ
                 lambda entropy_t: selected_tokens(entropy_t, base.lengths, config),
                 config.ratio,
             )
-        stages = [sums.stage(names[0], base.entropy)] if sums else []
+        stages = [sums.stage(_label(names[0]), base.entropy)] if sums else []
         for name in names[1:-1]:
             under(name)
             entropy_t = entropies_of(files, scores).entropy
-            stages += [sums.stage(name, entropy_t)] if sums else []
+            stages += [sums.stage(_label(name), entropy_t)] if sums else []
         if not sums:
             return None
-        return Evolution([*stages, sums.stage(names[-1], final.entropy)], len(base.entropy), config.ratio)
+        return Evolution([*stages, sums.stage(_label(names[-1]), final.entropy)], len(base.entropy), config.ratio)
+
+
+def _label(name: str) -> str:
+    """What stands after the @, or the folder's name."""
+    return name.rpartition("@")[2] if "@" in name else Path(name).name
 
 
 def _print(found: Evolution) -> None:

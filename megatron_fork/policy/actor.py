@@ -74,6 +74,20 @@ class Policy(Network):
                 rows at a time while their logits exist, which saves a matrix product.
 
         """
+        parts = self._parts(batch, selected_t, loss_function, whole_responses=whole_responses)
+        return self.step(batch, *parts, learning_rate=learning_rate)
+
+    def gradient(
+        self, batch: Batch, selected_t: Tensor, loss_function: LossFunction, *, whole_responses: bool = False
+    ) -> float:
+        """Leave the gradient of `update` in the gradient buffers, and return its norm; the weights stay."""
+        self.backward(batch, *self._parts(batch, selected_t, loss_function, whole_responses=whole_responses))
+        return self.gradient_norm()
+
+    def _parts(
+        self, batch: Batch, selected_t: Tensor, loss_function: LossFunction, *, whole_responses: bool
+    ) -> tuple[list[MicroBatch], list[Tensor], list[Task]]:
+        """Micro-batches, the rows of the LM head in each, and what is done with them."""
         whole = self.micro_batches(batch)
         micro_batches = self.local(whole)
         rows = [micro_batch.rows(selected_t) for micro_batch in micro_batches]
@@ -86,7 +100,7 @@ class Policy(Network):
             else Task(finish_loss, row_loss=partial(_loss_of_some_rows, loss_function, place_r))
             for place_r, row in zip(places, whole, strict=True)
         ]
-        return self.step(batch, micro_batches, rows, tasks, learning_rate=learning_rate)
+        return micro_batches, rows, tasks
 
 
 def _marked(micro_batch: MicroBatch, selected_t: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from megatron_fork.clock import Clock
 from megatron_fork.distributed import collectives, device
 from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.experience import Batch
+from megatron_fork.policy.actor import LossFunction
 from megatron_fork.policy.network import Update
 from megatron_fork.policy.preparation import candidates, filled, prepared
 from megatron_fork.policy.skipped_updates import SkippedUpdates
@@ -142,6 +143,18 @@ class Learner:
 
     def update(self, share: Batch, chosen: selection.Selection, number: int, *, learning_rate: float) -> Update:
         """One optimizer step on the chosen tokens, or on all candidates if the loss trains those."""
+        trained_t, loss_of = self._loss(share, chosen, number)
+        whole = objective.needs_whole_sequences(self.objective)
+        return self.policy.update(share, trained_t, loss_of, learning_rate=learning_rate, whole_responses=whole)
+
+    def gradient(self, share: Batch, chosen: selection.Selection, number: int) -> float:
+        """Leave the gradient of `update` in the policy's gradient buffers, and return its norm; nothing is updated."""
+        trained_t, loss_of = self._loss(share, chosen, number)
+        whole = objective.needs_whole_sequences(self.objective)
+        return self.policy.gradient(share, trained_t, loss_of, whole_responses=whole)
+
+    def _loss(self, share: Batch, chosen: selection.Selection, number: int) -> tuple[Tensor, LossFunction]:
+        """The tokens that are trained on, and their loss."""
         config, candidate_t = self.objective, candidates(share, self.objective)
         trains_all = objective.loss_named(config.loss).trains == "candidates"
         trained_t = candidate_t if trains_all else chosen.mask
@@ -161,13 +174,7 @@ class Learner:
                 **{name: column_t[places].to(where) for name, column_t in columns.items()},
             )
 
-        return self.policy.update(
-            share,
-            trained_t,
-            loss_of,
-            learning_rate=learning_rate,
-            whole_responses=objective.needs_whole_sequences(config),
-        )
+        return trained_t, loss_of
 
     def _loss_columns(
         self, share: Batch, chosen: selection.Selection, trained_t: Tensor, number: int

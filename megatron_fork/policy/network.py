@@ -152,17 +152,10 @@ class Network:
 
         An update whose loss or gradient norm is not finite is not applied on any rank: weights, optimizer and rates stay.
         """
-        self._describe(batch)
-        for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
-            chunk.train()
-            assert isinstance(wrapped, DistributedDataParallel)
-            wrapped.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        results = self._run(micro_batches, rows, tasks, forward_only=False)
+        results = self.backward(batch, micro_batches, rows, tasks)
         sums = self._global_sums(results)
         loss, balance = sums.pop("loss", 0.0), self._balance()
-        self.optimizer.prepare_grads()
-        gradient_norm = float(self.optimizer.get_grad_norm())
+        gradient_norm = self.gradient_norm()
         if not self._is_finite_everywhere(loss, gradient_norm):
             suspects = self._suspects(batch, micro_batches, results)
             self.optimizer.zero_grad()
@@ -172,6 +165,29 @@ class Network:
         self.optimizer.step()
         self._gathering = self._overlaps
         return Update(loss, gradient_norm, learning_rate, sums, balance)
+
+    def backward(
+        self, batch: Batch, micro_batches: list[MicroBatch], rows: list[Tensor], tasks: list[Task]
+    ) -> list[dict[str, Tensor]]:
+        """Put the gradient into the gradient buffers; returns the results of each micro-batch, on the last stage."""
+        self._describe(batch)
+        for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
+            chunk.train()
+            assert isinstance(wrapped, DistributedDataParallel)
+            wrapped.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        return self._run(micro_batches, rows, tasks, forward_only=False)
+
+    def gradient_norm(self) -> float:
+        """The norm over all ranks of what is in the gradient buffers, as an update would have it before clipping."""
+        self.optimizer.prepare_grads()
+        return float(self.optimizer.get_grad_norm())
+
+    @property
+    def gradient_buffers(self) -> list[Tensor]:
+        """This rank's gradients, float32, in place."""
+        wrapped = [each for each in self._wrapped if isinstance(each, DistributedDataParallel)]
+        return [buffer.grad_data for each in wrapped for buffer in [*each.buffers, *each.expert_parallel_buffers]]
 
     def _is_finite_everywhere(self, *values: float) -> bool:
         """Whether the values are finite on every rank: ranks of other layers, experts or shards may see another norm."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.interruption import StopRequest
     from megatron_fork.run.intervening import AskedCells, intervene
     from megatron_fork.run.lensing import LENSES, AskedLenses, look
+    from megatron_fork.run.masks import two_selections
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
     from megatron_fork.run.place import checkpoint_of, config_of
     from megatron_fork.run.prompt_sets import LoadedSet
@@ -117,6 +118,7 @@ __all__ = [
     "start",
     "supervise",
     "sync_weights",
+    "two_selections",
     "warm_start",
     "warn_of_failures",
     "write_model",

@@ -91,7 +91,7 @@ class PolicyScorer:
         }
         gathered = collectives.gather_objects_to_first(mine, self.context.layout.data)
         found = {number: columns for part in gathered for number, columns in part.items()}
-        return joined([found[sequence.number] for sequence in sequences] if found else [])
+        return joined([found[sequence.number] for sequence in sequences] if is_first() else [])
 
     def load(self, model: models.ModelConfig) -> None:
         saved = checkpoint_of(model)
@@ -154,9 +154,7 @@ def rescored(files: TraceFiles, scores: Scorer) -> Iterator[Traces]:
 
 
 class Entropies(NamedTuple):
-    """`entropy`: `[response tokens]` float32 nats, of all responses one after another, empty but on the first rank; `lengths` of
-    each response.
-    """
+    """`entropy`: `[response tokens]` float32 nats of all responses in order, empty but on the first rank; `lengths` of each."""
 
     entropy: Array
     lengths: np.ndarray[Any, np.dtype[np.int64]]
