@@ -31,6 +31,7 @@ from megatron_fork.run.console import Display
 from megatron_fork.run.evaluating import weights_mark
 from megatron_fork.run.offline import ModelContext, build_engine, give_weights, load_policy, model_context
 from megatron_fork.run.prompt_sets import load_set
+from megatron_fork.run.provenance import provenance
 from megatron_fork.serving import EntropyTemperature
 from megatron_fork.traces import Origin, TokenTexts, open_traces, vocabulary_fingerprint
 
@@ -74,6 +75,7 @@ def intervene(config: RunConfig, asked: AskedCells, display: Display) -> Interve
             "prompt_set": asked.prompts.name,
             "max_response_tokens": config.rollout.max_response_tokens,
             "drawn_tokens": cells.drawn_tokens(),
+            "provenance": provenance(str(context.layout)),
         }
         return Intervention(results, left_out, asked.threshold, config.seed, about)
 

@@ -33,6 +33,7 @@ from megatron_fork.rewards import RewardPool, answer_in, states_answers
 from megatron_fork.rollout import EmbeddedEngine, PolicyWeights, text_of
 from megatron_fork.run.console import Display
 from megatron_fork.run.offline import ModelContext, build_engine, load_policy, model_context
+from megatron_fork.run.provenance import provenance
 from megatron_fork.run.scoring import PolicyScorer, check_vocabulary
 from megatron_fork.traces import TokenTexts, TraceFiles
 
@@ -102,6 +103,7 @@ def look(files: TraceFiles, config: RunConfig, asked: AskedLenses, display: Disp
         "anchors": {"samples": asked.anchor_samples, "smoothing": SMOOTHING},
         "token_budget": asked.token_budget,
         "tokens_spent": budget.spent,
+        "provenance": provenance(str(context.layout)),
     }
     return Lenses(responses, lenses, scorer.references, sentences, asked.share, config.seed, about)
 

@@ -12,7 +12,7 @@ import numpy as np
 from megatron_fork.evaluation import bootstrap_interval
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-_FEWEST = 5
+_FEWEST = 3
 """Tokens of a response that two lenses must share for it to count."""
 
 
