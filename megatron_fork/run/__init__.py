@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.folder import writing_to
     from megatron_fork.run.given import score_given
     from megatron_fork.run.interruption import StopRequest
-    from megatron_fork.run.intervening import AskedCells, intervene
+    from megatron_fork.run.intervening import AskedCells, check_follows, intervene
     from megatron_fork.run.lensing import LENSES, AskedLenses, look
     from megatron_fork.run.masks import two_selections
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
@@ -62,6 +62,7 @@ __all__ = [
     "LENSES",
     "look",
     "AskedCells",
+    "check_follows",
     "intervene",
     "Asked",
     "Scorer",

@@ -1,12 +1,15 @@
 """`analyze intervene`: cells of temperatures with paired random numbers, resumable, within a budget, on every engine."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.commands import run, trace_rows
+from support.engine_models import STOP, new_model, weights_of
 from support.engine_servers import RunningServer, serving
 from support.judging import EVEN
 from support.trace_files import save_model
@@ -14,7 +17,11 @@ from typer.testing import CliRunner
 
 from megatron_fork.analysis import PAPER_TEMPERATURES, Cell, Intervention, cell_result, cells_of, intervention_record
 from megatron_fork.cli import app, guard
+from megatron_fork.errors import RolloutError
 from megatron_fork.evaluation import bootstrap_interval
+from megatron_fork.experience import Prompt
+from megatron_fork.rollout import Completion, EmbeddedEngine, Request
+from megatron_fork.run import check_follows
 from megatron_fork.traces import open_traces
 
 SETTINGS = [word for setting in EVEN for word in ("--set", setting)]
@@ -71,9 +78,8 @@ def test_cells_differ_only_where_they_say(place: Path, tmp_path: Path) -> None:
     rows = trace_rows(tmp_path / "cells" / "high-0_low-0")
     assert all(value == 0.0 for row in rows for value in row["logprob"])
     record = json.loads((tmp_path / "intervention.json").read_text())
-    assert record["drawn_tokens"] == sum(
-        len(row["tokens"]) for cell in (tmp_path / "cells").iterdir() for row in trace_rows(cell)
-    )
+    everything = [row for cell in (tmp_path / "cells").iterdir() for row in trace_rows(cell)]
+    assert record["drawn_tokens"] == sum(len(row["tokens"]) for row in everything)
     assert {path.suffix for path in tmp_path.glob("intervention_*")} == {".svg", ".png"}
     # A second call draws nothing; other cells may be asked for, other settings may not.
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/traces/*")}
@@ -154,3 +160,20 @@ def test_a_vllm_server_draws_the_cells(place: Path, server: RunningServer, tmp_p
         for name in ("embedded", "vllm")
     ]
     assert cold[0] == cold[1]
+
+
+class Deaf(EmbeddedEngine):
+    """Draws as a server that was started without the processor for the temperature by entropy."""
+
+    def replicas(self, requests: Sequence[Request]) -> dict[str, list[Completion]]:
+        return {"http://deaf": list(self.generate([replace(each, entropy_temperature=None) for each in requests]))}
+
+
+def test_a_server_that_does_not_follow_is_noticed() -> None:
+    model = new_model(tied=True, seed=1)
+    engine = Deaf(
+        model.config, stop_tokens=(STOP,), pad_token=0, batch_size=8, device=torch.device("cpu"), dtype=torch.float32
+    )
+    engine.update_weights(weights_of(model), 0)
+    with pytest.raises(RolloutError, match="http://deaf does not follow the temperature by entropy"):
+        check_follows(engine, [Prompt(0, "", (3, 4), "")], None)

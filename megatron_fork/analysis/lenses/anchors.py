@@ -1,7 +1,7 @@
 """Thought anchors (arXiv 2506.19143): sentences that decide the answer, found by resampling.
 
-The resampling importance of sentence S_i is KL(p(A'_i) || p(A_i)): A_i are final answers of responses that go on after S_i, and
-A'_i of those that go on from before it and so draw another sentence in its place. The paper's counterfactual importance also drops
+The resampling importance of sentence S_i is KL(p(A'_i) || p(A_i)). A_i are final answers of responses that go on after it, A'_i
+of those that go on from before it and so draw another sentence in its place. The paper's counterfactual importance also drops
 replacements that mean the same, which needs a model of sentence meaning: it is not computed here.
 """
 

@@ -1,8 +1,8 @@
 """Functional importance by greedy pruning (arXiv 2601.03066): the order in which the tokens of a reasoning chain can go.
 
 In each round every remaining token is left out once, and the one goes whose removal leaves the objective highest; the round in
-which a token goes is its rank. Objectives of the authors' code: `answer`, log P(answer | question, rest), and `chain_and_answer`, its
-default, the mean log-prob of the rest and the answer.
+which a token goes is its rank. Objectives of the authors' code: `answer`, log P(answer | question, rest), and its default
+`chain_and_answer`, the mean log-prob of the rest and the answer.
 """
 
 from __future__ import annotations
