@@ -54,6 +54,7 @@ class AskedLenses:
     anchor_samples: int = 16
     share: float = 0.2
     limit: int | None = None
+    """Only the responses to the first so many prompts."""
     token_budget: int | None = None
 
 

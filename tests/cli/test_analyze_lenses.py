@@ -157,6 +157,19 @@ def test_over_responses_all_share_one_trajectory(place: Path, tmp_path: Path) ->
     assert all(value is None for value in longest)
 
 
+def test_a_limit_keeps_the_responses_to_a_prompt_together(place: Path, tmp_path: Path) -> None:
+    """Engines finish in any order, and so do traces."""
+    rows = made_up(12)
+    write_made_up(tmp_path / "traces.parquet", [rows[(5 * number) % 12] for number in range(12)])
+    code, output = call(
+        tmp_path / "traces.parquet", place / "model", "--lens", "entropy", "--limit", 2, "--out", tmp_path / "out"
+    )
+    assert code == 0, output
+    found, _ = values_of(tmp_path / "out")
+    order = list(dict.fromkeys(row["prompt_id"] for row in found))
+    assert [(row["prompt_id"], row["sample"]) for row in found] == [(name, n) for name in order for n in range(4)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

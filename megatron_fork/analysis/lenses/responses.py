@@ -61,16 +61,22 @@ class LensResponse:
 def read_responses(
     files: TraceFiles, form: AnswerForm, texts_of: Callable[[Sequence[int], int], Sequence[str]], *, limit: int | None
 ) -> list[LensResponse]:
-    """The first `limit` responses that have tokens; raises `TraceError` for one without a prompt's tokens.
+    """The responses that have tokens, those to a prompt together; raises `TraceError` for one without its prompt's tokens.
 
-    `texts_of`: what each of some tokens adds to the text after a token, for traces without token texts.
+    Args:
+        files: of one model.
+        form: see `AnswerForm`.
+        texts_of: what each of some tokens adds to the text after a token, for traces without token texts.
+        limit: only the responses to the first so many prompts.
+
     """
     found: list[LensResponse] = []
+    prompts: dict[str, int] = {}
     for row in _rows(files):
-        if limit is not None and len(found) == limit:
-            break
-        if not row["tokens"]:
+        name = f"{row['set']}/{row['prompt_id']}"
+        if not row["tokens"] or (name not in prompts and len(prompts) == limit):
             continue
+        prompts.setdefault(name, len(prompts))
         if not row["prompt_tokens"]:
             raise TraceError(
                 f"a response to {row['prompt_id']} has no prompt tokens",
@@ -81,7 +87,7 @@ def read_responses(
         entropy = None if row["entropy"] is None else np.asarray(row["entropy"], np.float64)
         found.append(
             LensResponse(
-                f"{row['set']}/{row['prompt_id']}",
+                name,
                 row["sample"],
                 row["prompt_tokens"],
                 row["tokens"],
@@ -94,7 +100,7 @@ def read_responses(
         )
     if not found:
         raise TraceError(f"{files.files[0]} has no response with tokens", hint="give traces of responses")
-    return found
+    return sorted(found, key=lambda response: (prompts[response.prompt_id], response.sample))
 
 
 def by_prompt(responses: Sequence[LensResponse]) -> dict[str, list[int]]:
