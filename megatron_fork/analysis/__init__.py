@@ -5,7 +5,38 @@ from typing import TYPE_CHECKING
 from megatron_fork import opened
 
 if TYPE_CHECKING:
+    from megatron_fork.analysis.intervention import (
+        PAPER_TEMPERATURES,
+        PAPER_THRESHOLD,
+        Cell,
+        CellResult,
+        Intervention,
+        cell_result,
+        cells_of,
+        intervention_record,
+        save_intervention,
+    )
     from megatron_fork.analysis.json_lines import AnalysisError
+    from megatron_fork.analysis.lenses.agreement import Agreement, agreement, jaccard, spearman, top_share
+    from megatron_fork.analysis.lenses.anchors import SMOOTHING, divergence, resampling_importance, sentence_starts
+    from megatron_fork.analysis.lenses.budget import TokenBudget
+    from megatron_fork.analysis.lenses.dependence import (
+        MutualInformation,
+        centred,
+        gaussian_kernel,
+        hsic,
+        normalised_cross_covariance,
+        normalised_hsic,
+        over_responses,
+        peaks,
+    )
+    from megatron_fork.analysis.lenses.pruning import Objective, greedy_pruning, tokens_to_read
+    from megatron_fork.analysis.lenses.reader import ModelReader, Reading
+    from megatron_fork.analysis.lenses.resampling import Resampler
+    from megatron_fork.analysis.lenses.responses import AnswerForm, LensResponse, read_responses
+    from megatron_fork.analysis.lenses.results import Lenses, lenses_record, save_lenses
+    from megatron_fork.analysis.lenses.scoring import Lens, LensScorer
+    from megatron_fork.analysis.lenses.variance import cross_rollout_deviation
     from megatron_fork.analysis.metrics import StepMetrics
     from megatron_fork.analysis.outcome import Outcome, read_outcome
     from megatron_fork.analysis.page.building import write_page
@@ -22,6 +53,48 @@ else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
+    "SMOOTHING",
+    "divergence",
+    "resampling_importance",
+    "sentence_starts",
+    "Agreement",
+    "agreement",
+    "jaccard",
+    "spearman",
+    "top_share",
+    "TokenBudget",
+    "MutualInformation",
+    "centred",
+    "gaussian_kernel",
+    "hsic",
+    "normalised_cross_covariance",
+    "normalised_hsic",
+    "over_responses",
+    "peaks",
+    "Objective",
+    "greedy_pruning",
+    "tokens_to_read",
+    "ModelReader",
+    "Reading",
+    "Resampler",
+    "AnswerForm",
+    "LensResponse",
+    "read_responses",
+    "Lenses",
+    "lenses_record",
+    "save_lenses",
+    "Lens",
+    "LensScorer",
+    "cross_rollout_deviation",
+    "PAPER_TEMPERATURES",
+    "PAPER_THRESHOLD",
+    "Cell",
+    "CellResult",
+    "Intervention",
+    "cell_result",
+    "cells_of",
+    "intervention_record",
+    "save_intervention",
     "PAPER_ENTROPY",
     "AnalysisError",
     "EntropyPattern",

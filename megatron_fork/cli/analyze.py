@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from megatron_fork.cli.analyze_entropy import AsJson, MinimumCount, Out, Rows, entropy
 from megatron_fork.cli.analyze_evolution import evolution
+from megatron_fork.cli.analyze_intervene import intervene
+from megatron_fork.cli.analyze_lenses import lenses
 from megatron_fork.cli.analyze_masks import compare_masks
 from megatron_fork.cli.analyze_models import Set, rescore, score_responses
 from megatron_fork.cli.analyze_report import show_report
@@ -95,6 +97,8 @@ def of_folder(
 
 app.command("report")(show_report)
 app.command("entropy")(entropy)
+app.command("intervene")(intervene)
+app.command("lenses")(lenses)
 app.command("rescore")(rescore)
 app.command("evolution")(evolution)
 app.command("compare-masks")(compare_masks)

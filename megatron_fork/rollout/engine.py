@@ -44,8 +44,9 @@ class Request:
 class Completion:
     """A drawn response.
 
-    `logprob` is under the softmax of the whole vocabulary at the request's temperature (at 1 if that is 0, at each token's own
-    if it depends on the entropy). With vLLM and top-p or top-k it is under the softmax of the tokens that they leave.
+    `logprob` is under the softmax of the whole vocabulary at the request's temperature: at 1 if that is 0, at each token's own
+    if it depends on the entropy, and then 0 nats where it is 0. With vLLM and top-p or top-k it is under the softmax of the
+    tokens that they leave.
     """
 
     number: int

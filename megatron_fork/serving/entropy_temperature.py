@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Unit
 
-from megatron_fork.recipe import PositiveFloat, Settings
+from megatron_fork.recipe import NonNegativeFloat, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +19,10 @@ class EntropyTemperature(Settings, room="rollout.entropy_temperature"):
 
     threshold: Annotated[float, Unit("nats")] = 0.672
     """The paper's value: the 80th percentile of Qwen3-8B."""
-    high: PositiveFloat = 1.0
-    """Temperature above the threshold; 1 leaves a distribution as it is."""
-    low: PositiveFloat = 1.0
-    """Temperature up to the threshold; 1 leaves a distribution as it is, 0.05 is close to the most likely token."""
+    high: NonNegativeFloat = 1.0
+    """Temperature above the threshold; 1 leaves a distribution as it is, 0 takes the most likely token."""
+    low: NonNegativeFloat = 1.0
+    """Temperature up to the threshold; 1 leaves a distribution as it is, 0 takes the most likely token."""
 
     @property
     def is_plain(self) -> bool:
@@ -36,7 +36,7 @@ class EntropyTemperature(Settings, room="rollout.entropy_temperature"):
 
 
 def scale_by_entropy(logits: Tensor, parameters: Tensor) -> Tensor:
-    """Logits divided by their temperature, `[rows, vocab]`, as a new tensor.
+    """Logits divided by their temperature, `[rows, vocab]`, as a new tensor; at 0 only the most likely token is left.
 
     Args:
         logits: `[rows, vocab]`, any float dtype, before any other temperature.
@@ -51,4 +51,10 @@ def scale_by_entropy(logits: Tensor, parameters: Tensor) -> Tensor:
     targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     entropy = token_statistics(logits, targets).entropy
     threshold, high, low = parameters.to(logits.device).unbind(1)
-    return logits / torch.where(entropy > threshold, high, low)[:, None].to(logits.dtype)
+    temperature = torch.where(entropy > threshold, high, low)[:, None]
+    scaled = logits / torch.where(temperature == 0.0, 1.0, temperature).to(logits.dtype)
+    if not bool((temperature == 0.0).any()):
+        return scaled
+    # A division by almost 0 would overflow, and share the probability among tokens that are equally likely.
+    is_first = torch.zeros_like(scaled, dtype=torch.bool).scatter(1, scaled.argmax(1, keepdim=True), True)
+    return scaled.masked_fill((temperature == 0.0) & ~is_first, -torch.inf)

@@ -33,10 +33,10 @@ class EntropyTemperatureProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raise ValueError unless there are three numbers with positive temperatures; vLLM answers the request with it."""
+        """Raise ValueError unless there are three numbers, no temperature below 0; vLLM answers the request with it."""
         asked = _asked(sampling_params)
-        if asked is not None and (len(asked) != 3 or min(asked[1:]) <= 0.0):
-            raise ValueError(f"{_KEY}={asked} is not [threshold, high, low] with positive temperatures")
+        if asked is not None and (len(asked) != 3 or min(asked[1:]) < 0.0):
+            raise ValueError(f"{_KEY}={asked} is not [threshold, high, low] with temperatures of at least 0")
 
     def is_argmax_invariant(self) -> bool:
         """A temperature never changes the most likely token."""

@@ -126,10 +126,11 @@ def test_temperature_by_entropy_is_the_same_in_all_engines(server, engine) -> No
         assert above > 20 and below > 20
 
 
-def test_low_temperature_by_entropy_leaves_no_choice(engine) -> None:
-    """Both temperatures close to 0: the sampled tokens, not only their log-probs, follow them."""
+@pytest.mark.parametrize("temperature", [1e-3, 0.0])
+def test_low_temperature_by_entropy_leaves_no_choice(engine, temperature: float) -> None:
+    """Both temperatures 0 or close to it: the sampled tokens, not only their log-probs, follow them."""
     model = new_model(tied=True, seed=1)
-    cold = EntropyTemperature(threshold=4.3, high=1e-3, low=1e-3)
+    cold = EntropyTemperature(threshold=4.3, high=temperature, low=temperature)
     for completion, request in answered(engine, requests(10, max_tokens=12, entropy_temperature=cold)):
         assert logits_of(model, request, completion.tokens).argmax(-1).tolist() == list(completion.tokens)
 

@@ -62,8 +62,8 @@ def test_sizes_of_a_colocated_engine(name: str, value: float) -> None:
 def test_limits_of_servers_are_positive() -> None:
     with pytest.raises(ConfigError, match=r"rollout\.remote\.idle_seconds=0"):
         RemoteConfig(idle_seconds=0)
-    with pytest.raises(ConfigError, match=r"rollout\.entropy_temperature\.low=0"):
-        EntropyTemperature(low=0.0)
+    with pytest.raises(ConfigError, match=r"rollout\.entropy_temperature\.low=-0\.5"):
+        EntropyTemperature(low=-0.5)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def save_figures(folder: Path, figures: Mapping[str, Callable[[], Figure]]) -> l
             figure = draw()
             for ending, options in _FORMATS.items():
                 path = folder / f"{name}.{ending}"
-                with _written(path):
+                with writing(path):
                     figure.savefig(path, facecolor="white", **options)
                 written.append(path)
     return written
@@ -39,7 +39,7 @@ def save_figures(folder: Path, figures: Mapping[str, Callable[[], Figure]]) -> l
 
 def save_record(path: Path, record: Mapping[str, Any]) -> Path:
     """Write numbers as JSON; raises `RunFolderError` if the folder cannot be written."""
-    with _written(path):
+    with writing(path):
         replace_file(path, json_text(record) + "\n")
     return path
 
@@ -50,7 +50,7 @@ def json_text(record: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """A file that is written in this context, into a folder that is made if need be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
