@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,12 +82,11 @@ def _print(pattern: EntropyPattern, console: Console, rows: int) -> None:
     console.print(
         f"{pattern.ranked:,} of {pattern.distinct:,} different tokens occur at least {pattern.minimum_count:,} times"
     )
-    relative = pattern.positions["all"].relative
-    places = [f"{100 * place // relative.bins} %" for place in range(relative.bins)][::2]
     groups = [name for name in pattern.positions if name != "all" or len(pattern.positions) != 2]
+    tenths = [pattern.positions[name].relative.merged(2).mean for name in groups]
     lines = [
-        [place, *(f"{pattern.positions[name].relative.mean[2 * number]:.4f}" for name in groups)]
-        for number, place in enumerate(places)
+        [f"{10 * number} %", *("" if math.isnan(of[number]) else f"{of[number]:.4f}" for of in tenths)]
+        for number in range(len(tenths[0]))
     ]
     console.print(table_of("mean entropy by place in the response", ["from", *groups], lines))
 

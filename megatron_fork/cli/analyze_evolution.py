@@ -43,13 +43,15 @@ def evolution(
             raise ConfigError(
                 "--models and --run: one of them is needed", hint="--run FOLDER, or --models BASE,...,FINAL"
             )
-        from megatron_fork.run import is_first_rank, models_of_run
+        from megatron_fork import distributed
+        from megatron_fork.run import models_of_run
 
         names = [each.strip() for each in models.split(",")] if models else models_of_run(run or Path())
         if len(names) < 2:
             raise ConfigError(f"{names} is one model", hint="give a base model and a final one at least")
         found = _evolution(traces, names, settings or [], display)
-        if not is_first_rank() or found is None:
+        distributed.finalize()
+        if found is None:
             return
         from megatron_fork.analysis import evolution_record, json_text, save_evolution
 

@@ -40,6 +40,7 @@ def compare_masks(
         display = quiet_display(as_json=as_json)
         from dataclasses import replace
 
+        from megatron_fork import distributed
         from megatron_fork.analysis import compared, comparison_record, json_text, save_record
         from megatron_fork.run import config_of, model_context, place_and_checkpoint, two_selections
         from megatron_fork.traces import open_traces
@@ -59,11 +60,14 @@ def compare_masks(
         old_place, old_saved = place_and_checkpoint(old) if old else (place, saved)
         old_model = config_of(old_place, words, checkpoint=old_saved).model if old else None
         count = min(responses, files.responses)
-        passes = f"{2 if old else 1} statistics passes" + (" and 2 passes with backward" if gradient else "")
+        passes = ("2 statistics passes" if old else "1 statistics pass") + (
+            " and 2 passes with backward" if gradient else ""
+        )
         memory = ", memory of a model in training and one more copy of its gradients" if gradient else ""
         display.say(f"{count:,} responses: {passes}{memory}")
         with model_context(config, display) as context:
             found = two_selections(context, files, both, responses=count, old=old_model, gradients=gradient)
+        distributed.finalize()
         if found is None:
             return
         comparison = replace(compared(*found.masks, found.texts), norms=found.norms, cosine=found.cosine)
@@ -84,9 +88,9 @@ def _print(found: MaskComparison, names: tuple[str, str]) -> None:
     console = console_of()
     lines = [
         ["tokens", f"{found.tokens:,}"],
-        [f"a: {names[0]}", f"{found.selected[0]:,}"],
-        [f"b: {names[1]}", f"{found.selected[1]:,}"],
-        ["both", f"{found.both:,}"],
+        [f"selected by a: {names[0]}", f"{found.selected[0]:,}"],
+        [f"selected by b: {names[1]}", f"{found.selected[1]:,}"],
+        ["selected by both", f"{found.both:,}"],
         ["share of all tokens that differs", f"{100 * found.differ:.2f} %"],
         ["Jaccard", f"{found.jaccard:.4f}"],
     ]
@@ -96,7 +100,7 @@ def _print(found: MaskComparison, names: tuple[str, str]) -> None:
             ["gradient norm of b", f"{found.norms[1]:.4g}"],
             ["cosine of the gradients", f"{found.cosine:.4f}"],
         ]
-    console.print(table_of("two selections", ["", "selected"], lines))
+    console.print(table_of("two selections", ["", ""], lines))
     for name, only in zip("ab", found.only, strict=True):
         if only:
             console.print(

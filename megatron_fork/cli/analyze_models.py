@@ -43,6 +43,7 @@ def score_responses(
 ) -> None:
     """Score the responses of a file with a model, write them as traces and show their entropy pattern."""
     display = quiet_display(as_json=as_json)
+    from megatron_fork import distributed
     from megatron_fork.data import columns_named
     from megatron_fork.run import is_first_rank, origin_of, score_given, scorer
     from megatron_fork.traces import write_traces
@@ -56,6 +57,7 @@ def score_responses(
             write_traces(traces, found, origin_of(scores, "analyze"))
         for _ in found:
             pass
+    distributed.finalize()
     if is_first_rank():
         display.say(f"traces {traces}")
         show_entropy([traces], out=folder, as_json=as_json, minimum_count=minimum_count, rows=rows)
@@ -72,6 +74,7 @@ def rescore(
 
     def work() -> None:
         display = quiet_display()
+        from megatron_fork import distributed
         from megatron_fork.run import is_first_rank, origin_of, place_and_checkpoint, rescored, scorer
         from megatron_fork.traces import TraceWriter, open_traces
 
@@ -90,6 +93,7 @@ def rescore(
                         writer.add_part(part)
             for _ in parts:
                 pass
+        distributed.finalize()
         display.say(f"traces {out}")
 
     guarded(work, debug=debug)

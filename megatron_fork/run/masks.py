@@ -17,7 +17,7 @@ from megatron_fork.models import ModelConfig
 from megatron_fork.objective import group_advantages
 from megatron_fork.policy import Learner, TrainedModels
 from megatron_fork.run.offline import ModelContext
-from megatron_fork.run.scoring import PolicyScorer, check_vocabulary, sequences_of
+from megatron_fork.run.scoring import PolicyScorer, check_vocabulary, is_first, sequences_of
 from megatron_fork.run.setup import build_policy
 from megatron_fork.selection import Selection, SelectionConfig
 from megatron_fork.traces import TraceFiles
@@ -90,9 +90,9 @@ def two_selections(
         )
     }
     gathered = collectives.gather_objects_to_first(mine, context.layout.data)
-    found = {number: masks for part in gathered for number, masks in part.items()}
-    if not found:
+    if not is_first():
         return None
+    found = {number: masks for part in gathered for number, masks in part.items()}
     both = tuple(torch.cat([found[each.number][place] for each in trajectories]).numpy() for place in (0, 1))
     return TwoSelections((both[0], both[1]), texts, norms, cosine)
 

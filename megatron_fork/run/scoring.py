@@ -91,7 +91,7 @@ class PolicyScorer:
         }
         gathered = collectives.gather_objects_to_first(mine, self.context.layout.data)
         found = {number: columns for part in gathered for number, columns in part.items()}
-        return joined([found[sequence.number] for sequence in sequences] if found else [])
+        return joined([found[sequence.number] for sequence in sequences] if is_first() else [])
 
     def load(self, model: models.ModelConfig) -> None:
         saved = checkpoint_of(model)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from megatron_fork import distributed, models, vocab_parallel
 from megatron_fork.config import RunConfig
@@ -43,6 +44,7 @@ class TransformersScorer:
 
     def load(self, model: models.ModelConfig) -> None:
         assert model.path, "the model has a folder"
+        disable_progress_bar()
         try:
             self._model: Any = AutoModelForCausalLM.from_pretrained(
                 model.path, trust_remote_code=False, use_safetensors=True, dtype=self.config.policy.dtype

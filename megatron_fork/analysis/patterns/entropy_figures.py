@@ -41,7 +41,7 @@ def draw_distribution(pattern: EntropyPattern) -> Figure:
     low = int(np.searchsorted(EDGES, 1e-4))
     edges = np.concatenate([[EDGES[low - 2]], EDGES[low:]])  # all smaller ones in a bin at the left end
     for name, group in pattern.groups.items():
-        if not group.tokens:
+        if not group.tokens or (name != "all" and len(pattern.groups) == 2):
             continue
         counts = np.concatenate([[group.counts[: low + 1].sum()], group.counts[low + 1 :]]) / group.tokens
         used = int(np.flatnonzero(counts)[-1]) + 1
@@ -83,4 +83,5 @@ def draw_positions(pattern: EntropyPattern) -> Figure:
 def _cloud(tokens: Sequence[TokenMean], colour: str) -> Figure:
     """Words in the order of the table, the first one largest."""
     shown = tokens[:_WORDS]
-    return draw_cloud([(each.text, 1 - number / max(1, len(shown))) for number, each in enumerate(shown)], colour)
+    words = [each.text.removeprefix("␣") or each.text for each in shown]
+    return draw_cloud([(word, 1 - number / len(words)) for number, word in enumerate(words)], colour)

@@ -70,10 +70,10 @@ class EvolutionSums:
 
 
 def bins_of(base_t: Array) -> Array:
-    """`[tokens]` int: which twentieth of the tokens, ordered by entropy, each is in; equal ones in their order."""
+    """`[tokens]` uint8: which twentieth of the tokens, ordered by entropy, each is in; equal ones in their order."""
     rank = np.empty(len(base_t), dtype=np.int64)
     rank[np.argsort(base_t, kind="stable")] = np.arange(len(base_t))
-    return rank * BINS // max(1, len(base_t))
+    return (rank * BINS // max(1, len(base_t))).astype(np.uint8)
 
 
 def evolution_record(found: Evolution) -> dict[str, Any]:

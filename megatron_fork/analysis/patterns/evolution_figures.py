@@ -61,12 +61,13 @@ def draw_change(found: Evolution) -> Figure:
 def draw_percentiles(found: Evolution) -> Figure:
     """Percentiles of entropy over checkpoints."""
     figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.add_subplot(ylabel="entropy (nats)", ylim=(0, None))
+    axes = figure.add_subplot(ylabel="entropy (nats)")
     for number, percentile in enumerate(_SHOWN):
         values = [stage.percentiles[percentile] for stage in found.stages]
         axes.plot(
             values, "-o", color=colormaps["viridis"](0.9 * number / len(_SHOWN)), label=f"p{percentile:g}", markersize=3
         )
+    axes.set_ylim(bottom=0)
     _name_stages(axes, found)
     return finished(figure).figure
 

@@ -50,6 +50,12 @@ class Sums:
         self.count += count
         self.total += total
 
+    def merged(self, bins: int) -> Sums:
+        """With so many neighbouring bins made one; their number must be divisible by it."""
+        found = Sums(self.bins // bins)
+        found.count, found.total = self.count.reshape(-1, bins).sum(1), self.total.reshape(-1, bins).sum(1)
+        return found
+
     @property
     def mean(self) -> Array:
         """`[bins]` nats; NaN where there is no token."""
