@@ -83,10 +83,5 @@ def draw_positions(pattern: EntropyPattern) -> Figure:
 def _cloud(tokens: Sequence[TokenMean], colour: str) -> Figure:
     """Words in the order of the table, the first one largest."""
     shown = tokens[:_WORDS]
-    return draw_cloud(
-        [
-            (each.text.removeprefix("␣") or each.text, 1 - number / max(1, len(shown)))
-            for number, each in enumerate(shown)
-        ],
-        colour,
-    )
+    words = [each.text.removeprefix("␣") or each.text for each in shown]
+    return draw_cloud([(word, 1 - number / len(words)) for number, word in enumerate(words)], colour)
