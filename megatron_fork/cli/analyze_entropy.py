@@ -106,7 +106,7 @@ def _distributions(pattern: EntropyPattern) -> Table:
         for name, group in pattern.groups.items()
     ]
     paper = ["paper", "", "", "", f"{100 * PAPER_ENTROPY['share_below_0.01']:.2f} %", "", f"{PAPER_ENTROPY['p80']}"]
-    columns = ["responses", "", "tokens", "mean", "below 0.01", "p50", "p80", "p90", "p95", "p99"]
+    columns = ["", "responses", "tokens", "mean", "below 0.01", "p50", "p80", "p90", "p95", "p99"]
     return table_of("entropy, nats", columns, [*lines, [*paper, "", "", ""]])
 
 
