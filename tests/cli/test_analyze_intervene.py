@@ -125,8 +125,8 @@ def test_a_budget_leaves_out_what_might_exceed_it(place: Path, tmp_path: Path) -
     [
         (("--high", "hot"), "--high=hot is not a list of temperatures"),
         (("--low", "-1"), "--low=-1 is not a list of temperatures"),
-        (("--threshold", "nan"), "--threshold=nan is not finite"),
-        (("--set", "rollout.temperature=0.7 with analyze intervene"), "rollout.temperature=0.7 with analyze intervene"),
+        (("--threshold", "inf"), "--threshold=inf is not finite"),
+        (("--set", "rollout.temperature=0.7"), "rollout.temperature=0.7 with analyze intervene"),
     ],
 )
 def test_what_cannot_be_is_told(place: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
