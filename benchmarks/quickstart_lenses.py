@@ -21,7 +21,7 @@ from typing import Any
 MODELS = ("warm_start", "model")
 # A walk has arrived at its target where these are its next tokens.
 ANSWER = ["--answer", "need +0 done", "--answer-begins", "need"]
-LENSES = [*ANSWER, "--lens", "entropy,mi,variance,pruning,anchors", "--limit", "32", "--anchor-responses", "24"]
+LENSES = [*ANSWER, "--lens", "entropy,mi,variance,pruning,anchors", "--limit", "16", "--anchor-responses", "16"]
 
 
 def analyze(*words: object) -> str:

@@ -196,6 +196,7 @@ def test_traces_that_the_model_cannot_read_are_told(place: Path, tmp_path: Path)
         assert code == 1 and message in " ".join(output.split()), output
 
 
+@pytest.mark.slow
 def test_on_several_ranks_it_refuses(place: Path) -> None:
     code, output = run("analyze", "lenses", str(place / "traces.parquet"), str(place / "model"), ranks=2)
     assert code == 2 and output.count("reads with one rank") == 1, output
