@@ -7,7 +7,6 @@ from megatron_fork import opened
 if TYPE_CHECKING:
     from megatron_fork.analysis.intervention import (
         PAPER_TEMPERATURES,
-        PAPER_THRESHOLD,
         Cell,
         CellResult,
         Intervention,
@@ -87,7 +86,6 @@ __all__ = [
     "LensScorer",
     "cross_rollout_deviation",
     "PAPER_TEMPERATURES",
-    "PAPER_THRESHOLD",
     "Cell",
     "CellResult",
     "Intervention",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_fork.analysis.patterns.results import PAPER_ENTROPY
 from megatron_fork.analysis.patterns.saving import save_figures, save_record
 from megatron_fork.errors import EvaluationError
 from megatron_fork.evaluation import bootstrap_interval, standard_error
@@ -20,7 +21,6 @@ from megatron_fork.traces import TraceFiles
 
 PAPER_TEMPERATURES = (0.0, 0.05, 0.3, 0.6, 1.0, 2.0, 3.0, 5.0)
 """Of the one that varies while the other is held at 1."""
-PAPER_THRESHOLD = 0.672
 Interval = tuple[float, float]
 
 
@@ -130,7 +130,7 @@ def intervention_record(found: Intervention) -> dict[str, Any]:
         })  # fmt: skip
     return {
         "threshold": found.threshold,
-        "paper_threshold": PAPER_THRESHOLD,
+        "paper_threshold": PAPER_ENTROPY["p80"],
         **found.about,
         "cells": cells,
         "left_out": [asdict(cell) for cell in found.left_out],

@@ -20,7 +20,7 @@ def figures_of(found: Intervention) -> dict[str, Callable[[], Figure]]:
     figures: dict[str, Callable[[], Figure]] = {}
     if any(len(line) > 1 for line in _lines(found).values()):
         figures["intervention_lines"] = partial(draw_lines, found)
-    if len({each.cell.high for each in found.results}) > 1 and len({each.cell.low for each in found.results}) > 1:
+    if all(_grid(found)):
         figures["intervention_grid"] = partial(draw_grid, found)
     return figures
 
@@ -45,11 +45,10 @@ def draw_lines(found: Intervention) -> Figure:
 
 
 def draw_grid(found: Intervention) -> Figure:
-    """Accuracy of every pair of temperatures that was drawn."""
-    high = sorted({each.cell.high for each in found.results})
-    low = sorted({each.cell.low for each in found.results})
+    """Accuracy of the pairs of temperatures; those of a line that meet only one other temperature are in `draw_lines`."""
+    high, low = _grid(found)
     values = np.full((len(high), len(low)), np.nan)
-    for each in found.results:
+    for each in (each for each in found.results if each.cell.high in high and each.cell.low in low):
         values[high.index(each.cell.high), low.index(each.cell.low)] = each.accuracy
     figure = Figure(figsize=(1.6 + 0.6 * len(low), 1.2 + 0.4 * len(high)), layout="constrained")
     axes = figure.add_subplot(xlabel="temperature up to the threshold", ylabel="temperature above it")
@@ -63,6 +62,14 @@ def draw_grid(found: Intervention) -> Figure:
     axes.set_xticks(range(len(low)), [f"{each:g}" for each in low])
     axes.set_yticks(range(len(high)), [f"{each:g}" for each in high])
     return figure
+
+
+def _grid(found: Intervention) -> tuple[list[float], list[float]]:
+    """The temperatures above and up to the threshold that were drawn with several of the other."""
+    cells = [each.cell for each in found.results]
+    high = {cell.high for cell in cells if len({other.low for other in cells if other.high == cell.high}) > 1}
+    low = {cell.low for cell in cells if len({other.high for other in cells if other.low == cell.low}) > 1}
+    return (sorted(high), sorted(low)) if len(high) > 1 and len(low) > 1 else ([], [])
 
 
 def _lines(found: Intervention) -> dict[str, list[CellResult]]:

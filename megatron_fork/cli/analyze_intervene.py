@@ -14,11 +14,11 @@ from megatron_fork.cli.evaluate import Drawn, Longest, Samples, Seed
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import path_at_home
+from megatron_fork.serving import EntropyTemperature
 
 if TYPE_CHECKING:
     from megatron_fork.analysis import CellResult, Intervention
 
-_THRESHOLD = 0.672
 TokenBudget = Annotated[int | None, typer.Option(help="stop before this many tokens", min=1, show_default=False)]
 
 
@@ -37,7 +37,7 @@ def intervene(
     ] = False,
     threshold: Annotated[
         float, typer.Option(help="nats; the paper's is the 80th percentile of Qwen3-8B", min=0.0)
-    ] = _THRESHOLD,
+    ] = EntropyTemperature.threshold,
     samples: Samples = None,
     limit: Annotated[int | None, typer.Option(help="only the first prompts", min=1, show_default=False)] = None,
     longest: Longest = None,

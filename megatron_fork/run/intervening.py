@@ -12,7 +12,7 @@ from megatron_fork.analysis import Cell, CellResult, Intervention, cell_result
 from megatron_fork.config import RunConfig
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import collectives
-from megatron_fork.errors import MegatronForkError, RolloutError
+from megatron_fork.errors import ConfigError, MegatronForkError, RolloutError
 from megatron_fork.evaluation import (
     Drawing,
     EvaluationFolder,
@@ -59,6 +59,11 @@ def intervene(config: RunConfig, asked: AskedCells, display: Display) -> Interve
     Stopped at any moment, the same call goes on with what is finished. Raises a `MegatronForkError` for prompts, settings, a
     folder or an engine that do not fit.
     """
+    if config.rollout.temperature != 1.0:
+        raise ConfigError(
+            f"rollout.temperature={config.rollout.temperature} with analyze intervene, which has temperatures of its own",
+            hint="--set rollout.temperature=1",
+        )
     hint = f"what is finished is kept: the same command with --out={asked.out} goes on from there"
     with model_context(config, display, when_stopped=hint) as context, ExitStack() as stack:
         check_engine(config.rollout, ranks=context.layout.world.size())

@@ -26,7 +26,7 @@ from megatron_fork.analysis import (
     read_responses,
 )
 from megatron_fork.config import RunConfig
-from megatron_fork.errors import LayoutError, TraceError
+from megatron_fork.errors import ConfigError, TraceError
 from megatron_fork.experience import Prompt
 from megatron_fork.policy import Policy
 from megatron_fork.rewards import RewardPool, answer_in, states_answers
@@ -65,7 +65,7 @@ def look(files: TraceFiles, config: RunConfig, asked: AskedLenses, display: Disp
     several ranks, another tokenizer, or traces that the lenses cannot use.
     """
     if distributed.world_size() > 1:
-        raise LayoutError(
+        raise ConfigError(
             f"analyze lenses reads with one rank, this is one of {distributed.world_size()}",
             hint="start it without torchrun",
         )

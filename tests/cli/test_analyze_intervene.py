@@ -1,16 +1,15 @@
-"""`analyze intervene`: cells of temperatures with paired random numbers, resumable, within a budget, on every engine."""
+"""`analyze intervene`: cells of temperatures with paired random numbers, resumable, within a budget."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.commands import run, trace_rows
+from support.commands import trace_rows
 from support.engine_models import STOP, new_model, weights_of
-from support.engine_servers import RunningServer, serving
 from support.judging import EVEN
 from support.trace_files import save_model
 from typer.testing import CliRunner
@@ -125,41 +124,13 @@ def test_a_budget_leaves_out_what_might_exceed_it(place: Path, tmp_path: Path) -
     [
         (("--high", "hot"), "--high=hot is not a list of temperatures"),
         (("--low", "-1"), "--low=-1 is not a list of temperatures"),
-        (("--threshold", "nan"), "--threshold=nan is not finite"),
-        (("--set", "rollout.temperature=0.7"), "rollout.temperature=0.7"),
+        (("--threshold", "inf"), "--threshold=inf is not finite"),
+        (("--set", "rollout.temperature=0.7"), "rollout.temperature=0.7 with analyze intervene"),
     ],
 )
 def test_what_cannot_be_is_told(place: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     code, output = call(place, *words, "--out", tmp_path / "out")
     assert code in (1, 2) and message in " ".join(output.split()) and "Traceback" not in output
-
-
-@pytest.fixture(scope="module")
-def server(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with serving("vllm", place / "model", tmp_path_factory.mktemp("server")) as running:
-        yield running
-
-
-@pytest.mark.slow
-@pytest.mark.engines
-def test_a_vllm_server_draws_the_cells(place: Path, server: RunningServer, tmp_path: Path) -> None:
-    """Where both temperatures are 0 it draws what the embedded engine draws."""
-    words = ["--high=0,1", "--low=0", "--samples=2", f"--prompts={place / 'prompts.jsonl'}", *SETTINGS]
-    engine = ["rollout.engine=vllm", f"rollout.servers=[{server.url}]", "rollout.sync=disk"]
-    served = [word for setting in engine for word in ("--set", setting)]
-    for name, more in (("embedded", []), ("vllm", served)):
-        code, output = run(
-            "analyze", "intervene", str(place / "model"), *words, *more, f"--out={tmp_path / name}", limit=300.0
-        )
-        assert code == 0, output
-    cold = [
-        {
-            (row["prompt_id"], row["sample"]): row["tokens"]
-            for row in trace_rows(tmp_path / name / "cells" / "high-0_low-0")
-        }
-        for name in ("embedded", "vllm")
-    ]
-    assert cold[0] == cold[1]
 
 
 class Deaf(EmbeddedEngine):

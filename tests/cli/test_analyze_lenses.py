@@ -1,13 +1,13 @@
 """`analyze lenses` on a real small model: every value is what transformers gives sequence by sequence; budgets hold."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.commands import run
 from support.trace_files import TOKENIZER, made_up, save_model, write_made_up
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -125,7 +125,7 @@ def test_anchors_of_an_engine(place: Path, tmp_path: Path) -> None:
     assert "2 responses x 4 samples" in output
     found, _ = values_of(tmp_path / "out")
     for row in found:
-        assert [text for text, _ in row["sentences"]] == ["need +3 take op+1 get 5 .", " need +2 done"]
+        assert [text for text, _ in row["sentences"]] == [" need +3 take op+1 get 5 .", " need +2 done"]
         (first, second) = (value for _, value in row["sentences"])
         assert first >= 0.0 and second > 0.0 and row["anchors"] == [*[first] * 7, *[second] * 3, None]
     record = json.loads((tmp_path / "out" / "lenses.json").read_text())["lenses"]["anchors"]
@@ -134,7 +134,8 @@ def test_anchors_of_an_engine(place: Path, tmp_path: Path) -> None:
 
 def test_where_the_answer_begins_is_found_in_the_text(place: Path, tmp_path: Path) -> None:
     walk = TOKENIZER("need +3 take op+1 get 5 . need +2 done <eos>")["input_ids"]
-    write_made_up(tmp_path / "walks.parquet", [replace(each, tokens=walk, token_texts=None) for each in made_up(1)])
+    rows = [replace(each, tokens=walk, token_texts=None) for each in made_up(1, with_entropy=False)]
+    write_made_up(tmp_path / "walks.parquet", rows)
     words = ("--lens", "pruning", "--answer", ANSWER, "--out", tmp_path / "out", "--pruning", "chain_and_answer")
     for begins, reasoning in (("need", 7), ("done", 9), ("nothing of the kind", 10)):
         code, output = call(tmp_path / "walks.parquet", place / "model", *words, "--answer-begins", begins)
@@ -195,8 +196,7 @@ def test_traces_that_the_model_cannot_read_are_told(place: Path, tmp_path: Path)
         assert code == 1 and message in " ".join(output.split()), output
 
 
-def test_on_several_ranks_it_refuses(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code, output = call(place / "traces.parquet", place / "model")
-    assert code == 2 and "reads with one rank" in " ".join(output.split())
-    assert math.isfinite(code)
+@pytest.mark.slow
+def test_on_several_ranks_it_refuses(place: Path) -> None:
+    code, output = run("analyze", "lenses", str(place / "traces.parquet"), str(place / "model"), ranks=2)
+    assert code == 2 and output.count("reads with one rank") == 1, output
