@@ -26,7 +26,8 @@ ROOTS = (
     PROJECT / "examples",
     PROJECT / "tests",
 )
-FIELDS = {*dict(flat(asdict(RunConfig()))), "data.generator.parameters"}  # a mapping, empty by default
+# The last two are mappings, empty by default.
+FIELDS = {*dict(flat(asdict(RunConfig()))), "data.generator.parameters", "evaluation.sets"}
 ROOMS = {name.partition(".")[0] for name in FIELDS if "." in name}
 # Other trainers' names of their fields, some of which begin as a room is called.
 OF_PEERS = {entry.theirs for table in PEERS.values() for entry in (*table.counterparts, *table.missing)}
@@ -65,7 +66,11 @@ def test_fields_are_there(path: Path) -> None:
             is_there = name in FIELDS or any(field.startswith(f"{name}.") for field in FIELDS)
             is_there = is_there or (path.name == "coming_from.md" and any(each.startswith(name) for each in OF_PEERS))
             is_function = re.search(rf"\ndef {name.rpartition('.')[2]}\(", CODE)
-            if not (is_there or is_function or name.startswith(("model.hf_config.", "model.safetensors"))):
+            if not (
+                is_there
+                or is_function
+                or name.startswith(("model.hf_config.", "model.safetensors", "evaluation.json", "evaluation.md"))
+            ):
                 missing.append(name)
     assert not missing
 
