@@ -83,15 +83,20 @@ class Statistics:
 
     def percentile(self, share: float, verdict: int | None = None) -> float:
         """The entropy in nats below which that share of the tokens is, of one verdict or of all; NaN if there is no token."""
-        counts = self._fine.sum(axis=0) if verdict is None else self._fine[verdict]
-        total = int(counts.sum())
+        return float(self.percentiles(numpy.array([share]), verdict)[0])
+
+    def percentiles(self, shares: numpy.ndarray, verdict: int | None = None) -> numpy.ndarray:
+        """`percentile` of each share."""
+        below = (self._fine.sum(axis=0) if verdict is None else self._fine[verdict]).cumsum()
+        total = int(below[-1])
         if not total:
-            return float("nan")
-        place = share * (total - 1)
-        first = int(place)
-        ends = numpy.searchsorted(counts.cumsum(), [first, min(first + 1, total - 1)], side="right")
+            return numpy.full(len(shares), numpy.nan)
+        places = shares * (total - 1)
+        first = places.astype(numpy.int64)
+        ends = numpy.searchsorted(below, [first, numpy.minimum(first + 1, total - 1)], side="right")
         low, high = ((ends << _DROPPED_BITS) + (1 << (_DROPPED_BITS - 1))).astype(numpy.int32).view(numpy.float32)
-        return float(low) + (place - first) * float(high - low)
+        found: numpy.ndarray = low + (places - first) * (high - low)
+        return found
 
 
 def _count(into: numpy.ndarray, places: numpy.ndarray) -> None:
