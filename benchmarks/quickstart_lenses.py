@@ -51,6 +51,11 @@ def main() -> None:
         analyze("rescore", plain, model, "--out", scored)
         entropy = json.loads(analyze("entropy", scored, "--json"))["groups"]["all"]
         interventions[name] = {**record(drawn / "intervention.json"), "entropy": entropy}
+        # The paper's threshold is its model's 80th percentile: the same of this model.
+        own, threshold = options.work / f"intervention-p80-{name}", f"{entropy['percentiles']['80']:.3g}"
+        line = ("--high", 1, "--low", 1, "--paper", "--threshold", threshold)
+        print(analyze("intervene", model, "--samples", 4, *line, "--out", own), flush=True)
+        interventions[f"{name}, its own 80th percentile"] = record(own / "intervention.json")
         for reading, words in (("authors_code", LENSES), ("responses", ["--lens", "entropy,mi", "--mi", "responses"])):
             out = options.work / f"lenses-{reading}-{name}"
             if not (out / "lenses.json").is_file():

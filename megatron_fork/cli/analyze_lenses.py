@@ -102,6 +102,12 @@ def _print(found: Lenses) -> None:
         lines = [[text, f"{count:,}", f"{place:.3f}"] for text, count, place in first]
         if lines:
             console.print(table_of(f"{each.name}: first tokens of a response", ["token", "count", "mean place"], lines))
+    if references := found.reference_tokens(count=_SHOWN):
+        lines = [[text, f"{count:,}", f"{mean:.4f}", f"{nats:.4f}"] for text, count, mean, nats in references]
+        columns = ["token", "count", "deviation, nats", "entropy, nats"]
+        console.print(
+            table_of("variance: tokens of the reference answers that depend most on the reasoning", columns, lines)
+        )
     if (peaks := found.peak_counts()) is not None:
         console.print(f"mi: {peaks['peaks']:,} of {peaks['tokens']:,} tokens are peaks")
     lines = [

@@ -81,6 +81,7 @@ def look(files: TraceFiles, config: RunConfig, asked: AskedLenses, display: Disp
         scorer = LensScorer(
             _reader(context, policy, files.origin.temperature),
             partial(_encoded, context.tokenizer),
+            partial(texts.of, after=None),
             asked.form,
             budget,
             display.say,

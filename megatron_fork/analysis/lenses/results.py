@@ -60,6 +60,15 @@ class Lenses:
         found = [(text, len(each), float(np.mean(each))) for text, each in places.items() if len(each) >= least]
         return sorted(found, key=lambda each: (-each[2], each[0]))[:count]
 
+    def reference_tokens(self, *, count: int) -> list[tuple[str, int, float, float]]:
+        """(text, occurrences, mean deviation, mean entropy in nats) of the reference tokens that vary most over rollouts."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for each in self.references:
+            for text, deviation, entropy in zip(each.tokens, each.deviation, each.entropy, strict=True):
+                found.setdefault(text, []).append((float(deviation), float(entropy)))
+        means = [(text, len(pairs), *np.mean(pairs, axis=0).tolist()) for text, pairs in found.items()]
+        return sorted(means, key=lambda each: (-each[2], each[0]))[:count]
+
     def peak_counts(self) -> dict[str, int] | None:
         """Of the mutual information: how many tokens have a value, and how many of them are peaks; None without it."""
         by_name = {lens.name: lens.values for lens in self.lenses}
@@ -92,7 +101,10 @@ def lenses_record(found: Lenses, *, least: int = 5, count: int = 15) -> dict[str
             {"first": first, "second": second, **asdict(pair)} for (first, second), pair in found.agreements().items()
         ],
         "mi_peaks": found.peak_counts(),
-        "references": len(found.references),
+        "reference_tokens": [
+            {"text": text, "count": number, "deviation": deviation, "entropy": entropy}
+            for text, number, deviation, entropy in found.reference_tokens(count=count)
+        ],
     }
 
 

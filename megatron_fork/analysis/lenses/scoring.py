@@ -44,7 +44,8 @@ class ReferenceTokens:
 
     prompt_id: str
     rollouts: int
-    tokens: Sequence[int]
+    tokens: Sequence[str]
+    """What each adds to the text."""
     deviation: Array
     """Nats: the cross-rollout deviation of the log-prob."""
     entropy: Array
@@ -58,6 +59,8 @@ class LensScorer:
     reader: ModelReader
     encode: Callable[[str], Sequence[int]]
     """Token ids of a text, without special tokens."""
+    texts: Callable[[Sequence[int]], Sequence[str]]
+    """What each token adds to the text."""
     form: AnswerForm
     budget: TokenBudget
     say: Callable[[str], None]
@@ -119,7 +122,7 @@ class LensScorer:
                 ReferenceTokens(
                     prompt,
                     len(scored),
-                    answers[prompt],
+                    self.texts(answers[prompt]),
                     cross_rollout_deviation([each.logprob_t.tolist() for each in scored]),
                     np.mean([each.entropy_t for each in scored], axis=0),
                 )
