@@ -21,7 +21,17 @@ from typing import Any
 MODELS = ("warm_start", "model")
 # A walk has arrived at its target where these are its next tokens.
 ANSWER = ["--answer", "need +0 done", "--answer-begins", "need"]
-LENSES = [*ANSWER, "--lens", "entropy,mi,variance,pruning,anchors", "--limit", "16", "--anchor-responses", "16"]
+LENSES = [
+    *ANSWER,
+    "--lens",
+    "entropy,mi,variance,pruning,anchors",
+    "--limit",
+    "64",
+    "--token-budget",
+    "1000000",
+    "--anchor-responses",
+    "16",
+]
 
 
 def analyze(*words: object) -> str:

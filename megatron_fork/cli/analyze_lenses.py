@@ -55,7 +55,7 @@ def lenses(
     share: Annotated[
         float, typer.Option(help="top share of the tokens whose overlap is counted", min=0.0, max=1.0)
     ] = 0.2,
-    limit: Annotated[int | None, typer.Option(help="only the first prompts", min=1, show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(help="only so many prompts", min=1, show_default=False)] = None,
     token_budget: TokenBudget = None,
     out: Annotated[
         Path | None, typer.Option(parser=path_at_home, help="folder for values, figure and JSON", show_default=False)

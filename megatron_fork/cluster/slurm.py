@@ -18,16 +18,24 @@ _OPTION = re.compile(r"--[a-z][a-z-]*(?:=[^\s]+)?").fullmatch
 _TAKEN = ("--nodes", "--partition", "--account", "--qos", "--time", "--requeue", "--no-requeue", "--signal")
 
 
+def _seconds(time: str) -> int:
+    """A time as Slurm writes it; 0 is without limit. After days, hours come first; of three parts too; else minutes."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    scales = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(part * scale for part, scale in zip(parts, scales, strict=False))
+
+
 @dataclass
 class SlurmConfig(Settings, room="cluster.slurm"):
     """What a job of Slurm is submitted with; `launch` reads this."""
 
     partition: Annotated[str, Pattern(_WORD)] | None = None
-    """Partition; by default Slurm's own default."""
+    """Partition, one word; by default Slurm's own default."""
     account: Annotated[str, Pattern(_WORD)] | None = None
-    """Account that the job is charged to."""
+    """Account that the job is charged to, one word."""
     qos: Annotated[str, Pattern(_WORD)] | None = None
-    """Quality of service."""
+    """Quality of service, one word."""
     time_limit: str | None = None
     """Longest time of one start of the job, as Slurm writes it: by default the partition's."""
     warning_seconds: PositiveInt = 300
@@ -52,6 +60,12 @@ class SlurmConfig(Settings, room="cluster.slurm"):
             raise ConfigError(
                 f"cluster.slurm.time_limit={self.time_limit!r} is not a time of Slurm's",
                 hint="write minutes, hours:minutes:seconds or days-hours:minutes:seconds, such as 24:00:00",
+            )
+        if self.time_limit is not None and 0 < _seconds(self.time_limit) <= self.warning_seconds:
+            raise ConfigError(
+                f"cluster.slurm.time_limit={self.time_limit} leaves no time before the warning, "
+                f"warning_seconds={self.warning_seconds}",
+                hint="raise time_limit (one number is minutes, 1:00 is a minute), or lower warning_seconds",
             )
         for mount in self.mounts:
             if not _MOUNT(mount):

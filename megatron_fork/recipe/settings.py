@@ -89,6 +89,8 @@ def _wrong(hint: Any, problem: ErrorDetails) -> str:
         return "not a finite number"
     if choices_of(hint):
         return f"not one of {', '.join(choices_of(hint))}"
+    if kind == "string_pattern_mismatch":  # whose words would be a regular expression
+        return "not in the form that it must have"
     if kind in _KINDS:
         return f"not {_KINDS[kind]}"
     return range_of(hint)[1] or f"refused: {problem['msg']}"

@@ -37,7 +37,8 @@ from megatron_fork.run.provenance import provenance
 from megatron_fork.run.scoring import PolicyScorer, check_vocabulary
 from megatron_fork.traces import TokenTexts, TraceFiles
 
-LENSES = ("entropy", "mi", "variance", "pruning", "anchors")
+LENSES = ("entropy", "mi", "variance", "anchors", "pruning")
+"""In the order in which they take from the token budget: what costs most is last."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class AskedLenses:
     anchor_samples: int = 16
     share: float = 0.2
     limit: int | None = None
-    """Only the responses to the first so many prompts."""
+    """Only the responses to so many prompts."""
     token_budget: int | None = None
 
 

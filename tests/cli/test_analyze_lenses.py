@@ -167,14 +167,14 @@ def test_a_limit_keeps_the_responses_to_a_prompt_together(place: Path, tmp_path:
     )
     assert code == 0, output
     found, _ = values_of(tmp_path / "out")
-    order = list(dict.fromkeys(row["prompt_id"] for row in found))
-    assert [(row["prompt_id"], row["sample"]) for row in found] == [(name, n) for name in order for n in range(4)]
+    names = [f"made_up/{number:016x}" for number in (0, 1)]
+    assert [(row["prompt_id"], row["sample"]) for row in found] == [(name, n) for name in names for n in range(4)]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--lens", "entropy,magic"), "--lens=magic is none of entropy, mi, variance, pruning, anchors"),
+        (("--lens", "entropy,magic"), "--lens=magic is none of entropy, mi, variance, anchors, pruning"),
         (("--lens", ","), "--lens names no lens"),
         (("--lens", "pruning", "--answer", ""), "has no tokens"),
     ],

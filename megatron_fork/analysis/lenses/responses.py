@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from megatron_fork.errors import TraceError
-from megatron_fork.traces import TraceFiles
+from megatron_fork.traces import TraceFiles, Traces
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 COLUMNS = ("prompt_id", "prompt_tokens", "answer", "sample", "token_texts", "entropy", "reward", "finish_reason", "set")
@@ -67,16 +67,16 @@ def read_responses(
         files: of one model.
         form: see `AnswerForm`.
         texts_of: what each of some tokens adds to the text after a token, for traces without token texts.
-        limit: only the responses to the first so many prompts.
+        limit: only the responses to so many prompts, the first ones by name, which says nothing of them: engines finish short
+            responses first, and so do traces.
 
     """
     found: list[LensResponse] = []
-    prompts: dict[str, int] = {}
+    wanted = set(sorted({name for part in files.parts(("set", "prompt_id")) for name in _names(part)})[:limit])
     for row in _rows(files):
         name = f"{row['set']}/{row['prompt_id']}"
-        if not row["tokens"] or (name not in prompts and len(prompts) == limit):
+        if not row["tokens"] or name not in wanted:
             continue
-        prompts.setdefault(name, len(prompts))
         if not row["prompt_tokens"]:
             raise TraceError(
                 f"a response to {row['prompt_id']} has no prompt tokens",
@@ -100,7 +100,7 @@ def read_responses(
         )
     if not found:
         raise TraceError(f"{files.files[0]} has no response with tokens", hint="give traces of responses")
-    return sorted(found, key=lambda response: (prompts[response.prompt_id], response.sample))
+    return sorted(found, key=lambda response: (response.prompt_id, response.sample))
 
 
 def by_prompt(responses: Sequence[LensResponse]) -> dict[str, list[int]]:
@@ -109,6 +109,11 @@ def by_prompt(responses: Sequence[LensResponse]) -> dict[str, list[int]]:
     for place, response in enumerate(responses):
         groups.setdefault(response.prompt_id, []).append(place)
     return groups
+
+
+def _names(part: Traces) -> list[str]:
+    pairs = zip(part.values("set"), part.values("prompt_id"), strict=True)
+    return [f"{name}/{prompt}" for name, prompt in pairs]
 
 
 def _rows(files: TraceFiles) -> Iterator[dict[str, Any]]:
