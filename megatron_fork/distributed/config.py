@@ -46,14 +46,16 @@ class ParallelConfig(Settings, room="parallel", error=LayoutError):
             raise LayoutError(
                 f"world size {world_size} is not a multiple of parallel.tensor x pipeline x context = "
                 f"{self.tensor} x {self.pipeline} x {self.context} = {model_ranks}",
-                hint=f"start a multiple of {model_ranks} ranks (torchrun --nproc-per-node) or change the sizes",
+                hint=f"use a multiple of {model_ranks} ranks (cluster.nodes of a job, torchrun --nproc-per-node), "
+                "or change the sizes",
             )
         expert_ranks = self.expert_tensor * self.expert * self.pipeline
         if world_size % expert_ranks:
             raise LayoutError(
                 f"world size {world_size} is not a multiple of parallel.expert_tensor x expert x pipeline = "
                 f"{self.expert_tensor} x {self.expert} x {self.pipeline} = {expert_ranks}",
-                hint=f"start a multiple of {expert_ranks} ranks or lower parallel.expert",
+                hint=f"use a multiple of {expert_ranks} ranks (cluster.nodes of a job, torchrun --nproc-per-node), "
+                "or lower parallel.expert",
             )
         return world_size // model_ranks
 

@@ -74,3 +74,10 @@ def test_a_dry_run_needs_no_weights_and_a_job_does() -> None:
     assert code == 1 and "model.path=models/Qwen3-8B-Base is not a folder" in output
     code, output = run("launch", recipe, "--dry-run", "cluster.gpu_memory=16")
     assert code == 2 and "needs" in output and "of 15.2 GiB" in output and "#SBATCH" not in output
+
+
+@pytest.mark.parametrize("command", [("launch", "--dry-run"), ("plan",)])
+def test_ranks_that_a_layout_does_not_have_are_told_by_the_field_of_the_job(command: tuple[str, ...]) -> None:
+    name, *options = command
+    code, output = run(name, "examples/qwen3-32b/top20.yaml", *options, "cluster.nodes=3")
+    assert code == 2 and "cluster.nodes" in output
