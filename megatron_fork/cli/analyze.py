@@ -32,7 +32,8 @@ class FolderOrCommand(TyperGroup):
         """Put the name of the command for folders before words that begin with no command."""
         if args and args[0] not in self.commands and args[0] != "--help":
             if not any(word.startswith("-") for word in args[:2]) and len(args) > 1:  # two words, so no folder alone
-                ctx.fail(f"No command {args[0]!r}: there are {', '.join(self.list_commands(ctx))}")
+                known = [name for name in self.list_commands(ctx) if not self.commands[name].hidden]
+                ctx.fail(f"no command {args[0]!r}: there are {', '.join(known)}")
             args = [_OF_FOLDER, *args]
         return super().parse_args(ctx, args)
 

@@ -46,7 +46,9 @@ def usage_error(error: typer.TyperException, command: str) -> ConfigError:
     """Typer's error in one line with the way out; `command`: as it was called, where the error does not know it."""
     about = vars(error)  # what it is about: each kind of error has other fields
     context, parameter = about.get("ctx"), about.get("param")
-    help_of = f"`{context.command_path if context else command} --help` shows what can be given"
+    if context is not None:  # a hidden command is not typed: its group's name stands for it
+        command = (context.parent if context.command.hidden else context).command_path
+    help_of = f"`{command} --help` shows what can be given"
     if near := about.get("possibilities"):
         return ConfigError(_begun_small(error.message), hint=f"did you mean {' or '.join(sorted(near))}? {help_of}")
     if isinstance(error.__cause__, ValidationError) and parameter is not None:

@@ -22,7 +22,10 @@ class ModelConfig(Settings, room="model"):
 
     def check(self) -> None:
         if self.path and self.hf_config:
-            raise ConfigError("model.path and model.hf_config are both given", hint="remove one of them; `model.hf_config=null` does it in a command")
+            raise ConfigError(
+                "model.path and model.hf_config are both given",
+                hint="remove one of them; `model.hf_config=null` does it in a command",
+            )
 
     @property
     def is_given(self) -> bool:

@@ -26,7 +26,8 @@ def test_options_may_stand_before_the_folder(tmp_path: Path) -> None:
 
 def test_a_mistyped_command_is_told_with_those_that_there_are() -> None:
     result = runner.invoke(app, ["analyze", "entorpy", "traces"])
-    assert result.exit_code == 2 and "No command 'entorpy'" in result.output and "Traceback" not in result.output
+    assert result.exit_code == 2 and "no command 'entorpy': there are" in result.output
+    assert "of-folder" not in result.output and "Traceback" not in result.output
 
 
 def test_help_lists_the_commands() -> None:

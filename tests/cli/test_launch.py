@@ -28,6 +28,9 @@ def test_a_dry_run_prints_the_script_for_its_nodes() -> None:
         (["cluster.slurm.container=/no/image.sqsh"], "cluster.slurm.container=/no/image.sqsh is not there"),
         (["cluster.engine_nodes=2", "rollout.engine=vllm", "--nodes", "2"], "leaves none of 2 nodes to the trainer"),
         (["cluster.slurm.time_limit=1h"], "is not a time of Slurm's"),
+        (["cluster.slurm.time_limit=1:00"], "time_limit=1:00 leaves no time before the warning, warning_seconds=300"),
+        (["cluster.slurm.time_limit=0-0:5"], "leaves no time before the warning"),
+        (["cluster.slurm.partition=a b"], "cluster.slurm.partition=a b is not in the form that it must have"),
     ],
 )
 def test_what_would_fail_in_the_job_is_one_line_before_it(words: list[str], line: str) -> None:
