@@ -26,7 +26,7 @@ Model = Annotated[
 OutFile = Annotated[Path, typer.Option("--out", parser=path_at_home, help="trace file to write", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="setting of the model: policy.precision=bf16 parallel.tensor=2; may be repeated"),
+    typer.Option("--setting", help="setting of the model: policy.precision=bf16 parallel.tensor=2; may be repeated"),
 ]
 
 

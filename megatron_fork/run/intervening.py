@@ -62,7 +62,7 @@ def intervene(config: RunConfig, asked: AskedCells, display: Display) -> Interve
     if config.rollout.temperature != 1.0:
         raise ConfigError(
             f"rollout.temperature={config.rollout.temperature} with analyze intervene, which has temperatures of its own",
-            hint="--set rollout.temperature=1",
+            hint="--setting rollout.temperature=1",
         )
     hint = f"what is finished is kept: the same command with --out={asked.out} goes on from there"
     with model_context(config, display, when_stopped=hint) as context, ExitStack() as stack:

@@ -23,7 +23,7 @@ from megatron_fork.rollout import Completion, EmbeddedEngine, Request
 from megatron_fork.run import check_follows
 from megatron_fork.traces import open_traces
 
-SETTINGS = [word for setting in EVEN for word in ("--set", setting)]
+SETTINGS = [word for setting in EVEN for word in ("--setting", setting)]
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ def test_a_budget_leaves_out_what_might_exceed_it(place: Path, tmp_path: Path) -
         (("--high", "hot"), "--high=hot is not a list of temperatures"),
         (("--low", "-1"), "--low=-1 is not a list of temperatures"),
         (("--threshold", "inf"), "--threshold=inf is not finite"),
-        (("--set", "rollout.temperature=0.7"), "rollout.temperature=0.7 with analyze intervene"),
+        (("--setting", "rollout.temperature=0.7"), "rollout.temperature=0.7 with analyze intervene"),
     ],
 )
 def test_what_cannot_be_is_told(place: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:

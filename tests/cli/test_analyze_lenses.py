@@ -116,8 +116,8 @@ def test_anchors_of_an_engine(place: Path, tmp_path: Path) -> None:
     walk = TOKENIZER("need +3 take op+1 get 5 . need +2 done <eos>")["input_ids"]
     rows = [replace(each, tokens=walk, token_texts=None, response="", entropy=None) for each in made_up(2)]
     write_made_up(tmp_path / "walks.parquet", rows)
-    words = ("--set", "rewards.kind=tests.support.judging:even", "--set", "rewards.workers=0")
-    settings = (*words, "--set", "rollout.max_response_tokens=20", "--anchor-samples", 4)
+    words = ("--setting", "rewards.kind=tests.support.judging:even", "--setting", "rewards.workers=0")
+    settings = (*words, "--setting", "rollout.max_response_tokens=20", "--anchor-samples", 4)
     code, output = call(
         tmp_path / "walks.parquet", place / "model", "--lens", "anchors", *settings, "--out", tmp_path / "out"
     )
