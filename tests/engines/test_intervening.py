@@ -20,11 +20,11 @@ def test_a_vllm_server_draws_the_cells(tmp_path: Path) -> None:
     tokenizer_of_task("reach").save_pretrained(model)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"from {n} to 7 :", "answer": "1"}) + "\n" for n in range(4)))
-    settings = [f"--set={each}" for each in EVEN]
+    settings = [f"--setting={each}" for each in EVEN]
     words = ["--high=0,1", "--low=0,1", "--threshold=4.3", "--samples=2", f"--prompts={prompts}", *settings]
     with serving("vllm", model, tmp_path) as server:
         served = ["rollout.engine=vllm", f"rollout.servers=[{server.url}]", "rollout.sync=disk"]
-        for name, more in (("embedded", []), ("vllm", [f"--set={each}" for each in served])):
+        for name, more in (("embedded", []), ("vllm", [f"--setting={each}" for each in served])):
             code, output = run(
                 "analyze", "intervene", str(model), *words, *more, f"--out={tmp_path / name}", limit=300.0
             )
