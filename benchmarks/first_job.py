@@ -1,4 +1,4 @@
-"""From nothing to a job that could be submitted: seconds to clone, to make the environment, and to print the job of a 32B recipe.
+"""From nothing to a job that could be submitted: seconds to clone, make the environment and print the job of a 32B recipe.
 
     python benchmarks/first_job.py --out benchmarks/results/first_job.json
 
