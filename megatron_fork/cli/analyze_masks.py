@@ -52,7 +52,9 @@ def compare_masks(
         def selection_of(text: str, name: str) -> SelectionConfig:
             own = text.split()
             if wrong := [word for word in own if not word.startswith("selection.")]:
-                raise ConfigError(f"--{name}={text}: {wrong[0]} is no selection.* field", hint="give others with --setting")
+                raise ConfigError(
+                    f"--{name}={text}: {wrong[0]} is no selection.* field", hint="give others with --setting"
+                )
             return config_of(place, [*words, *own], checkpoint=saved).selection
 
         both = selection_of(a, "a"), selection_of(b, "b")

@@ -43,7 +43,7 @@ def centred(kernel: Array) -> Array:
 
 
 def hsic(kernel_x: Array, kernel_y: Array) -> float:
-    """tr(K_x H K_y H) / (n - 1)^2 (Gretton et al. 2005, Eq. 9; arXiv 2506.02867)."""
+    """tr(K_x H K_y H) / (n - 1)^2 (empirical HSIC of Gretton et al. 2005, Definition 2; arXiv 2506.02867)."""
     return float((centred(kernel_x) * kernel_y).sum() / (len(kernel_x) - 1) ** 2)
 
 
