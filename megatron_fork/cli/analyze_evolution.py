@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from megatron_fork.analysis import Evolution
     from megatron_fork.run import Display
 
+_BESIDE = 16
+"""Columns of the terminal that the percentiles and the edges of the table of changes take."""
+
 
 def evolution(
     traces: TracePlaces,
@@ -130,12 +133,14 @@ def _print(found: Evolution) -> None:
     columns = ["model", "mean", "p50", "p80", "p95", "as base", "as final"]
     title = f"entropy of {found.tokens:,} tokens in nats, and overlap of the selected {100 * found.ratio:g} %"
     console.print(table_of(title, columns, lines))
-    change = [
-        [f"{5 * number} - {5 * number + 5}", *(f"{stage.change[number]:+.4f}" for stage in found.stages[1:])]
-        for number in range(len(found.stages[0].change))
-    ]
-    console.print(
-        table_of(
-            "mean change by percentile of base entropy", ["percentile", *(s.name for s in found.stages[1:])], change
-        )
-    )
+    later = found.stages[1:]
+    widest = max(len(stage.name) for stage in found.stages)
+    side_by_side = max(1, (console.width - _BESIDE) // (max(widest, len("+0.0000")) + 2))
+    for first in range(0, len(later), side_by_side):
+        shown = later[first : first + side_by_side]
+        change = [
+            [f"{5 * number} - {5 * number + 5}", *(f"{stage.change[number]:+.4f}" for stage in shown)]
+            for number in range(len(found.stages[0].change))
+        ]
+        columns = ["percentile", *(stage.name for stage in shown)]
+        console.print(table_of("mean change by percentile of base entropy", columns, change))

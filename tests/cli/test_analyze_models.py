@@ -138,6 +138,17 @@ def test_evolution_over_checkpoints(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "overlap.svg").is_file()
 
 
+def test_many_checkpoints_keep_their_names(folder: Path, tmp_path: Path) -> None:
+    names = [tmp_path / f"checkpoint-of-step-{number:06}" for number in range(10)]
+    for name in names:
+        name.symlink_to(folder / "base")
+    code, output = call("evolution", folder / "traces.parquet", "--models", ",".join(map(str, names)))
+    assert code == 0, output
+    tables = output[output.index("as final") :]
+    assert all(name.name in tables[tables.index("mean change") :] for name in names[1:]) and "…" not in tables
+    assert tables.count("95 - 100") == 2
+
+
 def test_two_selections_and_their_gradients(folder: Path, tmp_path: Path) -> None:
     words = ("compare-masks", folder / "traces.parquet", folder / "base", "--json", "--out", tmp_path)
     code, output = call(
