@@ -108,7 +108,7 @@ def _load(context: ModelContext, asked: Asked) -> _Loaded:
         count = len(found.source.held_out)
         context.display.say(f"{chosen.name} {chosen.data.source}: {count:,} prompts x {chosen.samples}")
     rollout.check_engine(config.rollout, ranks=context.layout.world.size())
-    if asked.served is not None and config.rollout.engine not in ("vllm", "sglang"):
+    if asked.served is not None and not rollout.engine_kind(config.rollout.engine).has_servers:
         raise ConfigError(
             f"--engine-holds-model={asked.served} with rollout.engine={config.rollout.engine}, which gets its weights here",
             hint="only servers hold a model of their own: rollout.engine=vllm or sglang",
