@@ -6,6 +6,7 @@ program and done nothing else: imports were half of the tests' time.
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -47,3 +48,12 @@ def _signals_as_they_were() -> Iterator[None]:
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def scale_of_balance_loss() -> Iterator[None]:
+    """Megatron keeps it for the whole process: a backward pass without its schedule leaves one that the schedule cannot set."""
+    yield
+    experts = sys.modules.get("megatron.core.transformer.moe.moe_utils")
+    if experts is not None:
+        experts.MoEAuxLossAutoScaler.main_loss_backward_scale = None
