@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import subprocess
@@ -43,7 +44,10 @@ def begun(cluster: ThrowAwayCluster, folder: Path, *options: str) -> Job:
 
 
 def starts_again(job: Job, starts: int) -> None:
-    waited_for(lambda: job.starts > starts, PATIENCE_SECONDS, f"another start of job {job.number}")
+    try:
+        waited_for(lambda: job.starts > starts, PATIENCE_SECONDS, f"another start of job {job.number}")
+    except AssertionError as error:
+        raise AssertionError(f"{error}, which is {job.state}\n{job.said()[-3000:]}") from error
 
 
 def requeue(cluster: ThrowAwayCluster, folder: Path) -> Job:
@@ -63,7 +67,10 @@ def time_limit(cluster: ThrowAwayCluster, folder: Path) -> Job:
     words = [*WORDS, f"train.steps={STEPS_OF_A_LONG_RUN}", f"run.folder={folder}"]
     job = cluster.submit(*words, options=["--nodes=2", "--time=60", "--signal=B:USR1@100"])
     reaches(folder, 2)
-    cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=2")
+    hours, minutes, seconds = map(int, job.shown("RunTime").split(":"))
+    # 40 to 100 s are left; a limit that a slow job has passed already would end it without a warning.
+    limit = math.ceil((3600 * hours + 60 * minutes + seconds + 40) / 60)
+    cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={limit}")
     starts_again(job, 1)
     cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
     return job
