@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_fork import models, planning
-from megatron_fork.cluster import ClusterConfig, job_script, job_variables
+from megatron_fork.cluster import ClusterConfig, check_images, job_script, job_variables
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED
 from megatron_fork.errors import ConfigError, MegatronForkError, shown
@@ -49,11 +49,11 @@ def check_job(config: RunConfig, *, only_printed: bool = False) -> list[str]:
     With `only_printed` files that are not on this machine are no error; returned is what could not be checked for want of them.
     """
     _check_servers(config)
-    _check_containers(config.cluster)
+    check_images(config.cluster.slurm)
     from megatron_fork.run import check_settings, matching_model, matching_prompts
 
     check_settings(config, ranks=config.cluster.ranks, servers_come=config.cluster.servers > 0)
-    config.parallel.data(config.cluster.ranks)
+    config.parallel.data(config.cluster.ranks, config.cluster)
     model = config.model.path
     is_here = not model or Path(model).is_dir()
     if is_here or planning.shape_name(config.model):
@@ -76,7 +76,7 @@ def check_job(config: RunConfig, *, only_printed: bool = False) -> list[str]:
 def variables(config: RunConfig, job: str) -> str:
     """What the job's script needs to know of its recipe, as lines of shell."""
     _check_servers(config)
-    config.parallel.data(config.cluster.ranks)
+    config.parallel.data(config.cluster.ranks, config.cluster)
     cluster = config.cluster
     folder = Path(config.run.folder or Path("runs", f"{config.run.name}-{job}")).absolute()
     return job_variables(
@@ -142,17 +142,6 @@ def _check_servers(config: RunConfig) -> None:
             f"cluster.engine_nodes={cluster.engine_nodes} without model.path: servers start from a Hugging Face folder",
             hint="set model.path=FOLDER; `megatron-fork sft` leaves one of a warm start",
         )
-
-
-def _check_containers(cluster: ClusterConfig) -> None:
-    slurm = cluster.slurm
-    for name, image in (("container", slurm.container), ("engine_container", slurm.engine_container)):
-        is_file = image is not None and (image.startswith(("/", "./")) or slurm.container_kind == "apptainer")
-        if image and is_file and "://" not in image and not Path(image).exists():
-            raise ConfigError(
-                f"cluster.slurm.{name}={image} is not there",
-                hint="name an image that every node sees, or null for none",
-            )
 
 
 def _check_partition(cluster: ClusterConfig) -> None:
