@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -16,6 +17,7 @@ from transformers import PretrainedConfig
 from megatron_fork import conversion, distributed, models, planning
 from megatron_fork.cluster import check_images, image_files
 from megatron_fork.config import RunConfig
+from megatron_fork.data import GENERATED
 from megatron_fork.errors import MegatronForkError, masked, size
 from megatron_fork.preflight import Finding, refused, unchecked
 from megatron_fork.rollout import ends_in_words, engine_kind, server_states
@@ -112,6 +114,8 @@ def _layout(config: RunConfig, world: int, known: Known) -> Iterator[Finding]:
 def _prompts(config: RunConfig, known: Known) -> Iterator[Finding]:
     if known.hf_config is None or known.is_published:
         yield unchecked("prompts and tokenizer", known.missing)
+        if config.data.source not in GENERATED and not Path(config.data.source).exists():
+            yield Finding("data.source", f"{config.data.source} is not here either", "docs/data.md has commands", "fix")
         return
     hf_config = known.hf_config
     source = matching_prompts(config, hf_config)

@@ -84,3 +84,22 @@ def test_ranks_that_a_layout_does_not_have_are_told_by_the_field_of_the_job(comm
     name, *options = command
     code, output = run(name, "examples/qwen3-32b/top20.yaml", *options, "cluster.nodes=3")
     assert code == 2 and "cluster.nodes" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "line", "hint"),
+    [
+        (["cluster.nodes=3"], "cluster.nodes=3 x cluster.gpus_per_node=8: world size 24", "multiple of 2 nodes"),
+        (
+            ["cluster.nodes=3", "cluster.gpus_per_node=0"],
+            "cluster.gpus_per_node=0: world size 3",
+            "multiple of 16 nodes",
+        ),
+        (["parallel.pipeline=3"], "cluster.nodes=8 x cluster.gpus_per_node=8: world size 64", "multiple of 3 nodes"),
+    ],
+)
+def test_a_layout_that_the_job_does_not_have_names_the_nodes_that_would_do(
+    words: list[str], line: str, hint: str
+) -> None:
+    code, output = run("launch", "examples/qwen3-32b/top20.yaml", "--dry-run", *words)
+    assert code == 2 and line in output and hint in output and "cluster.gpus_per_node" in output.partition("\n  ")[2]
