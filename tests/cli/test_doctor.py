@@ -142,8 +142,8 @@ def test_servers_that_a_job_starts_need_no_address_yet() -> None:
     ("overrides", "error", "found", "unknown"),
     [
         (
-            ("model.hf_config=null", "model.path=models/Qwen3-8B-Base", "sft.steps=0"),
-            "model.path=models/Qwen3-8B-Base is not a folder",
+            ("model.hf_config=null", "model.path=models/Qwen3-0.6B-Base", "sft.steps=0"),
+            "model.path=models/Qwen3-0.6B-Base is not a folder",
             ("layout", "before activations", "memory of a rank", "disk speed", "run.folder"),
             ("prompts and tokenizer", "prompts", "one step and a checkpoint"),
         ),

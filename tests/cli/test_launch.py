@@ -95,7 +95,7 @@ def test_ranks_that_a_layout_does_not_have_are_told_by_the_field_of_the_job(comm
             "cluster.gpus_per_node=0: world size 3",
             "multiple of 16 nodes",
         ),
-        (["parallel.pipeline=3"], "cluster.nodes=8 x cluster.gpus_per_node=8: world size 64", "multiple of 3 nodes"),
+        (["parallel.pipeline=3"], "cluster.nodes=8 x cluster.gpus_per_node=8: world size 64", "multiple of 6 nodes"),
     ],
 )
 def test_a_layout_that_the_job_does_not_have_names_the_nodes_that_would_do(
