@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from megatron_fork.cluster import ClusterConfig, check_images, job_script, job_v
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED
 from megatron_fork.errors import ConfigError, MegatronForkError, shown
+from megatron_fork.files import as_file_name
 from megatron_fork.rollout import engine_kind
 
 
@@ -50,6 +52,9 @@ def check_job(config: RunConfig, *, only_printed: bool = False) -> list[str]:
     """
     _check_servers(config)
     check_images(config.cluster.slurm)
+    _check_setup(config.cluster.slurm.setup)
+    if config.cluster.gpus_per_node:
+        planning.check_memory(config.cluster.gpu, config.cluster.gpu_memory)
     from megatron_fork.run import check_settings, matching_model, matching_prompts
 
     check_settings(config, ranks=config.cluster.ranks, servers_come=config.cluster.servers > 0)
@@ -78,7 +83,7 @@ def variables(config: RunConfig, job: str) -> str:
     _check_servers(config)
     config.parallel.data(config.cluster.ranks, config.cluster)
     cluster = config.cluster
-    folder = Path(config.run.folder or Path("runs", f"{config.run.name}-{job}")).absolute()
+    folder = Path(config.run.folder or Path("runs", f"{as_file_name(config.run.name)}-{job}")).absolute()
     return job_variables(
         {
             "folder": str(folder),
@@ -141,6 +146,20 @@ def _check_servers(config: RunConfig) -> None:
         raise ConfigError(
             f"cluster.engine_nodes={cluster.engine_nodes} without model.path: servers start from a Hugging Face folder",
             hint="set model.path=FOLDER; `megatron-fork sft` leaves one of a warm start",
+        )
+
+
+def _check_setup(lines: Sequence[str]) -> None:
+    """Raise `ConfigError` where the lines are not whole commands of bash, which would take the rest of the script with them."""
+    if not lines or shutil.which("bash") is None:
+        return
+    told = subprocess.run(
+        ["bash", "-n"], input="\n".join([*lines, ""]), capture_output=True, text=True, check=False
+    ).stderr
+    if told:
+        raise ConfigError(
+            f"cluster.slurm.setup cannot be read by bash: {shown(told.strip().partition(chr(10))[0])}",
+            hint="close every quote, block and here-document within these lines",
         )
 
 

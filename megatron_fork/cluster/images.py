@@ -29,6 +29,14 @@ def image_files(slurm: SlurmConfig) -> dict[str, str]:
 
 def check_images(slurm: SlurmConfig) -> None:
     """Raise `ConfigError` for an image that is not there, or that is none of `container_kind`; its first bytes are read."""
+    for name, image in (("container", slurm.container), ("engine_container", slurm.engine_container)):
+        if image is None or f"cluster.slurm.{name}" in image_files(slurm):
+            continue
+        if image.startswith("~") or image.endswith((".sqsh", ".sif")) or any(each.isspace() for each in image):
+            raise ConfigError(
+                f"cluster.slurm.{name}={image} is neither a path nor an image's address for {slurm.container_kind}",
+                hint="begin a file's name with / or ./, and write no blanks in an address",
+            )
     for field, image in image_files(slurm).items():
         try:
             found = _kind(Path(image))

@@ -30,6 +30,11 @@ def test_a_dry_run_prints_the_script_for_its_nodes() -> None:
         (["cluster.slurm.time_limit=1h"], "is not a time of Slurm's"),
         (["cluster.slurm.time_limit=1:00"], "time_limit=1:00 leaves no time before the warning, warning_seconds=300"),
         (["cluster.slurm.time_limit=0-0:5"], "leaves no time before the warning"),
+        (["cluster.slurm.setup=[if true; then]"], "cluster.slurm.setup cannot be read by bash"),
+        (["cluster.slurm.setup=['echo \"']"], "cluster.slurm.setup cannot be read by bash"),
+        (["cluster.slurm.setup=['cat <<END']"], "cluster.slurm.setup cannot be read by bash"),
+        (["cluster.gpu_memory=81920"], "cluster.gpu_memory=81920 is more than a GPU of cluster.gpu=H100 has: 96 GiB"),
+        (["cluster.gpu=H100\nx"], "is no GPU's name"),
         (["cluster.slurm.partition=a b"], "cluster.slurm.partition=a b is not in the form that it must have"),
     ],
 )
