@@ -73,7 +73,7 @@ def test_launch_and_doctor_refuse_it(tmp_path: Path) -> None:
         assert code in (1, 2) and f"cluster.slurm.container={tmp_path} is another folder" in output, output
 
 
-@pytest.mark.parametrize("image", ["image.sqsh", "trainer.sif", "~/image.sqsh", "a b", "nvcr.io/a\u00a0b"])
+@pytest.mark.parametrize("image", ["image.sqsh", "trainer.sif", "~/image.sqsh", "a b"])
 def test_what_pyxis_would_take_for_an_address_is_told(image: str) -> None:
     with pytest.raises(ConfigError, match=r"^cluster\.slurm\.container=.* is neither a path nor an image's address"):
         check_images(SlurmConfig(container=image))
