@@ -15,7 +15,7 @@ from megatron_fork import models, planning
 from megatron_fork.cluster import ClusterConfig, check_images, job_script, job_variables
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED
-from megatron_fork.errors import ConfigError, MegatronForkError, shown
+from megatron_fork.errors import ConfigError, MegatronForkError, NotInstalledError, shown
 from megatron_fork.files import as_file_name
 from megatron_fork.rollout import engine_kind
 
@@ -57,7 +57,13 @@ def check_job(config: RunConfig, *, only_printed: bool = False) -> list[str]:
         planning.check_memory(config.cluster.gpu, config.cluster.gpu_memory)
     from megatron_fork.run import check_settings, matching_model, matching_prompts
 
-    check_settings(config, ranks=config.cluster.ranks, servers_come=config.cluster.servers > 0)
+    slurm, unknown = config.cluster.slurm, list[str]()
+    try:
+        check_settings(config, ranks=config.cluster.ranks, servers_come=config.cluster.servers > 0)
+    except NotInstalledError as error:
+        if not (only_printed or slurm.container or slurm.setup):
+            raise
+        unknown.append(f"{error.message}; the job's nodes need it")
     config.parallel.data(config.cluster.ranks, config.cluster)
     model = config.model.path
     is_here = not model or Path(model).is_dir()
@@ -66,16 +72,16 @@ def check_job(config: RunConfig, *, only_printed: bool = False) -> list[str]:
         if config.cluster.gpus_per_node:
             planning.plan(config, planning.Question()).refuse()
     # A path may be there in the container alone, or on the cluster and not where the script is only printed.
-    if not is_here and (only_printed or config.cluster.slurm.container is not None):
-        return [f"model.path={model} is not on this machine: its files and the prompts were not looked at"]
+    if not is_here and (only_printed or slurm.container is not None):
+        return [*unknown, f"model.path={model} is not on this machine: its files and the prompts were not looked at"]
     hf_config, _ = matching_model(config)
     try:
         matching_prompts(config, hf_config)
     except MegatronForkError as error:
         if not only_printed or config.data.source in GENERATED or Path(config.data.source).exists():
             raise
-        return [error.message]
-    return []
+        return [*unknown, error.message]
+    return unknown
 
 
 def variables(config: RunConfig, job: str) -> str:

@@ -1,5 +1,6 @@
 """`launch` refuses before the queue what can be known there, and prints the script that it would submit."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,13 @@ def test_a_layout_that_the_job_does_not_have_names_the_nodes_that_would_do(
 ) -> None:
     code, output = run("launch", "examples/qwen3-32b/top20.yaml", "--dry-run", *words)
     assert code == 2 and line in output and hint in output and "cluster.gpus_per_node" in output.partition("\n  ")[2]
+
+
+def test_a_package_of_the_nodes_alone_is_a_note_where_they_have_an_environment_of_their_own() -> None:
+    recipe, lacks = str(QUICKSTART.parent / "qwen3-0.6b" / "top20.yaml"), importlib.util.find_spec("vllm") is None
+    said = "rollout.engine=vllm_colocated: vLLM cannot be imported here"
+    for words in ((), ("cluster.slurm.setup=[module load vllm]",)):
+        code, output = run("launch", recipe, "--dry-run", *words)
+        assert code == 0 and (f"note: {said}" in output) == lacks, output
+    code, output = run("launch", recipe)
+    assert code != 0 and (f"error: {said}" in output) == lacks
