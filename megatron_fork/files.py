@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ UTF8 = "utf-8-sig"
 # Linux's limits, in bytes.
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255
 _ASIDE = ".partial"
+# Characters that a file's name may not hold, and how much of a text becomes a part of one.
+_NO_NAME, _PART_OF_NAME = re.compile(r"[/\x00-\x1f\ud800-\udfff]"), 120
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -52,6 +55,11 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def as_file_name(text: str) -> str:
+    """The text as part of a file's name: one that any folder can hold, with room for more before or behind it."""
+    return _NO_NAME.sub("_", text).encode()[:_PART_OF_NAME].decode(errors="ignore")
 
 
 def at_home(path: str) -> str:

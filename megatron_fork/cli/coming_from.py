@@ -6,12 +6,13 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from megatron_fork.errors import ConfigError, shown, way_out
+from megatron_fork.errors import ConfigError, MegatronForkError, shown, way_out
 from megatron_fork.files import replace_file
 from megatron_fork.planning import PEERS, TranslatedRow, Translation, translate
 
@@ -31,6 +32,7 @@ def show_translation(peer: str, file: Path, *, write: Path | None = None, as_jso
             hint="make the folder first, or name a file elsewhere; nothing was written",
         )
     found = translate(peer, file)
+    _check_is_of(found)
     if write is not None and (refusal := found.refusal):
         raise ConfigError(f"{refusal.message}; nothing was written", hint=refusal.hint)
     if write is not None:
@@ -43,6 +45,22 @@ def show_translation(peer: str, file: Path, *, write: Path | None = None, as_jso
     typer.echo(json.dumps(_record(found)) if as_json else "\n".join(_lines(found)))
     if write is not None and not as_json:
         typer.echo(f"\nrecipe {write}; check it with: megatron-fork doctor {write}")
+
+
+def _check_is_of(found: Translation) -> None:
+    """Raise `ConfigError` where the table knows none of the file's settings and another trainer's does."""
+    if any(row.kind == "mapped" for row in found.rows):
+        return
+    known = {}
+    for peer in PEERS:
+        with suppress(MegatronForkError):  # a sort of file that the other does not have
+            known[peer] = sum(row.kind == "mapped" for row in translate(peer, found.file).rows)
+    nearest = max(known, key=lambda peer: known[peer])
+    if known[nearest]:
+        raise ConfigError(
+            f"{found.file} has no setting of {PEERS[found.peer].title}, and {known[nearest]} of {PEERS[nearest].title}",
+            hint=f"give --from={nearest}",
+        )
 
 
 def _lines(found: Translation) -> Iterator[str]:

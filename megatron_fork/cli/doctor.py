@@ -1,7 +1,7 @@
 """`megatron-fork doctor`: what this machine has, and whether a recipe would start here.
 
-The first thing that a recipe needs and does not find raises the same error as in `train`, after everything found before it has
-been printed. Up to there nothing is allocated; then `preflight` tries the parts of a run.
+Nothing is allocated until the recipe has been read; then `preflight` tries the parts of a run. At the end the first thing that
+the recipe needs and does not find raises the same error as in `train`; what depends on it was not checked, and a line says so.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PretrainedConfig
 
-from megatron_fork import __version__, conversion, distributed, models, planning, vocab_parallel
+from megatron_fork import __version__, distributed, models, planning, vocab_parallel
+from megatron_fork.cli.doctor_recipe import Known, recipe_sections
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import launch
-from megatron_fork.errors import ConfigError, MegatronForkError, PreflightError, masked, size
-from megatron_fork.preflight import Finding, Preflight, Status, fixes, preflight
-from megatron_fork.rollout import ends_in_words, engine_kind, server_states
-from megatron_fork.run import Checked, check, check_import, check_kernels
+from megatron_fork.errors import ConfigError, Interrupted, MegatronForkError, PreflightError, masked, size
+from megatron_fork.preflight import Finding, Preflight, Status, fixes, preflight, refused
+from megatron_fork.run import check_import, check_kernels
 
 _GIB = 2**30
 
@@ -90,52 +89,74 @@ def diagnose(
     shown.section("computing", _computing(config or RunConfig()))
     shown.section("optional packages", _packages(config or RunConfig()))
     if config is None:
+        shown.end()
         return
     world = ranks or _ranks(config)
-    found: list[Checked] = []
-    shown.section(f"recipe {config.run.name}", _recipe(config, world, found))
+    known = Known()
+    for title, findings in recipe_sections(config, world, known):
+        known.missing = shown.section(title, findings) or known.missing
     if trying is not None:
-        per_rank = next(each.amount for each in shown.findings if each.amount is not None)
-        for title, findings in preflight(config, found[0], trying, ranks=world, bytes_per_rank=per_rank):
+        for title, findings in preflight(
+            config,
+            known.checked,
+            trying,
+            ranks=world,
+            bytes_per_rank=known.bytes_per_rank,
+            hf_config=known.hf_config,
+            missing=known.missing,
+        ):
             shown.section(title, findings)
-    shown.summary()
+    shown.end()
 
 
 class _Shown:
-    """What was printed so far."""
+    """What was printed so far, and what was refused."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.findings: list[Finding] = []
+        self.refused: dict[str, tuple[str, MegatronForkError]] = {}
+        """By its message, and with the title of the section that it has ended first."""
 
-    def section(self, title: str, findings: Iterable[Finding]) -> None:
-        """Print a table on a terminal, lines in a log; also what was found before an error."""
+    def section(self, title: str, findings: Iterable[Finding]) -> str:
+        """Print a table on a terminal, lines in a log; returns the title if an error has ended it, else nothing.
+
+        Under a launcher, where ranks go on together or not at all, the error is raised.
+        """
         found: list[Finding] = []
+        refusal = ""
         try:
             for finding in findings:
                 found.append(finding)
                 if not self.console.is_terminal:
                     self._line(finding)
-        except MegatronForkError:
-            found.append(Finding(title, "the error below is to be fixed", "nothing after it was looked at", "fix"))
-            if not self.console.is_terminal:
-                self._line(found[-1])
-            raise
+        except MegatronForkError as error:
+            if error.message not in self.refused:
+                self.refused[error.message] = (title, error)
+                found.append(refused(title, error))
+                if not self.console.is_terminal:
+                    self._line(found[-1])
+            if distributed.is_launched() or isinstance(error, Interrupted):
+                raise
+            refusal = self.refused[error.message][0]
         finally:
             self.findings += found
-            if self.console.is_terminal:
+            if self.console.is_terminal and found:
                 table = Table(title=title, title_justify="left", show_header=False)
                 for finding in found:
                     table.add_row(finding.status, finding.name, finding.found, finding.note)
                 self.console.print(table)
+        return refusal
 
-    def summary(self) -> None:
-        """How many findings of each kind there are; raises if any is to be fixed."""
+    def end(self) -> None:
+        """How many findings of each kind there are; raises what was refused first, or if anything else is to be fixed."""
         counts = {status: sum(each.status == status for each in self.findings) for status in ("ok", "note", "fix")}
         wrong = fixes(self.findings)
         status: Status = "fix" if wrong else "ok"
         said = f"{counts['ok']} ok, {counts['note']} to know, {counts['fix']} to fix"
         self._line(Finding("summary", said, status=status))
+        if self.refused:
+            raise next(iter(self.refused.values()))[1]
         if wrong:
             raise PreflightError(
                 f"{len(wrong)} of {len(self.findings)} checks are to be fixed: {', '.join(wrong)}",
@@ -235,84 +256,3 @@ def _packages(config: RunConfig) -> Iterator[Finding]:
             yield Finding(each.package, importlib.metadata.version(each.package), note)
         except importlib.metadata.PackageNotFoundError:
             yield Finding(each.package, "installed", note)
-
-
-def _recipe(config: RunConfig, world: int, found: list[Checked]) -> Iterator[Finding]:
-    """What the recipe is on `world` ranks; what `check` has found of it is put into `found`."""
-    parallel = config.parallel
-    # First, as in `train`: whatever else looks a part of the recipe up would tell its error in another order.
-    checked = check(config, ranks=world, servers_come=config.cluster.servers > 0)
-    found.append(checked)
-    yield from _servers(config)
-    hf_config, source = checked.hf_config, checked.source
-    parameters = models.count_parameters(hf_config)
-    yield Finding("model", (hf_config.architectures or ["none"])[0], f"{parameters:,} parameters")
-    yield _weights(checked.contents)
-    data = parallel.data(world)
-    yield Finding(
-        "layout",
-        f"{data} data ranks of {parallel.tensor * parallel.pipeline * parallel.context}",
-        f"needs a multiple of {planning.replica_ranks(config)} ranks; computed for {world}",
-    )
-    response = config.rollout.max_response_tokens
-    yield Finding(
-        "longest sequence",
-        f"{source.longest_prompt} + {response} = {source.longest_prompt + response} tokens",
-        f"prompt + response; the model has {models.longest_sequence(hf_config)} positions",
-    )
-    yield Finding("responses end at", ends_in_words(checked.stop_tokens, source.tokenizer))
-    yield from _batches(config, data)
-    yield from _bytes(config, hf_config, world)
-
-
-def _servers(config: RunConfig) -> Iterator[Finding]:
-    """Every server's state. One that does not answer yet is not an error, since a run waits for it."""
-    cluster = config.cluster
-    if engine_kind(config.rollout.engine).has_servers and not config.rollout.servers and cluster.servers:
-        what = f"{cluster.servers} of {cluster.engine_tensor} GPUs, on {cluster.engine_nodes} nodes"
-        yield Finding("servers", what, "none is named: a job of `megatron-fork launch` starts them", "note")
-    for url, state in server_states(config.rollout.servers).items():
-        waits = f"a run waits up to {config.rollout.remote.patience_seconds:g} seconds for it"
-        yield Finding(f"server {masked(url)}", state, *(("", "ok") if state == "healthy" else (waits, "note")))
-
-
-def _weights(found: conversion.Contents | None) -> Finding:
-    if found is None:
-        return Finding("weights", "random", "model.hf_config has no weights")
-    files = "1 file" if found.files == 1 else f"{found.files} files"
-    held = f"{len(found.names):,} tensors in {files}, {size(found.bytes)}"
-    return Finding("weights", held, "names, shapes and dtypes match the model")
-
-
-def _batches(config: RunConfig, data: int) -> Iterator[Finding]:
-    train, samples = config.train, config.rollout.samples
-    responses, of_update = train.prompts_per_step * samples, train.prompts_per_mini_batch * samples
-    updates = math.ceil(train.prompts_per_step / train.prompts_per_mini_batch)
-    yield Finding(
-        "a step", f"{train.prompts_per_step} prompts x {samples} = {responses} responses", f"{updates} updates"
-    )
-    yield Finding(
-        "an update",
-        f"{of_update} responses, {of_update / data:g} per data rank",
-        "fewer responses than data ranks: some have nothing to do" if of_update < data else "",
-    )
-
-
-def _bytes(config: RunConfig, hf_config: PretrainedConfig, ranks: int) -> Iterator[Finding]:
-    """Memory of the fullest rank before any activation, for every network of the recipe."""
-    stages = planning.held_by_stage(config, models.ParameterCounts.of(hf_config), ranks)
-    fullest = max(stages, key=lambda stage: sum(held.total for held in stage.values()))
-    for name, held in fullest.items():
-        parts = [part for part in (held.weights, held.gradients, held.optimizer) if part]
-        yield Finding(
-            name,
-            f"{' + '.join(size(part) for part in parts)} per rank",
-            ("weights, gradients, optimizer" if len(parts) > 1 else "weights")
-            + (f"; {size(held.on_host)} on the host" if held.on_host else ""),
-        )
-    share = planning.engine_weights(config, models.count_parameters(hf_config))
-    kind = engine_kind(config.rollout.engine)
-    held_there = f"{size(share)} per rank" if kind.holds_weights else "nothing on the trainer's ranks"
-    yield Finding(kind.title, held_there, kind.memory)
-    total = share + sum(held.total for held in fullest.values())
-    yield Finding("before activations", f"{size(total)} per rank", "in the fullest pipeline stage", amount=total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -16,7 +17,8 @@ from typing import Annotated
 
 import typer
 
-from megatron_fork.errors import ConfigError, Interrupted, MegatronForkError, Preempted, masked
+from megatron_fork import distributed
+from megatron_fork.errors import ConfigError, Interrupted, LayoutError, MegatronForkError, Preempted, masked
 from megatron_fork.run import explain, is_first_rank, leave, users_errors
 
 _FIRST_RANK_SECONDS = 10.0
@@ -38,12 +40,25 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
     except KeyboardInterrupt:
         explain(Interrupted(_NOTHING_YET), debug=debug)
         leave(130)
+    except Exception as defect:
+        if distributed.awaits_others() is None:
+            raise
+        with distributed.telling_others(defect):
+            _print_traceback(type(defect), defect, defect.__traceback__)
+        leave(1)
 
 
 def tell(error: MegatronForkError, *, debug: bool) -> None:
-    """Print a user's error before the program ends."""
+    """Print a user's error before the program ends; the ranks that this one has not met hear of it."""
+    place = distributed.awaits_others()
+    if place is not None:
+        with distributed.telling_others(error) as is_alone:
+            if is_alone:
+                error.speak_for(f"rank {place.rank} on {socket.gethostname()}")
+            explain(error, debug=debug)
+        return
     explain(error, debug=debug)
-    if isinstance(error, ConfigError) and not error.is_of_one_rank and not is_first_rank():
+    if isinstance(error, ConfigError | LayoutError) and not error.is_of_one_rank and not is_first_rank():
         # The first rank meets the same error and must print it before torchrun, which ends all ranks when one exits.
         time.sleep(_FIRST_RANK_SECONDS)
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_fork import models, planning
-from megatron_fork.cluster import ClusterConfig, job_script, job_variables
+from megatron_fork.cluster import ClusterConfig, check_images, job_script, job_variables
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED
-from megatron_fork.errors import ConfigError, MegatronForkError, shown
+from megatron_fork.errors import ConfigError, MegatronForkError, NotInstalledError, shown
+from megatron_fork.files import as_file_name
 from megatron_fork.rollout import engine_kind
 
 
@@ -49,11 +51,20 @@ def check_job(config: RunConfig, *, only_printed: bool = False) -> list[str]:
     With `only_printed` files that are not on this machine are no error; returned is what could not be checked for want of them.
     """
     _check_servers(config)
-    _check_containers(config.cluster)
+    check_images(config.cluster.slurm)
+    _check_setup(config.cluster.slurm.setup)
+    if config.cluster.gpus_per_node:
+        planning.check_memory(config.cluster.gpu, config.cluster.gpu_memory)
     from megatron_fork.run import check_settings, matching_model, matching_prompts
 
-    check_settings(config, ranks=config.cluster.ranks, servers_come=config.cluster.servers > 0)
-    config.parallel.data(config.cluster.ranks)
+    slurm, unknown = config.cluster.slurm, list[str]()
+    try:
+        check_settings(config, ranks=config.cluster.ranks, servers_come=config.cluster.servers > 0)
+    except NotInstalledError as error:
+        if not (only_printed or slurm.container or slurm.setup):
+            raise
+        unknown.append(f"{error.message}; the job's nodes need it")
+    config.parallel.data(config.cluster.ranks, config.cluster)
     model = config.model.path
     is_here = not model or Path(model).is_dir()
     if is_here or planning.shape_name(config.model):
@@ -61,24 +72,24 @@ def check_job(config: RunConfig, *, only_printed: bool = False) -> list[str]:
         if config.cluster.gpus_per_node:
             planning.plan(config, planning.Question()).refuse()
     # A path may be there in the container alone, or on the cluster and not where the script is only printed.
-    if not is_here and (only_printed or config.cluster.slurm.container is not None):
-        return [f"model.path={model} is not on this machine: its files and the prompts were not looked at"]
+    if not is_here and (only_printed or slurm.container is not None):
+        return [*unknown, f"model.path={model} is not on this machine: its files and the prompts were not looked at"]
     hf_config, _ = matching_model(config)
     try:
         matching_prompts(config, hf_config)
     except MegatronForkError as error:
         if not only_printed or config.data.source in GENERATED or Path(config.data.source).exists():
             raise
-        return [error.message]
-    return []
+        return [*unknown, error.message]
+    return unknown
 
 
 def variables(config: RunConfig, job: str) -> str:
     """What the job's script needs to know of its recipe, as lines of shell."""
     _check_servers(config)
-    config.parallel.data(config.cluster.ranks)
+    config.parallel.data(config.cluster.ranks, config.cluster)
     cluster = config.cluster
-    folder = Path(config.run.folder or Path("runs", f"{config.run.name}-{job}")).absolute()
+    folder = Path(config.run.folder or Path("runs", f"{as_file_name(config.run.name)}-{job}")).absolute()
     return job_variables(
         {
             "folder": str(folder),
@@ -144,15 +155,18 @@ def _check_servers(config: RunConfig) -> None:
         )
 
 
-def _check_containers(cluster: ClusterConfig) -> None:
-    slurm = cluster.slurm
-    for name, image in (("container", slurm.container), ("engine_container", slurm.engine_container)):
-        is_file = image is not None and (image.startswith(("/", "./")) or slurm.container_kind == "apptainer")
-        if image and is_file and "://" not in image and not Path(image).exists():
-            raise ConfigError(
-                f"cluster.slurm.{name}={image} is not there",
-                hint="name an image that every node sees, or null for none",
-            )
+def _check_setup(lines: Sequence[str]) -> None:
+    """Raise `ConfigError` where the lines are not whole commands of bash, which would take the rest of the script with them."""
+    if not lines or shutil.which("bash") is None:
+        return
+    told = subprocess.run(
+        ["bash", "-n"], input="\n".join([*lines, ""]), capture_output=True, text=True, check=False
+    ).stderr
+    if told:
+        raise ConfigError(
+            f"cluster.slurm.setup cannot be read by bash: {shown(told.strip().partition(chr(10))[0])}",
+            hint="close every quote, block and here-document within these lines",
+        )
 
 
 def _check_partition(cluster: ClusterConfig) -> None:

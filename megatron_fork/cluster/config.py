@@ -28,6 +28,10 @@ class ClusterConfig(Settings, room="cluster"):
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def check(self) -> None:
+        if not self.gpu.isprintable():
+            raise ConfigError(
+                f"cluster.gpu={self.gpu!r} is no GPU's name", hint="write it as nvidia-smi does, on one line"
+            )
         if self.gpus_per_node % self.engine_tensor and self.gpus_per_node:
             raise ConfigError(
                 f"cluster.engine_tensor={self.engine_tensor} does not divide cluster.gpus_per_node={self.gpus_per_node}",

@@ -11,11 +11,17 @@ from megatron_fork.recipe import Pattern, PositiveInt, Settings
 
 # A word that stands in an `#SBATCH` line as it is.
 _WORD = r"^[A-Za-z0-9_.@+][A-Za-z0-9_.,:@+-]*$"
-_TIME = re.compile(r"[0-9]+(?::[0-9]{1,2}){0,2}|[0-9]+-[0-9]{1,2}(?::[0-9]{1,2}){0,2}").fullmatch
+_TIME = re.compile(r"[0-9]{1,8}(?::[0-9]{1,2}){0,2}|[0-9]{1,5}-[0-9]{1,2}(?::[0-9]{1,2}){0,2}").fullmatch
 _MOUNT = re.compile(r"/[^:,\s]*:/[^:,\s]*(?::[a-z,]+)?").fullmatch
-_OPTION = re.compile(r"--[a-z][a-z-]*(?:=[^\s]+)?").fullmatch
-# Options that the job's other settings give.
-_TAKEN = ("--nodes", "--partition", "--account", "--qos", "--time", "--requeue", "--no-requeue", "--signal")
+# sbatch takes quotes and backslashes out of a line, and what follows a blank and # is a comment for it.
+_OPTION = re.compile(r"--[a-z][a-z-]*(?:=[^\s\"'\\#]+)?").fullmatch
+# Options that the job's other settings give, or that make another job of it.
+_TAKEN = (
+    *("--nodes", "--partition", "--account", "--qos", "--time", "--requeue", "--no-requeue", "--signal"),
+    *("--job-name", "--gpus", "--gpus-per-node", "--ntasks", "--ntasks-per-node", "--wrap", "--array"),
+)
+# A file's name holds 255 bytes, and the job's log has more than its name in it.
+_LONGEST_NAME = 100
 
 
 def _seconds(time: str) -> int:
@@ -95,7 +101,7 @@ class SlurmConfig(Settings, room="cluster.slurm"):
         """The options of sbatch for a job of so many nodes; every one is a whole word."""
         named = {"partition": self.partition, "account": self.account, "qos": self.qos, "time": self.time_limit}
         return [
-            f"--job-name={re.sub(r'[^A-Za-z0-9_.-]', '_', name) or 'run'}",
+            f"--job-name={re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:_LONGEST_NAME] or 'run'}",
             f"--nodes={nodes}",
             *([f"--gpus-per-node={gpus_per_node}"] if gpus_per_node else []),
             *(f"--{option}={value}" for option, value in named.items() if value),

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
         world_size,
     )
     from megatron_fork.distributed.config import ParallelConfig
-    from megatron_fork.distributed.launcher import another_prints, launch
+    from megatron_fork.distributed.early_failure import telling_others
+    from megatron_fork.distributed.launcher import another_prints, awaits_others, launch
     from megatron_fork.distributed.layout import Layout, parallel_layout
+    from megatron_fork.distributed.meeting import roll_call
     from megatron_fork.distributed.rank_watch import NoWatch, RankWatch, watching_ranks
-    from megatron_fork.distributed.roll_call import roll_call
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "ParallelConfig"})
 
@@ -31,6 +32,7 @@ __all__ = [
     "NoWatch",
     "RankWatch",
     "another_prints",
+    "awaits_others",
     "choose_threads",
     "device",
     "finalize",
@@ -42,6 +44,7 @@ __all__ = [
     "peak_memory",
     "rank",
     "roll_call",
+    "telling_others",
     "threads_of_a_pass",
     "watching_ranks",
     "world_size",

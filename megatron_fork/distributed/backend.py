@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_fork.distributed.launcher import launch
-from megatron_fork.errors import LayoutError, UnreachableError
+from megatron_fork.distributed.meeting import no_meeting, roll_call
+from megatron_fork.errors import LayoutError
 
 
 def device() -> torch.device:
@@ -120,7 +120,8 @@ def threads_of_a_pass() -> Iterator[None]:
 def initialize(*, timeout_minutes: float = 30.0) -> None:
     """Join the default process group, unless this process has already joined.
 
-    Raises `LayoutError` if the launcher's variables are incomplete, its port cannot be used or the first rank not be reached.
+    Raises `LayoutError` if the launcher's variables are incomplete, its port cannot be used, the first rank not be reached or
+    another does not come, and `RankLostError` if one has failed before that.
     """
     if dist.is_initialized():
         return
@@ -141,20 +142,11 @@ def initialize(*, timeout_minutes: float = 30.0) -> None:
             hint="start ranks with torchrun, or export them in the job script",
         )
     os.environ.update(place.variables)  # for torch, and for engines in this process
-    address = f"{place.address}:{place.port}"
-    try:
-        dist.init_process_group(backend, timeout=timeout)
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        reason = str(error).splitlines()[0]
-        if place.rank > 0:  # the first rank may wait in vain, or have ended, for a reason of its own
-            raise UnreachableError(
-                f"rank {place.rank} on {socket.gethostname()} cannot connect by the first rank at {address}: {reason}",
-                hint="see the first rank's log, that its name resolves on all nodes, and that no firewall closes the port",
-            ) from error
-        raise LayoutError(
-            f"MASTER_ADDR:MASTER_PORT={address} cannot be used: {reason}",
-            hint="another job may hold the port: choose a free one with MASTER_PORT or `torchrun --master-port`",
-        ) from error
+    with roll_call(seconds=timeout.total_seconds()):
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+        except (dist.DistNetworkError, dist.DistStoreError) as error:
+            raise no_meeting(place, error, timeout.total_seconds()) from error
 
 
 def finalize() -> None:

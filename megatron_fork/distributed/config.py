@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from megatron_fork.cluster import ClusterConfig
 from megatron_fork.errors import LayoutError
 from megatron_fork.recipe import PositiveInt, Settings
 
@@ -39,25 +41,30 @@ class ParallelConfig(Settings, room="parallel", error=LayoutError):
                 hint="interleaving needs pipeline stages: raise parallel.pipeline",
             )
 
-    def data(self, world_size: int) -> int:
-        """Data-parallel size for a world size; raises `LayoutError` if that is not divisible by the other sizes."""
-        model_ranks = self.tensor * self.pipeline * self.context
-        if world_size % model_ranks:
-            raise LayoutError(
-                f"world size {world_size} is not a multiple of parallel.tensor x pipeline x context = "
-                f"{self.tensor} x {self.pipeline} x {self.context} = {model_ranks}",
-                hint=f"use a multiple of {model_ranks} ranks (cluster.nodes of a job, torchrun --nproc-per-node), "
-                "or change the sizes",
+    def data(self, world_size: int, job: ClusterConfig | None = None) -> int:
+        """Data-parallel size for a world size; raises `LayoutError` if that is not divisible by the other sizes.
+
+        `job`: whose nodes make the world size; the error then names them.
+        """
+        sizes = vars(self)
+        for names in (("tensor", "pipeline", "context"), ("expert_tensor", "expert", "pipeline")):
+            needed = math.prod(sizes[name] for name in names)
+            if not world_size % needed:
+                continue
+            said, ways = (
+                "",
+                f"{needed} ranks (cluster.nodes x cluster.gpus_per_node of a job, torchrun --nproc-per-node)",
             )
-        expert_ranks = self.expert_tensor * self.expert * self.pipeline
-        if world_size % expert_ranks:
+            if job is not None:
+                said = f"cluster.nodes={job.nodes} x cluster.gpus_per_node={job.gpus_per_node}: "
+                per_node = max(1, job.gpus_per_node)
+                ways = f"{needed // math.gcd(needed, per_node)} nodes (cluster.nodes) or another cluster.gpus_per_node"
             raise LayoutError(
-                f"world size {world_size} is not a multiple of parallel.expert_tensor x expert x pipeline = "
-                f"{self.expert_tensor} x {self.expert} x {self.pipeline} = {expert_ranks}",
-                hint=f"use a multiple of {expert_ranks} ranks (cluster.nodes of a job, torchrun --nproc-per-node), "
-                "or lower parallel.expert",
+                f"{said}world size {world_size} is not a multiple of parallel.{' x '.join(names)} = "
+                f"{' x '.join(str(sizes[name]) for name in names)} = {needed}",
+                hint=f"use a multiple of {ways}, or {'lower parallel.expert' if 'expert' in names else 'change the sizes'}",
             )
-        return world_size // model_ranks
+        return world_size // (self.tensor * self.pipeline * self.context)
 
     @property
     def alignment(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ _OTHERS = (
 )
 # Below Linux's range of ports for outgoing connections, so that none of those uses it.
 _FIRST_PORT, _PORTS = 15_000, 15_000
+# Set once for the life of the process, as torch's default group is.
+_comes = threading.Event()
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
@@ -80,6 +83,20 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
             found = _place(names, given)
             return _meeting_of_slurm(found, given) if names is _SLURM else _with_address(found)
     return None
+
+
+def comes() -> None:
+    """This process comes to where the ranks meet: from here on the others hear of its end."""
+    _comes.set()
+
+
+def awaits_others() -> Launch | None:
+    """This process's place among ranks that it has not come to meet; None if it is alone, has, or does not know where."""
+    try:
+        place = None if _comes.is_set() else launch()
+    except LayoutError:
+        return None
+    return place if place is not None and place.world_size > 1 and place.address and place.port else None
 
 
 def another_prints(environment: Mapping[str, str] = os.environ) -> bool:

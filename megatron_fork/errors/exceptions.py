@@ -37,6 +37,10 @@ class ConfigError(MegatronForkError):
     exit_code = 2
 
 
+class NotInstalledError(ConfigError):
+    """A package that a recipe needs and this Python lacks; that of a job's nodes may have it."""
+
+
 class LayoutError(MegatronForkError):
     """Ranks, heads, layers or groups that do not divide as the layout requires."""
 

@@ -6,7 +6,7 @@ from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.planning.engines import EngineRoom, cache_bytes
-    from megatron_fork.planning.hardware import Gpu, gpu_named
+    from megatron_fork.planning.hardware import Gpu, check_memory, gpu_named
     from megatron_fork.planning.held import (
         Held,
         Replicas,
@@ -57,6 +57,7 @@ __all__ = [
     "Row",
     "StageMemory",
     "cache_bytes",
+    "check_memory",
     "checkpoint_bytes",
     "engine_weights",
     "held_by_stage",

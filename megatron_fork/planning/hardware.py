@@ -39,6 +39,23 @@ _BANDWIDTHS = {
 }
 
 
+# GiB of the largest kind that is sold under the name.
+_MOST_MEMORY = {
+    **{"GB200": 192, "B200": 192, "H100 PCIe": 96, "H100": 96, "H200": 144, "H800": 96, "H20": 144},
+    **{"A100": 80, "A800": 80, "L40S": 48, "L40": 48},
+}
+
+
+def check_memory(name: str, gibibytes: float) -> None:
+    """Raise `ConfigError` for more memory than any GPU of this name has."""
+    known = next((each for each in _MOST_MEMORY if each.lower() in name.lower()), "")
+    if known and gibibytes > _MOST_MEMORY[known]:
+        raise ConfigError(
+            f"cluster.gpu_memory={gibibytes:g} is more than a GPU of cluster.gpu={name} has: {_MOST_MEMORY[known]} GiB at most",
+            hint="give GiB of one GPU, as nvidia-smi shows them, or name the GPU that it is",
+        )
+
+
 def gpu_named(name: str) -> Gpu:
     """The GPU of this name or a part of it; raises `ConfigError` for one whose data sheet is not known."""
     known = next((each for each in _BANDWIDTHS if each.lower() in name.lower()), "")

@@ -187,7 +187,8 @@ def _check(config: RunConfig, hf_config: PretrainedConfig, ranks: int) -> None:
             hint="lower rollout.max_response_tokens, or add rope_parameters of rope_type yarn to config.json",
         )
     responses = config.train.prompts_per_mini_batch * config.rollout.samples
-    if (replicas := config.parallel.data(ranks)) > responses:
+    job = config.cluster if ranks == config.cluster.ranks else None
+    if (replicas := config.parallel.data(ranks, job)) > responses:
         raise LayoutError(
             f"{ranks} trainer ranks are {replicas} replicas of the model, and a mini-batch has {responses} responses: "
             f"{replicas - responses} replicas would have none",

@@ -55,25 +55,32 @@ def scratch(config: RunConfig) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def disk(config: RunConfig, hf_config: PretrainedConfig, folder: Path) -> Iterator[Finding]:
-    """Every rank calls it with the same scratch `folder`."""
+def disk(config: RunConfig, hf_config: PretrainedConfig | None, folder: Path) -> Iterator[Finding]:
+    """Every rank calls it with the same scratch `folder`; without `hf_config` what a run writes is not known."""
     first = not dist.is_initialized() or dist.get_rank() == 0
     yield _claimed(config)
     yield from _shared(config, folder)
-    needed = bytes_written(config, hf_config)
-    free = shutil.disk_usage(folder).free
-    what = ", ".join(f"{size(amount)} {name}" for name, amount in needed.items() if amount)
-    total = sum(needed.values())
-    is_enough = total <= free
-    yield Finding(
-        "disk space",
-        f"{size(free)} free in {place_of(config).absolute()}, a run writes about {size(total)}",
-        what if is_enough else f"{what}: free some space, choose another run.folder, or lower run.keep_checkpoints",
-        "ok" if is_enough else "fix",
-    )
+    yield _space(config, hf_config, folder)
     if first:
         with writing_to(folder):
             yield _speed(folder)
+
+
+def _space(config: RunConfig, hf_config: PretrainedConfig | None, folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    here = f"{size(free)} free in {place_of(config).absolute()}"
+    if hf_config is None:
+        return Finding("disk space", here, "what a run writes is not known without its model", "note")
+    needed = bytes_written(config, hf_config)
+    what = ", ".join(f"{size(amount)} {name}" for name, amount in needed.items() if amount)
+    total = sum(needed.values())
+    is_enough = total <= free
+    return Finding(
+        "disk space",
+        f"{here}, a run writes about {size(total)}",
+        what if is_enough else f"{what}: free some space, choose another run.folder, or lower run.keep_checkpoints",
+        "ok" if is_enough else "fix",
+    )
 
 
 def bytes_written(config: RunConfig, hf_config: PretrainedConfig) -> dict[str, float]:

@@ -17,13 +17,16 @@ class Finding(NamedTuple):
     found: str
     note: str = ""
     status: Status = "ok"
-    amount: float | None = None
-    """The number behind `found`, where other checks need it."""
 
 
 def refused(name: str, error: MegatronForkError) -> Finding:
     """The line of a check that raised: its message, and its hint as the note."""
     return Finding(name, error.message, error.hint, "fix")
+
+
+def unchecked(name: str, missing: str) -> Finding:
+    """The line of what was not tried, for want of another part."""
+    return Finding(name, f"not checked, because `{missing}` is to be fixed first", "", "note")
 
 
 def fixes(findings: Iterable[Finding]) -> list[str]:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
 from megatron_fork import distributed, models
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import ParallelConfig
 from megatron_fork.errors import Interrupted, MegatronForkError, PreflightError
 from megatron_fork.preflight.disk import disk, scratch
-from megatron_fork.preflight.findings import Finding, refused
+from megatron_fork.preflight.findings import Finding, refused, unchecked
 from megatron_fork.preflight.memory import here, memory
 from megatron_fork.preflight.prompts import prompts
 from megatron_fork.preflight.ranks import ranks as met_ranks
@@ -50,25 +51,42 @@ class Preflight:
 
 
 def preflight(
-    config: RunConfig, found: Checked, options: Preflight, *, ranks: int, bytes_per_rank: float
+    config: RunConfig,
+    found: Checked | None,
+    options: Preflight,
+    *,
+    ranks: int,
+    bytes_per_rank: float | None,
+    hf_config: PretrainedConfig | None,
+    missing: str = "",
 ) -> Iterator[Section]:
     """Sections by their title, each to be read to its end before the next; every rank reads them.
 
-    `found`: of `check`, which has passed. `bytes_per_rank`: on the fullest of `ranks` ranks, before any activation.
+    `found`: of the recipe; None where some part of it, `missing`, was refused: then only what can do without is tried.
+    `bytes_per_rank`: on the fullest of `ranks` ranks, before any activation. Both of it and `hf_config` may be known without
+    `found`.
     """
 
-    def tried(name: str, findings: Iterator[Finding]) -> Section:
-        return name, _tried(name, findings, debug=options.debug)
+    def tried(name: str, findings: Iterator[Finding] | None) -> Section:
+        return name, _tried(
+            name, iter([unchecked(name, missing)]) if findings is None else findings, debug=options.debug
+        )
 
-    yield tried("prompts", prompts(found.source, found.sets))
-    yield tried("memory", memory(config, bytes_per_rank, ranks=ranks))
+    yield tried("prompts", None if found is None else prompts(found.source, found.sets))
+    yield tried("memory", None if bytes_per_rank is None else memory(config, bytes_per_rank, ranks=ranks))
     yield tried("round trip", met_ranks(seconds=options.seconds))
     kind = engine_kind(config.rollout.engine)
     if kind.has_servers:
-        yield tried("servers", servers(config, found, seconds=options.seconds))
+        yield tried("servers", None if found is None else servers(config, found, seconds=options.seconds))
     try:
         with scratch(config) as folder:
-            yield tried("disk", disk(config, found.hf_config, folder))
+            yield tried("disk", disk(config, hf_config, folder))
+            if found is None or bytes_per_rank is None:
+                if options.dry_run:
+                    yield tried("one step and a checkpoint", None)
+                if options.sync:
+                    yield tried("weight sync", None)
+                return
             fits_here = bytes_per_rank <= _FILLED * here().bytes and distributed.world_size() == ranks
             if options.dry_run:
                 for number, (title, rehearsal, continues) in enumerate(_rehearsals(config, found, fits_here)):

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
         check,
         check_import,
         check_kernels,
+        check_machine,
         check_settings,
+        matching_ends,
         matching_model,
         matching_prompts,
     )
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.masks import two_selections
     from megatron_fork.run.offline import ModelContext, load_policy, model_context
     from megatron_fork.run.place import checkpoint_of, config_of
-    from megatron_fork.run.prompt_sets import LoadedSet
+    from megatron_fork.run.prompt_sets import LoadedSet, matching_sets
     from megatron_fork.run.record import finish, log_step, warn_of_failures
     from megatron_fork.run.scoring import (
         Scorer,
@@ -80,6 +82,7 @@ __all__ = [
     "check_follows",
     "check_import",
     "check_kernels",
+    "check_machine",
     "check_settings",
     "check_vocabulary",
     "checkpoint",
@@ -102,8 +105,10 @@ __all__ = [
     "load_policy",
     "log_step",
     "look",
+    "matching_ends",
     "matching_model",
     "matching_prompts",
+    "matching_sets",
     "model_context",
     "models_of_run",
     "origin_of",

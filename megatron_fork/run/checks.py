@@ -47,7 +47,9 @@ def check(config: RunConfig, *, ranks: int, servers_come: bool = False) -> Check
     check_machine(config)
     check_settings(config, ranks=ranks, servers_come=servers_come)
     hf_config, contents = matching_model(config)
-    config.parallel.data(ranks)
+    place = distributed.launch()
+    is_job = place is not None and place.launcher == "srun" and ranks == config.cluster.ranks
+    config.parallel.data(ranks, config.cluster if is_job else None)
     source = matching_prompts(config, hf_config)
     sets = matching_sets(config, hf_config, source.tokenizer)
     return Checked(hf_config, contents, source, matching_ends(config, hf_config, source.tokenizer), sets)

@@ -5,7 +5,6 @@ Whatever can be refused is refused here, before a model is allocated.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from megatron_fork.config import RunConfig, to_yaml
 from megatron_fork.data import PromptSource
 from megatron_fork.distributed import Layout, collectives, parallel_layout
 from megatron_fork.errors import Interrupted, MegatronForkError, Preempted, StopRequested, command
+from megatron_fork.files import as_file_name
 from megatron_fork.rollout import ends_in_words
 from megatron_fork.run.checks import Checked, check
 from megatron_fork.run.claim import check_claim, claim, new_folder
@@ -44,8 +44,6 @@ _MAY_CHANGE = (
     ),
     *("rollout.colocated.", "rollout.probe_"),
 )
-# Characters that a folder's name may not hold.
-_NO_NAME = re.compile(r"[/\x00-\x1f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -187,8 +185,7 @@ def _open_folder(config: RunConfig, layout: Layout, display: Display) -> RunFold
     path, lock, refused = Path(config.run.folder or "runs"), None, None
     try:
         if first:
-            name = _NO_NAME.sub("_", config.run.name)
-            by_time = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+            by_time = Path("runs") / f"{as_file_name(config.run.name)}-{datetime.now():%Y%m%d-%H%M%S}"
             path = path if config.run.folder else new_folder(by_time)
             lock = claim(path, config, may_change=_MAY_CHANGE, say=display.say)
     except MegatronForkError as error:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from support.commands import trace_rows
+from support.commands import run, trace_rows
 from support.ranks import run_on_ranks
 from support.trace_files import TOKENIZER, made_up, save_model, write_made_up
 from transformers import AutoModelForCausalLM
@@ -270,3 +270,14 @@ def test_the_cosine_is_that_of_the_gradients_under_every_layout(folder: Path) ->
     for layout in ("parallel.tensor=2", "seed=1"):
         (split, _), nothing = run_on_ranks(_gradients_on_ranks, 2, str(folder), layout)
         assert split == pytest.approx(cosine, abs=1e-3) and nothing == (0.0, 0.0)
+
+
+@pytest.mark.slow
+def test_a_model_for_one_rank_alone_is_refused_once_on_several(folder: Path, tmp_path: Path) -> None:
+    """The first rank says it before any other has ended, whatever sort of error it is."""
+    words = ("rescore", folder / "traces.parquet", folder / "other", "--out", tmp_path / "out.parquet")
+    code, output = run("analyze", *map(str, words), ranks=2)
+    assert code == 2, output
+    assert [line for line in output.splitlines() if line.startswith("error: ")] == [
+        f"error: {folder / 'other'} is scored by transformers on one rank, this is one of 2"
+    ]

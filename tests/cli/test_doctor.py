@@ -135,3 +135,48 @@ def test_servers_that_a_job_starts_need_no_address_yet() -> None:
     assert "servers: 2 of 1 GPUs, on 2 nodes" in output and "megatron-fork launch" in output
     code, output = call(*words)
     assert code == 2 and "rollout.engine=vllm with rollout.servers=[]" in output
+
+
+@NO_GPU
+@pytest.mark.parametrize(
+    ("overrides", "error", "found", "unknown"),
+    [
+        (
+            ("model.hf_config=null", "model.path=models/Qwen3-0.6B-Base", "sft.steps=0"),
+            "model.path=models/Qwen3-0.6B-Base is not a folder",
+            ("layout", "before activations", "memory of a rank", "disk speed", "run.folder"),
+            ("prompts and tokenizer", "prompts", "one step and a checkpoint"),
+        ),
+        (
+            ("model.hf_config=null", "model.path=nowhere", "sft.steps=0"),
+            "model.path=nowhere is not a folder",
+            ("layout", "a step", "an update", "disk speed", "run.folder"),
+            ("layout and memory", "before activations", "memory", "prompts", "one step and a checkpoint"),
+        ),
+        (
+            ("data.source=absent.jsonl", "rewards.kind=math"),
+            "data.source=absent.jsonl",
+            ("model", "layout", "before activations", "memory of a rank", "disk space", "disk speed"),
+            ("prompts", "one step and a checkpoint"),
+        ),
+        (
+            ("parallel.tensor=3",),
+            "num_attention_heads=4",
+            ("longest sequence", "responses end at", "a step", "disk space", "disk speed"),
+            ("an update", "before activations", "memory", "one step and a checkpoint"),
+        ),
+    ],
+)
+def test_what_is_missing_is_not_the_end(
+    overrides: tuple[str, ...], error: str, found: tuple[str, ...], unknown: tuple[str, ...]
+) -> None:
+    """What can be checked without it is, what cannot says why, and the command ends with the error of `train`."""
+    code, output = call(str(QUICKSTART), *overrides)
+    assert code in (1, 2)
+    lines = output.splitlines()
+    for name in found:
+        assert any(line.startswith(f"ok    {name}: ") for line in lines), (name, output)
+    for name in unknown:
+        assert any(line.startswith(f"note  {name}: not checked, because `") for line in lines), (name, output)
+    told = [line for line in lines if line.startswith("error: ")]
+    assert len(told) == 1 and error in told[0]

@@ -1,5 +1,6 @@
 """`launch` refuses before the queue what can be known there, and prints the script that it would submit."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ def test_a_dry_run_prints_the_script_for_its_nodes() -> None:
         (["cluster.slurm.time_limit=1h"], "is not a time of Slurm's"),
         (["cluster.slurm.time_limit=1:00"], "time_limit=1:00 leaves no time before the warning, warning_seconds=300"),
         (["cluster.slurm.time_limit=0-0:5"], "leaves no time before the warning"),
+        (["cluster.slurm.setup=[if true; then]"], "cluster.slurm.setup cannot be read by bash"),
+        (["cluster.slurm.setup=['echo \"']"], "cluster.slurm.setup cannot be read by bash"),
+        (["cluster.slurm.setup=['cat <<END']"], "cluster.slurm.setup cannot be read by bash"),
+        (["cluster.gpu_memory=81920"], "cluster.gpu_memory=81920 is more than a GPU of cluster.gpu=H100 has: 96 GiB"),
+        (["cluster.gpu=H100\nx"], "is no GPU's name"),
         (["cluster.slurm.partition=a b"], "cluster.slurm.partition=a b is not in the form that it must have"),
     ],
 )
@@ -84,3 +90,32 @@ def test_ranks_that_a_layout_does_not_have_are_told_by_the_field_of_the_job(comm
     name, *options = command
     code, output = run(name, "examples/qwen3-32b/top20.yaml", *options, "cluster.nodes=3")
     assert code == 2 and "cluster.nodes" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "line", "hint"),
+    [
+        (["cluster.nodes=3"], "cluster.nodes=3 x cluster.gpus_per_node=8: world size 24", "multiple of 2 nodes"),
+        (
+            ["cluster.nodes=3", "cluster.gpus_per_node=0"],
+            "cluster.gpus_per_node=0: world size 3",
+            "multiple of 16 nodes",
+        ),
+        (["parallel.pipeline=3"], "cluster.nodes=8 x cluster.gpus_per_node=8: world size 64", "multiple of 6 nodes"),
+    ],
+)
+def test_a_layout_that_the_job_does_not_have_names_the_nodes_that_would_do(
+    words: list[str], line: str, hint: str
+) -> None:
+    code, output = run("launch", "examples/qwen3-32b/top20.yaml", "--dry-run", *words)
+    assert code == 2 and line in output and hint in output and "cluster.gpus_per_node" in output.partition("\n  ")[2]
+
+
+def test_a_package_of_the_nodes_alone_is_a_note_where_they_have_an_environment_of_their_own() -> None:
+    recipe, lacks = str(QUICKSTART.parent / "qwen3-0.6b" / "top20.yaml"), importlib.util.find_spec("vllm") is None
+    said = "rollout.engine=vllm_colocated: vLLM cannot be imported here"
+    for words in ((), ("cluster.slurm.setup=[module load vllm]",)):
+        code, output = run("launch", recipe, "--dry-run", *words)
+        assert code == 0 and (f"note: {said}" in output) == lacks, output
+    code, output = run("launch", recipe)
+    assert code != 0 and (f"error: {said}" in output) == lacks

@@ -1,13 +1,17 @@
 """Whatever a recipe sets, the job's script is valid bash that hands its words on unchanged, and is the one in scripts/slurm."""
 
+import string
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_fork.cli.launch import variables
 from megatron_fork.cluster import ClusterConfig, SlurmConfig, job_script, job_variables
+from megatron_fork.config import load_config
 from megatron_fork.errors import ConfigError
 
 PROJECT = Path(__file__).parents[2]
@@ -63,6 +67,12 @@ def test_scripts_are_bash(name: str) -> None:
         {"mounts": ["data"]},
         {"options": ["--nodes=3"]},
         {"options": ["-p gpu"]},
+        {"options": ["--gpus-per-node=4"]},
+        {"options": ["--wrap=id"]},
+        {"options": ["--array=0-3"]},
+        {"options": ['--comment="a']},
+        {"options": ["--comment=a\\"]},
+        {"time_limit": "9" * 20},
         {"container": "a\nb"},
         {"warning_seconds": 0},
     ],
@@ -70,3 +80,18 @@ def test_scripts_are_bash(name: str) -> None:
 def test_what_sbatch_cannot_take_is_refused_by_its_field(given: dict) -> None:
     with pytest.raises(ConfigError, match=rf"cluster\.slurm\.{next(iter(given))}"):
         SlurmConfig(**given)
+
+
+@settings(max_examples=50, deadline=None)
+@given(name=st.text(max_size=400))
+def test_a_run_s_name_is_one_word_of_sbatch_and_one_part_of_a_path(name: str) -> None:
+    """Whatever it is: not another folder than `runs`, no second option, and no name that a disk refuses."""
+    (line,) = [each for each in SlurmConfig().options_of(1, 8, name) if each.startswith("--job-name=")]
+    word = line.removeprefix("--job-name=")
+    assert 0 < len(word) <= 100 and word.isascii() and not set(word) - set(string.ascii_letters + string.digits + "_.-")
+    config = replace(load_config(PROJECT / "examples" / "quickstart.yaml"), cluster=ClusterConfig())
+    text = variables(replace(config, run=replace(config.run, name=name)), "7")
+    told = subprocess.run(
+        ["bash"], input=text + 'printf %s "$folder"', text=True, capture_output=True, check=True
+    ).stdout
+    assert Path(told).parent == Path("runs").absolute() and len(Path(told).name.encode()) < 200 and told.endswith("-7")

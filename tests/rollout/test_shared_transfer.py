@@ -219,8 +219,8 @@ def test_one_that_joins_while_others_are_given_weights_gets_them_next(monkeypatc
 
         engine.update_weights(given(), 1)
         check(engine, servers[:3], sent)
-        engine._weights = sent
-        engine._deliver(engine._loop.call(engine.fleet.find_stale()))
+        engine._passes.weights = sent
+        engine._passes.deliver(engine._delivery, engine._loop.call(engine.fleet.find_stale()), engine.fleet)
         check(engine, servers, sent)
         for version in (2, 3):
             sent = weights(version)

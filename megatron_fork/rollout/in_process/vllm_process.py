@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from megatron_fork import distributed
-from megatron_fork.errors import ConfigError, RolloutError
+from megatron_fork.errors import ConfigError, NotInstalledError, RolloutError
 
 if TYPE_CHECKING:
     from megatron_fork.rollout.config import ColocatedConfig, RolloutConfig
@@ -77,14 +77,14 @@ def start_vllm(config: ColocatedConfig, **arguments: Any) -> Any:
 
 
 def vllm_module(module: str) -> Any:
-    """A module of vLLM, which only this engine needs; raises `ConfigError` if this Python has no vLLM."""
+    """A module of vLLM, which only this engine needs; raises `NotInstalledError` if this Python has no vLLM."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the core must run in this process
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(
+        raise NotInstalledError(
             f"rollout.engine=vllm_colocated: vLLM cannot be imported here: {one_line(error)}",
             hint="the project's scripts/engine_environment.sh vllm-colocated makes an environment with it",
         ) from error

@@ -30,9 +30,9 @@ from megatron_fork.rollout.servers.broadcast import BroadcastDelivery
 from megatron_fork.rollout.servers.control import HEARTBEAT_SECONDS, ControlRequests
 from megatron_fork.rollout.servers.event_loop import EventLoop
 from megatron_fork.rollout.servers.fleet import Fleet
-from megatron_fork.rollout.servers.server import Server, within_open_files
+from megatron_fork.rollout.servers.server import within_open_files
+from megatron_fork.rollout.servers.weight_passes import WeightPasses
 from megatron_fork.rollout.servers.weight_sync import Delivery, DiskDelivery
-from megatron_fork.rollout.weights import buckets
 
 # How long to wait for a completion before checking the servers.
 _POLL_SECONDS = 0.5
@@ -63,9 +63,7 @@ class RemoteEngine:
         """
         self.config = config
         self.version = -1
-        self.parameters = 0
         self.update_seconds = 0.0
-        self.update_bytes = 0
         self._save = save
         self._stop_point = stop_point
         self._say = say
@@ -74,11 +72,21 @@ class RemoteEngine:
         self._last_heartbeat = 0.0
         self._arrived: queue.Queue[Completion] = queue.Queue()
         self._control = ControlRequests(world)
-        self._weights: Iterable[tuple[str, Tensor]] = ()
+        self._passes = WeightPasses(self._control, config.remote.bucket_mebibytes << 20, stop_point, say)
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
         if self._control.leads:
-            self._loop = EventLoop()
+            self._loop = self._passes.loop = EventLoop()
             self._loop.call(self._build(within_open_files(config, say), hf_config, stop_tokens, folder))
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the weights that the last update passed over."""
+        return self._passes.parameters
+
+    @property
+    def update_bytes(self) -> int:
+        """Sent by the last update."""
+        return self._passes.bytes_sent
 
     @classmethod
     def of(cls, context: EngineContext) -> Self:
@@ -118,7 +126,7 @@ class RemoteEngine:
         weights.
         """
         self.version = version
-        self._weights = weights
+        self._passes.weights = weights
         if not self._control.leads:
             self._follow()
             return
@@ -239,7 +247,7 @@ class RemoteEngine:
         while True:
             stale = self._loop.call(self.fleet.find_stale(), self._stop_point)
             if stale:
-                self._deliver(stale)
+                self._passes.deliver(self._delivery, stale, self.fleet)
             if self.fleet.ready:
                 return
             if self.fleet.is_given_up:
@@ -274,42 +282,8 @@ class RemoteEngine:
             f"rollout.servers: {what}: {self.fleet.reasons}", hint=f"{remedy}, and resume the run; its state is saved"
         )
 
-    def _deliver(self, servers: Sequence[Server]) -> None:
-        """Give them the weights; again from the first bucket those for whom another server broke it."""
-        before = self._delivery.bytes_sent
-        while servers:
-            self._pass_over_weights(servers)
-            servers = self._delivery.again
-        self.update_bytes = self._delivery.bytes_sent - before
-
-    def _pass_over_weights(self, servers: Sequence[Server]) -> None:
-        """All ranks make it together, whatever happens to the servers."""
-        self._control.send("weights")
-        self.parameters = 0
-        self._loop.call(self._delivery.start(servers), self._stop_point)
-        remaining = buckets(self._weights, self.config.remote.bucket_mebibytes << 20, self._delivery.device)
-        try:
-            for bucket in remaining:
-                self.parameters += sum(tensor.numel() for _, tensor in bucket)
-                self._loop.call(self._delivery.send(bucket), self._stop_point)
-        finally:
-            for _ in remaining:  # the other ranks are in the middle of the same pass
-                pass
-        if not self.parameters:
-            raise RolloutError(
-                "a server came back, or broke an update, and there are no weights to send again",
-                hint="give `update_weights` weights that can be iterated again",
-            )
-        for server in self._loop.call(self._delivery.finish(self.fleet.label), self._stop_point):
-            self._loop.call(self.fleet.mark_ready(server))
-        while self._delivery.notes:
-            self._say(self._delivery.notes.pop(0))
-
     def _follow(self) -> None:
-        def gather() -> None:
-            self.parameters = sum(tensor.numel() for _, tensor in self._weights)
-
-        self._control.follow({"weights": gather, "save": self._save})
+        self._control.follow({"weights": self._passes.follow, "save": self._save})
 
     @contextmanager
     def _leading(self) -> Iterator[None]:

@@ -1,0 +1,66 @@
+"""Passes over the policy's weights, which all ranks make together and whose buckets the first rank sends to servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import Tensor
+
+from megatron_fork.errors import RolloutError
+from megatron_fork.rollout.servers.control import ControlRequests
+from megatron_fork.rollout.servers.event_loop import EventLoop
+from megatron_fork.rollout.servers.fleet import Fleet
+from megatron_fork.rollout.servers.server import Server
+from megatron_fork.rollout.servers.weight_sync import Delivery
+from megatron_fork.rollout.weights import buckets
+
+
+class WeightPasses:
+    """The weights of the last update, for every server that needs them, now or when it is back."""
+
+    def __init__(
+        self, control: ControlRequests, bucket_bytes: int, stop_point: Callable[[], None], say: Callable[[str], None]
+    ) -> None:
+        """`stop_point` and `say`: as for the engine."""
+        self.weights: Iterable[tuple[str, Tensor]] = ()
+        self.parameters = 0
+        self.bytes_sent = 0
+        self.loop: EventLoop | None = None
+        """On the first rank: where the servers' side runs."""
+        self._control, self._bucket_bytes, self._stop_point, self._say = control, bucket_bytes, stop_point, say
+
+    def follow(self) -> None:
+        """On the other ranks: one pass."""
+        self.parameters = sum(tensor.numel() for _, tensor in self.weights)
+
+    def deliver(self, delivery: Delivery, servers: Sequence[Server], fleet: Fleet) -> None:
+        """Give them the weights; again from the first bucket those for whom another server broke it."""
+        before = delivery.bytes_sent
+        while servers:
+            self._pass_over(delivery, servers, fleet)
+            servers = delivery.again
+        self.bytes_sent = delivery.bytes_sent - before
+
+    def _pass_over(self, delivery: Delivery, servers: Sequence[Server], fleet: Fleet) -> None:
+        """All ranks make it together, whatever happens to the servers."""
+        assert self.loop is not None, "the first rank delivers"
+        self._control.send("weights")
+        self.parameters = 0
+        self.loop.call(delivery.start(servers), self._stop_point)
+        remaining = buckets(self.weights, self._bucket_bytes, delivery.device)
+        try:
+            for bucket in remaining:
+                self.parameters += sum(tensor.numel() for _, tensor in bucket)
+                self.loop.call(delivery.send(bucket), self._stop_point)
+        finally:
+            for _ in remaining:  # the other ranks are in the middle of the same pass
+                pass
+        if not self.parameters:
+            raise RolloutError(
+                "a server came back, or broke an update, and there are no weights to send again",
+                hint="give `update_weights` weights that can be iterated again",
+            )
+        for server in self.loop.call(delivery.finish(fleet.label), self._stop_point):
+            self.loop.call(fleet.mark_ready(server))
+        while delivery.notes:
+            self._say(delivery.notes.pop(0))
