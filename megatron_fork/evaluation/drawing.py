@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import RolloutError
@@ -49,7 +50,7 @@ class Drawing:
     greedy: bool = False
     engine_seconds: float = 0.0
     """Spent waiting for the engine, of this rank."""
-    _finished: list[TracedResponse] = field(default_factory=list)
+    _finished: list[_Judged] = field(default_factory=list)
 
     def draw(self, wanted: Sequence[Wanted]) -> None:
         """Draw and write all of `wanted`; what was finished before an error is written. Every rank gives the same list."""
@@ -82,10 +83,10 @@ class Drawing:
         spoke = wrote = time.monotonic()
         unsaid = tokens = 0
         try:
-            for row in self._judged(self._timed(self.engine.generate(requests)), wanted):
-                self._finished.append(row)
+            for judged in self._judged(self._timed(self.engine.generate(requests)), wanted):
+                self._finished.append(judged)
                 unsaid += 1
-                tokens += len(row.tokens)
+                tokens += len(judged.completion.tokens)
                 now = time.monotonic()
                 if now - spoke > SAY_SECONDS:
                     self.advanced(unsaid)
@@ -115,16 +116,18 @@ class Drawing:
             yield completion
 
     def _write(self) -> None:
+        """Write what is finished; the texts of its tokens are decoded together."""
         finished, self._finished = self._finished, []
         if finished:
-            self.keep(finished)
+            self.texts.learn((each.completion.tokens, each.after) for each in finished)
+            self.keep([self._row(each) for each in finished])
 
-    def _judged(self, completions: Iterator[Completion], wanted: Sequence[Wanted]) -> Iterator[TracedResponse]:
-        """Rows as their scores arrive: while the verifier works on one, the engine draws others."""
+    def _judged(self, completions: Iterator[Completion], wanted: Sequence[Wanted]) -> Iterator[_Judged]:
+        """Responses as their scores arrive: while the verifier works on one, the engine draws others."""
         if self.rewards is None:
             for completion in completions:
                 text = text_of(self.texts.tokenizer, completion.tokens)
-                yield replace(self._row(completion, wanted, text, Score(0.0, "")), reward=None)
+                yield _Judged(wanted[completion.number], completion, text, None)
             return
         with self.rewards.stream() as scoring:
             waiting: dict[int, tuple[Completion, str]] = {}
@@ -140,19 +143,35 @@ class Drawing:
         scores: Iterator[tuple[int, Score]],
         waiting: dict[int, tuple[Completion, str]],
         wanted: Sequence[Wanted],
-    ) -> Iterator[TracedResponse]:
+    ) -> Iterator[_Judged]:
         for number, score in scores:
             completion, text = waiting.pop(number)
-            yield self._row(completion, wanted, text, score)
+            yield _Judged(wanted[completion.number], completion, text, score)
 
-    def _row(self, completion: Completion, wanted: Sequence[Wanted], text: str, score: Score) -> TracedResponse:
-        problem, sample = wanted[completion.number].problem, wanted[completion.number].sample
-        return traced(
-            trajectory_of(completion, problem.prompt, text, score),
+    def _row(self, judged: _Judged) -> TracedResponse:
+        problem = judged.wanted.problem
+        row = traced(
+            trajectory_of(judged.completion, problem.prompt, judged.text, judged.score or Score(0.0, "")),
             self.texts,
             set=problem.set,
             prompt_id=problem.id,
             answer=str(read_reference(problem.prompt.answer)),
-            sample=sample,
+            sample=judged.wanted.sample,
             kind=self.kind,
         )
+        return row if judged.score else replace(row, reward=None)
+
+
+class _Judged(NamedTuple):
+    """A response with its score; None if nothing judges it."""
+
+    wanted: Wanted
+    completion: Completion
+    text: str
+    score: Score | None
+
+    @property
+    def after(self) -> int | None:
+        """The token before the response."""
+        prompt = self.wanted.problem.prompt.tokens
+        return prompt[-1] if prompt else None

@@ -1,8 +1,9 @@
-"""Responses as an Arrow table, made by columns: of many short responses, rows of their own would cost more than their tokens."""
+"""Responses as an Arrow table, made by columns: rows of many short responses would cost more than their tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,9 @@ def _numbers(kind: Any) -> Callable[[list[Any]], Any]:
 
 
 def _texts(lists: list[Sequence[str]]) -> list[bytes]:
-    encoded = {text: text.encode("utf-8", "surrogateescape") for texts in lists for text in texts}
-    return [encoded[text] for texts in lists for text in texts]
+    flat = list(chain.from_iterable(lists))
+    encoded = {text: text.encode("utf-8", "surrogateescape") for text in set(flat)}
+    return [encoded[text] for text in flat]
 
 
 def _valid(text: str | None) -> str | None:

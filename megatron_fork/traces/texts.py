@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -31,18 +32,26 @@ class TokenTexts:
             after: the token before the first one; None if there is none.
 
         """
+        numbers = list(map(int, tokens))
+        pairs = list(zip([after, *numbers], numbers, strict=False))
+        texts = [self._known.get(pair) for pair in pairs]
+        if None in texts:
+            self._decode_pairs(set(pairs))
+            return [self._known[pair] for pair in pairs]
+        return texts  # type: ignore[return-value]
+
+    def learn(self, responses: Iterable[tuple[Sequence[int], int | None]]) -> None:
+        """Decode what is new in (`tokens`, `after`) of many responses at once, which `of` then finds."""
+        pairs = (zip([after, *tokens], tokens, strict=False) for tokens, after in responses)
+        self._decode_pairs(set(chain.from_iterable(pairs)))
+
+    def _decode_pairs(self, pairs: set[tuple[int | None, int]]) -> None:
+        """Decode all that is new of `pairs` in two calls: a call costs more than a decoding."""
         if len(self._known) > _MOST_KEPT:
             self._known.clear()
             self._alone.clear()
-        numbers = list(map(int, tokens))
-        pairs = list(zip([after, *numbers], numbers, strict=False))
-        if unknown := [pair for pair in dict.fromkeys(pairs) if pair not in self._known]:
-            self._learn(unknown)
-        return [self._known[pair] for pair in pairs]
-
-    def _learn(self, pairs: Sequence[tuple[int | None, int]]) -> None:
-        """Decode all that is new of `pairs` in two calls: a call costs more than a decoding."""
-        new = {number for pair in pairs for number in pair if number is not None} - self._alone.keys()
+        pairs = pairs.difference(self._known)
+        new = {number for pair in pairs for number in pair if number is not None}.difference(self._alone)
         self._alone.update(zip(new, self._decode([(number,) for number in new]), strict=True))
         following = [(previous, token) for previous, token in pairs if previous is not None]
         both = dict(zip(following, self._decode(following), strict=True))
