@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 from megatron_fork.distributed import collectives
@@ -51,9 +53,16 @@ class Drawing:
     engine_seconds: float = 0.0
     """Spent waiting for the engine, of this rank."""
     _finished: list[_Judged] = field(default_factory=list)
+    _writer: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, max_workers=1))
+    _written: Future[None] | None = None
 
     def draw(self, wanted: Sequence[Wanted]) -> None:
         """Draw and write all of `wanted`; what was finished before an error is written. Every rank gives the same list."""
+        with self._writer:
+            self._draw_all(wanted)
+            self._wait()
+
+    def _draw_all(self, wanted: Sequence[Wanted]) -> None:
         if self.engine.is_coordinated or not engine_kind(self.config.engine).draws_in_rounds:
             self._draw(wanted)
             return
@@ -116,11 +125,21 @@ class Drawing:
             yield completion
 
     def _write(self) -> None:
-        """Write what is finished; the texts of its tokens are decoded together."""
+        """Write what is finished beside the engine's further work; raises what writing the files before it raised."""
         finished, self._finished = self._finished, []
+        self._wait()
         if finished:
-            self.texts.learn((each.completion.tokens, each.after) for each in finished)
-            self.keep([self._row(each) for each in finished])
+            self._written = self._writer.submit(self._keep, finished)
+
+    def _wait(self) -> None:
+        """Until everything is on the disk; raises what writing it raised."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+    def _keep(self, finished: Sequence[_Judged]) -> None:
+        self.texts.learn((each.completion.tokens, each.after) for each in finished)
+        self.keep([self._row(each) for each in finished])
 
     def _judged(self, completions: Iterator[Completion], wanted: Sequence[Wanted]) -> Iterator[_Judged]:
         """Responses as their scores arrive: while the verifier works on one, the engine draws others."""

@@ -107,9 +107,7 @@ def results_of_set(
         "responses": len(mine) * samples,
         "avg": {"k": samples, **next(found)},
         "pass": {str(k): next(found) for k in ks},
-        "maj": {str(k): {**next(found), "exact": all(e for _, e in majority[k])} for k in voting}
-        if voted
-        else None,
+        "maj": {str(k): {**next(found), "exact": all(e for _, e in majority[k])} for k in voting} if voted else None,
         "solved": sum(count > 0 for count in right),
         "response_tokens": {"mean": sum(tokens) / len(mine) / samples, **_quantiles(mine)},
         "cut": sum(each.cut for each in mine) / len(mine) / samples,
