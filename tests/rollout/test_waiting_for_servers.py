@@ -118,11 +118,14 @@ def test_a_server_that_lost_the_weights_it_kept_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """There are none to send it: the others go on, and the last one's end names both weights."""
-    with closing(StandIn(kind)) as one, closing(StandIn(kind)) as two:
-        with engine_of_stand_ins([one, two], tmp_path, monkeypatch) as engine:
-            engine.adopt_weights("theirs")
-            one.label = "another"
-            check(list(engine.generate(asked := requests(6))), asked)
-            two.label = "another"
-            with pytest.raises(RolloutError, match="none can be used.*it has the weights another, not default"):
-                list(engine.generate(requests(6)))
+    with (
+        closing(StandIn(kind)) as one,
+        closing(StandIn(kind)) as two,
+        engine_of_stand_ins([one, two], tmp_path, monkeypatch) as engine,
+    ):
+        engine.adopt_weights("theirs")
+        one.label = "another"
+        check(list(engine.generate(asked := requests(6))), asked)
+        two.label = "another"
+        with pytest.raises(RolloutError, match=r"none can be used: .*another.* but was given default"):
+            list(engine.generate(requests(6)))

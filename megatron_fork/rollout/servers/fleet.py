@@ -124,7 +124,7 @@ class Fleet:
                 server.state = "stale"
 
     async def adopt(self, label: str) -> None:
-        """From now on a server is ready only with the weights `label`, which all have: those seen before are looked at again."""
+        """From now on a server is ready only with the weights `label`, which all have; who was seen before is seen again."""
         await self.expect(label, 0)
         for server in self.servers:
             if server.state == "stale":
