@@ -165,7 +165,9 @@ def _draw(
             assert isinstance(engine, RemoteEngine)
             engine.adopt_weights(asked.served)
         mine = len(wanted) if engine.is_coordinated else -(-len(wanted) // collectives.size(world))
-        with context.display.stage("responses", mine) as stage:
+        # Short responses end first: the pace is known after a whole batch, or half of those that are drawn together.
+        measured = min(mine, config.batch_size) if rollout.engine_kind(config.engine).draws_in_rounds else -(-mine // 2)
+        with context.display.stage("responses", mine, measured=measured) as stage:
             began = time.monotonic()
             drawing = Drawing(
                 engine,
