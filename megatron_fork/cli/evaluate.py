@@ -116,7 +116,7 @@ class Drawn:
     def _sets(self, config: RunConfig, names: Sequence[str]) -> list[PromptSet]:
         from megatron_fork.evaluation import held_out_set, prompt_sets
 
-        found = prompt_sets(config.evaluation, config.data)
+        found = prompt_sets(config.evaluation, config.data, config.rewards)
         by_name = {each.name: each for each in found}
         if unknown := [name for name in names if name not in by_name]:
             raise ConfigError(

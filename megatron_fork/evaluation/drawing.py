@@ -7,8 +7,9 @@ attempt was stopped. All others get every request at once, so that no request wa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from megatron_fork.rollout import (
 )
 from megatron_fork.traces import Kind, TokenTexts, TracedResponse, traced
 
+_Unjudged = tuple[Wanted, Completion, str]
 SAY_SECONDS = 0.5
 WRITE_SECONDS = 60.0
 WRITE_TOKENS = 1 << 20
@@ -39,8 +41,8 @@ class Drawing:
 
     engine: Engine
     config: RolloutConfig
-    rewards: RewardPool | None
-    """None: nothing judges the responses."""
+    rewards: Mapping[str, RewardPool] | None
+    """By set; None: nothing judges the responses."""
     texts: TokenTexts
     world: collectives.Group
     seed: int
@@ -148,24 +150,20 @@ class Drawing:
                 text = text_of(self.texts.tokenizer, completion.tokens)
                 yield _Judged(wanted[completion.number], completion, text, None)
             return
-        with self.rewards.stream() as scoring:
-            waiting: dict[int, tuple[Completion, str]] = {}
+        with ExitStack() as stack:
+            pools = {id(pool): pool for pool in self.rewards.values()}
+            streams = {place: stack.enter_context(pool.stream()) for place, pool in pools.items()}
+            waiting: dict[int, dict[int, _Unjudged]] = {place: {} for place in pools}
             for completion in completions:
+                each = wanted[completion.number]
                 text = text_of(self.texts.tokenizer, completion.tokens)
-                number = scoring.submit(text, wanted[completion.number].problem.prompt.answer)
-                waiting[number] = completion, text
-                yield from self._scored(scoring.finished(), waiting, wanted)
-            yield from self._scored(scoring.drain(), waiting, wanted)
-
-    def _scored(
-        self,
-        scores: Iterator[tuple[int, Score]],
-        waiting: dict[int, tuple[Completion, str]],
-        wanted: Sequence[Wanted],
-    ) -> Iterator[_Judged]:
-        for number, score in scores:
-            completion, text = waiting.pop(number)
-            yield _Judged(wanted[completion.number], completion, text, score)
+                place = id(self.rewards[each.problem.set])
+                number = streams[place].submit(text, each.problem.prompt.answer)
+                waiting[place][number] = each, completion, text
+                for at, scoring in streams.items():
+                    yield from _scored(scoring.finished(), waiting[at])
+            for at, scoring in streams.items():
+                yield from _scored(scoring.drain(), waiting[at])
 
     def _row(self, judged: _Judged) -> TracedResponse:
         problem = judged.wanted.problem
@@ -179,6 +177,11 @@ class Drawing:
             kind=self.kind,
         )
         return row if judged.score else replace(row, reward=None)
+
+
+def _scored(scores: Iterator[tuple[int, Score]], waiting: dict[int, _Unjudged]) -> Iterator[_Judged]:
+    for number, score in scores:
+        yield _Judged(*waiting.pop(number), score)
 
 
 class _Judged(NamedTuple):

@@ -41,10 +41,13 @@ class Outcomes:
     """Sum over all tokens, nats; NaN if it was not computed."""
 
 
-def gather(parts: Iterable[Traces], *, kind: str) -> dict[tuple[str, str], Outcomes]:
-    """The outcomes of all responses by (set, problem); `kind`: of the verifier. A response that is there twice counts once."""
+def gather(parts: Iterable[Traces], *, kinds: Mapping[str, str]) -> dict[tuple[str, str], Outcomes]:
+    """The outcomes of all responses by (set, problem). One that is there twice counts once.
+
+    `kinds`: of the verifier of each set.
+    """
     found: dict[tuple[str, str], Outcomes] = {}
-    states = states_answers(kind)
+    stating = {name for name, kind in kinds.items() if states_answers(kind)}
     for part in parts:
         columns = zip(*(part.values(name) for name in COLUMNS), part.lengths.tolist(), strict=True)
         for name, problem, sample, reward, response, failure, finish, entropy, length in columns:
@@ -55,7 +58,7 @@ def gather(parts: Iterable[Traces], *, kind: str) -> dict[tuple[str, str], Outco
             outcomes.tokens[sample] = length
             outcomes.cut += finish == "length"
             outcomes.failures += failure is not None
-            outcomes.answers[sample] = answer_in(response, kind) if states else None
+            outcomes.answers[sample] = answer_in(response, kinds[name]) if name in stating else None
             outcomes.entropy += math.nan if entropy is None else math.fsum(entropy)
     return found
 
@@ -99,7 +102,11 @@ def results_of_set(
     majority = {k: [majority_at_k(each.votes, each.right, samples, k, seed=seed) for each in votes] for k in ks}
     tokens = [sum(each.tokens.values()) for each in mine]
     voting = ks if voted else ()
-    columns = [average, *(passed[k] for k in ks), *([value for value, _ in majority[k]] for k in voting)]
+    columns: list[Sequence[float] | Values] = [
+        average,
+        *(passed[k] for k in ks),
+        *([value for value, _ in majority[k]] for k in voting),
+    ]
     found = iter(estimates(columns, seed))
     numbers: dict[str, Any] = {
         "problems": len(mine),

@@ -183,7 +183,7 @@ def test_ids_do_not_depend_on_the_template(model: Path, prompts: Write, tmp_path
     for name, template in (("a", "none"), ("b", "{{ question }} ")):
         _, words = words_of_sets([f"{name}={file}"], [f"data.template={template}"])
         config = config_of(model, words)
-        (chosen,) = prompt_sets(config.evaluation, config.data)
+        (chosen,) = prompt_sets(config.evaluation, config.data, config.rewards)
         problems = problems_of(name, load_prompts(chosen.data, tokenizer_of_task("reach"), part="whole"))
         found.append((chosen.data.template, [problem.id for problem in problems]))
     assert [template for template, _ in found] == ["none", "{{ question }} "]
