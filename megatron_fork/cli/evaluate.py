@@ -96,6 +96,11 @@ class Drawn:
     pass_at: Sequence[int] = field(default_factory=tuple)
 
     @property
+    def option(self) -> str:
+        """That names prompt sets."""
+        return "--set" if self.name == "evaluate" else "--prompts"
+
+    @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
@@ -103,7 +108,7 @@ class Drawn:
         """The settings of the run, and the prompt sets that are asked for; raises `ConfigError`."""
         from megatron_fork.run import config_of
 
-        names, words = words_of_sets(self.sets, self.overrides)
+        names, words = words_of_sets(self.sets, self.overrides, option=self.option)
         chosen = {"rollout.max_response_tokens": self.longest, "rollout.top_p": self.top_p, "seed": self.seed}
         # No weights are trained with the log-probs: they may be of another softmax than training's.
         words = ["rollout.mismatch_limit=.inf", *words, *self.overrides]
@@ -120,7 +125,7 @@ class Drawn:
         by_name = {each.name: each for each in found}
         if unknown := [name for name in names if name not in by_name]:
             raise ConfigError(
-                f"--set={unknown[0]} names no set of {self.place}, and no file",
+                f"{self.option}={unknown[0]} names no set of {self.place}, and no file",
                 hint=f"its sets: {', '.join(by_name)}"
                 if by_name
                 else "write NAME=FILE, such as aime_2024=aime24.jsonl",
@@ -132,7 +137,7 @@ class Drawn:
         ):
             found.append(held_out_set(config.evaluation, config.data))
         if not found:
-            raise ConfigError(f"{self.name} {self.place} without prompts", hint="name a set: --set NAME=FILE")
+            raise ConfigError(f"{self.name} {self.place} without prompts", hint=f"name a set: {self.option} NAME=FILE")
         samples = 1 if self.greedy and self.samples is None else self.samples
         if self.greedy and samples != 1:
             raise EvaluationError(
@@ -265,7 +270,9 @@ def draw_and_count(drawn: Drawn, *, judged: bool) -> None:
     distributed.finalize()
 
 
-def words_of_sets(sets: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+def words_of_sets(
+    sets: Sequence[str], overrides: Sequence[str], *, option: str = "--set"
+) -> tuple[list[str], list[str]]:
     """(names, overrides that describe the sets): settings of `data` on the command line hold for its sets too."""
     from megatron_fork.data import PRESETS
 
@@ -283,13 +290,15 @@ def words_of_sets(sets: Sequence[str], overrides: Sequence[str]) -> tuple[list[s
         if not equals:
             name, file = re.sub(r"[^A-Za-z0-9_-]", "_", Path(given).stem), given
         if not file or not name:
-            raise ConfigError(f"--set={given} names no file", hint="write NAME=FILE, such as aime_2024=aime24.jsonl")
+            raise ConfigError(f"{option}={given} names no file", hint="write NAME=FILE, such as aime_2024=aime24.jsonl")
         if name in names:
-            raise ConfigError(f"--set={given}: {name} is named twice", hint="give each set a name of its own")
+            raise ConfigError(f"{option}={given}: {name} is named twice", hint="give each set a name of its own")
         if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
-            raise ConfigError(f"--set={given}: {name!a} is no name", hint="letters, digits, `_` and `-`")
+            raise ConfigError(f"{option}={given}: {name!a} is no name", hint="letters, digits, `_` and `-`")
         names.append(name)
         place = f"evaluation.sets.{name}"
+        if other := [word for word in overrides if word.startswith(f"{place}.source=")]:
+            raise ConfigError(f"{option}={given} and {other[0]} name two files", hint="leave one of them out")
         words.append(f"{place}.source={json.dumps(file)}")
         words += [f"{place}.preset={name}"] if name in PRESETS else []
         words += [f"{place}.{_as_yaml(word.removeprefix('data.'))}" for word in shared]
@@ -312,7 +321,9 @@ def _is_bare_model(place: Path) -> bool:
 
 def counts_in(text: str | None) -> list[int]:
     """The whole numbers of a list such as `1,8,32`, none if there is no text; raises `ConfigError`."""
-    words = [word.strip() for word in text.split(",")] if text else []
+    if text is None:
+        return []
+    words = [word.strip() for word in text.split(",")]
     if not all(re.fullmatch(r"[1-9][0-9]{0,8}", word) for word in words):
         raise ConfigError(f"--pass-at={text} is not a list of counts", hint="write --pass-at=1,8,32")
     return sorted({int(word) for word in words})

@@ -113,7 +113,13 @@ def prompt_set(
 def _own_rewards(place: str, given: Any, rewards: RewardsConfig) -> RewardsConfig:
     if not isinstance(given, Mapping):
         raise ConfigError(f"{place}.rewards={shown(given)} is not a mapping", hint=f"write {place}.rewards.kind=math")
-    return FieldReader(RewardsConfig).read({**vars(rewards), **given})
+    try:
+        return FieldReader(RewardsConfig).read({**vars(rewards), **given})
+    except MegatronForkError as error:
+        message = error.message.removeprefix("rewards.")
+        raise ConfigError(
+            f"{place}.rewards.{message}", hint=_FIELD_OF_REWARDS.sub(f"{place}.rewards.", error.hint)
+        ) from error
 
 
 def _named(place: str, error: MegatronForkError | AttributeError) -> ConfigError:
@@ -125,8 +131,7 @@ def _named(place: str, error: MegatronForkError | AttributeError) -> ConfigError
         return ConfigError(message, hint=error.hint)
     for room in ("data.", "evaluation.sets."):
         message = message.removeprefix(room)
-    hint = _FIELD_OF_REWARDS.sub(f"{place}.rewards.", _FIELD_OF_DATA.sub(f"{place}.", error.hint))
-    return ConfigError(f"{place}.{message}", hint=hint)
+    return ConfigError(f"{place}.{message}", hint=_FIELD_OF_DATA.sub(f"{place}.", error.hint))
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

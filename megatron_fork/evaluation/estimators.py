@@ -125,7 +125,7 @@ def _subsets(votes: Sequence[int], silent: int, size: int, most: int) -> Values:
 
 
 def _sampled_majority(votes: Sequence[int], right: Sequence[float], silent: int, k: int, seed: int) -> float:
-    generator = np.random.default_rng(seed)
+    generator = _generator(seed)
     drawn = generator.multivariate_hypergeometric([*votes, silent], k, size=SUBSETS, method="marginals")[:, :-1]
     most = drawn.max(axis=1, keepdims=True)
     is_most = (drawn == most) & (most > 0)
@@ -157,7 +157,7 @@ def bootstrap_intervals(
     prompts = known.shape[1]
     if not prompts:
         raise EvaluationError("there is no prompt to estimate from", hint="give at least one prompt")
-    generator = np.random.default_rng(seed)
+    generator = _generator(seed)
     a_time = max(1, _ENTRIES // prompts)
     means = []
     for first in range(0, resamples, a_time):
@@ -168,6 +168,11 @@ def bootstrap_intervals(
         means.append(times.astype(np.float64) @ known.T / prompts)
     tails = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [(float(low), float(high)) for low, high in tails.T]
+
+
+def _generator(seed: int) -> np.random.Generator:
+    """Of any seed that a run may have, also a negative one, which NumPy does not take."""
+    return np.random.default_rng(seed % (1 << 64))
 
 
 def standard_error(values: Sequence[float] | Values) -> float:

@@ -37,7 +37,8 @@ def load_set(
     """Read a set, whose prompts need no answers unless they are `judged`; raises an error that names it."""
     rewards = chosen.rewards or config.rewards
     if judged:
-        check_verifier_fits(rewards, chosen.data.source, f"the source of {chosen.name}")
+        place = f"evaluation.sets.{chosen.name}.rewards" if chosen.rewards else "rewards"
+        check_verifier_fits(rewards, chosen.data.source, f"the source of {chosen.name}", place=place)
     try:
         if judged:
             check_verifier(rewards)
