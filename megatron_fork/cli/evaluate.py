@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from datetime import datetime
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 import typer
 
@@ -76,24 +77,27 @@ Entropy = Annotated[
 ]
 
 
+_KIND = Parameter.POSITIONAL_OR_KEYWORD
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What the command line says about how responses are drawn; None: as the recipe has it."""
 
-    place: Path
-    overrides: Sequence[str]
-    sets: Sequence[str]
-    samples: int | None = None
-    longest: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    out: Path | None = None
-    checkpoint: str | None = None
+    place: Place
+    overrides: Overrides = None
+    sets: Sequence[str] = ()
+    samples: Samples = None
+    longest: Longest = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    seed: Seed = None
+    out: Out = None
+    checkpoint: Checkpoint = None
+    served: Served = None
+    entropy: Entropy = False
     name: str = "evaluate"
-    served: str | None = None
-    entropy: bool = False
-    pass_at: Sequence[int] = field(default_factory=tuple)
+    pass_at: Sequence[int] = ()
 
     @property
     def option(self) -> str:
@@ -108,10 +112,10 @@ class Drawn:
         """The settings of the run, and the prompt sets that are asked for; raises `ConfigError`."""
         from megatron_fork.run import config_of
 
-        names, words = words_of_sets(self.sets, self.overrides, option=self.option)
+        names, words = words_of_sets(self.sets, self.overrides or (), option=self.option)
         chosen = {"rollout.max_response_tokens": self.longest, "rollout.top_p": self.top_p, "seed": self.seed}
         # No weights are trained with the log-probs: they may be of another softmax than training's.
-        words = ["rollout.mismatch_limit=.inf", *words, *self.overrides]
+        words = ["rollout.mismatch_limit=.inf", *words, *(self.overrides or ())]
         words += [f"{name}={value}" for name, value in chosen.items() if value is not None]
         words += [f"rollout.temperature={self.temperature}"] if self.temperature else []
         config = config_of(self.place, words, checkpoint=self.checkpoint)
@@ -133,7 +137,7 @@ class Drawn:
         if names:
             found = [by_name[name] for name in names]
         elif (config.data.held_out and not _is_bare_model(self.place)) or any(
-            word.startswith("data.source=") for word in self.overrides
+            word.startswith("data.source=") for word in self.overrides or ()
         ):
             found.append(held_out_set(config.evaluation, config.data))
         if not found:
@@ -153,9 +157,31 @@ class Drawn:
         return self.out or Path("evaluations") / folder
 
 
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as Typer reads it: the options of `Drawn` and then its own; it is called with a `Drawn` and these."""
+    options = get_type_hints(Drawn, include_extras=True)
+    shared = [
+        Parameter(each.name, _KIND, default=Parameter.empty if each.default is MISSING else each.default)
+        for each in fields(Drawn)
+        if get_origin(options[each.name]) is Annotated
+    ]
+    own = list(signature(command, eval_str=True).parameters.values())[1:]
+    typed = {each.name: options[each.name] for each in shared} | {each.name: each.annotation for each in own}
+
+    def called(**given: Any) -> None:
+        command(Drawn(**{each.name: given.pop(each.name) for each in shared}), **given)
+
+    in_help = (*shared[:2], *own[:-1], *shared[2:], own[-1])  # what is evaluated, the sets, how, and --debug
+    every = [each.replace(annotation=typed[each.name]) for each in in_help]
+    called.__signature__ = Signature(every)  # type: ignore[attr-defined]
+    called.__annotations__ = typed
+    called.__name__, called.__doc__ = command.__name__, command.__doc__
+    return called
+
+
+@with_options
 def evaluate(
-    place: Place,
-    overrides: Overrides = None,
+    drawn: Drawn,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -165,82 +191,34 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    samples: Samples = None,
-    longest: Longest = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: Seed = None,
     pass_at: Annotated[
         str | None, typer.Option("--pass-at", help="k of pass@k and maj@k, such as 1,8,32", show_default=False)
     ] = None,
-    out: Out = None,
-    checkpoint: Checkpoint = None,
-    served: Served = None,
-    entropy: Entropy = False,
     debug: Debug = False,
 ) -> None:
     """Draw and judge responses to whole prompt sets: avg@k, pass@k and maj@k with intervals. Also under torchrun."""
-    drawn = Drawn(
-        place,
-        overrides or [],
-        sets or [],
-        samples,
-        longest,
-        temperature,
-        top_p,
-        seed,
-        out,
-        checkpoint,
-        "evaluate",
-        served,
-        entropy,
-    )
 
     def work() -> None:
-        draw_and_count(replace(drawn, pass_at=counts_in(pass_at)), judged=True)
+        draw_and_count(replace(drawn, sets=sets or (), pass_at=counts_in(pass_at)), judged=True)
 
     guarded(work, debug=debug)
 
 
+@with_options
 def generate(
-    place: Place,
-    overrides: Overrides = None,
+    drawn: Drawn,
     prompts: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]FILE", help="file of prompts; answers are not needed. May be repeated"),
     ] = None,
-    samples: Samples = None,
-    longest: Longest = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: Seed = None,
-    out: Out = None,
-    checkpoint: Checkpoint = None,
-    served: Served = None,
-    entropy: Entropy = False,
     debug: Debug = False,
 ) -> None:
     """Draw responses to the prompts of files and keep them as traces, without a verifier. Also under torchrun."""
-    drawn = Drawn(
-        place,
-        overrides or [],
-        prompts or [],
-        samples,
-        longest,
-        temperature,
-        top_p,
-        seed,
-        out,
-        checkpoint,
-        "generate",
-        served,
-        entropy,
-    )
 
     def work() -> None:
         if not prompts:
-            raise ConfigError(f"generate {place} without prompts", hint="give --prompts FILE")
-        draw_and_count(drawn, judged=False)
+            raise ConfigError(f"generate {drawn.place} without prompts", hint="give --prompts FILE")
+        draw_and_count(replace(drawn, sets=prompts, name="generate"), judged=False)
 
     guarded(work, debug=debug)
 

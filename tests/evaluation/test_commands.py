@@ -212,7 +212,12 @@ def test_each_set_may_have_its_own_verifier(model: Path, prompts: Write, tmp_pat
     """Responses of several sets are drawn together, and each is judged by the verifier of its own set."""
     sets = [f"--set={name}={prompts(f'{name}.jsonl', 3)}" for name in ("even", "stated")]
     out = tmp_path / "out"
-    words = (*sets, "--samples=4", "evaluation.sets.stated.rewards.kind=math", "evaluation.sets.stated.rewards.workers=1")
+    words = (
+        *sets,
+        "--samples=4",
+        "evaluation.sets.stated.rewards.kind=math",
+        "evaluation.sets.stated.rewards.workers=1",
+    )
     code, output = evaluated(model, out, *words)
     assert code == 0, output
     found = results_of(out)
