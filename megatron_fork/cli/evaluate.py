@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from datetime import datetime
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
@@ -157,16 +157,18 @@ class Drawn:
         return self.out or Path("evaluations") / folder
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as Typer reads it: the options of `Drawn` and then its own; it is called with a `Drawn` and these."""
+def with_options(command: Any) -> Callable[..., None]:
+    """The command as Typer reads it: the options of `Drawn`, and its own, which all have a default."""
     options = get_type_hints(Drawn, include_extras=True)
     shared = [
         Parameter(each.name, _KIND, default=Parameter.empty if each.default is MISSING else each.default)
         for each in fields(Drawn)
         if get_origin(options[each.name]) is Annotated
     ]
-    own = list(signature(command, eval_str=True).parameters.values())[1:]
-    typed = {each.name: options[each.name] for each in shared} | {each.name: each.annotation for each in own}
+    typed = get_type_hints(command, include_extras=True)
+    names = [name for name in typed if name not in ("drawn", "return")]
+    own = [Parameter(name, _KIND, default=default) for name, default in zip(names, command.__defaults__, strict=True)]
+    typed = options | typed
 
     def called(**given: Any) -> None:
         command(Drawn(**{each.name: given.pop(each.name) for each in shared}), **given)
@@ -174,7 +176,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     in_help = (*shared[:2], *own[:-1], *shared[2:], own[-1])  # what is evaluated, the sets, how, and --debug
     every = [each.replace(annotation=typed[each.name]) for each in in_help]
     called.__signature__ = Signature(every)  # type: ignore[attr-defined]
-    called.__annotations__ = typed
+    called.__annotations__ = {each.name: each.annotation for each in every}
     called.__name__, called.__doc__ = command.__name__, command.__doc__
     return called
 

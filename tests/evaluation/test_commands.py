@@ -237,7 +237,7 @@ def test_all_prompts_may_be_held_out(model: Path, prompts: Write, tmp_path: Path
     code, output = evaluated(model, tmp_path / "out", *data, "--samples=2")
     assert code == 0, output
     assert results_of(tmp_path / "out")["sets"]["held_out"]["problems"] == 3
-    config = config_of(QUICKSTART, [f"model.path={model}", *data, *EVEN, "sft.steps=0", "train.steps=0"])
+    config = config_of(model, [*data, *EVEN, "sft.steps=0", "train.steps=0"])
     assert len(check(config, ranks=1).source.held_out) == 3
     with pytest.raises(MegatronForkError, match="leaves none to train on"):
         check(replace(config, train=replace(config.train, steps=1)), ranks=1)
