@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from datetime import datetime
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 import typer
 
@@ -76,24 +77,32 @@ Entropy = Annotated[
 ]
 
 
+_KIND = Parameter.POSITIONAL_OR_KEYWORD
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What the command line says about how responses are drawn; None: as the recipe has it."""
 
-    place: Path
-    overrides: Sequence[str]
-    sets: Sequence[str]
-    samples: int | None = None
-    longest: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    out: Path | None = None
-    checkpoint: str | None = None
+    place: Place
+    overrides: Overrides = None
+    sets: Sequence[str] = ()
+    samples: Samples = None
+    longest: Longest = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    seed: Seed = None
+    out: Out = None
+    checkpoint: Checkpoint = None
+    served: Served = None
+    entropy: Entropy = False
     name: str = "evaluate"
-    served: str | None = None
-    entropy: bool = False
-    pass_at: Sequence[int] = field(default_factory=tuple)
+    pass_at: Sequence[int] = ()
+
+    @property
+    def option(self) -> str:
+        """That names prompt sets."""
+        return "--set" if self.name == "evaluate" else "--prompts"
 
     @property
     def greedy(self) -> bool:
@@ -103,10 +112,10 @@ class Drawn:
         """The settings of the run, and the prompt sets that are asked for; raises `ConfigError`."""
         from megatron_fork.run import config_of
 
-        names, words = words_of_sets(self.sets, self.overrides)
+        names, words = words_of_sets(self.sets, self.overrides or (), option=self.option)
         chosen = {"rollout.max_response_tokens": self.longest, "rollout.top_p": self.top_p, "seed": self.seed}
         # No weights are trained with the log-probs: they may be of another softmax than training's.
-        words = ["rollout.mismatch_limit=.inf", *words, *self.overrides]
+        words = ["rollout.mismatch_limit=.inf", *words, *(self.overrides or ())]
         words += [f"{name}={value}" for name, value in chosen.items() if value is not None]
         words += [f"rollout.temperature={self.temperature}"] if self.temperature else []
         config = config_of(self.place, words, checkpoint=self.checkpoint)
@@ -116,11 +125,11 @@ class Drawn:
     def _sets(self, config: RunConfig, names: Sequence[str]) -> list[PromptSet]:
         from megatron_fork.evaluation import held_out_set, prompt_sets
 
-        found = prompt_sets(config.evaluation, config.data)
+        found = prompt_sets(config.evaluation, config.data, config.rewards)
         by_name = {each.name: each for each in found}
         if unknown := [name for name in names if name not in by_name]:
             raise ConfigError(
-                f"--set={unknown[0]} names no set of {self.place}, and no file",
+                f"{self.option}={unknown[0]} names no set of {self.place}, and no file",
                 hint=f"its sets: {', '.join(by_name)}"
                 if by_name
                 else "write NAME=FILE, such as aime_2024=aime24.jsonl",
@@ -128,11 +137,11 @@ class Drawn:
         if names:
             found = [by_name[name] for name in names]
         elif (config.data.held_out and not _is_bare_model(self.place)) or any(
-            word.startswith("data.source=") for word in self.overrides
+            word.startswith("data.source=") for word in self.overrides or ()
         ):
             found.append(held_out_set(config.evaluation, config.data))
         if not found:
-            raise ConfigError(f"{self.name} {self.place} without prompts", hint="name a set: --set NAME=FILE")
+            raise ConfigError(f"{self.name} {self.place} without prompts", hint=f"name a set: {self.option} NAME=FILE")
         samples = 1 if self.greedy and self.samples is None else self.samples
         if self.greedy and samples != 1:
             raise EvaluationError(
@@ -148,9 +157,33 @@ class Drawn:
         return self.out or Path("evaluations") / folder
 
 
+def with_options(command: Any) -> Callable[..., None]:
+    """The command as Typer reads it: the options of `Drawn`, and its own, which all have a default."""
+    options = get_type_hints(Drawn, include_extras=True)
+    shared = [
+        Parameter(each.name, _KIND, default=Parameter.empty if each.default is MISSING else each.default)
+        for each in fields(Drawn)
+        if get_origin(options[each.name]) is Annotated
+    ]
+    typed = get_type_hints(command, include_extras=True)
+    names = [name for name in typed if name not in ("drawn", "return")]
+    own = [Parameter(name, _KIND, default=default) for name, default in zip(names, command.__defaults__, strict=True)]
+    typed = options | typed
+
+    def called(**given: Any) -> None:
+        command(Drawn(**{each.name: given.pop(each.name) for each in shared}), **given)
+
+    in_help = (*shared[:2], *own[:-1], *shared[2:], own[-1])  # what is evaluated, the sets, how, and --debug
+    every = [each.replace(annotation=typed[each.name]) for each in in_help]
+    called.__signature__ = Signature(every)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in every}
+    called.__name__, called.__doc__ = command.__name__, command.__doc__
+    return called
+
+
+@with_options
 def evaluate(
-    place: Place,
-    overrides: Overrides = None,
+    drawn: Drawn,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -160,82 +193,34 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    samples: Samples = None,
-    longest: Longest = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: Seed = None,
     pass_at: Annotated[
         str | None, typer.Option("--pass-at", help="k of pass@k and maj@k, such as 1,8,32", show_default=False)
     ] = None,
-    out: Out = None,
-    checkpoint: Checkpoint = None,
-    served: Served = None,
-    entropy: Entropy = False,
     debug: Debug = False,
 ) -> None:
     """Draw and judge responses to whole prompt sets: avg@k, pass@k and maj@k with intervals. Also under torchrun."""
-    drawn = Drawn(
-        place,
-        overrides or [],
-        sets or [],
-        samples,
-        longest,
-        temperature,
-        top_p,
-        seed,
-        out,
-        checkpoint,
-        "evaluate",
-        served,
-        entropy,
-    )
 
     def work() -> None:
-        draw_and_count(replace(drawn, pass_at=counts_in(pass_at)), judged=True)
+        draw_and_count(replace(drawn, sets=sets or (), pass_at=counts_in(pass_at)), judged=True)
 
     guarded(work, debug=debug)
 
 
+@with_options
 def generate(
-    place: Place,
-    overrides: Overrides = None,
+    drawn: Drawn,
     prompts: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]FILE", help="file of prompts; answers are not needed. May be repeated"),
     ] = None,
-    samples: Samples = None,
-    longest: Longest = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: Seed = None,
-    out: Out = None,
-    checkpoint: Checkpoint = None,
-    served: Served = None,
-    entropy: Entropy = False,
     debug: Debug = False,
 ) -> None:
     """Draw responses to the prompts of files and keep them as traces, without a verifier. Also under torchrun."""
-    drawn = Drawn(
-        place,
-        overrides or [],
-        prompts or [],
-        samples,
-        longest,
-        temperature,
-        top_p,
-        seed,
-        out,
-        checkpoint,
-        "generate",
-        served,
-        entropy,
-    )
 
     def work() -> None:
         if not prompts:
-            raise ConfigError(f"generate {place} without prompts", hint="give --prompts FILE")
-        draw_and_count(drawn, judged=False)
+            raise ConfigError(f"generate {drawn.place} without prompts", hint="give --prompts FILE")
+        draw_and_count(replace(drawn, sets=prompts, name="generate"), judged=False)
 
     guarded(work, debug=debug)
 
@@ -265,7 +250,9 @@ def draw_and_count(drawn: Drawn, *, judged: bool) -> None:
     distributed.finalize()
 
 
-def words_of_sets(sets: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+def words_of_sets(
+    sets: Sequence[str], overrides: Sequence[str], *, option: str = "--set"
+) -> tuple[list[str], list[str]]:
     """(names, overrides that describe the sets): settings of `data` on the command line hold for its sets too."""
     from megatron_fork.data import PRESETS
 
@@ -283,13 +270,15 @@ def words_of_sets(sets: Sequence[str], overrides: Sequence[str]) -> tuple[list[s
         if not equals:
             name, file = re.sub(r"[^A-Za-z0-9_-]", "_", Path(given).stem), given
         if not file or not name:
-            raise ConfigError(f"--set={given} names no file", hint="write NAME=FILE, such as aime_2024=aime24.jsonl")
+            raise ConfigError(f"{option}={given} names no file", hint="write NAME=FILE, such as aime_2024=aime24.jsonl")
         if name in names:
-            raise ConfigError(f"--set={given}: {name} is named twice", hint="give each set a name of its own")
+            raise ConfigError(f"{option}={given}: {name} is named twice", hint="give each set a name of its own")
         if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
-            raise ConfigError(f"--set={given}: {name!a} is no name", hint="letters, digits, `_` and `-`")
+            raise ConfigError(f"{option}={given}: {name!a} is no name", hint="letters, digits, `_` and `-`")
         names.append(name)
         place = f"evaluation.sets.{name}"
+        if other := [word for word in overrides if word.startswith(f"{place}.source=")]:
+            raise ConfigError(f"{option}={given} and {other[0]} name two files", hint="leave one of them out")
         words.append(f"{place}.source={json.dumps(file)}")
         words += [f"{place}.preset={name}"] if name in PRESETS else []
         words += [f"{place}.{_as_yaml(word.removeprefix('data.'))}" for word in shared]
@@ -312,7 +301,9 @@ def _is_bare_model(place: Path) -> bool:
 
 def counts_in(text: str | None) -> list[int]:
     """The whole numbers of a list such as `1,8,32`, none if there is no text; raises `ConfigError`."""
-    words = [word.strip() for word in text.split(",")] if text else []
+    if text is None:
+        return []
+    words = [word.strip() for word in text.split(",")]
     if not all(re.fullmatch(r"[1-9][0-9]{0,8}", word) for word in words):
         raise ConfigError(f"--pass-at={text} is not a list of counts", hint="write --pass-at=1,8,32")
     return sorted({int(word) for word in words})

@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_fork.errors import EvaluationError, shown
 from megatron_fork.evaluation.folder import RESULTS, differences, read_json
-from megatron_fork.evaluation.results import estimate, interval_in_words
+from megatron_fork.evaluation.results import estimates, interval_in_words
 from megatron_fork.evaluation.tables import cell, percent, table
 
 _HINT = "give two folders that `megatron-fork evaluate` has finished"
@@ -116,7 +116,7 @@ def _of_set(name: str, first: Finished, second: Finished, seed: int) -> dict[str
     ]
     return {
         "problems": len(before),
-        "differences": {label: _difference(of, before, after, seed) for label, of in names.items()},
+        "differences": dict(zip(names, _differences(list(names.values()), before, after, seed), strict=True)),
         "better": sum(new > old for old, new in shares.values()),
         "worse": sum(new < old for old, new in shares.values()),
         "gained": sum(each["second"] >= 0.5 for each in flipped),
@@ -134,13 +134,16 @@ def _common_estimates(before: Mapping[str, Any], after: Mapping[str, Any]) -> di
     return found | {key: (key, key) for key in both}
 
 
-def _difference(
-    columns: tuple[str, str], before: Mapping[str, Any], after: Mapping[str, Any], seed: int
-) -> dict[str, Any]:
-    old = np.asarray([row[columns[0]] for row in before.values()], dtype=np.float64)
-    new = np.asarray([after[problem][columns[1]] for problem in before], dtype=np.float64)
-    found = estimate(new - old, seed)
-    return {"first": float(old.mean()), "second": float(new.mean()), "difference": found.pop("value"), **found}
+def _differences(
+    columns: Sequence[tuple[str, str]], before: Mapping[str, Any], after: Mapping[str, Any], seed: int
+) -> list[dict[str, Any]]:
+    old = [np.asarray([row[name] for row in before.values()], dtype=np.float64) for name, _ in columns]
+    new = [np.asarray([after[problem][name] for problem in before], dtype=np.float64) for _, name in columns]
+    found = estimates([later - earlier for earlier, later in zip(old, new, strict=True)], seed)
+    return [
+        {"first": float(earlier.mean()), "second": float(later.mean()), "difference": of.pop("value"), **of}
+        for earlier, later, of in zip(old, new, found, strict=True)
+    ]
 
 
 def comparison_markdown(found: Mapping[str, Any]) -> str:

@@ -7,8 +7,12 @@ attempt was stopped. All others get every request at once, so that no request wa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
 
 from megatron_fork.distributed import collectives
 from megatron_fork.errors import RolloutError
@@ -25,6 +29,7 @@ from megatron_fork.rollout import (
 )
 from megatron_fork.traces import Kind, TokenTexts, TracedResponse, traced
 
+_Unjudged = tuple[Wanted, Completion, str]
 SAY_SECONDS = 0.5
 WRITE_SECONDS = 60.0
 WRITE_TOKENS = 1 << 20
@@ -36,8 +41,8 @@ class Drawing:
 
     engine: Engine
     config: RolloutConfig
-    rewards: RewardPool | None
-    """None: nothing judges the responses."""
+    rewards: Mapping[str, RewardPool] | None
+    """By set; None: nothing judges the responses."""
     texts: TokenTexts
     world: collectives.Group
     seed: int
@@ -49,10 +54,17 @@ class Drawing:
     greedy: bool = False
     engine_seconds: float = 0.0
     """Spent waiting for the engine, of this rank."""
-    _finished: list[TracedResponse] = field(default_factory=list)
+    _finished: list[_Judged] = field(default_factory=list)
+    _writer: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, max_workers=1))
+    _written: Future[None] | None = None
 
     def draw(self, wanted: Sequence[Wanted]) -> None:
         """Draw and write all of `wanted`; what was finished before an error is written. Every rank gives the same list."""
+        with self._writer:
+            self._draw_all(wanted)
+            self._wait()
+
+    def _draw_all(self, wanted: Sequence[Wanted]) -> None:
         if self.engine.is_coordinated or not engine_kind(self.config.engine).draws_in_rounds:
             self._draw(wanted)
             return
@@ -82,10 +94,10 @@ class Drawing:
         spoke = wrote = time.monotonic()
         unsaid = tokens = 0
         try:
-            for row in self._judged(self._timed(self.engine.generate(requests)), wanted):
-                self._finished.append(row)
+            for judged in self._judged(self._timed(self.engine.generate(requests)), wanted):
+                self._finished.append(judged)
                 unsaid += 1
-                tokens += len(row.tokens)
+                tokens += len(judged.completion.tokens)
                 now = time.monotonic()
                 if now - spoke > SAY_SECONDS:
                     self.advanced(unsaid)
@@ -115,44 +127,73 @@ class Drawing:
             yield completion
 
     def _write(self) -> None:
+        """Write what is finished beside the engine's further work; raises what writing the files before it raised."""
         finished, self._finished = self._finished, []
+        self._wait()
         if finished:
-            self.keep(finished)
+            self._written = self._writer.submit(self._keep, finished)
 
-    def _judged(self, completions: Iterator[Completion], wanted: Sequence[Wanted]) -> Iterator[TracedResponse]:
-        """Rows as their scores arrive: while the verifier works on one, the engine draws others."""
+    def _wait(self) -> None:
+        """Until everything is on the disk; raises what writing it raised."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+    def _keep(self, finished: Sequence[_Judged]) -> None:
+        self.texts.learn((each.completion.tokens, each.after) for each in finished)
+        self.keep([self._row(each) for each in finished])
+
+    def _judged(self, completions: Iterator[Completion], wanted: Sequence[Wanted]) -> Iterator[_Judged]:
+        """Responses as their scores arrive: while the verifier works on one, the engine draws others."""
         if self.rewards is None:
             for completion in completions:
                 text = text_of(self.texts.tokenizer, completion.tokens)
-                yield replace(self._row(completion, wanted, text, Score(0.0, "")), reward=None)
+                yield _Judged(wanted[completion.number], completion, text, None)
             return
-        with self.rewards.stream() as scoring:
-            waiting: dict[int, tuple[Completion, str]] = {}
+        with ExitStack() as stack:
+            pools = {id(pool): pool for pool in self.rewards.values()}
+            streams = {place: stack.enter_context(pool.stream()) for place, pool in pools.items()}
+            waiting: dict[int, dict[int, _Unjudged]] = {place: {} for place in pools}
             for completion in completions:
+                each = wanted[completion.number]
                 text = text_of(self.texts.tokenizer, completion.tokens)
-                number = scoring.submit(text, wanted[completion.number].problem.prompt.answer)
-                waiting[number] = completion, text
-                yield from self._scored(scoring.finished(), waiting, wanted)
-            yield from self._scored(scoring.drain(), waiting, wanted)
+                place = id(self.rewards[each.problem.set])
+                number = streams[place].submit(text, each.problem.prompt.answer)
+                waiting[place][number] = each, completion, text
+                for at, scoring in streams.items():
+                    yield from _scored(scoring.finished(), waiting[at])
+            for at, scoring in streams.items():
+                yield from _scored(scoring.drain(), waiting[at])
 
-    def _scored(
-        self,
-        scores: Iterator[tuple[int, Score]],
-        waiting: dict[int, tuple[Completion, str]],
-        wanted: Sequence[Wanted],
-    ) -> Iterator[TracedResponse]:
-        for number, score in scores:
-            completion, text = waiting.pop(number)
-            yield self._row(completion, wanted, text, score)
-
-    def _row(self, completion: Completion, wanted: Sequence[Wanted], text: str, score: Score) -> TracedResponse:
-        problem, sample = wanted[completion.number].problem, wanted[completion.number].sample
-        return traced(
-            trajectory_of(completion, problem.prompt, text, score),
+    def _row(self, judged: _Judged) -> TracedResponse:
+        problem = judged.wanted.problem
+        row = traced(
+            trajectory_of(judged.completion, problem.prompt, judged.text, judged.score or Score(0.0, "")),
             self.texts,
             set=problem.set,
             prompt_id=problem.id,
             answer=str(read_reference(problem.prompt.answer)),
-            sample=sample,
+            sample=judged.wanted.sample,
             kind=self.kind,
         )
+        return row if judged.score else replace(row, reward=None)
+
+
+def _scored(scores: Iterator[tuple[int, Score]], waiting: dict[int, _Unjudged]) -> Iterator[_Judged]:
+    for number, score in scores:
+        yield _Judged(*waiting.pop(number), score)
+
+
+class _Judged(NamedTuple):
+    """A response with its score; None if nothing judges it."""
+
+    wanted: Wanted
+    completion: Completion
+    text: str
+    score: Score | None
+
+    @property
+    def after(self) -> int | None:
+        """The token before the response."""
+        prompt = self.wanted.problem.prompt.tokens
+        return prompt[-1] if prompt else None

@@ -125,7 +125,7 @@ def _subsets(votes: Sequence[int], silent: int, size: int, most: int) -> Values:
 
 
 def _sampled_majority(votes: Sequence[int], right: Sequence[float], silent: int, k: int, seed: int) -> float:
-    generator = np.random.default_rng(seed)
+    generator = _generator(seed)
     drawn = generator.multivariate_hypergeometric([*votes, silent], k, size=SUBSETS, method="marginals")[:, :-1]
     most = drawn.max(axis=1, keepdims=True)
     is_most = (drawn == most) & (most > 0)
@@ -145,19 +145,34 @@ def bootstrap_interval(
         level: share of the interval, of all draws' means.
 
     """
-    known = np.asarray(values, dtype=np.float64)
-    if not known.size:
+    (interval,) = bootstrap_intervals([values], seed=seed, resamples=resamples, level=level)
+    return interval
+
+
+def bootstrap_intervals(
+    columns: Sequence[Sequence[float] | Values], *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+) -> list[tuple[float, float]]:
+    """`bootstrap_interval` of each column of values of the same prompts: they share the draws, which cost most."""
+    known = np.asarray(columns, dtype=np.float64)
+    prompts = known.shape[1]
+    if not prompts:
         raise EvaluationError("there is no prompt to estimate from", hint="give at least one prompt")
-    generator = np.random.default_rng(seed)
-    a_time = max(1, _ENTRIES // known.size)
-    means = np.concatenate(
-        [
-            known[generator.integers(known.size, size=(min(a_time, resamples - first), known.size))].mean(axis=1)
-            for first in range(0, resamples, a_time)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    generator = _generator(seed)
+    a_time = max(1, _ENTRIES // prompts)
+    means = []
+    for first in range(0, resamples, a_time):
+        draws = min(a_time, resamples - first)
+        drawn = generator.integers(prompts, size=(draws, prompts))
+        drawn += prompts * np.arange(draws)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=draws * prompts).reshape(draws, prompts)
+        means.append(times.astype(np.float64) @ known.T / prompts)
+    tails = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [(float(low), float(high)) for low, high in tails.T]
+
+
+def _generator(seed: int) -> np.random.Generator:
+    """Of any seed that a run may have, also a negative one, which NumPy does not take."""
+    return np.random.default_rng(seed % (1 << 64))
 
 
 def standard_error(values: Sequence[float] | Values) -> float:

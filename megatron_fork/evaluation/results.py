@@ -13,7 +13,8 @@ from megatron_fork.errors import EvaluationError
 from megatron_fork.evaluation.estimators import (
     LEVEL,
     RESAMPLES,
-    bootstrap_interval,
+    Values,
+    bootstrap_intervals,
     check_k,
     majority_at_k,
     pass_at_k,
@@ -40,10 +41,13 @@ class Outcomes:
     """Sum over all tokens, nats; NaN if it was not computed."""
 
 
-def gather(parts: Iterable[Traces], *, kind: str) -> dict[tuple[str, str], Outcomes]:
-    """The outcomes of all responses by (set, problem); `kind`: of the verifier. A response that is there twice counts once."""
+def gather(parts: Iterable[Traces], *, kinds: Mapping[str, str]) -> dict[tuple[str, str], Outcomes]:
+    """The outcomes of all responses by (set, problem). One that is there twice counts once.
+
+    `kinds`: of the verifier of each set.
+    """
     found: dict[tuple[str, str], Outcomes] = {}
-    states = states_answers(kind)
+    stating = {name for name, kind in kinds.items() if states_answers(kind)}
     for part in parts:
         columns = zip(*(part.values(name) for name in COLUMNS), part.lengths.tolist(), strict=True)
         for name, problem, sample, reward, response, failure, finish, entropy, length in columns:
@@ -54,7 +58,7 @@ def gather(parts: Iterable[Traces], *, kind: str) -> dict[tuple[str, str], Outco
             outcomes.tokens[sample] = length
             outcomes.cut += finish == "length"
             outcomes.failures += failure is not None
-            outcomes.answers[sample] = answer_in(response, kind) if states else None
+            outcomes.answers[sample] = answer_in(response, kinds[name]) if name in stating else None
             outcomes.entropy += math.nan if entropy is None else math.fsum(entropy)
     return found
 
@@ -97,18 +101,20 @@ def results_of_set(
     passed = {k: pass_at_k(right, samples, k) for k in ks}
     majority = {k: [majority_at_k(each.votes, each.right, samples, k, seed=seed) for each in votes] for k in ks}
     tokens = [sum(each.tokens.values()) for each in mine]
+    voting = ks if voted else ()
+    columns: list[Sequence[float] | Values] = [
+        average,
+        *(passed[k] for k in ks),
+        *([value for value, _ in majority[k]] for k in voting),
+    ]
+    found = iter(estimates(columns, seed))
     numbers: dict[str, Any] = {
         "problems": len(mine),
         "samples": samples,
         "responses": len(mine) * samples,
-        "avg": {"k": samples, **estimate(average, seed)},
-        "pass": {str(k): estimate(passed[k], seed) for k in ks},
-        "maj": {
-            str(k): {**estimate([value for value, _ in majority[k]], seed), "exact": all(e for _, e in majority[k])}
-            for k in ks
-        }
-        if voted
-        else None,
+        "avg": {"k": samples, **next(found)},
+        "pass": {str(k): next(found) for k in ks},
+        "maj": {str(k): {**next(found), "exact": all(e for _, e in majority[k])} for k in voting} if voted else None,
         "solved": sum(count > 0 for count in right),
         "response_tokens": {"mean": sum(tokens) / len(mine) / samples, **_quantiles(mine)},
         "cut": sum(each.cut for each in mine) / len(mine) / samples,
@@ -127,15 +133,13 @@ def results_of_set(
     return numbers, rows
 
 
-def estimate(values: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]], seed: int) -> dict[str, Any]:
-    """The mean over problems, its standard error and its interval."""
-    known = np.asarray(values, dtype=np.float64)
-    low, high = bootstrap_interval(known, seed=seed)
-    return {
-        "value": float(known.mean()),
-        "se": _finite(standard_error(known)),
-        "interval": [low, high],
-    }
+def estimates(columns: Sequence[Sequence[float] | Values], seed: int) -> list[dict[str, Any]]:
+    """Of each column of values of the same problems the mean, its standard error and its interval."""
+    intervals = bootstrap_intervals(columns, seed=seed)
+    return [
+        {"value": float(np.mean(values)), "se": _finite(standard_error(values)), "interval": list(interval)}
+        for values, interval in zip(columns, intervals, strict=True)
+    ]
 
 
 def interval_in_words() -> str:

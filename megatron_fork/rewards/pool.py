@@ -152,7 +152,7 @@ class ScoreStream:
 
     def finished(self) -> Iterator[tuple[int, Score]]:
         """(number, score) of the jobs that are finished by now, without waiting."""
-        return iter(self._taken())
+        return iter(self._taken() if self._fresh else ())
 
     def drain(self) -> Iterator[tuple[int, Score]]:
         """(number, score) of all others, as they finish, until nothing is left."""

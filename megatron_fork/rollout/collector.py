@@ -198,8 +198,9 @@ class Collector:
         first_draw: int,
         greedy: bool = False,
         stop_point: Callable[[], None] = lambda: None,
+        rewards: RewardPool | None = None,
     ) -> list[Trajectory]:
-        """`samples` scored responses to each prompt, in order; `first_draw` seeds them.
+        """`samples` scored responses to each prompt, in order; `first_draw` seeds them, `rewards` or the own pool scores them.
 
         If `stop_point` raises `StopRequested` on a rank that draws, before all are drawn, every rank raises it.
         """
@@ -211,7 +212,7 @@ class Collector:
         requests = [request(place, sample) for place in range(len(prompts)) for sample in range(samples)]
         answers: list[tuple[Completion, Prompt]] = []
         texts: list[str] = []
-        with self.rewards.stream() as scoring:  # finished responses are scored while the rest is generated
+        with (rewards or self.rewards).stream() as scoring:  # finished responses are scored while the rest is generated
             for completion in self._answers(self._share(requests), stop_point):
                 prompt = prompts[completion.number // samples]
                 answers.append((completion, prompt))

@@ -74,7 +74,7 @@ def check_settings(config: RunConfig, *, ranks: int, servers_come: bool = False)
             "prompt: every advantage would be 0",
             hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
         )
-    check_verifier_fits(config, config.data.source)
+    check_verifier_fits(config.rewards, config.data.source)
     objective.loss_named(config.objective.loss)
     selection.token_choice(config.selection.tokens)
     check_engine(config.rollout, ranks=ranks, replays_experts=config.experts.replay, servers_come=servers_come)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from megatron_fork.errors import masked
@@ -54,9 +54,9 @@ class Display:
             self.console.print(masked(line), markup=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
-        """Show the progress of one stage of `total` steps."""
-        stage = Stage(name, total, done, self)
+    def stage(self, name: str, total: int, *, done: int = 0, measured: int = 1) -> Iterator[Stage]:
+        """Show the progress of one stage of `total` steps; the time that is left is shown once `measured` steps were timed."""
+        stage = Stage(name, total, done, measured, self)
         if not (self.speaks and self.console.is_terminal):
             yield stage
             return
@@ -68,8 +68,9 @@ class Display:
 class Stage:
     """One stage: `advance` after every step, with the metrics that there are."""
 
-    def __init__(self, name: str, total: int, done: int, display: Display) -> None:
+    def __init__(self, name: str, total: int, done: int, measured: int, display: Display) -> None:
         self.name, self.total, self.done, self.first = name, total, done, done
+        self.measured = max(1, measured)
         self.display = display
         self.live: Live | None = None
         self.latest: dict[str, float] = {}
@@ -79,16 +80,15 @@ class Stage:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
         )
-        self.bar = self.progress.add_task(name, total=total, completed=done)
+        self.bar = self.progress.add_task(name, total=total, completed=done, left="")
 
     def advance(self, metrics: Mapping[str, float], *, steps: int = 1, every_seconds: float = 0.0) -> None:
         """One or more further steps are done; plain lines come at most every `every_seconds`, and for the last step."""
         self.done += steps
         self.latest.update(metrics)
-        self.progress.update(self.bar, completed=self.done)
+        self.progress.update(self.bar, completed=self.done, left=self._left())
         if self.live is not None:
             self.live.update(self.render())
         elif time.monotonic() - self.spoke >= every_seconds or self.done == self.total:
@@ -98,7 +98,7 @@ class Stage:
     def line(self, metrics: Mapping[str, float]) -> str:
         """Plain text of one step, for logs."""
         words = [f"{label} {text}" for label, text in _formatted(metrics)]
-        return "  ".join([f"{self.name} {self.done}/{self.total}", *words, f"ETA {self._eta()}"])
+        return "  ".join([f"{self.name} {self.done}/{self.total}", *words, self._left()]).rstrip()
 
     def render(self) -> Group:
         """Progress bar and the latest values, for a terminal."""
@@ -110,10 +110,13 @@ class Stage:
         table.add_row(*(f"[bold]{text}" for _, text in shown))
         return Group(self.progress, table)
 
-    def _eta(self) -> str:
-        steps = max(1, self.done - self.first)
+    def _left(self) -> str:
+        """The time that is left at the pace so far; nothing before there is a pace."""
+        steps = self.done - self.first
+        if steps < self.measured:
+            return ""
         seconds = round((time.monotonic() - self.started) / steps * (self.total - self.done))
-        return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+        return f"ETA {seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
 
 
 def _formatted(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ def collect(context: RunContext, collector: Collector, state: RunState) -> Parti
         if collector.is_stream:  # its responses are kept, not drawn again
             state.partial = PartialStep(collector.counts(), in_flight=collector.in_flight())
         raise
-    warn_of_failures(context, collector, rollouts.failures, f"step {state.step + 1}")
+    warn_of_failures(context, collector.rewards, rollouts.failures, f"step {state.step + 1}")
     with_signal = groups_with_signal(rollouts.trajectories, objective, group_size=samples)
     state.partial = PartialStep(
         rollouts.counts,

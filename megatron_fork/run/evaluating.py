@@ -35,7 +35,7 @@ from megatron_fork.evaluation import (
     results_of_set,
 )
 from megatron_fork.models import ModelConfig
-from megatron_fork.rewards import RewardPool
+from megatron_fork.rewards import RewardPool, RewardsConfig
 from megatron_fork.rollout import RemoteEngine
 from megatron_fork.run.console import Display
 from megatron_fork.run.offline import ModelContext, build_engine, give_weights, load_policy, model_context
@@ -82,7 +82,7 @@ def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
         loaded = _load(context, asked)
         settings = _settings(context, asked, loaded)
         folder = stack.enter_context(_claimed(context, asked, settings))
-        rewards = stack.enter_context(RewardPool(config.rewards)) if asked.judged else None
+        rewards = _pools(context, asked, stack) if asked.judged else None
         finished = collectives.broadcast_object(folder.finished() if folder.rank == 0 else None, context.layout.world)
         wanted = [each for chosen in asked.sets for each in missing(loaded[chosen.name][1], chosen.samples, finished)]
         if finished:
@@ -114,6 +114,20 @@ def _load(context: ModelContext, asked: Asked) -> _Loaded:
             hint="only servers hold a model of their own: rollout.engine=vllm or sglang",
         )
     return loaded
+
+
+def _pools(context: ModelContext, asked: Asked, stack: ExitStack) -> dict[str, RewardPool]:
+    """The verifiers by set; sets whose rewards are the run's share one."""
+    made: list[tuple[RewardsConfig, RewardPool]] = []
+    found = {}
+    for chosen in asked.sets:
+        rewards = chosen.rewards or context.config.rewards
+        pool = next((pool for config, pool in made if config == rewards), None)
+        if pool is None:
+            pool = stack.enter_context(RewardPool(rewards))
+            made.append((rewards, pool))
+        found[chosen.name] = pool
+    return found
 
 
 @contextmanager
@@ -150,7 +164,7 @@ def _draw(
     context: ModelContext,
     asked: Asked,
     folder: EvaluationFolder,
-    rewards: RewardPool | None,
+    rewards: dict[str, RewardPool] | None,
     wanted: Sequence[Wanted],
     loaded: _Loaded,
 ) -> dict[str, float]:
@@ -165,7 +179,9 @@ def _draw(
             assert isinstance(engine, RemoteEngine)
             engine.adopt_weights(asked.served)
         mine = len(wanted) if engine.is_coordinated else -(-len(wanted) // collectives.size(world))
-        with context.display.stage("responses", mine) as stage:
+        # Short responses end first: the pace is known after a whole batch, or half of those that are drawn together.
+        measured = min(mine, config.batch_size) if rollout.engine_kind(config.engine).draws_in_rounds else -(-mine // 2)
+        with context.display.stage("responses", mine, measured=measured) as stage:
             began = time.monotonic()
             drawing = Drawing(
                 engine,
@@ -208,14 +224,16 @@ def _write_results(
     context: ModelContext,
     asked: Asked,
     folder: EvaluationFolder,
-    rewards: RewardPool | None,
+    rewards: dict[str, RewardPool] | None,
     loaded: _Loaded,
     settings: dict[str, Any],
     seconds: dict[str, float],
 ) -> None:
     began = time.monotonic()
     parts = open_traces(*folder.parts()).parts(COLUMNS)
-    outcomes = gather(parts, kind=context.config.rewards.verifier)
+    outcomes = gather(
+        parts, kinds={each.name: (each.rewards or context.config.rewards).verifier for each in asked.sets}
+    )
     found: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for chosen in asked.sets:
@@ -232,7 +250,7 @@ def _write_results(
         numbers, of_set = results_of_set(
             loaded[chosen.name][1],
             outcomes,
-            rewards,
+            rewards[chosen.name],
             samples=chosen.samples,
             ks=asked.pass_at or powers(chosen.samples),
             seed=context.config.seed,
@@ -278,7 +296,7 @@ def _settings(context: ModelContext, asked: Asked, loaded: _Loaded) -> dict[str,
         "entropy_temperature": asdict(sampling.entropy_temperature),
         "max_response_tokens": sampling.max_response_tokens,
         "stop_tokens": list(context.stop_tokens),
-        "rewards": {name: vars(config.rewards)[name] for name in _OF_REWARDS} if asked.judged else None,
+        "rewards": _deciding(config.rewards) if asked.judged else None,
         "sets": {
             chosen.name: {
                 "samples": chosen.samples,
@@ -286,10 +304,15 @@ def _settings(context: ModelContext, asked: Asked, loaded: _Loaded) -> dict[str,
                 "source": chosen.data.source,
                 "preset": chosen.data.preset,
                 "template": chosen.data.template,
+                **({"rewards": _deciding(chosen.rewards)} if chosen.rewards and asked.judged else {}),
             }
             for chosen in asked.sets
         },
     }
+
+
+def _deciding(rewards: RewardsConfig) -> dict[str, Any]:
+    return {name: vars(rewards)[name] for name in _OF_REWARDS}
 
 
 def weights_mark(model: ModelConfig) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from itertools import chain
 
 from megatron_fork.evaluation import evaluate, evaluate_set
+from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Collector
 from megatron_fork.run.context import RunContext
 from megatron_fork.run.prompt_sets import LoadedSet
@@ -58,7 +60,7 @@ def _evaluate(
         result = evaluate(
             collector, context.source.held_out, config.evaluation, stop_point=context.stop.local_stop_point
         )
-        warn_of_failures(context, collector, result.failures, f"the evaluation after step {step}")
+        warn_of_failures(context, collector.rewards, result.failures, f"the evaluation after step {step}")
         metrics |= {
             "pass_rate": result.pass_rate,
             "pass_rate_se": result.standard_error,
@@ -70,10 +72,13 @@ def _evaluate(
         traces.append(untrained_responses(result.trajectories, rows, count=config.run.trace_trajectories))
     for each in sets:
         chosen = each.chosen
-        found = evaluate_set(
-            collector, each.name, each.source.held_out, chosen.samples, stop_point=context.stop.local_stop_point
-        )
-        warn_of_failures(context, collector, found.failures, f"the evaluation of {each.name} after step {step}")
+        with RewardPool(chosen.rewards) if chosen.rewards else nullcontext(collector.rewards) as rewards:
+            found = evaluate_set(
+                *(collector, each.name, each.source.held_out, chosen.samples),
+                rewards=rewards,
+                stop_point=context.stop.local_stop_point,
+            )
+            warn_of_failures(context, rewards, found.failures, f"the evaluation of {each.name} after step {step}")
         metrics |= found.metrics
         rows = RowsOf(each.source, "evaluation", set=each.name, step=step, samples=chosen.samples)
         traces.append(untrained_responses(found.trajectories, rows, count=config.run.trace_trajectories))

@@ -70,7 +70,13 @@ def intervene(config: RunConfig, asked: AskedCells, display: Display) -> Interve
         found = load_set(asked.prompts, config, context.hf_config, context.tokenizer)
         problems = problems_of(asked.prompts.name, found.source)[: asked.limit]
         _claim(context, asked, _settings(context, asked, problems), stack)
-        cells = _Cells(context, asked, problems, found.source, stack.enter_context(RewardPool(config.rewards)))
+        cells = _Cells(
+            context,
+            asked,
+            problems,
+            found.source,
+            stack.enter_context(RewardPool(asked.prompts.rewards or config.rewards)),
+        )
         cells.say_cost()
         left_out = cells.draw()
         results = cells.results(left_out) if collectives.rank(context.layout.world) == 0 else []
@@ -155,13 +161,13 @@ class _Cells:
             Drawing(
                 engine,
                 replace(self.context.config.rollout, entropy_temperature=by_entropy),
-                self.rewards,
+                {self.asked.prompts.name: self.rewards},
                 TokenTexts(self.context.tokenizer),
                 self.world,
                 self.context.config.seed,
                 "evaluation",
                 folder.keep,
-                lambda _: stage.advance({}, every_seconds=10.0),
+                lambda count: stage.advance({}, steps=count, every_seconds=10.0),
             ).draw(wanted)
         collectives.gather_objects(None, self.world)  # every rank has written its files
 
@@ -226,6 +232,6 @@ def _settings(context: ModelContext, asked: AskedCells, problems: Sequence[Probl
         "max_response_tokens": config.rollout.max_response_tokens,
         "threshold": asked.threshold,
         "stop_tokens": list(context.stop_tokens),
-        "rewards": config.rewards.kind,
+        "rewards": (asked.prompts.rewards or config.rewards).kind,
         "prompts": {"set": asked.prompts.name, "samples": asked.prompts.samples, "digest": digest(problems)},
     }

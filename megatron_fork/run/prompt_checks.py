@@ -8,6 +8,7 @@ from megatron_fork import models
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED, PromptSource
 from megatron_fork.errors import ConfigError, ModelError
+from megatron_fork.rewards import RewardsConfig
 
 
 def check_lengths(config: RunConfig, hf_config: PretrainedConfig, source: PromptSource) -> None:
@@ -22,18 +23,20 @@ def check_lengths(config: RunConfig, hf_config: PretrainedConfig, source: Prompt
         )
 
 
-def check_verifier_fits(config: RunConfig, task: str, field: str = "data.source") -> None:
-    """Raise `ConfigError` unless the verifier fits the source `task` that `field` names.
+def check_verifier_fits(
+    rewards: RewardsConfig, task: str, field: str = "data.source", *, place: str = "rewards"
+) -> None:
+    """Raise `ConfigError` unless the verifier, whose settings are at `place`, fits the source `task` that `field` names.
 
     A generated task needs the verifier of its name, or one of the user's own.
     """
-    kind = config.rewards.kind
+    kind = rewards.kind
     fits = kind == task if task in GENERATED else kind not in GENERATED
     if not fits and ":" not in kind:
-        hint = f"set rewards.kind={task}" if task in GENERATED else "set rewards.kind=math, or module:function"
-        raise ConfigError(f"rewards.kind={kind} does not fit {field}={task}", hint=hint)
-    if kind == "reasoning_gym" and config.rewards.workers == 0:
+        hint = f"set {place}.kind={task}" if task in GENERATED else f"set {place}.kind=math, or module:function"
+        raise ConfigError(f"{place}.kind={kind} does not fit {field}={task}", hint=hint)
+    if kind == "reasoning_gym" and rewards.workers == 0:
         raise ConfigError(
-            "rewards.kind=reasoning_gym with rewards.workers=0",
-            hint="set rewards.workers to 1 or more: only workers make its tasks",
+            f"{place}.kind=reasoning_gym with {place}.workers=0",
+            hint=f"set {place}.workers to 1 or more: only workers make its tasks",
         )

@@ -10,7 +10,7 @@ from megatron_fork.config import RunConfig
 from megatron_fork.data import PromptSource, load_prompts
 from megatron_fork.errors import ConfigError, MegatronForkError
 from megatron_fork.evaluation import PromptSet, prompt_sets
-from megatron_fork.rewards import takes_row
+from megatron_fork.rewards import check_verifier, takes_row
 from megatron_fork.run.prompt_checks import check_lengths, check_verifier_fits
 
 
@@ -35,13 +35,17 @@ def load_set(
     judged: bool = True,
 ) -> LoadedSet:
     """Read a set, whose prompts need no answers unless they are `judged`; raises an error that names it."""
+    rewards = chosen.rewards or config.rewards
     if judged:
-        check_verifier_fits(config, chosen.data.source, f"the source of {chosen.name}")
+        place = f"evaluation.sets.{chosen.name}.rewards" if chosen.rewards else "rewards"
+        check_verifier_fits(rewards, chosen.data.source, f"the source of {chosen.name}", place=place)
     try:
+        if judged:
+            check_verifier(rewards)
         source = load_prompts(
             chosen.data,
             tokenizer,
-            with_rows=judged and takes_row(config.rewards.kind),
+            with_rows=judged and takes_row(rewards.kind),
             part="split" if not chosen.is_whole else "whole" if judged else "whole_unanswered",
             trains=False,
         )
@@ -57,7 +61,7 @@ def matching_sets(
     config: RunConfig, hf_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[LoadedSet, ...]:
     """The sets that a run evaluates beside its held-out prompts; raises if one cannot be read or does not fit the model."""
-    chosen = prompt_sets(config.evaluation, config.data)
+    chosen = prompt_sets(config.evaluation, config.data, config.rewards)
     if not (chosen or config.data.held_out):
         raise ConfigError(
             "data.held_out=0 without evaluation.sets: nothing would be evaluated",

@@ -13,8 +13,7 @@ from megatron_fork.analysis import Outcome, read_outcome, write_report
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import collectives
 from megatron_fork.experience import Trajectory
-from megatron_fork.rewards import Failures
-from megatron_fork.rollout import Collector
+from megatron_fork.rewards import Failures, RewardPool
 from megatron_fork.run.context import RunContext
 from megatron_fork.run.provenance import provenance
 from megatron_fork.run.state import PartialStep, RunState, is_due
@@ -111,9 +110,9 @@ def note_signal(context: RunContext, state: RunState, metrics: dict[str, float],
     return False
 
 
-def warn_of_failures(context: RunContext, collector: Collector, failures: Failures, where: str) -> None:
+def warn_of_failures(context: RunContext, rewards: RewardPool, failures: Failures, where: str) -> None:
     """Print a warning if the verifier failed on many responses; raises `RewardError` if it has never judged one."""
-    warning = collector.rewards.watch.look(failures, where)
+    warning = rewards.watch.look(failures, where)
     if warning is not None:
         context.display.say(warning)
 

@@ -143,19 +143,6 @@ class TracedResponse:
     number: int | None = None
     advantage: float | None = None
 
-    def row(self) -> dict[str, Any]:
-        """The row as Arrow takes it."""
-        texts = self.token_texts
-        written = {column.name: vars(self)[column.name] for column in COLUMNS}
-        written |= {column.name: _valid(written[column.name]) for column in COLUMNS if column.type == "string"}
-        written["token_texts"] = texts and [text.encode("utf-8", "surrogateescape") for text in texts]
-        return written
-
-
-def _valid(text: str | None) -> str | None:
-    """The text without surrogates, which UTF-8 does not have."""
-    return text if text is None or text.isascii() else text.encode("utf-8", "replace").decode()
-
 
 @cache
 def arrow_schema() -> pyarrow.Schema:

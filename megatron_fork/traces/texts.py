@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 _MOST_KEPT = 1 << 20  # pairs of tokens, each with a text of a few bytes
@@ -17,6 +19,7 @@ class TokenTexts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._known: dict[tuple[int | None, int], str] = {}
+        self._alone: dict[int, str] = {}
 
     def of(self, tokens: Sequence[int], *, after: int | None) -> list[str]:
         """What each token adds to the text, with the space that some tokenizers put between two tokens.
@@ -29,30 +32,46 @@ class TokenTexts:
             after: the token before the first one; None if there is none.
 
         """
+        numbers = list(map(int, tokens))
+        pairs = list(zip([after, *numbers], numbers, strict=False))
+        texts = [self._known.get(pair) for pair in pairs]
+        if None in texts:
+            self._decode_pairs(set(pairs))
+            return [self._known[pair] for pair in pairs]
+        return texts  # type: ignore[return-value]
+
+    def learn(self, responses: Iterable[tuple[Sequence[int], int | None]]) -> None:
+        """Decode what is new in (`tokens`, `after`) of many responses at once, which `of` then finds."""
+        pairs = (zip([after, *tokens], tokens, strict=False) for tokens, after in responses)
+        self._decode_pairs(set(chain.from_iterable(pairs)))
+
+    def _decode_pairs(self, pairs: set[tuple[int | None, int]]) -> None:
+        """Decode all that is new of `pairs` in two calls: a call costs more than a decoding."""
         if len(self._known) > _MOST_KEPT:
             self._known.clear()
-        texts, known, previous = [], self._known, after
-        for token in map(int, tokens):
-            pair = (previous, token)
-            text = known.get(pair)
-            if text is None:
-                text = known[pair] = self._text(previous, token)
-            texts.append(text)
-            previous = token
-        return texts
+            self._alone.clear()
+        pairs = pairs.difference(self._known)
+        new = {number for pair in pairs for number in pair if number is not None}.difference(self._alone)
+        self._alone.update(zip(new, self._decode([(number,) for number in new]), strict=True))
+        following = [(previous, token) for previous, token in pairs if previous is not None]
+        both = dict(zip(following, self._decode(following), strict=True))
+        for previous, token in pairs:
+            together = None if previous is None else (self._alone[previous], both[previous, token])
+            self._known[previous, token] = self._text(token, together)
 
-    def _text(self, previous: int | None, token: int) -> str:
-        alone = self._decode([token])
-        text = alone
-        if previous is not None:
-            left, both = self._decode([previous]), self._decode([previous, token])
+    def _text(self, token: int, together: tuple[str, str] | None) -> str:
+        """What a token adds; `together`: the texts of the token before it, and of both."""
+        alone = text = self._alone[token]
+        if together is not None:
+            left, both = together
             text = both[len(left) :] if both.startswith(left) else alone
         if _NO_TEXT in alone:
             return self._with_bytes(token) or text
         return alone if _NO_TEXT in text else text  # else it comes from the previous token's bytes
 
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens))
+    def _decode(self, sequences: Sequence[tuple[int, ...]]) -> list[str]:
+        """The texts of sequences of one length."""
+        return self.tokenizer.batch_decode(np.asarray(sequences)) if sequences else []
 
     def _with_bytes(self, token: int) -> str | None:
         """The text of a token, its non-text bytes as surrogates; None if the vocabulary does not say what its bytes are."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from megatron_fork.errors import TraceError
 from megatron_fork.files import flush_folder
+from megatron_fork.traces.columns import table_of
 from megatron_fork.traces.schema import METADATA_KEY, Origin, TracedResponse, arrow_schema
 
 if TYPE_CHECKING:
@@ -98,11 +99,9 @@ class TraceWriter:
         self._aside.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        import pyarrow
-
         if not self._rows:
             return
-        table = pyarrow.Table.from_pylist([each.row() for each in self._rows], schema=self._schema)
+        table = table_of(self._rows).cast(self._schema)
         self._rows.clear()
         self._tokens = 0
         self._write(table)

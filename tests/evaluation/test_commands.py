@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from megatron_fork.cli.evaluate import Drawn, counts_in, draw_and_count, words_o
 from megatron_fork.data import DataConfig, load_prompts, tokenizer_of_task
 from megatron_fork.errors import MegatronForkError
 from megatron_fork.evaluation import missing, problems_of, prompt_sets
-from megatron_fork.run import config_of
+from megatron_fork.run import check, config_of
 from megatron_fork.traces import open_traces
 
 Write = Callable[..., Path]
@@ -152,6 +153,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "engine": ({"overrides": ["rollout.engine=vllm"]}, "rollout.engine=vllm with rollout.servers=[]"),
     "served": ({"served": "model"}, "--engine-holds-model=model with rollout.engine=embedded"),
     "out": ({"out": "{file}"}, "is a file"),
+    "two files": ({"overrides": ["evaluation.sets.a.source=b.jsonl"]}, "=b.jsonl name two files"),
+    "own verifier": (
+        {"overrides": ["evaluation.sets.a.rewards.kind=reach"]},
+        "evaluation.sets.a.rewards.kind=reach does not fit the source of a",
+    ),
+    "own field": ({"overrides": ["evaluation.sets.a.rewards.kin=math"]}, "sets.a.rewards.kin is not a field"),
+    "own function": ({"overrides": ["evaluation.sets.a.rewards.kind=no.such:f"]}, "a: rewards.kind=no.such:f: module"),
+    "own code": ({"overrides": ["evaluation.sets.a.rewards.kind=code"]}, "evaluation.sets.a.rewards.kind=code runs"),
+    "generate": ({"name": "generate", "sets": ["gsm"]}, "--prompts=gsm names no set"),
 }
 
 
@@ -171,7 +181,7 @@ def test_bad_input_is_named(model: Path, prompts: Write, tmp_path: Path, case: s
 
 def test_counts_of_pass_at() -> None:
     assert counts_in("8, 1,8") == [1, 8] and counts_in(None) == []
-    for text in ("1,x", "0", "-1", "1;2", "1.5"):
+    for text in ("1,x", "0", "-1", "1;2", "1.5", "", ","):
         with pytest.raises(MegatronForkError, match="is not a list of counts"):
             counts_in(text)
 
@@ -183,7 +193,7 @@ def test_ids_do_not_depend_on_the_template(model: Path, prompts: Write, tmp_path
     for name, template in (("a", "none"), ("b", "{{ question }} ")):
         _, words = words_of_sets([f"{name}={file}"], [f"data.template={template}"])
         config = config_of(model, words)
-        (chosen,) = prompt_sets(config.evaluation, config.data)
+        (chosen,) = prompt_sets(config.evaluation, config.data, config.rewards)
         problems = problems_of(name, load_prompts(chosen.data, tokenizer_of_task("reach"), part="whole"))
         found.append((chosen.data.template, [problem.id for problem in problems]))
     assert [template for template, _ in found] == ["none", "{{ question }} "]
@@ -196,3 +206,38 @@ def test_a_repeated_question_keeps_its_own_responses(prompts: Write) -> None:
     source = load_prompts(DataConfig(source=str(file)), tokenizer_of_task("reach"), part="whole")
     first, second = problems_of("twice", source)
     assert second.id == f"{first.id}-2" and len(missing([first, second], 3, {("twice", first.id, 1)})) == 5
+
+
+def test_each_set_may_have_its_own_verifier(model: Path, prompts: Write, tmp_path: Path) -> None:
+    """Responses of several sets are drawn together, and each is judged by the verifier of its own set."""
+    sets = [f"--set={name}={prompts(f'{name}.jsonl', 3)}" for name in ("even", "stated")]
+    out = tmp_path / "out"
+    words = (
+        *sets,
+        "--samples=4",
+        "evaluation.sets.stated.rewards.kind=math",
+        "evaluation.sets.stated.rewards.workers=1",
+    )
+    code, output = evaluated(model, out, *words)
+    assert code == 0, output
+    found = results_of(out)
+    for row in rows_of(out):
+        assert row["reward"] == (len(row["response"]) % 2 == 0 if row["set"] == "even" else 0.0)
+    assert found["sets"]["even"]["maj"] is None and set(found["sets"]["stated"]["maj"]) == {"1", "2", "4"}
+    assert found["settings"]["sets"]["stated"]["rewards"]["kind"] == "math"
+    assert "rewards" not in found["settings"]["sets"]["even"]
+    code, output = evaluated(model, out, *words[:-2])
+    assert code == 1 and "with sets.stated.rewards" in output, output
+
+
+@pytest.mark.parametrize("held_out", [3, 50])
+def test_all_prompts_may_be_held_out(model: Path, prompts: Write, tmp_path: Path, held_out: int) -> None:
+    """Where nothing is trained no prompt is needed to train on; where something is, the recipe is refused."""
+    data = (f"data.source={prompts('all.jsonl', 3)}", f"data.held_out={held_out}")
+    code, output = evaluated(model, tmp_path / "out", *data, "--samples=2")
+    assert code == 0, output
+    assert results_of(tmp_path / "out")["sets"]["held_out"]["problems"] == 3
+    config = config_of(model, [*data, *EVEN, "sft.steps=0", "train.steps=0"])
+    assert len(check(config, ranks=1).source.held_out) == 3
+    with pytest.raises(MegatronForkError, match="leaves none to train on"):
+        check(replace(config, train=replace(config.train, steps=1)), ranks=1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fork.errors import EvaluationError
-from megatron_fork.evaluation import bootstrap_interval, majority_at_k, pass_at_k, standard_error
+from megatron_fork.evaluation import bootstrap_interval, bootstrap_intervals, majority_at_k, pass_at_k, standard_error
 from megatron_fork.evaluation.estimators import MOST_EXACT
 
 
@@ -94,6 +94,19 @@ def test_the_interval_is_that_of_all_resamples() -> None:
     assert (low, high) == pytest.approx((np.quantile(means, 0.1), np.quantile(means, 0.9)), abs=0.09)
     assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
     assert bootstrap_interval([0.5] * 7, seed=0) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("seed", [-1, -(1 << 63), (1 << 64) - 1])
+def test_any_seed_of_a_run_is_one_of_the_estimates(seed: int) -> None:
+    low, high = bootstrap_interval([0.0, 0.5, 1.0], seed=seed, resamples=100)
+    assert low <= high and (low, high) == bootstrap_interval([0.0, 0.5, 1.0], seed=seed, resamples=100)
+    assert 0 <= majority_at_k([90, 80, 70], [1.0, 0.0, 0.0], 256, 16, seed=seed)[0] <= 1
+
+
+@given(values=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=4), seed=st.integers())
+def test_intervals_of_several_estimates_are_those_of_each(values: list[list[float]], seed: int) -> None:
+    together = bootstrap_intervals(values, seed=seed, resamples=50)
+    assert together == [pytest.approx(bootstrap_interval(each, seed=seed, resamples=50)) for each in values]
 
 
 def test_the_error_is_that_of_prompts() -> None:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.commands import QUICKSTART, TINY, metrics_of, run, without_times
+from support.commands import QUICKSTART, TINY, metrics_of, run, trace_rows, without_times
 from support.judging import EVEN
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_fork.config import load_config
 from megatron_fork.errors import MegatronForkError
@@ -85,3 +86,36 @@ def test_bad_sets_are_named(case: str) -> None:
     with pytest.raises(MegatronForkError) as refused:
         check(load_config(QUICKSTART, [*TINY, *words]), ranks=1)
     assert message in refused.value.message and refused.value.hint
+
+
+def test_each_set_has_its_own_verifier_and_majorities(prompts: Write, tmp_path: Path) -> None:
+    """A set whose responses state answers has maj@k, under a key of its own; TensorBoard and wandb have each key once."""
+    folder = tmp_path / "run"
+    sets = {"even": (), "math": ("evaluation.sets.math.rewards.kind=math", "evaluation.sets.math.rewards.workers=1")}
+    words = [f"evaluation.sets.{name}.source={prompts(f'{name}.jsonl', 2)}" for name in sets]
+    words += [word for more in sets.values() for word in more]
+    code, output = run(
+        *("train", str(QUICKSTART), *TINY, *EVEN, *words, "evaluation.samples=3", f"run.folder={folder}"),
+        *("sft.steps=1", "train.steps=1", "data.held_out=0", "run.tensorboard=true", "run.wandb=sets"),
+    )
+    assert code == 0, output
+    for record in metrics_of(folder, "evaluation"):
+        assert {
+            "even/avg@3",
+            "even/pass@3",
+            "math/avg@3",
+            "math/pass@3",
+            "math/maj@3",
+            "math/maj@3_se",
+        } <= record.keys()
+        assert "even/maj@3" not in record and 0 <= record["math/maj@3"] <= record["math/pass@3"]
+    rows = trace_rows(folder / "traces" / "evaluation-000001.parquet")
+    assert all(row["reward"] == (len(row["response"]) % 2 == 0) for row in rows if row["set"] == "even")
+    assert {row["reward"] for row in rows if row["set"] == "math"} == {0.0}
+    board = EventAccumulator(str(folder / "tensorboard" / "evaluation"))
+    board.Reload()
+    assert [each.step for each in board.Scalars("math/maj@3")] == [0, 1]
+    (offline,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    written = offline.read_bytes()
+    for key in (b"evaluation/math/maj@3", b"evaluation/even/pass@3"):
+        assert key in written and key.removeprefix(b"evaluation/").replace(b"/", b"_") not in written

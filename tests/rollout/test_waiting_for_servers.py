@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import QUICKSTART
+from support.fleets import check, requests
+from support.fleets import engine_of as engine_of_stand_ins
+from support.stand_in_engine import StandIn
 from support.stop_points import stops_where
 
 from megatron_fork.config import load_config
@@ -92,3 +96,36 @@ def test_a_folder_for_weights_that_cannot_be_made_is_one_line(tmp_path: Path) ->
     shutil.rmtree(tmp_path / "weights")
     with pytest.raises(RolloutError, match=r"weights/partial cannot be written: "):
         asyncio.run(delivery.finish("run:1"))
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_servers_that_keep_their_weights_are_ready_whenever_they_were_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The watch over servers may have seen one before it was known which weights are meant."""
+    with closing(StandIn(kind)) as server, engine_of_stand_ins([server], tmp_path, monkeypatch) as engine:
+        deadline = time.monotonic() + 60
+        while engine.fleet.servers[0].state != "stale" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert engine.fleet.servers[0].state == "stale"
+        engine.adopt_weights("theirs")
+        assert engine.health()
+        check(list(engine.generate(asked := requests(4))), asked)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_a_server_that_lost_the_weights_it_kept_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """There are none to send it: the others go on, and the last one's end names both weights."""
+    with (
+        closing(StandIn(kind)) as one,
+        closing(StandIn(kind)) as two,
+        engine_of_stand_ins([one, two], tmp_path, monkeypatch) as engine,
+    ):
+        engine.adopt_weights("theirs")
+        one.label = "another"
+        check(list(engine.generate(asked := requests(6))), asked)
+        two.label = "another"
+        with pytest.raises(RolloutError, match=r"none can be used: .*another.* but was given default"):
+            list(engine.generate(requests(6)))

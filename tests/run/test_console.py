@@ -50,3 +50,19 @@ def test_terminal_is_live() -> None:
 
 def test_other_ranks_are_silent() -> None:
     assert shown(terminal=False, speaks=False) == ""
+
+
+def test_the_time_that_is_left_is_shown_once_it_is_measured() -> None:
+    """The first of many responses are the short ones: their pace says nothing."""
+    for terminal in (False, True):
+        stream = io.StringIO()
+        display = Display(
+            speaks=True, console=Console(file=stream, force_terminal=terminal, width=140, highlight=False)
+        )
+        with display.stage("responses", 10, measured=4) as stage:
+            stage.advance({}, steps=3)
+            assert "ETA" not in stream.getvalue()
+            assert stage.line({}) == "responses 3/10"
+            stage.advance({})
+            assert stage.line({}).startswith("responses 4/10  ETA 0:00:0")
+        assert "ETA" in stream.getvalue()

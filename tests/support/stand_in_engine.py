@@ -193,7 +193,9 @@ class StandIn:
         if path == "/update_weight_version":
             self.label = body["new_version"]
         if path in ("/weight_info", "/model_info"):
-            return {"weight_version": self.label}
+            return {"weight_version": self.label, "model_path": "theirs"}
+        if path == "/v1/models":
+            return {"data": [{"id": "theirs"}]}
         return {"success": True, "message": "", "world_size": 1, "tp_size": 1}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,16 @@ def made_up(count: int = 12, *, seed: int = 0, with_entropy: bool = True) -> lis
             )
         )
     return rows
+
+
+def as_row(response: TracedResponse) -> dict[str, Any]:
+    """What a reader of the file gets of a response: texts have no lone surrogates, which UTF-8 does not have."""
+    found = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(response).items()}
+    for name, value in found.items():
+        if isinstance(value, str):
+            found[name] = value.encode("utf-8", "replace").decode()
+    texts = found["token_texts"]
+    return {**found, "token_texts": texts and [text.encode("utf-8", "surrogateescape") for text in texts]}
 
 
 def write_made_up(path: Path, rows: Sequence[TracedResponse] | None = None) -> Path:

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.trace_files import as_row
 
 from megatron_fork.errors import TraceError
 from megatron_fork.traces import COLUMNS, KINDS, Origin, TracedResponse, TraceWriter, open_traces, write_traces
@@ -83,7 +84,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, rows:
     path = tmp_path_factory.mktemp("traces") / "t.parquet"
     write_traces(path, rows, ORIGIN)
     assert open_traces(path).origin == ORIGIN
-    assert rows_of(path) == [row.row() for row in rows]
+    assert rows_of(path) == [as_row(row) for row in rows]
 
 
 def test_columns_are_flat_and_have_their_lengths(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_other_programs_may_write_it_again(tmp_path: Path) -> None:
     )
     pa.parquet.write_table(wide, tmp_path / "again.parquet")
     assert open_traces(tmp_path / "again.parquet").origin == Origin()
-    assert rows_of(tmp_path / "again.parquet") == [row.row() for row in some()]
+    assert rows_of(tmp_path / "again.parquet") == [as_row(row) for row in some()]
 
 
 def changed(tmp_path: Path, name: str, values: Any) -> Path:

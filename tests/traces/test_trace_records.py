@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.ranks import run_on_ranks
+from support.trace_files import as_row
 
 from megatron_fork.data import DataConfig, PromptSource, load_prompts
 from megatron_fork.experience import Batch, Trajectory, VersionSpan
@@ -37,10 +38,6 @@ def rows_of(source: PromptSource) -> RowsOf:
 
 def traced(made: Batch, shares: list[Batch], source: PromptSource, count: int | None = None) -> list[TracedResponse]:
     return list(trained_responses(made.sequences, shares, rows_of(source), count=count, seed=4, group=None))
-
-
-def as_row(response: TracedResponse) -> dict:
-    return {name: np.asarray(value).tolist() for name, value in response.row().items()}
 
 
 def test_texts_join_to_the_response() -> None:

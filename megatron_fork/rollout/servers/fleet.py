@@ -123,6 +123,13 @@ class Fleet:
             if server.state == "ready":
                 server.state = "stale"
 
+    async def adopt(self, label: str) -> None:
+        """From now on a server is ready only with the weights `label`, which all have; who was seen before is seen again."""
+        await self.expect(label, 0)
+        for server in self.servers:
+            if server.state == "stale":
+                server.state = "down"
+
     async def find_stale(self) -> list[Server]:
         """Check all servers that are down; the servers that need weights."""
         await asyncio.gather(*(self._examine(server) for server in self.servers if server.state == "down"))

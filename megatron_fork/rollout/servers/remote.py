@@ -73,6 +73,7 @@ class RemoteEngine:
         self._arrived: queue.Queue[Completion] = queue.Queue()
         self._control = ControlRequests(world)
         self._passes = WeightPasses(self._control, config.remote.bucket_mebibytes << 20, stop_point, say)
+        self._keeps_theirs = False
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
         if self._control.leads:
             self._loop = self._passes.loop = EventLoop()
@@ -125,7 +126,7 @@ class RemoteEngine:
         one trainer rank it may be called between two completions of `generate`: requests in progress go on with the new
         weights.
         """
-        self.version = version
+        self.version, self._keeps_theirs = version, False
         self._passes.weights = weights
         if not self._control.leads:
             self._follow()
@@ -142,12 +143,12 @@ class RemoteEngine:
         `model`: the name or folder under which each server has it. Raises `RolloutError` if one does not answer or serves
         another, or if their weights have different labels.
         """
-        self.version = 0
+        self.version, self._keeps_theirs = 0, True
         if not self._control.leads:
             self._follow()
             return
         with self._leading():
-            self._loop.call(self.fleet.expect(self._loop.call(label_of_all(self.fleet.servers, model)), 0))
+            self._loop.call(self.fleet.adopt(self._loop.call(label_of_all(self.fleet.servers, model))))
             self._until_ready()
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -246,7 +247,10 @@ class RemoteEngine:
         began: float | None = None
         while True:
             stale = self._loop.call(self.fleet.find_stale(), self._stop_point)
-            if stale:
+            if stale and self._keeps_theirs:  # started again with another model, say: others may go on
+                for server in stale:
+                    self._loop.call(self.fleet.mark_down(server, server.reason))
+            elif stale:
                 self._passes.deliver(self._delivery, stale, self.fleet)
             if self.fleet.ready:
                 return
