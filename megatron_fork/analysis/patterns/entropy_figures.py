@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from megatron_fork.analysis.colours import PALETTE
+from megatron_fork.analysis.counting import EDGES, PAPER_ENTROPY
 from megatron_fork.analysis.figures import finished, log_ticks, number_text, round_ticks
-from megatron_fork.analysis.patterns.entropy import EDGES, EntropyPattern
-from megatron_fork.analysis.patterns.results import PAPER_ENTROPY
+from megatron_fork.analysis.patterns.entropy import EntropyPattern
 from megatron_fork.analysis.patterns.sums import RELATIVE_BINS, TokenMean
 from megatron_fork.analysis.patterns.word_cloud import draw_cloud
 
