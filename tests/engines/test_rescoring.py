@@ -39,7 +39,7 @@ def rescore(traces: Path, server: RunningServer, out: Path, *words: str) -> tupl
 
 def test_log_probs_are_those_of_the_statistics_pass(served: RunningServer, tmp_path: Path) -> None:
     rows = [*made_up(40), *made_up(1, seed=3)]
-    tokens = np.random.default_rng(0).integers(5, VOCABULARY, 400).tolist()  # several chunks and blocks of a cache
+    tokens = np.random.default_rng(0).integers(5, VOCABULARY, 110).tolist()  # several blocks of a cache
     rows.append(replace(rows[0], sample=9, tokens=tokens, token_texts=None, entropy=None, response="long"))
     rows.append(replace(rows[0], sample=10, tokens=[VOCABULARY - 1, VOCABULARY - 2], token_texts=None, entropy=None))
     write_traces(tmp_path / "in.parquet", rows, ORIGIN)

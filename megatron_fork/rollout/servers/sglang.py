@@ -66,16 +66,7 @@ class SglangServer(Server):
             "return_logprob": True,
             "logprob_start_len": first - 1,  # the first entry is of that place, and has no value
         }
-        answer = await self.call("POST", "/generate", tokens=len(tokens), json=body)
-        about = answer.get("meta_info") if isinstance(answer, dict) else None
-        entries = about.get("input_token_logprobs") if isinstance(about, dict) else None
-        if not isinstance(entries, list) or len(entries) != len(tokens) - first + 1:
-            raise void(f"it sent no log-probs of the {len(tokens)} tokens of a prompt: {quoted(entries, 60)}")
-        # It names a token at the vocabulary's end 0.
-        pairs = [entry if isinstance(entry, list) and len(entry) >= 2 else [None, None] for entry in entries[1:]]
-        if any(pair[1] not in (token, 0) for pair, token in zip(pairs, tokens[first:], strict=True)):
-            raise void("its log-probs are of other tokens than the prompt's")
-        return checked_logprobs([pair[0] for pair in pairs], len(tokens) - first)
+        return logprobs_in(await self.call("POST", "/generate", tokens=len(tokens), json=body), tokens, first)
 
     async def stop_all(self) -> None:
         await self.post("/abort_request", {"abort_all": True})
@@ -149,6 +140,19 @@ class SglangServer(Server):
 
     async def resume(self) -> None:
         await self.post("/continue_generation")
+
+
+def logprobs_in(answer: object, tokens: Sequence[int], first: int) -> list[float]:
+    """Of the tokens from place `first` on, in an answer whose log-probs begin one place before; raises `ServerFault`."""
+    about = answer.get("meta_info") if isinstance(answer, dict) else None
+    entries = about.get("input_token_logprobs") if isinstance(about, dict) else None
+    if not isinstance(entries, list) or len(entries) != len(tokens) - first + 1:
+        raise void(f"it sent no log-probs of the {len(tokens)} tokens of a prompt: {quoted(entries, 60)}")
+    pairs = [entry if isinstance(entry, list) and len(entry) >= 2 else [None, None] for entry in entries[1:]]
+    # It calls a token at the vocabulary's end 0.
+    if any(pair[1] not in (token, 0) for pair, token in zip(pairs, tokens[first:], strict=True)):
+        raise void("its log-probs are of other tokens than the prompt's")
+    return checked_logprobs([pair[0] for pair in pairs], len(tokens) - first)
 
 
 def _fields(event: dict[str, Any], seen: int) -> tuple[object, object, object, object]:

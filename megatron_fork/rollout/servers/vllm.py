@@ -34,11 +34,7 @@ class VllmServer(Server):
         sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
         body = {"token_ids": list(tokens), "sampling_params": sampling}
         answer = await self.call("POST", "/inference/v1/generate", tokens=len(tokens), json=body)
-        entries = answer.get("prompt_logprobs") if isinstance(answer, dict) else None
-        if not isinstance(entries, list) or len(entries) != len(tokens):
-            raise void(f"it sent no log-probs of the {len(tokens)} tokens of a prompt: {quoted(entries, 60)}")
-        scored = zip(tokens[first:], entries[first:], strict=True)
-        return checked_logprobs([_logprob_of(token, entry) for token, entry in scored], len(tokens) - first)
+        return logprobs_in(answer, tokens, first)
 
     async def stop_all(self) -> None:
         await self.post("/abort_requests")
@@ -113,6 +109,15 @@ class VllmServer(Server):
     async def _on_workers(self, method: str, *arguments: Any) -> None:
         body = {"method": method, "args": list(arguments), "timeout": self.config.control_seconds}
         await self.post("/collective_rpc", body)
+
+
+def logprobs_in(answer: object, tokens: Sequence[int], first: int) -> list[float]:
+    """Of the tokens from place `first` on, in an answer that was asked for `prompt_logprobs`; raises `ServerFault`."""
+    entries = answer.get("prompt_logprobs") if isinstance(answer, dict) else None
+    if not isinstance(entries, list) or len(entries) != len(tokens):
+        raise void(f"it sent no log-probs of the {len(tokens)} tokens of a prompt: {quoted(entries, 60)}")
+    scored = zip(tokens[first:], entries[first:], strict=True)
+    return checked_logprobs([_logprob_of(token, entry) for token, entry in scored], len(tokens) - first)
 
 
 def _logprob_of(token: int, entry: object) -> object:
