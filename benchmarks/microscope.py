@@ -80,7 +80,7 @@ def study_answers(model: Path, work: Path) -> None:
     grid = ("--high=0.5,1", "--low=0.5,1", f"--threshold={threshold:.3g}", "--limit=16", "--samples=2", "--seed=0")
     drawn = ("--prompts", problems, "--max-response-tokens=160", *SETTINGS)
     _fork("analyze", "intervene", model, *drawn, *grid, out=work / "intervention")
-    lenses = ("--lens=entropy,mi,variance,pruning", "--pruning-step=24", "--limit=8", "--token-budget=150000")
+    lenses = ("--lens=entropy,mi,variance", "--limit=16", "--token-budget=60000")
     _fork("analyze", "lenses", responses, model, *lenses, out=work / "lenses")
 
 
