@@ -63,7 +63,7 @@ def test_log_probs_are_those_of_the_statistics_pass(served: RunningServer, tmp_p
 def test_what_a_server_cannot_score_is_named(served: RunningServer, tmp_path: Path) -> None:
     write_traces(tmp_path / "warm.parquet", made_up(4), replace(ORIGIN, temperature=0.6))
     code, output = rescore(tmp_path / "warm.parquet", served, tmp_path / "out.parquet")
-    assert code == 1 and "temperature 0.6" in output and not (tmp_path / "out.parquet").exists(), output
+    assert code == 2 and "temperature 0.6" in output and not (tmp_path / "out.parquet").exists(), output
     config = RolloutConfig(engine=served.engine, servers=[served.url])
     longest = json.loads((served.model / "config.json").read_text())["max_position_embeddings"]
     with pytest.raises(RolloutError, match=r"does not score a sequence of .* tokens"):
