@@ -61,7 +61,7 @@ def main() -> None:
 def study_answers(model: Path, work: Path) -> None:
     """56 problems, 4 answers each: every command of the microscope that needs no training."""
     problems, given = work / "problems.jsonl", work / "problems_as_responses.jsonl"
-    responses, stated, few = work / "responses", work / "stated.parquet", work / "few.parquet"
+    responses, stated, few = work / "gsm_symbolic", work / "stated.parquet", work / "few.parquet"
     write_problems(problems, given)
     drawing = ("--samples=4", "--max-response-tokens=160", "--temperature=1", "--seed=0", "--entropy")
     _fork("evaluate", model, f"--set=gsm_symbolic={problems}", *JUDGED, *drawing, out=responses)

@@ -197,7 +197,7 @@ PLOTS = (
     ChartPlan(
         "distribution",
         "How entropy is distributed",
-        "Most tokens are all but decided; those in the tail are where a response can fork.",
+        "At the left are tokens that are all but decided, at the right those where a response can fork.",
         draw_distribution,
         wide=True,
     ),
