@@ -1,7 +1,8 @@
 """The microscope on a model's own answers to grade-school problems, and over the checkpoints of a run: docs/microscope.md.
 The decoding experiment and the lenses on a run are in quickstart_lenses.py.
 
-python benchmarks/microscope.py answers MODEL --work FOLDER --out FILE     MODEL: a Hugging Face folder that reads ChatML
+python benchmarks/smollm2.py MODEL                                         makes the model that the study was of
+python benchmarks/microscope.py answers MODEL --work FOLDER --out FILE     MODEL: a Hugging Face folder with a chat template
 python benchmarks/microscope.py run RUN --work FOLDER --out FILE           RUN: a quickstart run with checkpoints
 
 FOLDER gets traces, figures and report.html; FILE the numbers. What is in FOLDER already is not made again.
@@ -16,21 +17,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-TEMPLATE = (
-    "<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n<|im_start|>user\n{{ question }}\nReason step by step, "
-    'in a few short sentences. End with a line "Answer: NUMBER".<|im_end|>\n<|im_start|>assistant\n'
-)
-PROBLEMS = (
-    *("data.source=reasoning_gym", "data.generator.task=gsm_symbolic", "data.generator.size=500", "data.held_out=56"),
-    *(f"data.template={TEMPLATE}", "rewards.kind=reasoning_gym", "rollout.batch_size=56"),
-)
+PROBLEMS = 56
+FORM = 'Reason step by step, in a few short sentences. End with a line "Answer: NUMBER".'
+JUDGED = ("data.template=chat", "rewards.kind=math")
+SETTINGS = tuple(f"--setting={setting}" for setting in JUDGED)
 MICRO_BATCHES = tuple(f"--setting=policy.tokens_per_{name}=2048" for name in ("micro_batch", "statistics_batch"))
-PLACES = ("evaluation.json", "entropy.json", "masks.json", "lenses.json", "evolution.json")
-LEFT_OUT = ("provenance", "settings", "command", "examples", "models", "model")
+FEW = 16
+PLACES = (
+    "evaluation.json",
+    "entropy.json",
+    "masks.json",
+    "lenses.json",
+    "evolution.json",
+    "intervention.json",
+    "bf16.json",
+)
+LEFT_OUT = ("provenance", "settings", "command", "examples", "models", "model", "tokenizer")
+PAGE_BYTES = 400_000
 
 
 def main() -> None:
@@ -40,6 +48,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
+    asked.work.mkdir(parents=True, exist_ok=True)
     {"answers": study_answers, "run": study_run}[asked.study](asked.model, asked.work)
     found = {
         str(file.relative_to(asked.work)): _numbers(json.loads(file.read_text()))
@@ -50,18 +59,64 @@ def main() -> None:
 
 
 def study_answers(model: Path, work: Path) -> None:
-    """56 problems, 4 answers each; entropies, masks and gradients, lenses."""
-    responses, stated = work / "responses", work / "stated.parquet"
-    drawing = ("--samples=4", "--max-response-tokens=192", "--temperature=1", "--seed=0", "--entropy")
-    _fork("evaluate", model, *PROBLEMS, *drawing, out=responses)
+    """56 problems, 4 answers each: every command of the microscope that needs no training."""
+    problems, given = work / "problems.jsonl", work / "problems_as_responses.jsonl"
+    responses, stated, few = work / "gsm_symbolic", work / "stated.parquet", work / "few.parquet"
+    write_problems(problems, given)
+    drawing = ("--samples=4", "--max-response-tokens=160", "--temperature=1", "--seed=0", "--entropy")
+    _fork("evaluate", model, f"--set=gsm_symbolic={problems}", *JUDGED, *drawing, out=responses)
     _fork("analyze", "entropy", responses, out=work / "entropy")
     _fork("analyze", "report", responses, out=work / "report.html")
+    check_page(work / "report.html")
+    _fork("analyze", model, f"--responses={given}", "--minimum-count=20", out=work / "problems")
     reward_stated_answers(responses, stated)
+    pq.write_table(pq.read_table(stated).slice(0, FEW), few, compression="zstd")
     for other in ("scope=sequence", "tokens=random"):
-        selections = ("--a=selection.scope=minibatch", f"--b=selection.{other}", "--responses=16", *MICRO_BATCHES)
+        selections = ("--a=selection.scope=minibatch", f"--b=selection.{other}", f"--responses={FEW}", *MICRO_BATCHES)
         _fork("analyze", "compare-masks", stated, model, *selections, out=work / "masks" / other)
-    lenses = ("--lens=entropy,mi,variance", "--limit=8")
+    _fork("analyze", "rescore", few, model, "--setting=policy.precision=bf16", out=work / "bf16.parquet")
+    compare_scores(few, work / "bf16.parquet", work / "bf16.json")
+    threshold = json.loads((work / "entropy" / "entropy.json").read_text())["groups"]["all"]["percentiles"]["80"]
+    grid = ("--high=0.5,1", "--low=0.5,1", f"--threshold={threshold:.3g}", "--limit=16", "--samples=2", "--seed=0")
+    drawn = ("--prompts", problems, "--max-response-tokens=160", *SETTINGS)
+    _fork("analyze", "intervene", model, *drawn, *grid, out=work / "intervention")
+    lenses = ("--lens=entropy,mi,variance", "--limit=16", "--token-budget=60000")
     _fork("analyze", "lenses", responses, model, *lenses, out=work / "lenses")
+
+
+def write_problems(problems: Path, given: Path) -> None:
+    """The problems as prompts, and their own words as responses to one prompt: text that a person's rules wrote."""
+    import reasoning_gym
+
+    made = [reasoning_gym.create_dataset("gsm_symbolic", seed=0, size=PROBLEMS)[number] for number in range(PROBLEMS)]
+    rows = [{"prompt": f"{each['question']}\n{FORM}", "answer": each["answer"]} for each in made]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asking = [{"role": "user", "content": "Write a word problem of grade-school arithmetic."}]
+    rows = [{"prompt": asking, "response": each["question"]} for each in made]
+    given.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def check_page(page: Path) -> None:
+    """End with an error if the page is larger than one that can be committed, or names a place of this machine."""
+    text = page.read_text()
+    named = [place for place in (str(Path.cwd()), str(Path.home()), str(page.resolve().parent)) if place in text]
+    if len(text.encode()) > PAGE_BYTES or named:
+        raise SystemExit(f"{page} has {len(text.encode()):,} of {PAGE_BYTES:,} bytes and names {named}")
+
+
+def compare_scores(first: Path, second: Path, target: Path) -> None:
+    """How far the entropies of the same tokens are apart, and how many of the top 20 % are in both."""
+    columns = [
+        pc.list_flatten(pq.read_table(file, columns=["entropy"])["entropy"]).to_numpy() for file in (first, second)
+    ]
+    top = [entropy >= np.percentile(entropy, 80) for entropy in columns]
+    found = {
+        "tokens": len(columns[0]),
+        "mean_difference": float(np.abs(columns[0] - columns[1]).mean()),
+        "largest_difference": float(np.abs(columns[0] - columns[1]).max()),
+        "top_20_in_both": float((top[0] & top[1]).sum() / top[0].sum()),
+    }
+    target.write_text(json.dumps(found))
 
 
 def study_run(run: Path, work: Path) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from megatron_fork import opened
 
 if TYPE_CHECKING:
+    from megatron_fork.analysis.counting import PAPER_ENTROPY
     from megatron_fork.analysis.intervention import (
         PAPER_TEMPERATURES,
         Cell,
@@ -39,14 +40,14 @@ if TYPE_CHECKING:
     from megatron_fork.analysis.metrics import StepMetrics
     from megatron_fork.analysis.outcome import Outcome, read_outcome
     from megatron_fork.analysis.page.building import write_page
-    from megatron_fork.analysis.page.publication import PlottedCurve, save_curves
     from megatron_fork.analysis.patterns.entropy import EntropyPattern, entropy_pattern
     from megatron_fork.analysis.patterns.evolution import Evolution, EvolutionSums, evolution_record
     from megatron_fork.analysis.patterns.evolution_figures import save_evolution
     from megatron_fork.analysis.patterns.masks import MaskComparison, compared, comparison_record
-    from megatron_fork.analysis.patterns.results import PAPER_ENTROPY, entropy_record, save_entropy
-    from megatron_fork.analysis.patterns.saving import json_text, save_record
+    from megatron_fork.analysis.patterns.results import entropy_record, save_entropy
+    from megatron_fork.analysis.publication import PlottedCurve, save_curves
     from megatron_fork.analysis.report import write_report
+    from megatron_fork.analysis.saving import json_text, save_record
     from megatron_fork.analysis.traces import Trace, mixture
 else:
     __getattr__ = opened(__name__, __file__)

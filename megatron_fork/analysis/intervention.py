@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fork.analysis.patterns.results import PAPER_ENTROPY
-from megatron_fork.analysis.patterns.saving import save_figures, save_record
+from megatron_fork.analysis.counting import PAPER_ENTROPY
+from megatron_fork.analysis.saving import save_figures, save_record
 from megatron_fork.errors import EvaluationError
 from megatron_fork.evaluation import bootstrap_interval, standard_error
 from megatron_fork.traces import TraceFiles

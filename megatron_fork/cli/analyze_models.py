@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megatron_fork.cli.analyze_entropy import TracePlaces, show_entropy
+from megatron_fork.cli.evaluate import Served
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import path_at_home
@@ -68,20 +69,37 @@ def rescore(
     model: Model,
     out: OutFile,
     settings: Set = None,
+    served: Served = None,
     debug: Debug = False,
 ) -> None:
-    """The same responses under another model: one statistics pass over their tokens. Also under torchrun."""
+    """The same responses under another model: one statistics pass, also under torchrun; log-probs alone from servers."""
 
     def work() -> None:
         display = quiet_display()
         from megatron_fork import distributed
-        from megatron_fork.run import is_first_rank, origin_of, place_and_checkpoint, rescored, scorer
+        from megatron_fork.run import (
+            ServerReader,
+            is_first_rank,
+            origin_of,
+            place_and_checkpoint,
+            rescored,
+            scorer,
+        )
         from megatron_fork.traces import TraceWriter, open_traces
 
         files = open_traces(*traces)
         if any(out.exists() and out.samefile(file) for file in files.files):
             raise ConfigError(f"--out={out} is one of the traces", hint="write another file")
         place, saved = place_and_checkpoint(model)
+        if served is not None:
+            reader = ServerReader(place, served, settings or [], saved=saved, temperature=files.origin.temperature)
+            engine = reader.config.rollout.engine
+            display.say(f"log-probs of {served} from {engine} servers for {files.responses:,} responses")
+            with TraceWriter(out, origin_of(reader, "analyze rescore")) as writer:
+                for part in reader.rescored(files):
+                    writer.add_part(part)
+            display.say(f"traces {out}, without entropies: {engine} servers report none for given tokens")
+            return
         display.say(f"one statistics pass of {model} over {files.responses:,} responses")
         with scorer(
             place, display, saved=saved, overrides=settings or [], temperature=files.origin.temperature

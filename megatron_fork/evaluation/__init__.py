@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from megatron_fork.evaluation.pass_rate import Evaluation, SetEvaluation, average_at_k, evaluate, evaluate_set
     from megatron_fork.evaluation.problems import Problem, Wanted, digest, missing, problems_of
     from megatron_fork.evaluation.results import COLUMNS, Outcomes, gather, interval_in_words, powers, results_of_set
-    from megatron_fork.evaluation.tables import markdown
+    from megatron_fork.evaluation.tables import estimate_rows, markdown
     from megatron_fork.evaluation.votes import Ballot, ballots
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "EvaluationConfig"})
@@ -53,6 +53,7 @@ __all__ = [
     "comparison_markdown",
     "differences",
     "digest",
+    "estimate_rows",
     "evaluate",
     "evaluate_set",
     "gather",

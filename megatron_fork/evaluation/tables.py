@@ -10,16 +10,12 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The numbers of each set, in percent with their intervals; below it the settings that readers ask for."""
     lines: list[str] = []
     for name, numbers in results["sets"].items():
-        asked = [("avg", numbers["avg"]["k"], numbers["avg"])]
-        asked += [("pass", int(k), found) for k, found in numbers["pass"].items()]
-        asked += [("maj", int(k), found) for k, found in (numbers["maj"] or {}).items()]
-        rows = [[f"{what}@{k}", percent(found["value"]), between(found["interval"])] for what, k, found in asked]
         lines += [
             f"## {cell(name)}",
             "",
             f"{numbers['problems']:,} problems, {numbers['samples']:,} samples each",
             "",
-            *table(["", "%", "interval"], rows),
+            *table(["", "%", "interval"], estimate_rows(numbers)),
             "",
             f"{numbers['solved']:,} problems were solved at least once. Responses have "
             f"{numbers['response_tokens']['mean']:,.0f} tokens in the mean, {percent(numbers['cut'])} % were cut at the limit"
@@ -39,6 +35,14 @@ def markdown(results: Mapping[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def estimate_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
+    """Of the results of one set: name such as `pass@4`, value and interval in percent."""
+    asked = [("avg", numbers["avg"]["k"], numbers["avg"])]
+    asked += [("pass", int(k), found) for k, found in numbers["pass"].items()]
+    asked += [("maj", int(k), found) for k, found in (numbers["maj"] or {}).items()]
+    return [[f"{what}@{k}", percent(found["value"]), between(found["interval"])] for what, k, found in asked]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

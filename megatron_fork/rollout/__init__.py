@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from megatron_fork.rollout.scheduler import RolloutCounts
     from megatron_fork.rollout.servers.remote import RemoteEngine
+    from megatron_fork.rollout.servers.scoring import ScoringServers
     from megatron_fork.rollout.servers.survey import ServerAnswer, ask_servers
     from megatron_fork.rollout.servers.wire import server_states
     from megatron_fork.rollout.weights import PolicyWeights
@@ -50,6 +51,7 @@ __all__ = [
     "Request",
     "Rollouts",
     "RolloutCounts",
+    "ScoringServers",
     "ServerAnswer",
     "ask_servers",
     "build_engine",

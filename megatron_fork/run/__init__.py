@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         sequences_of,
     )
     from megatron_fork.run.selecting import selected_tokens
+    from megatron_fork.run.server_scoring import ServerReader
     from megatron_fork.run.setup import (
         build_collector,
         build_engine,
@@ -72,6 +73,7 @@ __all__ = [
     "RunContext",
     "RunState",
     "Scorer",
+    "ServerReader",
     "StopRequest",
     "build_collector",
     "build_engine",

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from megatron_fork import __version__, rollout
 from megatron_fork.config import RunConfig
 from megatron_fork.distributed import collectives
-from megatron_fork.errors import ConfigError, MegatronForkError
+from megatron_fork.errors import MegatronForkError
 from megatron_fork.evaluation import (
     COLUMNS,
     RESULTS,
@@ -38,7 +38,7 @@ from megatron_fork.models import ModelConfig
 from megatron_fork.rewards import RewardPool, RewardsConfig
 from megatron_fork.rollout import RemoteEngine
 from megatron_fork.run.console import Display
-from megatron_fork.run.offline import ModelContext, build_engine, give_weights, load_policy, model_context
+from megatron_fork.run.offline import ModelContext, build_engine, check_served, give_weights, load_policy, model_context
 from megatron_fork.run.place import checkpoint_of
 from megatron_fork.run.prompt_sets import LoadedSet, load_set
 from megatron_fork.run.provenance import provenance
@@ -108,11 +108,8 @@ def _load(context: ModelContext, asked: Asked) -> _Loaded:
         count = len(found.source.held_out)
         context.display.say(f"{chosen.name} {chosen.data.source}: {count:,} prompts x {chosen.samples}")
     rollout.check_engine(config.rollout, ranks=context.layout.world.size())
-    if asked.served is not None and not rollout.engine_kind(config.rollout.engine).has_servers:
-        raise ConfigError(
-            f"--engine-holds-model={asked.served} with rollout.engine={config.rollout.engine}, which gets its weights here",
-            hint="only servers hold a model of their own: rollout.engine=vllm or sglang",
-        )
+    if asked.served is not None:
+        check_served(config.rollout, asked.served)
     return loaded
 
 

@@ -13,10 +13,10 @@ from megatron_fork import checkpoint, conversion, distributed, models, rollout
 from megatron_fork.config import RunConfig
 from megatron_fork.data import PromptSource, tokenizer_of_task
 from megatron_fork.distributed import Layout, parallel_layout
-from megatron_fork.errors import Interrupted, Preempted
+from megatron_fork.errors import ConfigError, Interrupted, Preempted
 from megatron_fork.policy import Policy
 from megatron_fork.rewards import RewardPool
-from megatron_fork.rollout import Collector, Engine, EngineContext, PolicyWeights
+from megatron_fork.rollout import Collector, Engine, EngineContext, PolicyWeights, RolloutConfig
 from megatron_fork.run.checks import check_kernels, check_tokenizer, matching_ends, tokenizer_of
 from megatron_fork.run.console import Display
 from megatron_fork.run.ending import end_with
@@ -78,6 +78,15 @@ def _stopping(stop: StopRequest, hint: str) -> Iterator[None]:
         if not stop.has_raised:
             raise
         raise (Interrupted if stop.by_user else Preempted)("stopped before the end", hint=hint) from error
+
+
+def check_served(config: RolloutConfig, served: str) -> None:
+    """Raise `ConfigError` unless the engine has servers, which alone can hold the model `served`."""
+    if not rollout.engine_kind(config.engine).has_servers:
+        raise ConfigError(
+            f"--engine-holds-model={served} with rollout.engine={config.engine}, which gets its weights here",
+            hint="only servers hold a model of their own: rollout.engine=vllm or sglang",
+        )
 
 
 def load_policy(context: ModelContext) -> Policy:

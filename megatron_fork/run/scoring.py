@@ -35,8 +35,8 @@ class Scores(NamedTuple):
     entropy: Array
 
 
-class Scorer(Protocol):
-    """A model that gives the tokens of responses their log-probs and entropies."""
+class Reader(Protocol):
+    """A model whose tokens are known."""
 
     @property
     def config(self) -> RunConfig: ...
@@ -48,6 +48,10 @@ class Scorer(Protocol):
     def longest(self) -> int:
         """Tokens of the longest sequence that the model reads."""
         ...
+
+
+class Scorer(Reader, Protocol):
+    """A model that gives the tokens of responses their log-probs and entropies."""
 
     def score(self, sequences: Sequence[Demonstration]) -> Scores:
         """Of all response tokens; every rank calls it with the same sequences, numbered by their places."""
@@ -170,7 +174,7 @@ def entropies_of(files: TraceFiles, scores: Scorer) -> Entropies:
     return Entropies(np.concatenate(entropy), np.concatenate(lengths))
 
 
-def origin_of(scores: Scorer, command: str) -> Origin:
+def origin_of(scores: Reader, command: str) -> Origin:
     """What a file with these scores says of itself."""
     return Origin(
         model=scores.config.model.path or scores.config.run.name,
@@ -185,7 +189,7 @@ def is_first() -> bool:
     return distributed.rank() == 0
 
 
-def check_vocabulary(files: TraceFiles, scores: Scorer) -> None:
+def check_vocabulary(files: TraceFiles, scores: Reader) -> None:
     """Raise `TraceError` if the traces have tokens of another tokenizer than the model."""
     own, theirs = vocabulary_fingerprint(scores.tokenizer), files.origin.tokenizer
     if theirs and own != theirs:
@@ -195,7 +199,7 @@ def check_vocabulary(files: TraceFiles, scores: Scorer) -> None:
         )
 
 
-def sequences_of(part: Traces, scores: Scorer) -> list[Demonstration]:
+def sequences_of(part: Traces, scores: Reader) -> list[Demonstration]:
     """The responses of a part, numbered by their places; raises `TraceError` for what a model cannot read."""
     sequences = []
     rows = zip(part.values("prompt_tokens"), part.values("tokens"), strict=True)

@@ -67,15 +67,18 @@ class Traces:
         """The responses that have values in a column."""
         return Traces(self.table.filter(self._column(name).is_valid()), self.origin, self.where)
 
-    def with_flat(self, **columns: np.ndarray[Any, np.dtype[Any]]) -> Traces:
-        """The same responses with other values in columns with one entry a token, given as `flat` gives them."""
+    def with_flat(self, **columns: np.ndarray[Any, np.dtype[Any]] | None) -> Traces:
+        """The same responses with other values in columns with one entry a token, as `flat` gives them; None: without any."""
         import pyarrow
 
         offsets = pyarrow.array(np.concatenate([[0], np.cumsum(self.lengths)]), pyarrow.int32())
         table = self.table
         for name, values in columns.items():
             kind = arrow_schema().field(name).type
-            column = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values, kind.value_type), type=kind)
+            if values is None:
+                column = _nulls(name, len(self))
+            else:
+                column = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values, kind.value_type), type=kind)
             place = table.schema.get_field_index(name)
             table = table.set_column(place, name, column) if place >= 0 else table.append_column(name, column)
         return Traces(table, self.origin, self.where)

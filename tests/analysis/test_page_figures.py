@@ -13,7 +13,7 @@ from support.synthetic_traces import ORIGIN, traced_responses
 
 from megatron_fork.analysis import AnalysisError, PlottedCurve, save_curves, write_page
 from megatron_fork.analysis.colours import PALETTE
-from megatron_fork.analysis.page.publication import COLOURS, DASHES, SIZES
+from megatron_fork.analysis.publication import COLOURS, DASHES, SIZES
 from megatron_fork.errors import RunFolderError
 from megatron_fork.traces import TracedResponse, write_traces
 

@@ -82,6 +82,23 @@ def test_the_temperature_of_the_traces_is_kept(folder: Path, tmp_path: Path) -> 
     assert_scored(trace_rows(tmp_path / "out.parquet"), folder / "base", temperature=0.5)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "rollout.engine=embedded, which gets its weights here"),
+        (("rollout.engine=vllm",), "needs at least one address"),
+        (("rollout.engine=sglang", "rollout.servers=[http://127.0.0.1:9]"), "http://127.0.0.1:9"),
+        (("rollout.engine=vllm", "rollout.servers=[http://127.0.0.1:9]", "rollout.temperature=0.5"), "temperature 0.5"),
+    ],
+    ids=["no servers' engine", "no address", "nobody there", "another temperature"],
+)
+def test_servers_that_cannot_score_are_named(folder: Path, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    settings = [f"--setting={word}" for word in words]
+    traces, out = folder / "traces.parquet", tmp_path / "out.parquet"
+    code, output = call("rescore", traces, folder / "base", "--engine-holds-model=base", *settings, "--out", out)
+    assert code in (1, 2) and told in output and "\n  " in output and not list(tmp_path.iterdir()), output
+
+
 @pytest.mark.parametrize("name", ["base", "other"])
 def test_any_responses_of_any_model_in_one_line(folder: Path, tmp_path: Path, name: str) -> None:
     file = tmp_path / "responses.jsonl"

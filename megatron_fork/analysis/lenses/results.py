@@ -15,7 +15,7 @@ from megatron_fork.analysis.lenses.agreement import Agreement, agreement, ranks
 from megatron_fork.analysis.lenses.dependence import peaks
 from megatron_fork.analysis.lenses.responses import LensResponse
 from megatron_fork.analysis.lenses.scoring import Lens, ReferenceTokens
-from megatron_fork.analysis.patterns.saving import save_figures, save_record, writing
+from megatron_fork.analysis.saving import save_figures, save_record, writing
 from megatron_fork.files import replace_file
 
 Pair = tuple[str, str]

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -17,15 +18,16 @@ from megatron_fork.analysis.colours import LEVELS, PALETTE, entropy_colours, ent
 from megatron_fork.analysis.headline import facts, headlines
 from megatron_fork.analysis.json_lines import AnalysisError
 from megatron_fork.analysis.metrics import Series
+from megatron_fork.analysis.page.evaluations import Estimates, estimates_at
 from megatron_fork.analysis.page.overview import left_out, sampled, set_rows, status, warning
 from megatron_fork.analysis.page.payload import Payload
 from megatron_fork.analysis.page.plots import PLOTS, Entropies
-from megatron_fork.analysis.page.publication import save_figures
 from megatron_fork.analysis.page.responses import Facts, Sources, Vocabulary
 from megatron_fork.analysis.page.sampling import Budget, chosen
 from megatron_fork.analysis.page.sources import sources_at
 from megatron_fork.analysis.page.statistics import Statistics
 from megatron_fork.analysis.page.token_table import token_table
+from megatron_fork.analysis.publication import save_plot
 from megatron_fork.analysis.run_record import RunRecord, read_run
 from megatron_fork.analysis.tokens import visible
 from megatron_fork.errors import RunFolderError
@@ -46,6 +48,7 @@ class Gathered:
     vocabulary: Vocabulary
     payload: Payload
     truncated: list[str]
+    estimates: list[Estimates]
 
     def entropies(self) -> Entropies:
         steps = {each.step for each in self.facts if each.kind == "trained"}
@@ -61,7 +64,8 @@ def write_page(places: list[Path], out: Path, *, figures: Path | None = None, bu
 
     The same places give the same bytes. At most one of them is a run, whose metrics are shown too.
 
-    Raises `AnalysisError` or `TraceError` for what cannot be read, `RunFolderError` if the page cannot be written.
+    Raises `AnalysisError`, `TraceError` or `EvaluationError` for what cannot be read, `RunFolderError` if the page cannot be
+    written.
     """
     gathered = gather(places, budget or Budget())
     page = render(gathered)
@@ -80,6 +84,25 @@ def write_page(places: list[Path], out: Path, *, figures: Path | None = None, bu
     return out
 
 
+def save_figures(folder: Path, entropies: Entropies, record: RunRecord | None) -> list[Path]:
+    """Save every plot that has data, and a run's curves; returns the files.
+
+    Raises `AnalysisError` if nothing has data, `RunFolderError` if a file cannot be written.
+    """
+    written = []
+    for plot in PLOTS:
+        written += save_plot(folder, plot.identifier, partial(plot.draw, entropies))
+    if record is not None:
+        for curve in CURVES:
+            written += save_plot(folder, curve.identifier, partial(curve.draw, record))
+    if not written:
+        raise AnalysisError(
+            f"--figures={folder}: there are no entropies and no metrics to draw",
+            hint="compute entropies with `megatron-fork analyze rescore`",
+        )
+    return written
+
+
 def gather(places: list[Path], budget: Budget) -> Gathered:
     """Read the places; the tokens are counted part by part, and only those of chosen responses are kept."""
     runs = [place for place in places if (place / "metrics.jsonl").is_file()]
@@ -95,7 +118,7 @@ def gather(places: list[Path], budget: Budget) -> Gathered:
     payload = Payload(vocabulary, budget)
     statistics = _read(sources, set(chosen(every, budget)), payload, vocabulary)
     name = record.name if record else ", ".join(place.resolve().name for place in places)
-    return Gathered(name, record, every, statistics, vocabulary, payload, sources.truncated)
+    return Gathered(name, record, every, statistics, vocabulary, payload, sources.truncated, estimates_at(places))
 
 
 def _read(sources: Sources, shown: set[int], payload: Payload, vocabulary: Vocabulary) -> Statistics:
@@ -135,6 +158,7 @@ def render(gathered: Gathered) -> str:
         curves=draw_charts(CURVES, record) if record else [],
         plots=draw_charts(PLOTS, gathered.entropies()),
         sets=set_rows(gathered.facts),
+        estimates=gathered.estimates,
         responses=len(gathered.facts),
         shown=len(payload.facts),
         sampled=sampled(gathered.facts, payload),

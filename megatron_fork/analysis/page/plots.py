@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 from megatron_fork.analysis.charts import ChartPlan
 from megatron_fork.analysis.colours import PALETTE
+from megatron_fork.analysis.counting import BINS_PER_DECADE, DECIDED, PAPER_ENTROPY
 from megatron_fork.analysis.figures import (
     Drawing,
     Line,
@@ -25,14 +26,14 @@ from megatron_fork.analysis.figures import (
 )
 from megatron_fork.analysis.metrics import Series
 from megatron_fork.analysis.page.responses import VERDICTS
-from megatron_fork.analysis.page.statistics import BINS_PER_DECADE, DECIDED, EDGES, LOWEST, POSITIONS, Statistics
+from megatron_fork.analysis.page.statistics import EDGES, LOWEST, POSITIONS, Statistics
 
 STONE, ORANGE, BLUE, INK, VIOLET = (PALETTE[name][0] for name in ("stone", "orange", "blue", "ink", "violet"))
 BY_VERDICT = {0: Line("right", BLUE), 1: Line("wrong", ORANGE, "--"), 2: Line("not judged", VIOLET, ":")}
 # Place of the first bin, in decades below `LOWEST`.
 FIRST = (-0.55, -0.1)
 # Share of tokens below an entropy in nats: Qwen3-8B, its responses to AIME.
-PAPERS = ((0.5064, DECIDED), (0.80, 0.672))
+PAPERS = ((PAPER_ENTROPY["share_below_0.01"], DECIDED), (0.80, PAPER_ENTROPY["p80"]))
 _SHARES = numpy.arange(0.02, 1.0, 0.01)
 
 
@@ -106,7 +107,8 @@ def in_words(statistics: Statistics) -> str:
     percentile = number_text(float(f"{statistics.percentile(0.8):.2g}"))
     sentences = [
         f"{statistics.tokens:,} tokens of {statistics.responses:,} responses: {100 * statistics.below_decided():.1f} % are "
-        f"below {DECIDED:g} nats, and the 80th percentile is {percentile} nats (the paper's Qwen3-8B: 50.64 % and 0.672 nats)."
+        f"below {DECIDED:g} nats, and the 80th percentile is {percentile} nats (the paper's Qwen3-8B: "
+        f"{100 * PAPER_ENTROPY['share_below_0.01']:.2f} % and {PAPER_ENTROPY['p80']:g} nats)."
     ]
     if statistics.not_finite:
         sentences.append(f"{statistics.not_finite:,} tokens whose entropy is not finite are left out.")
@@ -195,7 +197,7 @@ PLOTS = (
     ChartPlan(
         "distribution",
         "How entropy is distributed",
-        "Most tokens are all but decided; those in the tail are where a response can fork.",
+        "At the left are tokens that are all but decided, at the right those where a response can fork.",
         draw_distribution,
         wide=True,
     ),

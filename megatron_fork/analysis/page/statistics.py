@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy
 
+from megatron_fork.analysis.counting import DECIDED, Sums, log_bins
+from megatron_fork.analysis.counting import EDGES as ALL_EDGES
 from megatron_fork.analysis.page.responses import VERDICTS, Part
 
-# In nats: entropies below `LOWEST` are in the first bin, those below `DECIDED` are counted in words.
-LOWEST, DECIDED = 1e-4, 1e-2
-BINS_PER_DECADE = 8
-# Up to 316 nats: the entropy of more words than there are.
-EDGES = (LOWEST * 10 ** (numpy.arange(6.5 * BINS_PER_DECADE + 1) / BINS_PER_DECADE)).astype(numpy.float32)
+LOWEST = 1e-4
+"""Nats; what is smaller is in the first bin."""
+EDGES = ALL_EDGES[ALL_EDGES > 0.99 * LOWEST].astype(numpy.float32)
 # Of the 32 bits of a positive float, which are in the order of its value, those that number its bin.
 _DROPPED_BITS = 14
 _FINE_BINS = 1 << (31 - _DROPPED_BITS)
@@ -30,13 +30,9 @@ class Statistics:
         self.not_finite = 0
         self.histogram = numpy.zeros((len(VERDICTS), 2, len(EDGES)), dtype=numpy.int64)
         """[verdict, selected, bin]: how many are below all edges, then in each bin; what is above all is in the last."""
-        self.position_counts = numpy.zeros((len(VERDICTS), len(POSITIONS)), dtype=numpy.int64)
-        self.position_sums = numpy.zeros((len(VERDICTS), len(POSITIONS)))
+        self._positions = Sums(len(VERDICTS) * len(POSITIONS))
         self._fine = numpy.zeros((len(VERDICTS), _FINE_BINS), dtype=numpy.int64)
-        self.token_counts = numpy.zeros(0, dtype=numpy.int64)
-        """[distinct tokens], as are the next two."""
-        self.token_sums = numpy.zeros(0)
-        self.token_selected = numpy.zeros(0, dtype=numpy.int64)
+        self._tokens, self._selected = Sums(0), Sums(0)
 
     def __bool__(self) -> bool:
         return bool(self.histogram.any())
@@ -44,6 +40,28 @@ class Statistics:
     @property
     def tokens(self) -> int:
         return int(self.histogram.sum())
+
+    @property
+    def position_counts(self) -> numpy.ndarray:
+        """[verdict, position], as are `position_sums`."""
+        return self._positions.count.reshape(len(VERDICTS), len(POSITIONS))
+
+    @property
+    def position_sums(self) -> numpy.ndarray:
+        return self._positions.total.reshape(len(VERDICTS), len(POSITIONS))
+
+    @property
+    def token_counts(self) -> numpy.ndarray:
+        """[distinct tokens], as are `token_sums` of their entropies and `token_selected`, how many were."""
+        return self._tokens.count
+
+    @property
+    def token_sums(self) -> numpy.ndarray:
+        return self._tokens.total
+
+    @property
+    def token_selected(self) -> numpy.ndarray:
+        return self._selected.total
 
     def add(self, part: Part, counted: numpy.ndarray) -> None:
         """Count the responses of a part that `counted` [responses] names; each has its entropies."""
@@ -60,21 +78,12 @@ class Statistics:
         verdicts = numpy.repeat(numpy.array([facts.verdict for facts in part.facts], dtype=numpy.int64), lengths)
         verdict = verdicts[finite]
         position = (numpy.arange(len(part.tokens)) - numpy.repeat(part.starts[:-1], lengths))[finite] + 1
-        bins = numpy.minimum(numpy.searchsorted(EDGES, entropy, side="right"), len(EDGES) - 1)
-        _count(self.histogram, (verdict * 2 + selected) * len(EDGES) + bins)
+        _count(self.histogram, (verdict * 2 + selected) * len(EDGES) + log_bins(entropy, EDGES))
         _count(self._fine, verdict * _FINE_BINS + (entropy.view(numpy.int32) >> _DROPPED_BITS))
         place = verdict * len(POSITIONS) + numpy.searchsorted(POSITIONS, position, side="right") - 1
-        _count(self.position_counts, place)
-        self.position_sums += numpy.bincount(place, entropy, self.position_sums.size).reshape(self.position_sums.shape)
-        self._add_tokens(part.tokens[finite], entropy, selected)
-
-    def _add_tokens(self, tokens: numpy.ndarray, entropy: numpy.ndarray, selected: numpy.ndarray) -> None:
-        longer = max(len(self.token_counts), int(tokens.max()) + 1)
-        for name, weights in (("token_counts", None), ("token_sums", entropy), ("token_selected", selected)):
-            added = numpy.bincount(tokens, weights, longer)
-            before = vars(self)[name]
-            added[: len(before)] += before
-            vars(self)[name] = added.astype(before.dtype)
+        self._positions.add(place, entropy)
+        self._tokens.add(part.tokens[finite], entropy)
+        self._selected.add(part.tokens[finite], selected)
 
     def below_decided(self) -> float:
         """Share of the tokens with an entropy below `DECIDED`."""

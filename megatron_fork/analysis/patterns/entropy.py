@@ -7,17 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_fork.analysis.patterns.sums import Array, PositionSums, TokenMean, TokenSums, positions
+from megatron_fork.analysis.counting import DECIDED, EDGES, Array, log_bins
+from megatron_fork.analysis.patterns.sums import PositionSums, TokenMean, TokenSums, positions
 from megatron_fork.errors import TraceError
 from megatron_fork.traces import TraceFiles, Traces
 
-LOW = 0.01
-"""Nats; below it a token is all but decided."""
 PERCENTILES = (5, 10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 85, 90, 95, 99, 99.9)
 GROUPS = ("all", "right", "wrong", "unjudged")
 """A response is right if its reward is above 0, unjudged if it has none."""
-# Log bins of equal width; the first bin holds all that is smaller, rounding errors below 0 too.
-EDGES = 10.0 ** np.arange(-6, 1.375, 0.125)
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Distribution:
     tokens: int
     mean: float
     low: float
-    """Share of tokens below `LOW`."""
+    """Share of tokens below `DECIDED`."""
     percentiles: dict[float, float]
     counts: Array
     """`[len(EDGES)]`: tokens below the first of `EDGES`, then between each and the next; the last has all above."""
@@ -125,7 +122,7 @@ def _distribution(parts: list[Array], responses: int) -> Distribution:
         responses=responses,
         tokens=tokens,
         mean=sum(float(part.sum(dtype=np.float64)) for part in parts) / tokens,
-        low=sum(int((part < LOW).sum()) for part in parts) / tokens,
+        low=sum(int((part < DECIDED).sum()) for part in parts) / tokens,
         percentiles={float(p): float(value) for p, value in zip(PERCENTILES, values, strict=True)},
         counts=np.sum([log_counts(part) for part in parts], axis=0),
     )
@@ -133,5 +130,4 @@ def _distribution(parts: list[Array], responses: int) -> Distribution:
 
 def log_counts(entropy_t: Array) -> Array:
     """`[len(EDGES)]` int64: how many entropies are in each bin of `Distribution.counts`."""
-    places = np.searchsorted(EDGES, entropy_t, side="right")
-    return np.bincount(np.minimum(places, len(EDGES) - 1), minlength=len(EDGES))
+    return np.bincount(log_bins(entropy_t), minlength=len(EDGES))

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from megatron_fork.analysis.colours import PALETTE
+from megatron_fork.analysis.counting import EDGES, PAPER_ENTROPY
 from megatron_fork.analysis.figures import finished, log_ticks, number_text, round_ticks
-from megatron_fork.analysis.patterns.entropy import EDGES, EntropyPattern
-from megatron_fork.analysis.patterns.results import PAPER_ENTROPY
+from megatron_fork.analysis.patterns.entropy import EntropyPattern
 from megatron_fork.analysis.patterns.sums import RELATIVE_BINS, TokenMean
 from megatron_fork.analysis.patterns.word_cloud import draw_cloud
 
 SIZE = (6.0, 3.0)
 _COLOURS = {"all": "ink", "right": "teal", "wrong": "orange", "unjudged": "stone"}
+_DASHES = {"all": "-", "right": "-", "wrong": "--", "unjudged": ":"}
 _WORDS = 60
 
 
@@ -37,7 +39,9 @@ def figures_of(pattern: EntropyPattern) -> dict[str, Callable[[], Figure]]:
 def draw_distribution(pattern: EntropyPattern) -> Figure:
     """Share of tokens in each log bin, of right and wrong responses beside all, with the 80th percentile and the paper's."""
     figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.add_subplot(xlabel="entropy of a response token (nats)", ylabel="share of tokens, log scale")
+    axes = figure.add_subplot(
+        xlabel="entropy of a response token (nats); first bar: below 1e-4", ylabel="share of tokens, log scale"
+    )
     low = int(np.searchsorted(EDGES, 1e-4))
     edges = np.concatenate([[EDGES[low - 2]], EDGES[low:]])  # all smaller ones in a bin at the left end
     for name, group in pattern.groups.items():
@@ -45,7 +49,7 @@ def draw_distribution(pattern: EntropyPattern) -> Figure:
             continue
         counts = np.concatenate([[group.counts[: low + 1].sum()], group.counts[low + 1 :]]) / group.tokens
         used = int(np.flatnonzero(counts)[-1]) + 1
-        axes.stairs(counts[:used], edges[: used + 1], color=PALETTE[_COLOURS[name]][0], label=name, baseline=None)
+        axes.stairs(counts[:used], edges[: used + 1], label=name, baseline=None, **_style(name))
     everything = pattern.groups["all"].percentiles[80.0]
     axes.axvline(
         max(everything, edges[0]), color=PALETTE["blue"][0], linestyle="--", label=f"80th percentile {everything:.3g}"
@@ -66,10 +70,10 @@ def draw_positions(pattern: EntropyPattern) -> Figure:
     relative, absolute = figure.subplots(1, 2, sharey=True)
     for name, places in pattern.positions.items():
         if name == "all" or len(pattern.positions) > 2:
-            style = {"color": PALETTE[_COLOURS[name]][0], "label": name}
-            relative.plot((np.arange(RELATIVE_BINS) + 0.5) / RELATIVE_BINS, places.relative.mean, **style)
+            middles = (np.arange(RELATIVE_BINS) + 0.5) / RELATIVE_BINS
+            relative.plot(middles, places.relative.mean, label=name, **_style(name))
             used = np.flatnonzero(places.absolute.count)
-            absolute.plot(2.0 ** (used - 0.5), places.absolute.mean[used], marker="o", markersize=3, **style)
+            absolute.plot(2.0 ** (used - 0.5), places.absolute.mean[used], marker="o", markersize=3, **_style(name))
     relative.set(xlabel="place in the response", ylabel="mean entropy (nats)", ylim=(0, None))
     round_ticks(relative.xaxis, unit="%")
     round_ticks(relative.yaxis)
@@ -78,6 +82,10 @@ def draw_positions(pattern: EntropyPattern) -> Figure:
     if len(relative.get_lines()) > 1:
         relative.legend()
     return figure
+
+
+def _style(group: str) -> dict[str, Any]:
+    return {"color": PALETTE[_COLOURS[group]][0], "linestyle": _DASHES[group]}
 
 
 def _cloud(tokens: Sequence[TokenMean], colour: str) -> Figure:

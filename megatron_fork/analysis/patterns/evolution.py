@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_fork.analysis.counting import Array, Sums
 from megatron_fork.analysis.patterns.entropy import PERCENTILES
-from megatron_fork.analysis.patterns.sums import Array, Sums
 
 BINS = 20
 """Of 5 percentiles of the base model's entropy each."""

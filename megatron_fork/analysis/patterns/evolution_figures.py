@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from megatron_fork.analysis.colours import PALETTE
 from megatron_fork.analysis.figures import finished, round_ticks
 from megatron_fork.analysis.patterns.evolution import BINS, Evolution, evolution_record
-from megatron_fork.analysis.patterns.saving import save_figures, save_record
+from megatron_fork.analysis.saving import save_figures, save_record
 
 SIZE = (6.0, 3.0)
 _SHOWN = (50.0, 80.0, 90.0, 95.0, 99.0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fork.analysis.patterns.sums import Array
+from megatron_fork.analysis.counting import Array
 from megatron_fork.analysis.tokens import visible, visible_label
 
 _AROUND = 8

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_fork.analysis.patterns.entropy import EDGES, Distribution, EntropyPattern
-from megatron_fork.analysis.patterns.saving import save_figures, save_record
-
-PAPER_ENTROPY = {"share_below_0.01": 0.5064, "p80": 0.672}
-"""Qwen3-8B on AIME24 and 25, temperature 1, more than a million tokens (arXiv 2506.01939)."""
+from megatron_fork.analysis.counting import EDGES, PAPER_ENTROPY
+from megatron_fork.analysis.patterns.entropy import Distribution, EntropyPattern
+from megatron_fork.analysis.saving import save_figures, save_record
 
 
 def save_entropy(folder: Path, pattern: EntropyPattern) -> list[Path]:

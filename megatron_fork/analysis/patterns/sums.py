@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_fork.analysis.counting import Array, Sums
 from megatron_fork.analysis.tokens import visible_label
 from megatron_fork.traces import Traces
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 RELATIVE_BINS = 20
 _LONGEST = 32  # bins of powers of two hold responses of up to 2**31 tokens
@@ -25,41 +23,6 @@ class TokenMean:
     text: str
     count: int
     mean: float
-
-
-@dataclass
-class Sums:
-    """Count and sum of entropies in each of `bins` bins."""
-
-    bins: int
-    count: Array = field(init=False)
-    total: Array = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.count = np.zeros(self.bins, dtype=np.int64)
-        self.total = np.zeros(self.bins)
-
-    def add(self, bin_t: Array, entropy_t: Array) -> None:
-        """Add tokens to their bins; bins past the last one are made."""
-        count = np.bincount(bin_t, minlength=self.bins)
-        total = np.bincount(bin_t, weights=entropy_t, minlength=self.bins)
-        if len(count) > self.bins:
-            self.count = np.pad(self.count, (0, len(count) - self.bins))
-            self.total = np.pad(self.total, (0, len(count) - self.bins))
-            self.bins = len(count)
-        self.count += count
-        self.total += total
-
-    def merged(self, bins: int) -> Sums:
-        """With so many neighbouring bins made one; their number must be divisible by it."""
-        found = Sums(self.bins // bins)
-        found.count, found.total = self.count.reshape(-1, bins).sum(1), self.total.reshape(-1, bins).sum(1)
-        return found
-
-    @property
-    def mean(self) -> Array:
-        """`[bins]` nats; NaN where there is no token."""
-        return np.divide(self.total, self.count, out=np.full(self.bins, np.nan), where=self.count > 0)
 
 
 class TokenSums:

@@ -18,6 +18,8 @@ WIDTH, HEIGHT = 6.0, 3.4
 SMALLEST, LARGEST = 7.0, 34.0
 """Points."""
 _GAP = 2.0
+_SPACE = 0.15
+"""Of a word's size, at each side of it: without a space two short words read as one."""
 _LONGEST_WORD = 24  # characters; a longer one is cut
 
 
@@ -42,7 +44,8 @@ def placed_words(words: Sequence[tuple[str, float]]) -> list[Placed]:
         extents = TextPath((0, 0), shown, size=size, prop=font).get_extents()
         width, height = extents.width, max(extents.height, 0.2 * size)
         for x, y in _spiral():
-            box = (x - width / 2 - _GAP, y - height / 2 - _GAP, x + width / 2 + _GAP, y + height / 2 + _GAP)
+            aside = width / 2 + _GAP + _SPACE * size
+            box = (x - aside, y - height / 2 - _GAP, x + aside, y + height / 2 + _GAP)
             if max(-box[0], box[2]) > WIDTH * 36 or max(-box[1], box[3]) > HEIGHT * 36:
                 continue
             if not any(_overlap(box, other.box) for other in found):
@@ -56,13 +59,23 @@ def draw_cloud(words: Sequence[tuple[str, float]], colour: str) -> Figure:
     figure = Figure(figsize=(WIDTH, HEIGHT))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.set_xlim(-WIDTH * 36, WIDTH * 36)  # a unit is a point
-    axes.set_ylim(-HEIGHT * 36, HEIGHT * 36)
     placed = placed_words(words)
+    scale = fitting_scale(placed)
+    axes.set_xlim(-WIDTH * 36 / scale, WIDTH * 36 / scale)  # a unit is a point, or more where few words leave room
+    axes.set_ylim(-HEIGHT * 36 / scale, HEIGHT * 36 / scale)
     for number, each in enumerate(placed):
         style: dict[str, Any] = {"family": "sans-serif", "va": "baseline", "ha": "left", "color": PALETTE[colour][0]}
-        axes.text(*each.origin, each.word, fontsize=each.size, alpha=1.0 - 0.5 * number / max(1, len(placed)), **style)
+        axes.text(
+            *each.origin, each.word, fontsize=scale * each.size, alpha=1.0 - 0.5 * number / max(1, len(placed)), **style
+        )
     return figure
+
+
+def fitting_scale(placed: Sequence[Placed]) -> float:
+    """How many times larger the words may all be with room left for each."""
+    across = max((max(-each.box[0], each.box[2]) for each in placed), default=WIDTH * 36)
+    up = max((max(-each.box[1], each.box[3]) for each in placed), default=HEIGHT * 36)
+    return min(WIDTH * 36 / across, HEIGHT * 36 / up)
 
 
 def _spiral() -> list[tuple[float, float]]:

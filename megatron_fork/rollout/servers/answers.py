@@ -37,7 +37,7 @@ class Answer:
         `reason` says why the response ended: stop, length or abort; None if it goes on.
         """
         ids = self._tokens(tokens)
-        values = _logprobs(logprob, len(ids))
+        values = checked_logprobs(logprob, len(ids))
         if self._has_ended and (ids or reason is not None):
             raise void("it sent more after the end of the response")
         if self.count + len(ids) > self.room:
@@ -77,7 +77,8 @@ class Answer:
         raise void(f"it ended for an unknown reason: {quoted(reason, 60)}")
 
 
-def _logprobs(logprob: object, count: int) -> list[float]:
+def checked_logprobs(logprob: object, count: int) -> list[float]:
+    """Log-probs of so many tokens, of JSON that may hold anything; raises `ServerFault` for what they cannot be."""
     if not isinstance(logprob, list) or len(logprob) != count:
         sent = len(logprob) if isinstance(logprob, list) else quoted(logprob, 60)
         raise void(f"it sent {sent} log-probs for {count} tokens")

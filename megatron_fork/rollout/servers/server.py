@@ -29,6 +29,7 @@ from megatron_fork.serving import Backend
 State = Literal["down", "stale", "ready"]
 # JSON elements of a control route's answer.
 _ELEMENTS = 100_000
+_ELEMENTS_A_TOKEN = 20
 # Workers of one kind of parallelism.
 _MOST_WORKERS = 4096
 
@@ -155,6 +156,13 @@ class Server(ABC):
     async def resume(self) -> None:
         """Continue the paused requests."""
 
+    async def logprobs_of(self, tokens: Sequence[int], first: int) -> list[float]:
+        """Log-probs at temperature 1 of the tokens from place `first` on, which is above 0; draws nothing that counts.
+
+        Raises `ServerFault`; `refused` where the server, or its kind, scores no such tokens.
+        """
+        raise ServerFault(f"a {type(self).__name__} scores no given tokens", refused=True)
+
     # What is the same for all engines.
 
     async def hold(self) -> None:
@@ -186,16 +194,19 @@ class Server(ABC):
         except ServerFault:
             return False
 
-    async def call(self, method: str, path: str, **options: Any) -> Any:
-        """JSON answer of a control route, or its text; raises `ServerFault` unless it succeeded."""
-        reply = await self.wire.ask(method, path, self.config.control_seconds, **options)
+    async def call(self, method: str, path: str, *, tokens: int = 0, **options: Any) -> Any:
+        """JSON answer of a control route, or its text; raises `ServerFault` unless it succeeded.
+
+        `tokens`: how many the answer may speak of, besides what such a route says.
+        """
+        reply = await self.wire.ask(method, path, self.config.control_seconds, tokens=tokens, **options)
         if reply.status != 200:
-            raise ServerFault(f"{path} was answered with {reply.status}: {quoted(reply.body)}")
+            raise refusal(path, reply.status, reply.body)
         if reply.kind == "text/html":
             raise ServerFault(f"{path} was answered with a page: {quoted(reply.body)}")
         if "json" not in reply.kind:
             return quoted(reply.body)
-        answer = parsed(reply.body, path, _ELEMENTS)
+        answer = parsed(reply.body, path, _ELEMENTS + tokens * _ELEMENTS_A_TOKEN)
         if isinstance(answer, dict) and answer.get("error"):
             raise ServerFault(f"{path} was answered with an error: {quoted(answer['error'])}")
         return answer

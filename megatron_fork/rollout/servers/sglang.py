@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk
-from megatron_fork.rollout.servers.answers import Answer
+from megatron_fork.rollout.servers.answers import Answer, checked_logprobs
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
 from megatron_fork.rollout.servers.wire import ServerFault, quoted, void
 
@@ -58,6 +58,15 @@ class SglangServer(Server):
             sampling["custom_params"] = {"entropy_temperature": request.entropy_temperature.parameters}
             body["custom_logit_processor"] = _PROCESSOR
         return body
+
+    async def logprobs_of(self, tokens: Sequence[int], first: int) -> list[float]:
+        body = {
+            "input_ids": list(tokens),
+            "sampling_params": {"max_new_tokens": 1, "temperature": 0.0},
+            "return_logprob": True,
+            "logprob_start_len": first - 1,  # the first entry is of that place, and has no value
+        }
+        return logprobs_in(await self.call("POST", "/generate", tokens=len(tokens), json=body), tokens, first)
 
     async def stop_all(self) -> None:
         await self.post("/abort_request", {"abort_all": True})
@@ -131,6 +140,19 @@ class SglangServer(Server):
 
     async def resume(self) -> None:
         await self.post("/continue_generation")
+
+
+def logprobs_in(answer: object, tokens: Sequence[int], first: int) -> list[float]:
+    """Of the tokens from place `first` on, in an answer whose log-probs begin one place before; raises `ServerFault`."""
+    about = answer.get("meta_info") if isinstance(answer, dict) else None
+    entries = about.get("input_token_logprobs") if isinstance(about, dict) else None
+    if not isinstance(entries, list) or len(entries) != len(tokens) - first + 1:
+        raise void(f"it sent no log-probs of the {len(tokens)} tokens of a prompt: {quoted(entries, 60)}")
+    pairs = [entry if isinstance(entry, list) and len(entry) >= 2 else [None, None] for entry in entries[1:]]
+    # It calls a token at the vocabulary's end 0.
+    if any(pair[1] not in (token, 0) for pair, token in zip(pairs, tokens[first:], strict=True)):
+        raise void("its log-probs are of other tokens than the prompt's")
+    return checked_logprobs([pair[0] for pair in pairs], len(tokens) - first)
 
 
 def _fields(event: dict[str, Any], seen: int) -> tuple[object, object, object, object]:

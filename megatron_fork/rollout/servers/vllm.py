@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk, vllm_sampling
-from megatron_fork.rollout.servers.answers import Answer
+from megatron_fork.rollout.servers.answers import Answer, checked_logprobs
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
 from megatron_fork.rollout.servers.wire import ServerFault, quoted, void
 
@@ -29,6 +29,12 @@ class VllmServer(Server):
                 choice = _choice_of(event)
                 if choice is not None:
                     yield answer.take(*_fields(choice))
+
+    async def logprobs_of(self, tokens: Sequence[int], first: int) -> list[float]:
+        sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
+        body = {"token_ids": list(tokens), "sampling_params": sampling}
+        answer = await self.call("POST", "/inference/v1/generate", tokens=len(tokens), json=body)
+        return logprobs_in(answer, tokens, first)
 
     async def stop_all(self) -> None:
         await self.post("/abort_requests")
@@ -103,6 +109,21 @@ class VllmServer(Server):
     async def _on_workers(self, method: str, *arguments: Any) -> None:
         body = {"method": method, "args": list(arguments), "timeout": self.config.control_seconds}
         await self.post("/collective_rpc", body)
+
+
+def logprobs_in(answer: object, tokens: Sequence[int], first: int) -> list[float]:
+    """Of the tokens from place `first` on, in an answer that was asked for `prompt_logprobs`; raises `ServerFault`."""
+    entries = answer.get("prompt_logprobs") if isinstance(answer, dict) else None
+    if not isinstance(entries, list) or len(entries) != len(tokens):
+        raise void(f"it sent no log-probs of the {len(tokens)} tokens of a prompt: {quoted(entries, 60)}")
+    scored = zip(tokens[first:], entries[first:], strict=True)
+    return checked_logprobs([_logprob_of(token, entry) for token, entry in scored], len(tokens) - first)
+
+
+def _logprob_of(token: int, entry: object) -> object:
+    """What an entry of `prompt_logprobs` says of the token itself, in which others may be named too."""
+    found = entry.get(str(token)) if isinstance(entry, dict) else None
+    return found.get("logprob") if isinstance(found, dict) else None
 
 
 def _choice_of(event: dict[str, Any]) -> dict[str, Any] | None:
