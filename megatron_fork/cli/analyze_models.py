@@ -82,10 +82,12 @@ def rescore(
         if any(out.exists() and out.samefile(file) for file in files.files):
             raise ConfigError(f"--out={out} is one of the traces", hint="write another file")
         place, saved = place_and_checkpoint(model)
+        if not files.origin.written_by and not any("rollout.temperature" in each for each in settings or ()):
+            display.say(
+                "the traces do not name their temperature: 1 is taken; --setting rollout.temperature=T for another"
+            )
         display.say(f"one statistics pass of {model} over {files.responses:,} responses")
-        with scorer(
-            place, display, saved=saved, overrides=settings or [], temperature=files.origin.temperature
-        ) as scores:
+        with scorer(place, display, saved=saved, overrides=settings or [], temperature=files.temperature) as scores:
             parts = rescored(files, scores)
             if is_first_rank():
                 with TraceWriter(out, origin_of(scores, "analyze rescore")) as writer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_fork.analysis.patterns.sums import Array, PositionSums, TokenMean, TokenSums, positions
+from megatron_fork.analysis.tokens import visible
 from megatron_fork.errors import TraceError
 from megatron_fork.traces import TraceFiles, Traces
 
@@ -103,7 +104,7 @@ def entropy_pattern(files: TraceFiles, *, minimum_count: int = 100, rows: int = 
         positions={name: places[name] for name in groups},
         left_out=left_out,
         temperatures=tuple(sorted({origin.temperature for origin in origins})),
-        models=tuple(sorted({origin.model for origin in origins})),
+        models=tuple(sorted({visible(origin.model) for origin in origins})),
     )
 
 
