@@ -85,7 +85,7 @@ def _evolution(traces: list[Path], names: list[str], overrides: list[str], displ
     files = open_traces(*traces)
     display.say(f"{len(names)} statistics passes over {files.responses:,} responses")
     place, saved = place_and_checkpoint(names[0])
-    with scorer(place, display, saved=saved, overrides=overrides, temperature=files.origin.temperature) as scores:
+    with scorer(place, display, saved=saved, overrides=overrides, temperature=files.temperature) as scores:
 
         def under(name: str) -> None:
             place, saved = place_and_checkpoint(name)

@@ -47,7 +47,7 @@ def compare_masks(
 
         files = open_traces(*traces)
         place, saved = place_and_checkpoint(model)
-        words = [f"rollout.temperature={files.origin.temperature}", *(settings or [])]
+        words = [f"rollout.temperature={files.temperature}", *(settings or [])]
 
         def selection_of(text: str, name: str) -> SelectionConfig:
             own = text.split()

@@ -91,8 +91,12 @@ def rescore(
         if any(out.exists() and out.samefile(file) for file in files.files):
             raise ConfigError(f"--out={out} is one of the traces", hint="write another file")
         place, saved = place_and_checkpoint(model)
+        if not files.origin.written_by and not any("rollout.temperature" in each for each in settings or ()):
+            display.say(
+                "the traces do not name their temperature: 1 is taken; --setting rollout.temperature=T for another"
+            )
         if served is not None:
-            reader = ServerReader(place, served, settings or [], saved=saved, temperature=files.origin.temperature)
+            reader = ServerReader(place, served, settings or [], saved=saved, temperature=files.temperature)
             engine = reader.config.rollout.engine
             display.say(f"log-probs of {served} from {engine} servers for {files.responses:,} responses")
             with TraceWriter(out, origin_of(reader, "analyze rescore")) as writer:
@@ -101,9 +105,7 @@ def rescore(
             display.say(f"traces {out}, without entropies: {engine} servers report none for given tokens")
             return
         display.say(f"one statistics pass of {model} over {files.responses:,} responses")
-        with scorer(
-            place, display, saved=saved, overrides=settings or [], temperature=files.origin.temperature
-        ) as scores:
+        with scorer(place, display, saved=saved, overrides=settings or [], temperature=files.temperature) as scores:
             parts = rescored(files, scores)
             if is_first_rank():
                 with TraceWriter(out, origin_of(scores, "analyze rescore")) as writer:

@@ -12,6 +12,7 @@ import csv
 import json
 import sys
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,25 +28,32 @@ BATCH_ROWS = 1024
 READABLE = "JSON lines (.jsonl, .json), .parquet, .csv, .arrow, or a folder of a Hugging Face dataset"
 
 
-def read_rows(source: Path, split: str | None = None, subset: str | None = None) -> Iterator[PlacedRow]:
-    """Every row of `source`, in the order of its files' names; raises `DataError` that names file and line."""
+def read_rows(
+    source: Path, split: str | None = None, subset: str | None = None, *, field: str = "data.source"
+) -> Iterator[PlacedRow]:
+    """Every row of `source`, in the order of its files' names; raises `DataError` that names file and line.
+
+    `field`: what names the source in messages.
+    """
     found = 0
-    for path in data_files(source, split, subset):
+    for path in data_files(source, split, subset, field=field):
         for placed in READERS[path.suffix.lower()](path):
             found += 1
             yield placed
     if not found:
-        raise DataError(f"data.source={source} has no rows", hint="is the file complete?")
+        raise DataError(f"{field}={source} has no rows", hint="is the file complete?")
 
 
-def data_files(source: Path, split: str | None = None, subset: str | None = None) -> list[Path]:
+def data_files(
+    source: Path, split: str | None = None, subset: str | None = None, *, field: str = "data.source"
+) -> list[Path]:
     """The files that hold the rows of `split` and `subset`; a single file is taken as it is."""
     if source.is_file():
         if source.suffix.lower() not in READERS:
-            raise DataError(f"data.source={source} has the suffix {source.suffix!r}", hint=f"readable: {READABLE}")
+            raise DataError(f"{field}={source} has the suffix {source.suffix!r}", hint=f"readable: {READABLE}")
         return [source]
     if not source.is_dir():
-        raise DataError(f"data.source={source} is not a file or folder", hint=f"give reach, arithmetic, or {READABLE}")
+        raise DataError(f"{field}={source} is not a file or folder", hint=f"give reach, arithmetic, or {READABLE}")
     saved = _saved_by_datasets(source, split)
     if saved is not None:
         return saved
@@ -55,11 +63,11 @@ def data_files(source: Path, split: str | None = None, subset: str | None = None
 
     files = sorted(path for path in source.rglob("*") if is_rows(path))
     if not files:
-        raise DataError(f"data.source={source} has no data files", hint=f"readable: {READABLE}")
+        raise DataError(f"{field}={source} has no data files", hint=f"readable: {READABLE}")
     chosen = choose(source, files, split, subset, is_rows=is_rows)
     if len({path.suffix.lower() for path in chosen}) > 1:
         raise DataError(
-            f"data.source={source} has rows in several formats, which may be the same rows twice: "
+            f"{field}={source} has rows in several formats, which may be the same rows twice: "
             f"{', '.join(str(path.relative_to(source)) for path in chosen[:4])}",
             hint="name the file, or a folder with one format",
         )
@@ -87,7 +95,7 @@ def _saved_by_datasets(source: Path, split: str | None) -> list[Path] | None:
 
 def _json_file(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding=UTF8))
+        return json.loads(path.read_text(encoding=UTF8), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON: {error}", hint="save or download the data set again") from error
 
@@ -108,12 +116,21 @@ def _json_lines(path: Path) -> Iterator[PlacedRow]:
                 continue
             place = f"{path} line {number}"
             try:
-                yield place, _as_row(json.loads(line.decode("utf-8")), place)
+                yield place, _as_row(json.loads(line.decode("utf-8"), object_pairs_hook=_object), place)
             except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{place} has no readable JSON: {error}",
                     hint='each line is an object like {"prompt": "...", "answer": "..."}',
                 ) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which no value is lost; raises `ValueError` for a name that it has twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
 
 
 def _as_row(row: Any, place: str) -> Row:
@@ -174,14 +191,17 @@ def _arrow_batches(path: Path, batches: Callable[[], Iterator[Any]]) -> Iterator
     number = 0
     try:
         for batch in batches():
+            if len(set(batch.schema.names)) < len(batch.schema.names):
+                raise DataError(
+                    f"{path} has several columns of one name: {', '.join(batch.schema.names)}", hint="rename one"
+                )
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 for row in batch.slice(start, BATCH_ROWS).to_pylist():
                     number += 1
                     yield f"{path} row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read after row {number}: {str(error).splitlines()[0]}", hint="download it again"
-        ) from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} cannot be read after row {number}: {line[:200]}", hint="download it again") from error
 
 
 READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {

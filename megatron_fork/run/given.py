@@ -24,7 +24,7 @@ def score_given(file: Path, scores: Scorer, columns: Mapping[str, str] | None = 
     longer than the model's longest sequence.
     """
     texts = TokenTexts(scores.tokenizer)
-    for batch in _batches(read_responses(file, scores.tokenizer, columns), file, scores.longest):
+    for batch in _batches(read_responses(file, scores.tokenizer, columns), scores.longest):
         found = scores.score([
             Demonstration(number, Prompt(number, "", tuple(each.prompt_tokens), ""), each.tokens)
             for number, each in enumerate(batch)
@@ -42,14 +42,14 @@ def score_given(file: Path, scores: Scorer, columns: Mapping[str, str] | None = 
             )
 
 
-def _batches(responses: Iterator[GivenResponse], file: Path, longest: int) -> Iterator[list[GivenResponse]]:
+def _batches(responses: Iterator[GivenResponse], longest: int) -> Iterator[list[GivenResponse]]:
     batch: list[GivenResponse] = []
     tokens = 0
-    for number, each in enumerate(responses):
+    for each in responses:
         length = len(each.prompt_tokens) + len(each.tokens)
         if length > longest + 1:
             raise DataError(
-                f"--responses={file}: response {number} has {length:,} tokens with its prompt, more than the model's "
+                f"{each.place}: a response has {length:,} tokens with its prompt, more than the model's "
                 f"max_position_embeddings={longest:,}",
                 hint="leave it out, or give the model rope_parameters for longer sequences",
             )

@@ -73,14 +73,18 @@ def look(files: TraceFiles, config: RunConfig, asked: AskedLenses, display: Disp
     with model_context(config, display) as context:
         texts = TokenTexts(context.tokenizer)
         responses = read_responses(
-            files, asked.form, lambda tokens, after: texts.of(tokens, after=after), limit=asked.limit
+            files,
+            asked.form,
+            lambda tokens, after: texts.of(tokens, after=after),
+            stop_tokens=context.stop_tokens,
+            limit=asked.limit,
         )
         policy = load_policy(context)
         check_vocabulary(files, PolicyScorer(context, policy))
         _check_lengths(responses, models.longest_sequence(context.hf_config))
         budget = TokenBudget(asked.token_budget)
         scorer = LensScorer(
-            _reader(context, policy, files.origin.temperature),
+            _reader(context, policy, files.temperature),
             partial(_encoded, context.tokenizer),
             partial(texts.of, after=None),
             asked.form,

@@ -204,20 +204,21 @@ def sequences_of(part: Traces, scores: Reader) -> list[Demonstration]:
     sequences = []
     rows = zip(part.values("prompt_tokens"), part.values("tokens"), strict=True)
     for number, (prompt, response) in enumerate(rows):
+        where = f"{part.where}, response {part.first + number}"
         if not prompt:
             raise TraceError(
-                f"{part.where}, response {number} has no prompt tokens",
+                f"{where} has no prompt tokens",
                 hint="a first token has no probability without one",
             )
         if len(prompt) + len(response) > scores.longest + 1:
             raise TraceError(
-                f"{part.where}, response {number} has {len(prompt) + len(response):,} tokens with its prompt, more than "
+                f"{where} has {len(prompt) + len(response):,} tokens with its prompt, more than "
                 f"the model's max_position_embeddings={scores.longest:,}",
                 hint="leave it out, or give the model rope_parameters for longer sequences",
             )
         if (largest := max([*prompt, *response])) >= scores.vocab_size:
             raise TraceError(
-                f"{part.where}, response {number} has token {largest}, the model's vocab_size is {scores.vocab_size}",
+                f"{where} has token {largest}, the model's vocab_size is {scores.vocab_size}",
                 hint="give the model, or one with the tokenizer, that the traces were made with",
             )
         sequences.append(Demonstration(number, Prompt(number, "", tuple(prompt), ""), np.asarray(response, np.int32)))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_fork.errors import TraceError
-from megatron_fork.traces.schema import BY_NAME, COLUMNS, KINDS, METADATA_KEY, Origin, arrow_schema
+from megatron_fork.traces.checking import HINT, check_columns, check_values, conformed, first_line
+from megatron_fork.traces.schema import COLUMNS, METADATA_KEY, Origin, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
-
-_HINT = "give a file that `megatron-fork train`, `generate` or `evaluate` wrote; docs/traces.md names its columns"
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Traces:
     origin: Origin
     where: str
     """The file, for messages."""
+    first: int = 0
+    """Place of the first of them among the responses of the file."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -65,7 +67,7 @@ class Traces:
 
     def having(self, name: str) -> Traces:
         """The responses that have values in a column."""
-        return Traces(self.table.filter(self._column(name).is_valid()), self.origin, self.where)
+        return Traces(self.table.filter(self._column(name).is_valid()), self.origin, self.where, self.first)
 
     def with_flat(self, **columns: np.ndarray[Any, np.dtype[Any]] | None) -> Traces:
         """The same responses with other values in columns with one entry a token, as `flat` gives them; None: without any."""
@@ -76,12 +78,12 @@ class Traces:
         for name, values in columns.items():
             kind = arrow_schema().field(name).type
             if values is None:
-                column = _nulls(name, len(self))
+                column = pyarrow.nulls(len(self), kind)
             else:
                 column = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values, kind.value_type), type=kind)
             place = table.schema.get_field_index(name)
             table = table.set_column(place, name, column) if place >= 0 else table.append_column(name, column)
-        return Traces(table, self.origin, self.where)
+        return Traces(table, self.origin, self.where, self.first)
 
     def values(self, name: str) -> list[Any]:
         """`[responses]`: a column as Python objects."""
@@ -106,6 +108,17 @@ class TraceFiles:
     def origin(self) -> Origin:
         return self.origins[0]
 
+    @property
+    def temperature(self) -> float:
+        """Of the softmax, the same in all files; raises `TraceError` if it is not: no model can read them together."""
+        for path, origin in zip(self.files, self.origins, strict=True):
+            if origin.temperature != self.origin.temperature:
+                raise TraceError(
+                    f"{path} is of temperature {origin.temperature:g}, {self.files[0]} of {self.origin.temperature:g}",
+                    hint="give traces of one temperature at a time",
+                )
+        return self.origin.temperature
+
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[Traces]:
         """The responses in parts of one row group each; `columns`: only these, `tokens` always among them.
 
@@ -115,29 +128,33 @@ class TraceFiles:
         for path, origin in zip(self.files, self.origins, strict=True):
             with _opened(path) as file:
                 present = [name for name in names if name in file.schema_arrow.names]
+                first = 0
                 for group in range(file.num_row_groups):
                     with _damage_of(path):
                         table = file.read_row_group(group, columns=present)
-                    for name in (name for name in names if name not in present):
-                        table = table.append_column(name, _nulls(name, table.num_rows))
-                    with _damage_of(path):
-                        table = table.select(names).cast(_schema_of(names))
-                    _check(table, str(path))
-                    yield Traces(table, origin, str(path))
+                    table = conformed(table, names, str(path))
+                    check_values(table, str(path), first=first)
+                    yield Traces(table, origin, str(path), first)
+                    first += len(table)
 
 
 def open_traces(*places: Path) -> TraceFiles:
     """The trace files at `places`: files, folders of them, or folders of runs and evaluations, which have `traces/`.
 
-    Raises `TraceError` if there are none, if one is no trace file, or if their tokens are of different tokenizers.
+    Raises `TraceError` if there are none, if one is no trace file or there twice, or if they are of different tokenizers.
     """
     files = tuple(file for place in places for file in _files_at(place))
+    twice = [file for file, count in Counter(file.resolve() for file in files).items() if count > 1]
+    if twice:
+        raise TraceError(
+            f"{twice[0]} is among the traces twice", hint="name each once; a folder stands for all of its trace files"
+        )
     origins, responses = [], 0
     for path in files:
         with _opened(path) as file:
             responses += file.metadata.num_rows
             origins.append(_origin(path, file.schema_arrow))
-            _check_columns(path, file.schema_arrow)
+            check_columns(path, file.schema_arrow)
     for path, origin in zip(files, origins, strict=True):
         if origin.tokenizer != origins[0].tokenizer:
             raise TraceError(
@@ -146,7 +163,7 @@ def open_traces(*places: Path) -> TraceFiles:
                 hint="analyze traces of one model family at a time",
             )
     if not responses:
-        raise TraceError(f"{places[0]} has trace files without responses", hint=_HINT)
+        raise TraceError(f"{places[0]} has trace files without responses", hint=HINT)
     return TraceFiles(files, tuple(origins), responses)
 
 
@@ -154,11 +171,11 @@ def _files_at(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise TraceError(f"{place} is not there", hint=_HINT)
+        raise TraceError(f"{place} is not there", hint=HINT)
     inside = place / "traces"
     found = sorted((inside if inside.is_dir() else place).glob("*.parquet"))
     if not found:
-        raise TraceError(f"{place} has no trace files (*.parquet)", hint=_HINT)
+        raise TraceError(f"{place} has no trace files (*.parquet)", hint=HINT)
     return found
 
 
@@ -179,8 +196,9 @@ def _damage_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise TraceError(f"{path} cannot be read as Parquet: {line}", hint="is it complete? " + _HINT) from error
+        raise TraceError(
+            f"{path} cannot be read as Parquet: {first_line(error)}", hint="is it complete? " + HINT
+        ) from error
 
 
 def _origin(path: Path, schema: pyarrow.Schema) -> Origin:
@@ -191,106 +209,7 @@ def _origin(path: Path, schema: pyarrow.Schema) -> Origin:
     try:
         return Origin.decoded(text)
     except (ValueError, RecursionError) as error:
-        raise TraceError(f"{path}: its metadata is not that of traces: {str(error)[:200]}", hint=_HINT) from error
-
-
-def _check_columns(path: Path, schema: pyarrow.Schema) -> None:
-    missing = [column.name for column in COLUMNS if column.required and column.name not in schema.names]
-    if missing:
-        raise TraceError(f"{path} has no column {', '.join(missing)}", hint=_HINT)
-    for field in schema:
-        if field.name in BY_NAME and not _fits(field.type, arrow_schema().field(field.name).type):
-            raise TraceError(
-                f"{path}: column {field.name} holds {field.type}, not {BY_NAME[field.name].type}", hint=_HINT
-            )
-
-
-def _fits(found: pyarrow.DataType, wanted: pyarrow.DataType) -> bool:
-    """Whether a column is of the wanted kind; other programs write wider numbers, large lists and dictionaries."""
-    import pyarrow.types as kinds
-
-    if kinds.is_null(found):
-        return True
-    if kinds.is_dictionary(found):
-        return _fits(found.value_type, wanted)
-    if kinds.is_list(wanted):
-        return (kinds.is_list(found) or kinds.is_large_list(found)) and _fits(found.value_type, wanted.value_type)
-    alike = (kinds.is_integer, kinds.is_floating, kinds.is_boolean)
-    if kinds.is_string(wanted):
-        return bool(kinds.is_string(found) or kinds.is_large_string(found))
-    if kinds.is_binary(wanted):
-        return bool(kinds.is_binary(found) or kinds.is_large_binary(found))
-    return any(kind(found) and kind(wanted) for kind in alike)
-
-
-def _schema_of(names: Sequence[str]) -> pyarrow.Schema:
-    import pyarrow
-
-    return pyarrow.schema([arrow_schema().field(name).with_nullable(True) for name in names])
-
-
-def _nulls(name: str, rows: int) -> pyarrow.Array:
-    import pyarrow
-
-    return pyarrow.nulls(rows, arrow_schema().field(name).type)
-
-
-def _check(table: pyarrow.Table, where: str) -> None:
-    """Raise `TraceError` for the first response with a value that its column cannot have."""
-    lengths = _lengths(table, "tokens")
-    for name in table.column_names:
-        column, about = table.column(name), BY_NAME[name]
-        if about.required and column.null_count:
-            raise TraceError(f"{where}: {column.null_count:,} responses have no {name}", hint=_HINT)
-        if about.per_token:
-            wrong = np.flatnonzero((_lengths(table, name) != lengths) & ~_is_null(column))
-            if len(wrong):
-                raise TraceError(
-                    f"{where}, response {wrong[0]}: {name} has {_lengths(table, name)[wrong[0]]} entries for "
-                    f"{lengths[wrong[0]]} tokens",
-                    hint=_HINT,
-                )
-        _check_values(column, name, where)
-
-
-def _check_values(column: pyarrow.ChunkedArray, name: str, where: str) -> None:
-    import pyarrow.compute as compute
-
-    values = column.combine_chunks()
-    values = values.flatten() if BY_NAME[name].type.startswith("list") else values
-    if values.null_count and BY_NAME[name].type.startswith("list"):
-        raise TraceError(f"{where}: {name} has {values.null_count:,} empty entries", hint=_HINT)
-    if name == "kind":
-        unknown = set(compute.unique(values).to_pylist()) - set(KINDS)
-        if unknown:
-            raise TraceError(f"{where}: kind={min(unknown)!r} is none of {', '.join(KINDS)}", hint=_HINT)
-    elif name in ("tokens", "prompt_tokens", "sample", "step", "weight_version", "entropy"):
-        _check_range(values, name, where, low=-1e-4 if name == "entropy" else 0)
-    elif name in ("logprob", "reward", "advantage"):
-        _check_range(values, name, where, low=-np.inf)
-
-
-def _check_range(values: pyarrow.Array, name: str, where: str, *, low: float) -> None:
-    """Rounding may leave an entropy just below 0; nothing may be NaN, and only a log-prob infinite."""
-    numbers = values.drop_null().to_numpy(zero_copy_only=False)
-    wrong = np.isnan(numbers) | (numbers < low) if numbers.dtype.kind == "f" else numbers < low
-    if numbers.dtype.kind == "f" and name != "logprob":
-        wrong |= np.isinf(numbers)
-    if wrong.any():
-        raise TraceError(f"{where}: {name} holds {numbers[wrong][0]}", hint=_HINT)
-
-
-def _lengths(table: pyarrow.Table, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    import pyarrow.compute
-
-    lengths = pyarrow.compute.list_value_length(table.column(name))
-    return pyarrow.compute.fill_null(lengths, -1).to_numpy().astype(np.int64)
-
-
-def _is_null(column: pyarrow.ChunkedArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    import pyarrow.compute
-
-    return pyarrow.compute.is_null(column).to_numpy().astype(bool)
+        raise TraceError(f"{path}: its metadata is not that of traces: {str(error)[:200]}", hint=HINT) from error
 
 
 def _without(name: str) -> str:

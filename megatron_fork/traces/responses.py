@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from megatron_fork.experience import Trajectory
-from megatron_fork.traces.schema import Kind, TracedResponse
+from megatron_fork.traces.schema import MOST_LOGPROB, Kind, TracedResponse
 from megatron_fork.traces.texts import TokenTexts
 
 
@@ -57,7 +57,7 @@ def traced(
         finish_reason=trajectory.finish_reason,
         kind=kind,
         entropy=None if entropy is None else _numbers(entropy, np.isfinite),
-        logprob=_numbers(logprob, lambda values: ~np.isnan(values)),
+        logprob=_numbers(logprob, lambda values: values <= MOST_LOGPROB),
         selected=selected,
         weight_version=_versions(trajectory),
         reward=trajectory.reward,
@@ -70,7 +70,7 @@ def traced(
 
 
 def _numbers(values: Sequence[float], are_valid: Callable[[Any], Any]) -> Any:
-    """`[tokens]` float32; None if any is not valid, as after a broken update."""
+    """`[tokens]` float32; None if any is not valid (NaN never is), as after a broken update."""
     numbers = np.asarray(values, dtype=np.float32)
     return numbers if are_valid(numbers).all() else None
 

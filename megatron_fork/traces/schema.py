@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -15,6 +16,8 @@ KINDS = ("trained", "without_signal", "evaluation", "generated", "given")
 Kind = Literal["trained", "without_signal", "evaluation", "generated", "given"]
 VERSION = 1
 METADATA_KEY = b"megatron_fork.traces"
+# Nats: rounding may lift the log-prob of a certain token above 0.
+MOST_LOGPROB = 0.01
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class Origin:
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise ValueError(f"{field.name}={value!r} is not a {type(default).__name__}")
             values[field.name] = value
+        if not 0 < values["temperature"] < math.inf:
+            raise ValueError(f"temperature={values['temperature']} is not positive")
         return cls(**values)
 
 

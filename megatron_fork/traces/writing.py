@@ -39,6 +39,8 @@ class TraceWriter:
         self._schema = arrow_schema().with_metadata({METADATA_KEY: origin.encoded()})
         self._rows: list[TracedResponse] = []
         self._tokens = 0
+        if path.is_dir():  # told before the work, not after it
+            raise TraceError(f"traces {path} cannot be written: it is a folder", hint="name a file in it")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = pyarrow.parquet.ParquetWriter(

@@ -105,7 +105,7 @@ def test_a_later_row_without_the_column_is_named(tmp_path: Path) -> None:
         read(tmp_path, {"prompt": PROMPT, "response": FIRST}, {"prompt": PROMPT, "output": FIRST})
 
 
-@pytest.mark.parametrize("text", ["question=x", "prompt", "prompt=", "=x"])
+@pytest.mark.parametrize("text", ["question=x", "prompt", "prompt=", "=x", "prompt=a,prompt=b", "prompt=a,response=a"])
 def test_columns_that_name_nothing(text: str) -> None:
     with pytest.raises(DataError, match="--columns="):
         columns_named(text)
@@ -116,3 +116,81 @@ def test_no_file(tmp_path: Path) -> None:
     for name, line in (("none.jsonl", "is not a file"), ("a.txt", "has the suffix")):
         with pytest.raises(DataError, match=line):
             list(read_responses(tmp_path / name, TOKENIZER))
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ([{"reward": float("nan")}, {"reward": 1.0}], "line 1 has the reward nan in reward"),
+        ([{"reward": None}, {"reward": float("inf")}], "line 2 has the reward inf in reward"),
+        ([{"reward": 10**400}], "line 1 has the reward 1000"),
+        ([{"score": "good"}], "line 1 has the reward 'good' in score"),
+        ([{"score": {"a": 1}}], "line 1 has the reward"),
+        ([{"reward": 1, "score": 0}], "line 1: the reward may be in reward or score"),
+        ([{"answer": "1", "ground_truth": "2"}], "line 1: the answer may be in answer or ground_truth"),
+        ([{}, {"reward": 1}], "line 2 has the column reward, which the first row has not"),
+        ([{}, {"answer": "1"}], "line 2 has the column answer, which the first row has not"),
+        ([{"response": []}], "line 1 has an empty list in response"),
+        ([{"response": [4, -5]}], "line 1: response has token -5"),
+        ([{"response": [10**30]}], "line 1: response has token 1000"),
+        ([{"prompt": [10**30]}], "line 1: prompt has token 1000"),
+        ([{"response": "a\ud800"}], "line 1: response has half of a character"),
+        ([{"prompt": "a\udfff"}], "line 1: prompt has half of a character"),
+        ([{"prompt": [USER, {"role": "user", "content": "\ud800"}]}], "line 1: prompt has half of a character"),
+        ([{"response": [ASSISTANT, USER, ASSISTANT]}], "response has messages of assistant, user, assistant"),
+        ([{"response": [USER]}], "response has messages of user, not one of the assistant"),
+    ],
+    ids=str,
+)
+def test_no_value_is_lost_or_guessed(tmp_path: Path, rows: list[dict], line: str) -> None:
+    """What decides is every row, not the first one alone."""
+    with pytest.raises(DataError, match=line) as error:
+        read(tmp_path, *({"prompt": PROMPT, "response": FIRST, **row} for row in rows), tokenizer=with_template())
+    assert error.value.hint
+
+
+def test_rewards_as_text_and_none_on_request(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(
+        f"prompt,response,reward\n{PROMPT},{FIRST},1\n{PROMPT},{FIRST},False\n{PROMPT},{FIRST},\n"
+    )
+    assert [each.reward for each in read_responses(tmp_path / "r.csv", TOKENIZER)] == [1.0, 0.0, None]
+    row = {"prompt": PROMPT, "response": FIRST, "score": "good", "answer": "1", "ground_truth": ["2"]}
+    (found,) = read(tmp_path, row, **columns_named("reward=,answer=ground_truth"))
+    assert found.reward is None and found.answer == '["2"]'
+
+
+def test_samples_are_counted_over_the_rows(tmp_path: Path) -> None:
+    """Most files have one response a row."""
+    rows = [{"prompt": asked, "response": FIRST} for asked in (PROMPT, "from 1", PROMPT, PROMPT, "from 1")]
+    assert [each.sample for each in read(tmp_path, *rows)] == [0, 0, 1, 2, 1]
+    assert [each.place.rpartition(" ")[2] for each in read(tmp_path, *rows)] == ["1", "2", "3", "4", "5"]
+
+
+def test_a_question_has_one_name_whatever_the_template(tmp_path: Path) -> None:
+    (plain,) = read(tmp_path, {"prompt": PROMPT, "response": FIRST})
+    (chat,) = read(tmp_path, {"messages": [USER, ASSISTANT]}, tokenizer=with_template())
+    assert chat.prompt != plain.prompt and chat.prompt_id == plain.prompt_id
+
+
+def test_a_folder_of_shards_is_one_file_after_another(tmp_path: Path) -> None:
+    for number, response in enumerate((FIRST, SECOND)):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"prompt": PROMPT, "response": response}))
+    found = list(read_responses(tmp_path, TOKENIZER))
+    assert [(each.sample, each.tokens) for each in found] == [(0, IDS[FIRST]), (1, IDS[SECOND])]
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"prompt": "from 1", "response": "a", "more": {"x": 1, "x": 2}}')
+    with pytest.raises(DataError, match=r"r\.jsonl line 1 .*'x' is there twice"):
+        list(read_responses(tmp_path / "r.jsonl", TOKENIZER))
+    columns = [pa.array([PROMPT]), pa.array([FIRST]), pa.array([SECOND])]
+    pa.parquet.write_table(pa.Table.from_arrays(columns, ["prompt", "response", "response"]), tmp_path / "r.parquet")
+    with pytest.raises(DataError, match="several columns of one name"):
+        list(read_responses(tmp_path / "r.parquet", TOKENIZER))
+
+
+def test_a_value_that_python_has_no_type_for_is_told(tmp_path: Path) -> None:
+    times = pa.array([2**62], pa.timestamp("ns"))
+    pa.parquet.write_table(pa.table({"prompt": [PROMPT], "response": [FIRST], "when": times}), tmp_path / "r.parquet")
+    with pytest.raises(DataError, match=r"r\.parquet cannot be read after row 0"):
+        list(read_responses(tmp_path / "r.parquet", TOKENIZER))

@@ -16,6 +16,8 @@ from megatron_fork.errors import TraceError
 from megatron_fork.traces import COLUMNS, KINDS, Origin, TracedResponse, TraceWriter, open_traces, write_traces
 
 ORIGIN = Origin(model="m", tokenizer="f00d", vocab_size=97, temperature=0.7, written_by="test")
+# Two strings that are not UTF-8, as a program may write them that checks nothing.
+NO_UTF8 = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"a"]).buffers())
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 texts = st.text(max_size=12)
 
@@ -132,13 +134,18 @@ def changed(tmp_path: Path, name: str, values: Any) -> Path:
         ("entropy", pa.array([[0.1, 0.2], [0.1, 0.2, 0.3]]), "response 0: entropy has 2 entries for 3 tokens"),
         ("entropy", pa.array([[0.1, 0.2, -3.0], None]), "entropy holds -3.0"),
         ("entropy", pa.array([[0.1, 0.2, float("nan")], None]), "entropy holds nan"),
-        ("logprob", pa.array([[0.1, 0.2, float("nan")], None]), "logprob holds nan"),
-        ("entropy", pa.array([[0.1, None, 0.2], None]), "entropy has 1 empty entries"),
+        ("logprob", pa.array([[-0.1, -0.2, float("nan")], None]), "response 0: logprob holds nan"),
+        ("logprob", pa.array([None, [-0.1, 0.5, 0.0]]), "response 1: logprob holds 0.5"),
+        ("entropy", pa.array([[0.1, None, 0.2], None]), "response 0: entropy has an empty entry"),
         ("tokens", pa.array([[1, 2, -3], [1, 2, 3]]), "tokens holds -3"),
         ("reward", pa.array([1.0, float("inf")]), "reward holds inf"),
         ("kind", pa.array(["evaluation", "other"]), "kind='other' is none of"),
-        ("prompt", pa.array(["a", None]), "1 responses have no prompt"),
-        ("tokens", pa.array([[2**40, 2, 3], [1, 2, 3]]), "cannot be read"),
+        ("prompt", pa.array(["a", None]), "response 1 has no prompt"),
+        ("tokens", pa.array([[2**40, 2, 3], [1, 2, 3]]), "column tokens: Integer value 1099511627776"),
+        ("tokens", pa.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]), "column tokens holds list"),
+        ("step", pa.array([1.5, None]), "column step: Float value 1.5"),
+        ("entropy", pa.array([[True] * 3, None]), "column entropy holds list<.*bool"),
+        ("prompt", NO_UTF8, "column prompt: .*UTF8"),
     ],
 )
 def test_what_a_column_cannot_hold_is_named(tmp_path: Path, name: str, values: Any, line: str) -> None:
@@ -146,6 +153,87 @@ def test_what_a_column_cannot_hold_is_named(tmp_path: Path, name: str, values: A
     with pytest.raises(TraceError, match=line) as error:
         rows_of(path)
     assert str(path) in error.value.message
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    write_traces(tmp_path / "t.parquet", some(2), ORIGIN)
+    table = pa.parquet.read_table(tmp_path / "t.parquet")
+    for name in table.column_names:
+        pa.parquet.write_table(table.append_column(name, table[name]), tmp_path / "twice.parquet")
+        with pytest.raises(TraceError, match=f"has the column {name} more than once"):
+            open_traces(tmp_path / "twice.parquet")
+
+
+def test_messages_number_the_responses_of_the_file_and_not_of_a_part(tmp_path: Path) -> None:
+    write_traces(tmp_path / "t.parquet", some(5), ORIGIN)
+    table = pa.parquet.read_table(tmp_path / "t.parquet")
+    rewards = pa.array([0.0, 1.0, 0.0, float("nan"), 1.0])
+    table = table.set_column(table.schema.get_field_index("reward"), "reward", rewards)
+    pa.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    with pytest.raises(TraceError, match="response 3: reward holds nan"):
+        rows_of(tmp_path / "t.parquet")
+    assert [part.first for part in open_traces(tmp_path / "t.parquet").parts(["tokens"])] == [0, 2, 4]
+
+
+WRITTEN_BY_OTHERS = {
+    "text views": ("prompt", lambda column: column.cast(pa.string_view())),
+    "whole numbers as floats, since some are missing": ("step", lambda column: column.cast(pa.float64())),
+    "rewards as whole numbers": ("reward", lambda column: column.cast(pa.int64())),
+    "rewards as decimals": ("reward", lambda column: column.cast(pa.decimal128(5, 2))),
+    "rewards as flags": ("reward", lambda column: column.cast(pa.bool_())),
+    "lists of one length": ("prompt_tokens", lambda column: column.cast(pa.list_(pa.int32(), 2))),
+    "small floats": ("entropy", lambda column: pa.array(_halves(column), pa.list_(pa.float16()))),
+    "bytes as text": ("token_texts", lambda column: column.cast(pa.list_(pa.string()))),
+    "unsigned": ("tokens", lambda column: column.cast(pa.large_list(pa.uint16()))),
+}
+
+
+def _halves(column: Any) -> Any:
+    return [row and np.asarray(row, np.float16) for row in column.to_pylist()]
+
+
+@pytest.mark.parametrize("how", WRITTEN_BY_OTHERS)
+def test_what_other_programs_write_for_the_same_values_is_the_same(tmp_path: Path, how: str) -> None:
+    rows = [replace(each, reward=1.0, entropy=each.entropy and [0.5] * len(each.tokens)) for each in some(4)]
+    rows[0] = replace(rows[0], step=3)
+    name, other = WRITTEN_BY_OTHERS[how]
+    write_traces(tmp_path / "t.parquet", rows, ORIGIN)
+    before = rows_of(tmp_path / "t.parquet")
+    table = pa.parquet.read_table(tmp_path / "t.parquet")
+    column = other(table[name])
+    table = table.set_column(table.schema.get_field_index(name), name, column)
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    assert pa.parquet.read_schema(tmp_path / "t.parquet").field(name).type == column.type
+    assert rows_of(tmp_path / "t.parquet") == before
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), True, "1"])
+def test_a_temperature_that_is_none_is_named(tmp_path: Path, temperature: Any) -> None:
+    write_traces(tmp_path / "t.parquet", some(2), replace(ORIGIN, temperature=temperature))
+    with pytest.raises(TraceError, match="temperature="):
+        open_traces(tmp_path / "t.parquet")
+
+
+def test_the_same_file_is_not_counted_twice(tmp_path: Path) -> None:
+    path = tmp_path / "traces" / "t.parquet"
+    write_traces(path, some(2), ORIGIN)
+    (tmp_path / "link.parquet").symlink_to(path)
+    for places in ([path, path], [tmp_path, path], [tmp_path, tmp_path / "traces"], [path, tmp_path / "link.parquet"]):
+        with pytest.raises(TraceError, match=r"t\.parquet is among the traces twice"):
+            open_traces(*places)
+
+
+def test_files_of_several_temperatures_have_none(tmp_path: Path) -> None:
+    for number, temperature in enumerate((0.7, 1.0)):
+        write_traces(tmp_path / f"{number}.parquet", some(2), replace(ORIGIN, temperature=temperature))
+    assert open_traces(tmp_path / "0.parquet").temperature == 0.7
+    with pytest.raises(TraceError, match=r"1.parquet is of temperature 1, .*0.parquet of 0.7"):
+        _ = open_traces(tmp_path).temperature
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="it is a folder"):
+        TraceWriter(tmp_path, ORIGIN)
 
 
 def test_any_cut_of_a_file_is_an_error_by_name(tmp_path: Path) -> None:

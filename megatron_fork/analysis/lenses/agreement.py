@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,15 @@ class Agreement:
     spearman_interval: tuple[float, float]
 
 
+def shared(share: float, count: int) -> int:
+    """ceil(share n), exact for the share as written: 0.07 of 100 is 7, which in floats is slightly more."""
+    exact = Fraction(share).limit_denominator(10**9)
+    return -(-exact.numerator * count // exact.denominator)
+
+
 def top_share(values: Array, share: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """The ceil(share n) largest; of equal ones the first."""
-    count = math.ceil(share * len(values))
+    """The `shared` largest; of equal ones the first."""
+    count = shared(share, len(values))
     marked = np.zeros(len(values), dtype=bool)
     marked[np.argsort(-values, kind="stable")[:count]] = True
     return marked
@@ -72,7 +79,7 @@ def agreement(first: Sequence[Array], second: Sequence[Array], *, share: float, 
         tokens += count
         overlaps.append(jaccard(top_share(x[both], share), top_share(y[both], share)))
         correlations.append(correlation)
-        marked = math.ceil(share * count)
+        marked = shared(share, count)
         chances.append((marked / count) / (2 - marked / count))
     if not overlaps:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from megatron_fork.errors import TraceError
 from megatron_fork.traces import TraceFiles, Traces
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-COLUMNS = ("prompt_id", "prompt_tokens", "answer", "sample", "token_texts", "entropy", "reward", "finish_reason", "set")
+COLUMNS = ("prompt_id", "prompt_tokens", "answer", "sample", "token_texts", "entropy", "reward", "set")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,12 @@ class LensResponse:
 
 
 def read_responses(
-    files: TraceFiles, form: AnswerForm, texts_of: Callable[[Sequence[int], int], Sequence[str]], *, limit: int | None
+    files: TraceFiles,
+    form: AnswerForm,
+    texts_of: Callable[[Sequence[int], int], Sequence[str]],
+    *,
+    stop_tokens: Collection[int],
+    limit: int | None,
 ) -> list[LensResponse]:
     """The responses that have tokens, those to a prompt together; raises `TraceError` for one without its prompt's tokens.
 
@@ -67,6 +72,7 @@ def read_responses(
         files: of one model.
         form: see `AnswerForm`.
         texts_of: what each of some tokens adds to the text after a token, for traces without token texts.
+        stop_tokens: tokens that end a response, which are not of its reasoning; one of another program may have none.
         limit: only the responses to so many prompts, the first ones by name, which says nothing of them: engines finish short
             responses first, and so do traces.
 
@@ -95,7 +101,7 @@ def read_responses(
                 row["answer"],
                 row["reward"],
                 entropy,
-                _reasoning(texts, form.begins, ends=row["finish_reason"] == "stop"),
+                _reasoning(texts, form.begins, ends=row["tokens"][-1] in stop_tokens),
             )
         )
     if not found:

@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_fork.analysis.counting import DECIDED, EDGES, Array, log_bins
 from megatron_fork.analysis.patterns.sums import PositionSums, TokenMean, TokenSums, positions
+from megatron_fork.analysis.tokens import visible
 from megatron_fork.errors import TraceError
 from megatron_fork.traces import TraceFiles, Traces
 
@@ -100,7 +101,7 @@ def entropy_pattern(files: TraceFiles, *, minimum_count: int = 100, rows: int = 
         positions={name: places[name] for name in groups},
         left_out=left_out,
         temperatures=tuple(sorted({origin.temperature for origin in origins})),
-        models=tuple(sorted({origin.model for origin in origins})),
+        models=tuple(sorted({visible(origin.model) for origin in origins})),
     )
 
 

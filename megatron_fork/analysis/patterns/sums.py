@@ -26,37 +26,39 @@ class TokenMean:
 
 
 class TokenSums:
-    """Sums by token id, with a text of each."""
+    """Sums by token id, with a text of each; memory grows with the tokens that there are, whatever their ids."""
 
     def __init__(self) -> None:
         self.sums = Sums(1)
         self._texts: dict[int, str] = {}
+        self._places: dict[int, int] = {}
 
     def add(self, part: Traces, token_t: Array, entropy_t: Array) -> None:
-        self.sums.add(token_t, entropy_t)
-        present, first = np.unique(token_t, return_index=True)
+        present, first, inverse = np.unique(token_t, return_index=True, return_inverse=True)
         new = [
             (int(token), int(place)) for token, place in zip(present, first, strict=True) if token not in self._texts
         ]
-        if not new:
-            return
-        texts = part.entries("token_texts", [place for _, place in new])
+        texts = part.entries("token_texts", [place for _, place in new]) if new else ()
         for (token, _), text in zip(new, texts, strict=True):
+            self._places[token] = len(self._places)
             self._texts[token] = f"<{token}>" if text is None else text.decode("utf-8", "surrogateescape")
+        places = np.array([self._places[token] for token in present.tolist()], dtype=np.int64)
+        self.sums.add(places[inverse], entropy_t)
 
     def ranked(self, minimum_count: int) -> list[TokenMean]:
         """The tokens that occur at least so often, highest mean entropy first, equal ones by id."""
         often = np.flatnonzero(self.sums.count >= max(1, minimum_count))
-        mean = self.sums.mean[often]
-        order = np.lexsort((often, -mean))
+        mean, ids = self.sums.mean[often], np.array(list(self._places), dtype=np.int64)[often]
         return [
-            TokenMean(int(token), visible_label(self._texts[int(token)]), int(self.sums.count[token]), float(value))
-            for token, value in zip(often[order], mean[order], strict=True)
+            TokenMean(
+                int(ids[at]), visible_label(self._texts[int(ids[at])]), int(self.sums.count[often[at]]), float(mean[at])
+            )
+            for at in np.lexsort((ids, -mean))
         ]
 
     @property
     def distinct(self) -> int:
-        return int((self.sums.count > 0).sum())
+        return len(self._places)
 
 
 class PositionSums:

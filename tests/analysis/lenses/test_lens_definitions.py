@@ -209,3 +209,11 @@ def test_a_budget_is_never_exceeded() -> None:
     budget = TokenBudget(10)
     assert [budget.take(tokens) for tokens in (4, 7, 6, 1)] == [True, False, True, False] and budget.spent == 10
     assert TokenBudget().take(10**12)
+
+
+@pytest.mark.parametrize("percent", range(1, 101))
+def test_the_top_share_is_exact_for_the_share_as_written(percent: int) -> None:
+    """In floats 0.07 of 100 is slightly more than 7."""
+    for count in (1, 3, 10, 50, 100, 700):
+        marked = int(top_share(np.arange(float(count)), percent / 100).sum())
+        assert marked == -(-percent * count // 100)

@@ -1,6 +1,7 @@
 """Every number of an entropy pattern is what counting one token after another gives, in however many parts a file is read."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from megatron_fork.analysis import EntropyPattern, entropy_pattern, entropy_reco
 from megatron_fork.analysis.patterns.entropy import EDGES, PERCENTILES, log_counts
 from megatron_fork.analysis.patterns.sums import RELATIVE_BINS
 from megatron_fork.errors import RunFolderError, TraceError
-from megatron_fork.traces import TracedResponse, open_traces
+from megatron_fork.traces import Origin, TracedResponse, open_traces, write_traces
 
 ROWS = made_up(40)
 
@@ -135,3 +136,24 @@ def test_empty_responses_count_as_responses(tmp_path: Path) -> None:
     found = entropy_pattern(open_traces(write_made_up(tmp_path / "t.parquet", [empty])))
     assert found.groups["all"].responses == 1 and found.groups["all"].tokens == 0
     assert json.loads(json_text(entropy_record(found)))["groups"]["all"]["mean"] is None
+
+
+def test_memory_does_not_grow_with_the_number_of_a_token(tmp_path: Path) -> None:
+    """A file may have any token up to 2^31: a sum for each of them would take 16 GiB."""
+    large = [replace(row, tokens=[2**31 - 1 - token for token in row.tokens]) for row in ROWS]
+    small = entropy_pattern(open_traces(write_made_up(tmp_path / "small.parquet", ROWS)), minimum_count=3)
+    tracemalloc.start()
+    found = entropy_pattern(open_traces(write_made_up(tmp_path / "large.parquet", large)), minimum_count=3)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 26
+    assert {(2**31 - 1 - each.token, each.count, each.mean) for each in found.highest} == {
+        (each.token, each.count, each.mean) for each in small.highest
+    }
+    assert (found.distinct, found.ranked) == (small.distinct, small.ranked)
+
+
+def test_the_name_of_a_model_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
+    write_traces(tmp_path / "t.parquet", ROWS, Origin(model="a\x1b[2J\u202eb"))
+    (name,) = entropy_pattern(open_traces(tmp_path / "t.parquet")).models
+    assert name.isprintable()
