@@ -18,7 +18,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from megatron_fork.errors import ConfigError, MegatronForkError, shown
-from megatron_fork.recipe.field_types import choices_of, may_be_custom, may_be_infinite, range_of
+from megatron_fork.recipe.field_types import choices_of, may_be_custom, may_be_infinite, range_of, unit_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -70,7 +70,8 @@ class Settings:
         if may_be_custom(hint):
             ways_out.append("or module:name for one of your own")
         if wanted := range_of(hint)[0]:
-            ways_out.append(f"give {wanted}" if wanted[0].isdigit() else f"give a number {wanted}")
+            unit = f", in {unit_of(hint)}" if unit_of(hint) else ""
+            ways_out.append((f"give {wanted}" if wanted[0].isdigit() else f"give a number {wanted}") + unit)
         if default not in (MISSING, None):
             ways_out.append(f"the default is {shown(default)}")
         meaning = textwrap.shorten(meanings(cls)[name], _LONGEST_MEANING, placeholder=" ...")

@@ -35,6 +35,7 @@ def test_a_dry_run_prints_the_script_for_its_nodes() -> None:
         (["cluster.slurm.setup=['echo \"']"], "cluster.slurm.setup cannot be read by bash"),
         (["cluster.slurm.setup=['cat <<END']"], "cluster.slurm.setup cannot be read by bash"),
         (["cluster.gpu_memory=81920"], "cluster.gpu_memory=81920 is more than a GPU of cluster.gpu=H100 has: 96 GiB"),
+        (["cluster.gpu_memory=80GB"], "give a number above 0, in GiB"),
         (["cluster.gpu=H100\nx"], "is no GPU's name"),
         (["cluster.slurm.partition=a b"], "cluster.slurm.partition=a b is not in the form that it must have"),
     ],
