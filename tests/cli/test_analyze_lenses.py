@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from megatron_fork.analysis import greedy_pruning, normalised_cross_covariance
 from megatron_fork.cli import app, guard
+from megatron_fork.traces import TracedResponse
 
 ANSWER = "need +0 done"
 
@@ -32,8 +33,25 @@ def stays(monkeypatch: pytest.MonkeyPatch) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lenses")
     save_model(folder / "model")
-    write_made_up(folder / "traces.parquet", made_up(8, with_entropy=False))
+    write_made_up(folder / "traces.parquet", some_ended(with_entropy=False))
     return folder
+
+
+def some_ended(*, with_entropy: bool = True) -> list[TracedResponse]:
+    """Of 8 responses every third is cut off: its last token is of its reasoning."""
+    rows = made_up(8, with_entropy=with_entropy)
+    ends = TOKENIZER.eos_token_id
+    return [
+        row
+        if number % 3 == 0
+        else replace(row, tokens=[*list(row.tokens)[:-1], ends], token_texts=None, finish_reason="stop")
+        for number, row in enumerate(rows)
+    ]
+
+
+def reasoning_of(response: TracedResponse) -> list[int]:
+    tokens = list(response.tokens)
+    return tokens[:-1] if tokens[-1] == TOKENIZER.eos_token_id else tokens
 
 
 def call(*words: object) -> tuple[int, str]:
@@ -72,11 +90,11 @@ def test_the_values_are_those_of_their_definitions(place: Path, tmp_path: Path) 
     assert code == 0, output
     whole, answer = Whole(place / "model"), TOKENIZER(ANSWER)["input_ids"]
     rows, references = values_of(tmp_path)
-    given = made_up(8)
+    given = some_ended()
     assert len(rows) == 8
     for row, response in zip(rows, given, strict=True):
-        prompt, tokens, chain = response.prompt_tokens, list(response.tokens), list(response.tokens)[:-1]
-        assert row["reasoning_tokens"] == len(chain)  # without the end token
+        prompt, tokens, chain = response.prompt_tokens, list(response.tokens), reasoning_of(response)
+        assert row["reasoning_tokens"] == len(chain)  # without the end token, where there is one
         _, states = whole.read(prompt, tokens)
         expected = normalised_cross_covariance(states, whole.last_state(TOKENIZER("7")["input_ids"]))
         np.testing.assert_allclose(row["mi"], expected, rtol=1e-3)
@@ -84,10 +102,10 @@ def test_the_values_are_those_of_their_definitions(place: Path, tmp_path: Path) 
         def score(chains, prompt=prompt):
             return [float(whole.read([*prompt, *each], answer)[0].sum()) for each in chains]
 
-        assert row["pruning"] == [*greedy_pruning(chain, score), None]
+        assert row["pruning"] == [*greedy_pruning(chain, score), *[None] * (len(tokens) - len(chain))]
     for number, reference in enumerate(references):
         group = given[4 * number : 4 * number + 4]
-        certainty = [whole.read([*each.prompt_tokens, *list(each.tokens)[:-1]], answer)[0] for each in group]
+        certainty = [whole.read([*each.prompt_tokens, *reasoning_of(each)], answer)[0] for each in group]
         np.testing.assert_allclose(reference["variance"], np.std(certainty, axis=0), atol=1e-5)
         assert reference["rollouts"] == 4 and reference["reference_tokens"] == ["need", " +0", " done"]
     record = json.loads((tmp_path / "lenses.json").read_text())
