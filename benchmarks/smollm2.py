@@ -48,7 +48,6 @@ folder, name, out = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(
     folder, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
 )
-del model.config.quantization_config
 model.save_pretrained(out)
 AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
 """

@@ -88,6 +88,24 @@ def test_responses_come_in_pieces_and_are_built_when_they_are_opened(opened: Bro
     assert opened.run("document.querySelectorAll('.response').length") == 1
 
 
+def test_the_list_tells_prompts_of_one_template_apart(chromium: Browser, tmp_path: Path) -> None:
+    """Their common beginning is left out of lists, and shown with the prompt."""
+    before = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    asked = ["How many apples are there?", "How much does he pay?", "When does it end?"]
+    traced = [
+        replace(each, prompt=f"{before}{question}", prompt_id=question)
+        for each, question in zip(traced_responses(3, 5), asked, strict=True)
+    ]
+    write_traces(tmp_path / "traces.parquet", traced, ORIGIN)
+    chromium.console.clear()
+    chromium.open(write_page([tmp_path / "traces.parquet"], tmp_path / "page.html"))
+    shown = chromium.run("[...document.querySelectorAll('.asks')].map((each) => each.textContent)")
+    assert shown == [f"…{question}" for question in asked] and chromium.console == []
+    options = chromium.run("[...document.getElementById('by-prompt').options].map((each) => each.textContent)")
+    assert options[1:] == [f"{place}: …{question}" for place, question in enumerate(asked, start=1)]
+    assert before.strip() in chromium.run("document.querySelector('.prompt').textContent")
+
+
 def test_a_long_response_comes_in_pieces(opened: Browser) -> None:
     count = "document.querySelector('.response').childElementCount"
     assert opened.run(count) == 1500

@@ -22,6 +22,19 @@ const brief = (text, longest) => {
   const line = text.replaceAll(/\s+/g, " ").trim();
   return line.length > longest ? `${line.slice(0, longest)}…` : line;
 };
+// Of a template's words before the question, which all prompts begin with, a list shows nothing: characters, up to a whole word.
+const template = (() => {
+  const [first = ""] = prompts.map(([prompt]) => prompt);
+  let same = prompts.length > 1 ? first.length : 0;
+  for (const [prompt] of prompts) {
+    let here = 0;
+    while (here < same && prompt[here] === first[here]) here += 1;
+    same = here;
+  }
+  const words = first.slice(0, same).search(/\S*$/);
+  return words < 24 ? 0 : words;
+})();
+const question = (prompt, longest) => (template ? "…" : "") + brief(prompt.slice(template), longest);
 const distinct = (values) => [...new Set(values)].filter((value) => value !== null).sort((one, other) => one - other);
 
 function fillFilters() {
@@ -32,7 +45,7 @@ function fillFilters() {
   const rewards = distinct(columns.reward);
   const values = rewards.length <= 12 ? rewards.map((reward) => [`r${reward}`, `= ${short(reward)}`]) : [];
   fill(control("by-reward"), verdicts.length + values.length > 2 ? [...verdicts, ...values] : []);
-  fill(control("by-prompt"), prompts.map(([prompt], place) => [place, `${place + 1}: ${brief(prompt, 70)}`]));
+  fill(control("by-prompt"), prompts.map(([prompt], place) => [place, `${place + 1}: ${question(prompt, 70)}`]));
 }
 
 function isWanted(each) {
@@ -81,7 +94,7 @@ function rowOf(each) {
   if (columns.step[each] !== null) button.append(element("span", "", `step ${columns.step[each]}`));
   if (sets.length > 1) button.append(element("span", "", brief(sets[columns.set[each]], 40)));
   if (kinds.length > 1 || kinds[0] !== "generated") button.append(element("span", "", KIND_NAMES[kinds[columns.kind[each]]]));
-  button.append(element("span", "asks", brief(prompts[columns.prompt[each]][0], 160)));
+  button.append(element("span", "asks", question(prompts[columns.prompt[each]][0], 160)));
   button.append(element("span", "", `${whole(columns.length[each])} tokens`));
   if (columns.mean[each] !== null) button.append(element("span", "", `${columns.mean[each].toFixed(3)} nats`));
   button.addEventListener("click", () => toggle(row));
