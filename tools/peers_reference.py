@@ -21,8 +21,8 @@ here, is marked. `--write` writes a recipe that `megatron-fork doctor` and `trai
 
 Files are read, and never run. In scripts, variables, arrays, `${NAME:-default}` and whole-number arithmetic are followed;
 what only a shell can know (the environment, `$(command)`, what an `if` or a loop sets) is named as not known. Files that a
-script reads with `source` are not read. Values that look like keys or passwords are not shown. A file in which the named trainer has
-no setting, and another has, is refused with the other's name.
+script reads with `source` are not read. Values that look like keys or passwords are not shown. A file in which the
+named trainer has no setting, and another has, is refused with the other's name.
 
 ## What differs most
 
