@@ -51,6 +51,10 @@ def guarded(work: Callable[[], None], *, debug: bool) -> None:
 def tell(error: MegatronForkError, *, debug: bool) -> None:
     """Print a user's error before the program ends; the ranks that this one has not met hear of it."""
     place = distributed.awaits_others()
+    if place is not None and place.rank == 0:
+        explain(error, debug=debug)  # before torch is imported, which takes seconds
+        with distributed.telling_others(error):
+            return
     if place is not None:
         with distributed.telling_others(error) as is_alone:
             if is_alone:

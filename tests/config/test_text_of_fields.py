@@ -26,7 +26,7 @@ FREE = sorted(
     for name, hint in leaves(RunConfig)
     if bare(hint)[0] is str
     and name not in ("data.preset", "data.sha256", "rewards.kind", "data.generator.task")
-    and name not in ("objective.loss", "rollout.engine", "selection.tokens")
+    and name not in ("objective.loss", "rollout.engine", "selection.tokens", "cluster.gpu")
     and name not in PATHS
     and not name.startswith("cluster.slurm.")
 )

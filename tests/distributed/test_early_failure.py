@@ -62,9 +62,7 @@ def test_one_speaks_and_all_others_hear(failing: tuple[int, ...], delays: tuple[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = held.port if held else free.getsockname()[1]
-    began = time.monotonic()
     ends = run_on_ranks(end_of_rank, len(delays), port, failing, delays, has_store)
-    assert time.monotonic() - began < 60.0
     assert [end for end, _ in ends].count("speaks") == min(1, len(failing))
     for rank, (end, heard) in enumerate(ends):
         if rank in failing:
@@ -116,9 +114,7 @@ TRAIN = ["train", str(QUICKSTART), "run.folder=run"]
 
 @pytest.mark.slow
 def test_a_recipe_that_is_not_on_one_node(tmp_path: Path) -> None:
-    began = time.monotonic()
     (code, first), (own_code, own), (_, third) = ends({0: TRAIN, 1: ["train", "absent.yaml"], 2: TRAIN}, tmp_path)
-    assert time.monotonic() - began < 60.0, "with the start of three programs"
     assert code == own_code == 2
     (line,) = errors(own)
     assert line.startswith(f"error: rank 1 on {HOST}: ") and "absent.yaml" in line

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from support.commands import QUICKSTART
 from support.tiny_qwen3 import family_config, hugging_face_model, megatron_model
 
-from megatron_fork.cli import doctor
+from megatron_fork.cli.doctor_recipe import Known, recipe_sections
 from megatron_fork.config import RunConfig, load_config
 from megatron_fork.conversion import load_hf, read_config, resolve_config, to_megatron
 from megatron_fork.data.reach import build_tokenizer
@@ -116,7 +116,7 @@ def entrances(folder: Path, out: Path) -> Iterator[Callable[[], object]]:
     config = recipe_of(folder)
     yield lambda: resolve_config(config.model)
     yield lambda: matching_model(config)
-    yield lambda: list(doctor._recipe(config, 1, []))
+    yield lambda: [list(findings) for _, findings in recipe_sections(config, 1, Known())]
     yield lambda: to_megatron(folder, out / "converted")
 
 
