@@ -1,4 +1,4 @@
-"""The quickstart at one precision, killed after its first checkpoint of RL and taken up again: what is lost, and when it goes on.
+"""The quickstart at one precision, killed after its first checkpoint of RL and taken up again: what is lost, and what it takes.
 
     python benchmarks/killed_and_resumed.py --device cuda --precision bf16 --out benchmarks/results/resumed_h200.json
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpu_check import budget, running
+from gpu_check.commands import Place
 from gpu_check.figures import Reading
 from gpu_check.machine import Machine
-from gpu_check.commands import Place
 from gpu_check.parts import TRANSFORMER_ENGINE, Part
 from gpu_check.results import FAILED, INTERRUPTED, PASSED, SKIPPED, STOPPED, WRONG, PartResult, Results
 from gpu_check.summary import part_lines
