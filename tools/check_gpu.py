@@ -66,6 +66,8 @@ def check(options: argparse.Namespace, python: str) -> int:
     wanted = parts.chosen(options.parts)
     if options.missing and options.out is None:
         raise CheckError("--missing goes on in a folder, and --out names none", hint="give the folder of the results")
+    if not options.smoke and not options.missing:
+        budget.refuse_too_few(wanted, options.minutes)
     folder = folder_of(options.out)
     variables = variables_of(options, folder)
     lines = []
@@ -90,7 +92,7 @@ def check(options: argparse.Namespace, python: str) -> int:
     session = Session(python, PROJECT, results, found, options.smoke, variables)
     runs = session.without_hindered(wanted, even_if_busy=options.even_if_busy)
     if not options.smoke:
-        budget.refuse_too_few(runs, options.minutes)
+        budget.refuse_too_few(runs, options.minutes)  # of what is missing, and can run here
     for line in [*found.lines, *lines]:
         print(line, flush=True)
     try:
