@@ -72,8 +72,8 @@ def check(options: argparse.Namespace, python: str) -> int:
     variables = variables_of(options, folder)
     lines = []
     if options.wheels:
-        unpacked, problem = wheels.unpack(python, options.wheels, folder / "packages")
-        lines.append(problem or f"from {options.wheels}: {', '.join(unpacked) or 'nothing that is not installed'}")
+        unpacked, problems = wheels.unpack(python, options.wheels, folder / "packages")
+        lines += [f"from {options.wheels}: {', '.join(unpacked) or 'nothing'}", *problems]
     found = machine.look(python, PROJECT, wanted, smoke=options.smoke, variables=variables)
     about = {
         "command": shlex.join(["bash", "scripts/gpu_check.sh", *sys.argv[1:]]),
