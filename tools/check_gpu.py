@@ -102,7 +102,7 @@ def check(options: argparse.Namespace, python: str) -> int:
         ordered = [results.parts[part.name] for part in parts.PARTS if part.name in results.parts]
         (folder / "summary.md").write_text(markdown(results.about, ordered))
         print(f"results in {folder}/results.json and summary.md", flush=True)
-    return exit_code([results.parts[part.name] for part in wanted])
+    return exit_code([results.parts[part.name] for part in parts.chosen(options.parts)])
 
 
 def variables_of(options: argparse.Namespace, folder: Path) -> dict[str, str]:

@@ -86,7 +86,7 @@ def test_a_part_that_fails_costs_none_of_the_others_and_missing_parts_follow(tmp
     assert "tests: failed" in output and "ends so:\n    this went wrong" in output
     # Both have a result: nothing is missing of them, and the failure still counts.
     before = (out / "results.jsonl").read_text()
-    assert check("--smoke", "--out", str(out), "--missing", "tests", "selection")[0] == 0
+    assert check("--smoke", "--out", str(out), "--missing", "tests", "selection")[0] == 1
     assert (out / "results.jsonl").read_text() == before
 
 
@@ -99,7 +99,13 @@ def test_a_test_that_fails_is_wrong_and_named(tmp_path: Path) -> None:
     assert results(tmp_path / "out")["tests"]["result"] == "wrong"
 
 
-HANGS = 'echo "tests/a/test_x.py::test_one PASSED"; sleep 300 & echo $! >>"$(dirname "$0")/pids"\nsetsid sleep 300 & echo $! >>"$(dirname "$0")/pids"\nwait'
+HANGS = """
+echo "tests/a/test_x.py::test_one PASSED"
+pids="$(dirname "$0")/pids"
+sleep 300 & echo $! >>"$pids"
+setsid sleep 300 & echo $! >>"$pids"
+wait
+"""
 
 
 def are_gone(folder: Path) -> bool:

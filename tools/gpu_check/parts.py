@@ -17,6 +17,8 @@ PROGRAM = (
     *("torch", "numpy", "megatron.core", "transformers", "tokenizers", "safetensors", "psutil"),
     *("pydantic", "annotated_types", "omegaconf", "yaml", "typer", "rich", "jinja2", "httpx"),
 )
+# What rooms need whose work is on tensors alone.
+_SETTINGS = ("torch", "annotated_types", "pydantic")
 TESTS = (*PROGRAM, "pytest", "hypothesis")
 TRANSFORMER_ENGINE = "transformer_engine.pytorch"
 
@@ -64,6 +66,7 @@ def _head(shape: str, width: int, gibibytes: float) -> Part:
             f"--width {width // 128} --tokens 64 --vocabulary 512 --dtype fp32 --rounds 1",
         ),
         read=readers.head,
+        needs=(*_SETTINGS, "megatron.core", "rich"),
         share=50,
         least=20,
         gibibytes=gibibytes,
@@ -103,7 +106,7 @@ PARTS = (
         read=readers.warm_up,
         share=30,
         least=10,
-        needs=("torch", "triton", "pydantic", "megatron.core"),
+        needs=(*_SETTINGS, "triton"),
     ),
     Part(
         name="tests",
@@ -153,6 +156,7 @@ PARTS = (
             "--values 100000 --distributions entropies --ranks --responses --rounds 1",
         ),
         read=readers.selection,
+        needs=_SETTINGS,
         share=15,
         least=8,
         gibibytes=4.0,
