@@ -102,7 +102,7 @@ PARTS = (
     Part(
         name="kernels",
         what="Triton kernels compiled by several processes at a time, and tuned",
-        command=by_size("warm_up.py", "", "--first 2 --workers 2 --parts 1"),
+        command=by_size("warm_up.py", "", "--first 1 --workers 1 --parts 1"),
         read=readers.warm_up,
         share=30,
         least=10,
