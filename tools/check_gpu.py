@@ -95,6 +95,7 @@ def check(options: argparse.Namespace, python: str) -> int:
         budget.refuse_too_few(runs, options.minutes)  # of what is missing, and can run here
     for line in [*found.lines, *lines]:
         print(line, flush=True)
+    results.write()  # a kill within the first part leaves what the machine is
     try:
         session.run(runs, began + options.minutes * 60)
     finally:
