@@ -33,7 +33,7 @@ def started(*words: str, python: str = sys.executable, **variables: str) -> subp
 def check(*words: str, python: str = sys.executable, **variables: str) -> tuple[int, str, str]:
     """(exit code, output, errors)."""
     process = started(*words, python=python, **variables)
-    output, errors = process.communicate(timeout=500)
+    output, errors = process.communicate(timeout=900)
     return process.returncode, output, errors
 
 
