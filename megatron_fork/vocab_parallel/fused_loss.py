@@ -73,7 +73,7 @@ def lm_head_loss(
         weight_gradient: where d_weight is added in backward.
 
     Raises:
-        StatisticsError: as `lm_head_statistics`.
+        StatisticsError: as `lm_head_statistics`; on a GPU in backward, so that it need not be waited for before.
 
     """
     chosen = ChosenRows.of(hidden, weight, targets, rows)
@@ -104,6 +104,7 @@ class _Work:
         self._of_chunks: list[Coefficients] = []
         self._d_hidden_td: Tensor | None = None
         self._sum_vd: Tensor | None = None
+        self._unchecked: list[TokenStatistics] = []
 
     def forward(self, hidden_td: Tensor, weight_vd: Tensor, *, keep: bool, with_weight: bool) -> Tensor:
         """The loss."""
@@ -130,10 +131,16 @@ class _Work:
                 self._of_chunks.append(Coefficients(log_z_c, found[-1].entropy, of_logprob_c, of_entropy_c))
             if keep and chunk is not self.chunks[-1]:
                 self._form(chunk, hidden_td, self._of_chunks[-1], self._early_sum(hidden_td, weight_vd, with_weight))
-        if head.on_gpu:
-            # All has been queued by now: the one wait of the call leaves nothing idle.
-            self._refuse(found, slice(0, self.chunks[-1].stop))
+        self._unchecked = found if head.on_gpu else []
+        if not keep:
+            self.check()
         return total
+
+    def check(self) -> None:
+        """Refuse what a GPU has not been asked about yet. It is asked once a call, when all its work has been queued."""
+        found, self._unchecked = self._unchecked, []
+        if found:
+            self._refuse(found, slice(0, self.chunks[-1].stop))
 
     def _refuse(self, found: list[TokenStatistics], rows: slice) -> None:
         statistics = TokenStatistics(*(torch.cat(column) for column in zip(*found, strict=True)))
@@ -248,4 +255,5 @@ class _LmHeadLoss(torch.autograd.Function):
             hidden_td, weight_vd, upstream, ctx.weight_gradient_vd, with_weight=ctx.with_weight
         )
         collectives.all_reduce_sum(d_hidden_td, work.head.shard.group)
+        work.check()
         return d_hidden_td.to(hidden_td.dtype), None if d_weight is None else d_weight.for_autograd(), None, None

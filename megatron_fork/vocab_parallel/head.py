@@ -27,6 +27,8 @@ _CPU_COLUMNS = 2048
 _GPU_COLUMNS = 32_768
 # The least that still fills a GPU with thousands of rows; also the widest tile of the weight that is widened.
 _GPU_LEAST_COLUMNS = 8192
+# Elements, of which rows of logits on a GPU start at a multiple.
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Head:
     def row_tokens(self, chunk_bytes: int) -> int:
         """Tokens whose logits over all columns of the shard fit `chunk_bytes`."""
         return max(16, chunk_bytes // (4 * max(1, self.shard.columns)))
+
+    def memory(self, name: str, tokens: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """`[tokens, columns]` of scratch for logits; on a GPU every row starts where cuBLAS and vector loads ask for it."""
+        pitch = -(-columns // _ALIGNMENT) * _ALIGNMENT if self.on_gpu else columns
+        return self.scratch.take(name, (tokens, pitch), dtype, self.weight_vd.device)[:, :columns]
 
     def operand(self, tensor: Tensor, name: str) -> Tensor:
         """`tensor` in the dtype of the products; if it must be widened, the last operand of that name is overwritten."""

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor
 
 from megatron_fork.vocab_parallel.head import Coefficients, Head, Sums
 
 _FIRST_COLUMNS = 1024
-# Rows start at a multiple of so many elements: what cuBLAS and vector loads ask for.
-_ALIGNMENT = 64
 
 
 class KeptLogits:
@@ -34,15 +31,13 @@ class KeptLogits:
 
     def __init__(self, head: Head, hidden_cd: Tensor, targets_c: Tensor) -> None:
         self.head, self._targets_c = head, targets_c
-        tokens, columns = hidden_cd.shape[0], head.shard.columns
+        tokens = hidden_cd.shape[0]
         self.tiles = list(head.column_tiles(head.kept_columns(tokens)))
-        self._whole_cv = None
+        self._whole_cv = head.memory("all logits", tokens, head.shard.columns, head.sum_dtype)
         if head.on_gpu:
-            pitch = -(-columns // _ALIGNMENT) * _ALIGNMENT
-            self._whole_cv = self._memory(tokens, pitch, hidden_cd.device)
             self._logits = [self._whole_cv[:, tile] for tile in self.tiles]
         else:
-            memory = self._memory(tokens, columns, hidden_cd.device).view(-1)
+            memory = self._whole_cv.view(-1)
             self._logits = [
                 memory[tokens * tile.start : tokens * tile.stop].view(tokens, tile.stop - tile.start)
                 for tile in self.tiles
@@ -52,9 +47,6 @@ class KeptLogits:
             head.multiply(hidden_cd, head.operand(head.weight_vd[tile], "weight").T, logits_ck)
             sums.add(logits_ck, targets_c, tile)
         self.partial_4c = sums.total()
-
-    def _memory(self, tokens: int, columns: int, device: torch.device) -> Tensor:
-        return self.head.scratch.take("all logits", (tokens, columns), self.head.sum_dtype, device)
 
     def gradients(self, coefficients: Coefficients) -> Iterator[tuple[slice, Tensor]]:
         """(tile, gradient `[tokens, columns]` in the dtype of the products) from left to right; may be asked for once.
@@ -73,13 +65,13 @@ class KeptLogits:
 
     def _gradient(self, tile: slice, logits_ck: Tensor, coefficients: Coefficients) -> Tensor:
         head = self.head
-        if self._whole_cv is None or head.product_dtype == head.sum_dtype:
+        if head.product_dtype == head.sum_dtype:
             return head.gradient(logits_ck, self._targets_c, tile, coefficients, logits_ck)
-        gradient_cv = self._whole_cv.view(head.product_dtype)
+        gradient_cv = self._whole_cv.view(head.product_dtype)  # its first half is used
         for piece in _doubling(tile):
             out_ck = gradient_cv[:, piece]
             if piece.start == 0:
-                out_ck = head.scratch.take("first columns", out_ck.shape, out_ck.dtype, out_ck.device)
+                out_ck = head.memory("first columns", len(out_ck), piece.stop, head.product_dtype)
             logits_cp = self._whole_cv[:, piece]
             head.gradient(logits_cp, self._targets_c, piece, coefficients, out_ck)
             if piece.start == 0:

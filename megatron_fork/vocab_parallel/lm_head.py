@@ -152,7 +152,7 @@ def shard_sums(head: Head, hidden_td: Tensor, targets_t: Tensor, chunks: list[sl
 
 def _tile_of_logits(head: Head, hidden_cd: Tensor, weight_kd: Tensor, name: str) -> Tensor:
     """The logits of some tokens; the last of that name are overwritten."""
-    logits_ck = head.scratch.take(name, (len(hidden_cd), len(weight_kd)), head.sum_dtype, hidden_cd.device)
+    logits_ck = head.memory(name, len(hidden_cd), len(weight_kd), head.sum_dtype)
     return head.multiply(head.operand(hidden_cd, "hidden"), weight_kd.T, logits_ck)
 
 
@@ -178,7 +178,7 @@ def recomputed_gradients(
             same = head.product_dtype == head.sum_dtype
             out_ck = logits_ck
             if not same:
-                out_ck = head.scratch.take("gradient", logits_ck.shape, head.product_dtype, logits_ck.device)
+                out_ck = head.memory("gradient", len(logits_ck), logits_ck.shape[1], head.product_dtype)
             gradient_ck = head.gradient(logits_ck, targets_t[chunk], tile, coefficients[chunk], out_ck)
             head.add_product(d_hidden_td[chunk], gradient_ck, weight_kd)
             if of_tile is not None:

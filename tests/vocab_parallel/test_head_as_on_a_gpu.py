@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from support.late import LateLane
 from torch import Tensor
 
+from megatron_fork.errors import StatisticsError
 from megatron_fork.vocab_parallel import TokenStatistics, VocabParallelConfig, fused_loss, kept, lm_head
 from megatron_fork.vocab_parallel import head as head_module
 from megatron_fork.vocab_parallel.overlap import SameLane
@@ -236,6 +237,22 @@ def test_one_wait_for_the_device_in_a_call(fused: bool, monkeypatch: pytest.Monk
         found(case, config, fused=fused)
     # The kernels in torch wait once a sweep, on a CPU only; the test itself looks at the number of rows.
     assert waits - sweeps - int(fused) == 1
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 5])
+def test_bad_input_is_told_in_backward(chunk_tokens: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once everything has been queued; without gradients, in the call."""
+    case = Case()
+    words: dict[str, Any] = {"chunk_tokens": chunk_tokens, "config": case.as_on_a_gpu(monkeypatch), "vocab_size": 87}
+    hidden, weight, targets, rows = case.inputs()
+    hidden[int(rows[3])] = torch.nan
+    hidden.requires_grad_()
+    loss, _ = fused_loss.lm_head_loss(hidden, weight, targets, case.loss, rows=rows, **words)
+    with pytest.raises(StatisticsError, match=rf"token {int(rows[3])} hold NaN"):
+        loss.backward()
+    targets[int(rows[1])] = 88
+    with torch.no_grad(), pytest.raises(StatisticsError, match=rf"target 88 of token {int(rows[1])} is outside"):
+        fused_loss.lm_head_loss(hidden, weight, targets, case.loss, rows=rows, **words)
 
 
 def test_the_gradient_of_the_logits_is_not_rounded_with_an_fp32_head(monkeypatch: pytest.MonkeyPatch) -> None:
