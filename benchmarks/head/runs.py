@@ -31,7 +31,7 @@ class Suite:
     contenders: Callable[[], list[Contender]]
 
     def chosen(self, keys: list[str], shape: Shape) -> list[Contender]:
-        """The named contenders (those that run by default if none is named) that have something of their own to show at this shape."""
+        """The named contenders (if none is: those that run by default) that have something of their own to show here."""
         named = [each for each in self.contenders() if (each.key in keys if keys else each.by_default)]
         return [contender for contender in named if shape.share < 1 or not contender.handed_rows]
 

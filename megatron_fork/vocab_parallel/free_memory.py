@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import logging
 
 import torch
 
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.vocab_parallel.config import VocabParallelConfig
-
-_LOG = logging.getLogger(__name__)
 
 
 def logits_bytes(config: VocabParallelConfig, device: torch.device, group: Group) -> int:
@@ -30,10 +27,4 @@ def logits_bytes(config: VocabParallelConfig, device: torch.device, group: Group
 def _quarter_of_free(device: torch.device, group: Group) -> int:
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     fullest = -collectives.all_reduce_max(torch.tensor(-free, dtype=torch.float64, device=device), group)
-    quarter = max(1 << 20, int(fullest) >> 2)
-    _LOG.info(
-        "LM head: %.1f GiB are free on %s; logits may take a quarter of that, and at most chunk_mib",
-        free / 2**30,
-        device,
-    )
-    return quarter
+    return max(1 << 20, int(fullest) >> 2)

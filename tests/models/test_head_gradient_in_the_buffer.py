@@ -63,4 +63,4 @@ def test_once() -> None:
         for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
             if name in whole:
                 difference = float((half[name] - whole[name]).norm() / whole[name].norm())
-                assert difference < 0.05, (name, difference)
+                assert difference < 0.1, (name, difference)
