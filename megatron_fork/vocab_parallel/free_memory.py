@@ -26,5 +26,6 @@ def logits_bytes(config: VocabParallelConfig, device: torch.device, group: Group
 @functools.cache
 def _quarter_of_free(device: torch.device, group: Group) -> int:
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    fullest = -collectives.all_reduce_max(torch.tensor(-free, dtype=torch.float64, device=device), group)
-    return max(1 << 20, int(fullest) >> 2)
+    if collectives.size(group) > 1:
+        free = -int(collectives.all_reduce_max(torch.tensor(-free, dtype=torch.int64, device=device), group))
+    return max(1 << 20, free >> 2)

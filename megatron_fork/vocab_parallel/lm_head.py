@@ -87,9 +87,13 @@ def lm_head_statistics(
 class ChosenRows:
     """Hidden states and targets of the chosen rows, and the rows' indices (None: all of them)."""
 
-    def __init__(self, hidden: Tensor, targets: Tensor, tokens: Tensor | None) -> None:
+    def __init__(self, hidden: Tensor, targets: Tensor, tokens: Tensor | None, *, once: bool = False) -> None:
         self.tokens = tokens
-        self.hidden = hidden if tokens is None else hidden[tokens]
+        if tokens is None:
+            self.hidden = hidden
+        else:
+            # Of rows that occur `once`, the gradient needs no sort and no sum.
+            self.hidden = hidden.index_select(0, tokens) if once else hidden[tokens]
         self.targets = targets if tokens is None else targets[tokens]
 
     @classmethod
@@ -109,7 +113,7 @@ class ChosenRows:
                 raise StatisticsError(
                     f"rows has shape {list(rows.shape)}, targets {list(targets.shape)}", hint="give one flag per token"
                 )
-            rows = rows.nonzero()[:, 0]
+            return cls(hidden, targets, rows.nonzero()[:, 0], once=True)
         return cls(hidden, targets, rows)
 
 

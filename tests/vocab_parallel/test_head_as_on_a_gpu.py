@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import softmax_checks
 from support.late import LateLane
+from support.ranks import run_on_ranks
 from torch import Tensor
 
 from megatron_fork.errors import StatisticsError
-from megatron_fork.vocab_parallel import TokenStatistics, VocabParallelConfig, fused_loss, kept, lm_head
+from megatron_fork.vocab_parallel import TokenStatistics, VocabParallelConfig, free_memory, fused_loss, kept, lm_head
 from megatron_fork.vocab_parallel import head as head_module
 from megatron_fork.vocab_parallel.overlap import SameLane
 from megatron_fork.vocab_parallel.tile import TorchKernels
@@ -291,3 +294,38 @@ def test_peak_does_not_grow_with_the_tokens(tokens: int, monkeypatch: pytest.Mon
     # Both gradients in float32 and in half precision; statistics, coefficients and what the loss makes of them.
     results = (tokens + case.columns) * WIDTH * (4 + 2) + tokens * 16 * 8
     assert peak_bytes(work) - results < 6 * 2**20
+
+
+def on_this_world(seeds: range) -> None:
+    """The checks of the head on vocabulary shards, in precisions whose rounding they know."""
+    for seed in seeds:
+        for dtype in (torch.float64, torch.float32):
+            case = Case(dtype=dtype, tile_columns=8, late=seed % 2 == 0)
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                case.as_on_a_gpu(monkeypatch)
+                problem = softmax_checks.make(seed, dist.get_world_size(), dtype)
+                softmax_checks.check_head(problem, dist.group.WORLD, (None, 1, 7)[seed % 3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_on_ranks(ranks: int) -> None:
+    run_on_ranks(on_this_world, ranks, range(6))
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "chunk_mib", "expected_mib"), [(100_000, 0, 960), (2000, 0, 500), (2000, 1500, 1500), (0, 0, 1)]
+)
+def test_logits_take_a_quarter_of_the_free_memory_at_most(
+    free_mib: int, chunk_mib: int, expected_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_memory._quarter_of_free.cache_clear()
+    # 300 MiB that torch's allocator holds and does not use are free as well.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: ((free_mib - 300) << 20, 0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 900 << 20)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 600 << 20)
+    config = VocabParallelConfig(chunk_mib=chunk_mib)
+    assert free_memory.logits_bytes(config, torch.device("cuda", 0), None) == expected_mib << 20
+    # A CPU's results do not depend on its memory.
+    assert free_memory.logits_bytes(config, torch.device("cpu"), None) == (chunk_mib or 160) << 20
+    free_memory._quarter_of_free.cache_clear()
