@@ -1,6 +1,6 @@
 """The LM head over several tiles and chunks on the device that there is: float64's results, and no race between its streams.
 
-On a GPU these are cuBLAS's products, compiled kernels and the second stream. What a stream reads or overwrites too early changes
+On a GPU these are cuBLAS's products, compiled kernels and a second stream. What a stream reads or overwrites too early changes
 results from one time to the next: with one stream and with two, and again and again, they are the same bit for bit.
 """
 
