@@ -234,7 +234,7 @@ class OursOneStream(Ours):
 class OursFp32Head(Ours):
     """With float32 products: TensorFloat-32 on a GPU."""
 
-    key, label, by_default = "ours-fp32-head", "megatron-fork, fp32 head", False
+    key, label, by_default = "fp32-head", "megatron-fork, fp32 head", False
     settings: ClassVar[dict[str, Any]] = {"fp32_head": True}
 
 
