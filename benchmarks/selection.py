@@ -253,6 +253,7 @@ def show(title: str, result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--values", type=int, nargs="*", default=[10**6, 10**7, 10**8])
+    parser.add_argument("--distributions", nargs="+", choices=DISTRIBUTIONS, default=DISTRIBUTIONS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of all but --ranks, which are gloo's")
     parser.add_argument("--ranks", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--responses", type=int, nargs="*", default=[64, 512, 4096], help="of 2,000 tokens each")
@@ -281,7 +282,7 @@ def main() -> None:
             options.out.write_text(json.dumps(record, indent=1) + "\n")
 
     for count in options.values:
-        for distribution in DISTRIBUTIONS:
+        for distribution in options.distributions:
             keep("one_rank", f"{count:,} {distribution}", one_rank(count, distribution, options.rounds, options.device))
     for ranks in options.ranks:
         for count in options.values:

@@ -32,7 +32,9 @@ ROOMS = {name.partition(".")[0] for name in FIELDS if "." in name}
 # Other trainers' names of their fields, some of which begin as a room is called.
 OF_PEERS = {entry.theirs for table in PEERS.values() for entry in (*table.counterparts, *table.missing)}
 # Of files that a reader writes, or that a run or another project has.
-OTHERS = re.compile(r"my_|RECIPE|NAME|other\b|resolved\.yaml|held\.txt|latest_checkpointed_iteration\.txt|mistral\.py")
+OTHERS = re.compile(
+    r"my_|RECIPE|NAME|\bsummary\.md|other\b|resolved\.yaml|held\.txt|latest_checkpointed_iteration\.txt|mistral\.py"
+)
 
 
 def in_code(path: Path) -> Iterator[str]:

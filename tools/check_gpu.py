@@ -66,12 +66,14 @@ def check(options: argparse.Namespace, python: str) -> int:
     wanted = parts.chosen(options.parts)
     if options.missing and options.out is None:
         raise CheckError("--missing goes on in a folder, and --out names none", hint="give the folder of the results")
+    if not options.smoke and not options.missing:
+        budget.refuse_too_few(wanted, options.minutes)
     folder = folder_of(options.out)
     variables = variables_of(options, folder)
     lines = []
     if options.wheels:
-        unpacked, problem = wheels.unpack(python, options.wheels, folder / "packages")
-        lines.append(problem or f"from {options.wheels}: {', '.join(unpacked) or 'nothing that is not installed'}")
+        unpacked, problems = wheels.unpack(python, options.wheels, folder / "packages")
+        lines += [f"from {options.wheels}: {', '.join(unpacked) or 'nothing'}", *problems]
     found = machine.look(python, PROJECT, wanted, smoke=options.smoke, variables=variables)
     about = {
         "command": shlex.join(["bash", "scripts/gpu_check.sh", *sys.argv[1:]]),
@@ -90,9 +92,10 @@ def check(options: argparse.Namespace, python: str) -> int:
     session = Session(python, PROJECT, results, found, options.smoke, variables)
     runs = session.without_hindered(wanted, even_if_busy=options.even_if_busy)
     if not options.smoke:
-        budget.refuse_too_few(runs, options.minutes)
+        budget.refuse_too_few(runs, options.minutes)  # of what is missing, and can run here
     for line in [*found.lines, *lines]:
         print(line, flush=True)
+    results.write()  # a kill within the first part leaves what the machine is
     try:
         session.run(runs, began + options.minutes * 60)
     finally:
@@ -100,7 +103,7 @@ def check(options: argparse.Namespace, python: str) -> int:
         ordered = [results.parts[part.name] for part in parts.PARTS if part.name in results.parts]
         (folder / "summary.md").write_text(markdown(results.about, ordered))
         print(f"results in {folder}/results.json and summary.md", flush=True)
-    return exit_code([results.parts[part.name] for part in wanted])
+    return exit_code([results.parts[part.name] for part in parts.chosen(options.parts)])
 
 
 def variables_of(options: argparse.Namespace, folder: Path) -> dict[str, str]:

@@ -88,20 +88,21 @@ def weight_shard(shape: Shape, rank: int) -> Tensor:
     generator = torch.Generator(shape.device).manual_seed(1 + rank)
     size = (shape.vocabulary // shape.tensor, shape.width)
     shard_vd = torch.randn(size, generator=generator, device=shape.device)
-    return shard_vd.mul_(LOGIT_DEVIATION / shape.width**0.5).to(shape.device, DTYPES[shape.dtype])
+    return shard_vd.mul_(LOGIT_DEVIATION / shape.width**0.5).to(DTYPES[shape.dtype])
 
 
 def build(shape: Shape, rank: int) -> Problem:
     """The inputs of `rank`; what is not sharded is equal on all ranks."""
     generator = torch.Generator().manual_seed(0)
-    hidden_td = torch.randn(shape.tokens, shape.width, generator=generator)
+    on_device = generator if shape.device == "cpu" else torch.Generator(shape.device).manual_seed(0)
+    hidden_td = torch.randn(shape.tokens, shape.width, generator=on_device, device=shape.device)
     targets_t = torch.randint(shape.vocabulary, (shape.tokens,), generator=generator)
     count = round(shape.share * shape.tokens)
     rows_r = torch.randperm(shape.tokens, generator=generator)[:count].sort().values
     coefficient_t = torch.zeros(shape.tokens)
     coefficient_t[rows_r] = torch.randn(count, generator=generator)
     return Problem(
-        hidden_td.to(shape.device, DTYPES[shape.dtype]),
+        hidden_td.to(DTYPES[shape.dtype]),
         weight_shard(shape, rank),
         targets_t.to(shape.device),
         coefficient_t.to(shape.device),

@@ -26,8 +26,10 @@ def refuse_too_few(parts: Sequence[Part], minutes: float) -> None:
     if minutes * 60 < needed:
         tightest = max(parts, key=lambda part: part.least / part.share)
         rounded_up = -(-needed // 6) / 10
+        gets = max(0.0, (minutes * 60 - BEFORE_SECONDS) * tightest.share / shares)
         raise CheckError(
-            f"--minutes {minutes:g} is too few for {len(parts)} parts: {tightest.name} alone needs {tightest.least:.0f} s",
+            f"--minutes {minutes:g} is too few for {len(parts)} part{'s' if len(parts) > 1 else ''}: {tightest.name} would get "
+            f"{gets:.0f} s and needs {tightest.least:.0f}",
             hint=f"give at least {rounded_up:g} minutes, or name fewer parts",
         )
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part runs, with a folder of its own; `transformer_engine`: it imports here."""
+    """Where a part runs, with a folder of its own."""
 
     python: str
     project: Path
     folder: Path
     smoke: bool
-    transformer_engine: bool = False
 
     def benchmark(self, name: str, *words: str) -> list[str]:
         """It leaves what it finds in the part's folder."""
@@ -53,14 +52,3 @@ def _pytest(place: Place, files: Sequence[str]) -> list[str]:
     words = "-o addopts= --strict-markers -v -p no:cacheprovider --color=no -m gpu".split()
     few = ["-k", "on_device or rows_apart"] if place.smoke else []
     return [place.python, "-m", "pytest", *words, *few, *files]
-
-
-def full_size(words: str) -> Command:
-    """With local layers, and with Transformer Engine's where it imports."""
-    smoke = "--shape tiny --optimizer none --rounds 1 --response 64"
-
-    def command(place: Place) -> list[str]:
-        layers = ["--backend", "local", *(["transformer_engine"] if place.transformer_engine else [])]
-        return place.benchmark("full_size.py", *(smoke if place.smoke else words).split(), *layers)
-
-    return command

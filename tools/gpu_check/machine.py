@@ -33,10 +33,6 @@ class Machine:
     busy: str = ""
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
-    def has(self, module: str) -> bool:
-        """Of those that a part needs or may use."""
-        return module not in self.missing
-
     @property
     def lines(self) -> list[str]:
         """What was found, in words."""
@@ -74,7 +70,7 @@ class Machine:
 def look(python: str, project: Path, parts: Sequence[Part], *, smoke: bool, variables: Mapping[str, str]) -> Machine:
     """Raise `CheckError` where nothing can run: no torch, or no GPU."""
     usage = "" if smoke else others_on_gpu()
-    modules = sorted({name for part in parts for name in part.needs} | {"torch", TRANSFORMER_ENGINE})
+    modules = sorted({name for part in parts for name in part.needs} | {"torch"})
     found = _probe([python, str(Path(__file__).with_name("probe.py"))], "cpu" if smoke else "cuda", modules, variables)
     missing = {name: f"{name} is not installed" for name in found["missing"]}
     if "torch" in missing:
@@ -86,7 +82,7 @@ def look(python: str, project: Path, parts: Sequence[Part], *, smoke: bool, vari
             exit_code=1,
         )
     # A compiled package may be there and not fit: only its import tells, and it may crash.
-    for name in (TRANSFORMER_ENGINE, *(("triton",) if "triton" in modules and not smoke else ())):
+    for name in sorted({TRANSFORMER_ENGINE, *(() if smoke else ("triton",))} & set(modules)):
         if name not in missing and (error := _import_error(python, name, variables)):
             missing[name] = f"{name} does not import: {error}"
     gpu = found["gpu"]

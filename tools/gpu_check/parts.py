@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_check import commands, readers
-from gpu_check.commands import Command, by_size, full_size
+from gpu_check.commands import Command, by_size
 from gpu_check.errors import CheckError
 from gpu_check.figures import Reading
 
@@ -17,6 +17,8 @@ PROGRAM = (
     *("torch", "numpy", "megatron.core", "transformers", "tokenizers", "safetensors", "psutil"),
     *("pydantic", "annotated_types", "omegaconf", "yaml", "typer", "rich", "jinja2", "httpx"),
 )
+# What rooms need whose work is on tensors alone.
+_SETTINGS = ("torch", "annotated_types", "pydantic")
 TESTS = (*PROGRAM, "pytest", "hypothesis")
 TRANSFORMER_ENGINE = "transformer_engine.pytorch"
 
@@ -61,36 +63,50 @@ def _head(shape: str, width: int, gibibytes: float) -> Part:
         command=by_size(
             "head_shapes.py",
             f"--width {width} --tokens 8192 32768 --rounds 3",
-            f"--width {width // 128} --tokens 64 128 --vocabulary 512 --dtype fp32 --rounds 1",
+            f"--width {width // 128} --tokens 64 --vocabulary 512 --dtype fp32 --rounds 1",
         ),
         read=readers.head,
+        needs=(*_SETTINGS, "megatron.core", "rich"),
         share=50,
         least=20,
         gibibytes=gibibytes,
     )
 
 
-def _size(shape: str, what: str, words: str, *, share: float, gibibytes: float) -> Part:
-    return Part(
-        name=f"size-{shape}",
-        what=what,
-        command=full_size(f"{words} --ratio 0.2 --rounds 2"),
-        read=readers.full_size,
-        share=share,
-        least=20,
-        gibibytes=gibibytes,
+def _sizes(shape: str, what: str, words: str, *, share: float, least: float, gibibytes: float) -> tuple[Part, Part]:
+    """With local layers, and with Transformer Engine's."""
+    local, fused = (
+        Part(
+            name=f"size-{shape}{ending}",
+            what=f"{what}, {layers} layers",
+            command=by_size(
+                "full_size.py",
+                f"--shape {shape} {words} --ratio 0.2 --rounds 2 --backend {layers}",
+                f"--shape tiny --optimizer none --rounds 1 --response 64 --backend {layers}",
+            ),
+            read=readers.full_size,
+            share=share,
+            least=least,
+            needs=needs,
+            gibibytes=gibibytes,
+        )
+        for ending, layers, needs in (
+            ("", "local", PROGRAM),
+            ("-fused", "transformer_engine", (*PROGRAM, TRANSFORMER_ENGINE)),
+        )
     )
+    return local, fused
 
 
 PARTS = (
     Part(
         name="kernels",
         what="Triton kernels compiled by several processes at a time, and tuned",
-        command=by_size("warm_up.py", "", "--first 2 --workers 2 --parts 1"),
+        command=by_size("warm_up.py", "", "--first 1 --workers 1 --parts 1"),
         read=readers.warm_up,
         share=30,
         least=10,
-        needs=("torch", "triton", "pydantic", "megatron.core"),
+        needs=(*_SETTINGS, "triton"),
     ),
     Part(
         name="tests",
@@ -107,25 +123,28 @@ PARTS = (
     _quickstart("bf16"),
     _head("8b", 4096, gibibytes=16.0),
     _head("32b", 5120, gibibytes=20.0),
-    _size(
+    *_sizes(
         "0.6b",
         "Qwen3-0.6B with Adam, nothing recomputed",
-        "--shape 0.6b --response 8192 29696 --grain 8192 --limit 131072",
-        share=40,
+        "--response 8192 29696 --grain 16384 --limit 65536",
+        share=45,
+        least=25,
         gibibytes=30.0,
     ),
-    _size(
+    *_sizes(
         "8b",
         "Qwen3-8B, all recomputed, no optimizer",
-        "--shape 8b --optimizer none --recompute full --response 8192 --grain 16384 --limit 65536",
-        share=55,
+        "--optimizer none --recompute full --response 8192 --grain 16384 --limit 32768",
+        share=50,
+        least=25,
         gibibytes=54.0,
     ),
-    _size(
-        "32b",
-        "four layers of Qwen3-32B and its LM head, no optimizer",
-        "--shape 32b-4-layers --optimizer none --response 8192 --limit 0",
+    *_sizes(
+        "32b-4-layers",
+        "as wide as Qwen3-32B, no optimizer",
+        "--optimizer none --response 8192 --limit 0",
         share=25,
+        least=15,
         gibibytes=36.0,
     ),
     Part(
@@ -134,10 +153,11 @@ PARTS = (
         command=by_size(
             "selection.py",
             "--values 100000000 --ranks --responses --rounds 3",
-            "--values 100000 --ranks --responses --rounds 1",
+            "--values 100000 --distributions entropies --ranks --responses --rounds 1",
         ),
         read=readers.selection,
-        share=12,
+        needs=_SETTINGS,
+        share=15,
         least=8,
         gibibytes=4.0,
     ),

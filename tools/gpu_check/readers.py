@@ -71,6 +71,7 @@ def resumed(folder: Path) -> Reading:
 def head(folder: Path) -> Reading:
     """Totals in terms of the floor and of the fastest peer; peaks beside the inputs and the weight's gradient."""
     reading, peaks = Reading(), {}
+    unable: dict[str, dict[str, None]] = {}  # labels, each once and in order, by the reason
     for result in (found_in(folder) or {}).get("results", []):
         shape, contenders = result["shape"], result["contenders"]
         where = f"{shape['tokens']:,} tokens, {shape['share']:.0%}"
@@ -86,13 +87,14 @@ def head(folder: Path) -> Reading:
             Figure(f"{where}: over the products alone", over, "x", goal),
             *(Figure(f"{where}: {phase}", each * 1e3, "ms") for phase, each in _phases(ours["rounds"]).items()),
         ]
-        reading.figures.append(_against_peers(where, seconds, contenders, reading))
+        reading.figures.append(_against_peers(where, seconds, contenders, reading, unable))
         if "peaks_mebibytes" in ours:
             peak, outputs = _peak_beside(shape, ours["peaks_mebibytes"])
             peaks[(shape["share"], shape["tokens"])] = peak - outputs
             name = f"{where}: peak beside inputs and weight's gradient"
             reading.figures.append(Figure(name, peak, "GiB", Goal(1.0)))
-    reading.figures += list(_flatness(peaks))
+    reading.figures += _flatness(peaks)
+    reading.notes += [f"{'; '.join(labels)} could not: {reason}" for reason, labels in unable.items()]
     return reading
 
 
@@ -119,15 +121,19 @@ def _judge(outcome: dict[str, Any], name: str, reading: Reading) -> None:
         (reading.notes if too_small else reading.wrong).append(f"{name} could not: {outcome['unavailable']}")
 
 
-def _against_peers(where: str, seconds: float, contenders: dict[str, Any], reading: Reading) -> Figure:
-    peers = {}
+def _against_peers(
+    where: str,
+    seconds: float,
+    contenders: dict[str, Any],
+    reading: Reading,
+    unable: dict[str, dict[str, None]],
+) -> Figure:
+    peers: dict[str, float] = {}
     for key, outcome in contenders.items():
         if key.startswith(("floor", "ours")):
             continue
         if outcome.get("unavailable"):
-            note = f"{outcome['label']} could not: {outcome['unavailable']}"
-            if note not in reading.notes:
-                reading.notes.append(note)
+            unable.setdefault(outcome["unavailable"], {})[outcome["label"]] = None
         elif outcome.get("wrong"):
             reading.notes.append(f"{where}: {outcome['label']} computes something else, and is left out")
         elif "median" in outcome:

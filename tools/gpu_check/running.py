@@ -81,21 +81,22 @@ def _end(process: subprocess.Popen[bytes], before: set[int]) -> None:
     while (left := descendants(os.getpid()) - before) and time.monotonic() < until:
         for pid in left:
             _signal(os.kill, pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+            if pid != process.pid:
+                # Nobody else takes note of its end.
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
         process.poll()
         time.sleep(0.02)
 
 
 def descendants(pid: int) -> set[int]:
-    """Its children, their children, and so on, by /proc: those that have ended are not among them."""
+    """Its children, their children, and so on, by /proc: also those that have ended and were not waited for."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, IndexError):
             # The name stands in brackets and may hold anything.
-            state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(path.parent.name))
+            parent = path.read_text(errors="replace").rpartition(")")[2].split()[1]
+            children.setdefault(int(parent), []).append(int(path.parent.name))
     found: set[int] = set()
     waiting = [pid]
     while waiting:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gpu_check import budget, running
 from gpu_check.commands import Place
 from gpu_check.figures import Reading
 from gpu_check.machine import Machine
-from gpu_check.parts import TRANSFORMER_ENGINE, Part
+from gpu_check.parts import Part
 from gpu_check.results import FAILED, INTERRUPTED, PASSED, SKIPPED, STOPPED, WRONG, PartResult, Results
 from gpu_check.summary import part_lines
 
@@ -59,14 +60,14 @@ class Session:
                 self._tell(result)
 
     def _run(self, part: Part, folder: Path, limit: float, result: PartResult) -> None:
-        place = Place(self._python, self._project, folder, self._smoke, self._machine.has(TRANSFORMER_ENGINE))
+        place = Place(self._python, self._project, folder, self._smoke)
         log = folder / "log.txt"
         code = running.run(part.command(place), limit, log, self._variables, self._project)
         result.exit_code = code
         if code is None:
             result.result, result.reason = STOPPED, "its limit came first"
         elif code:
-            result.result, result.reason = FAILED, f"exit code {code}; {log}"
+            result.result, result.reason = FAILED, f"exit code {code}: {last_line(log)}"
         else:
             result.result = PASSED
 
@@ -82,8 +83,9 @@ class Session:
             result.result = WRONG
         elif result.result == PASSED and not result.reading.figures:
             result.result, result.reason = FAILED, "it left no figures"
-        if result.result == FAILED:
-            result.reading.notes += last_lines(folder / "log.txt")
+        if self._smoke:
+            # What a CPU does at its size reaches and misses nothing.
+            result.reading.figures = [replace(figure, goal=None) for figure in result.reading.figures]
 
     def _emptied(self, part: Part) -> Path:
         folder = self._results.folder / part.name
@@ -94,11 +96,19 @@ class Session:
     def _tell(self, result: PartResult) -> None:
         self._results.add(result)
         print("\n".join(part_lines(result)), flush=True)
+        if result.result in (FAILED, WRONG):
+            log = self._results.folder / result.part / "log.txt"
+            print(f"  {log} ends so:", *(f"    {line}" for line in lines_of(log)[-15:]), sep="\n", flush=True)
 
 
-def last_lines(log: Path, count: int = 5) -> list[str]:
+def lines_of(log: Path) -> list[str]:
     text = log.read_text(errors="replace") if log.is_file() else ""
-    return [line[:300] for line in text.splitlines() if line.strip()][-count:]
+    return [line[:300] for line in text.splitlines() if line.strip()]
+
+
+def last_line(log: Path) -> str:
+    """Usually the error."""
+    return (lines_of(log) or ["it said nothing"])[-1].strip()
 
 
 def exit_code(results: Sequence[PartResult]) -> int:

@@ -34,15 +34,22 @@ def installed(python: str, names: Sequence[str]) -> set[str]:
     return set(done.stdout.split())
 
 
-def unpack(python: str, folder: Path, target: Path) -> tuple[list[str], str]:
-    """Put what the Python lacks into `target`, a folder for PYTHONPATH; the names, and one line where it did not work."""
-    absent = sorted(set(names_of(folder)) - installed(python, names_of(folder)))
-    if not absent:
-        return [], ""
-    words = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade", "--disable-pip-version-check"]
-    command = [python, *words, "--find-links", str(folder), "--target", str(target), *absent]
+def unpack(python: str, folder: Path, target: Path) -> tuple[list[str], list[str]]:
+    """Put what the Python lacks into `target`, a folder for PYTHONPATH: the names, and a line for each that does not fit."""
+    names = names_of(folder)
+    absent = sorted(set(names) - installed(python, names))
+    if not absent or not _unpacked(python, folder, target, absent):
+        return absent, []
+    # One that is built for another Python keeps none of the others out.
+    problems = {name: _unpacked(python, folder, target, [name]) for name in absent}
+    lines = [f"{name} could not be unpacked from {folder}: {problem}" for name, problem in problems.items() if problem]
+    return [name for name, problem in problems.items() if not problem], lines
+
+
+def _unpacked(python: str, folder: Path, target: Path, names: Sequence[str]) -> str:
+    """Nothing, or the last that pip said."""
+    words = "-m pip install --quiet --no-index --no-deps --upgrade --disable-pip-version-check".split()
+    command = [python, *words, "--find-links", str(folder), "--target", str(target), *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip says nothing"]
-        return [], f"the wheels of {folder} could not be unpacked: {lines[-1]}"
-    return absent, ""
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+    return lines[-1] if done.returncode else ""
