@@ -34,7 +34,8 @@ from megatron_fork.vocab_parallel.free_memory import logits_bytes
 from megatron_fork.vocab_parallel.head import Coefficients, Head
 from megatron_fork.vocab_parallel.kept import KeptLogits
 from megatron_fork.vocab_parallel.lm_head import ChosenRows, chunks_of, head_of, recomputed_gradients, shard_sums
-from megatron_fork.vocab_parallel.shard import TokenStatistics, over_ranks, refuse_bad, statistics_of
+from megatron_fork.vocab_parallel.overlap import sent_to_host
+from megatron_fork.vocab_parallel.shard import TokenStatistics, bad_tokens, over_ranks, refuse_bad, statistics_of
 from megatron_fork.vocab_parallel.weight_gradient import WeightGradient
 
 # From the statistics of some of the chosen rows, and their slice of the row order, to their part of the loss and to detached
@@ -104,13 +105,14 @@ class _Work:
         self._of_chunks: list[Coefficients] = []
         self._d_hidden_td: Tensor | None = None
         self._sum_vd: Tensor | None = None
-        self._unchecked: list[TokenStatistics] = []
+        self._is_bad: Callable[[], bool] | None = None
+        self._found: list[TokenStatistics] = []
 
     def forward(self, hidden_td: Tensor, weight_vd: Tensor, *, keep: bool, with_weight: bool) -> Tensor:
         """The loss."""
         head = self.head
         total = torch.zeros((), dtype=head.sum_dtype, device=hidden_td.device)
-        found = []
+        found = self._found
         for chunk in self.chunks:
             targets_c = self.chosen.targets[chunk]
             if keep:
@@ -131,16 +133,21 @@ class _Work:
                 self._of_chunks.append(Coefficients(log_z_c, found[-1].entropy, of_logprob_c, of_entropy_c))
             if keep and chunk is not self.chunks[-1]:
                 self._form(chunk, hidden_td, self._of_chunks[-1], self._early_sum(hidden_td, weight_vd, with_weight))
-        self._unchecked = found if head.on_gpu else []
+        if head.on_gpu:
+            bad = [
+                bad_tokens(each, self.chosen.targets[rows], head.shard)
+                for each, rows in zip(found, self.chunks, strict=True)
+            ]
+            self._is_bad = sent_to_host(torch.cat(bad).any())
         if not keep:
             self.check()
         return total
 
     def check(self) -> None:
-        """Refuse what a GPU has not been asked about yet. It is asked once a call, when all its work has been queued."""
-        found, self._unchecked = self._unchecked, []
-        if found:
-            self._refuse(found, slice(0, self.chunks[-1].stop))
+        """Refuse what is bad on a GPU: one wait a call, for statistics that are there before what has been queued since."""
+        if self._is_bad is not None and self._is_bad():
+            self._refuse(self._found, slice(0, self.chunks[-1].stop))
+        self._is_bad = None
 
     def _refuse(self, found: list[TokenStatistics], rows: slice) -> None:
         statistics = TokenStatistics(*(torch.cat(column) for column in zip(*found, strict=True)))

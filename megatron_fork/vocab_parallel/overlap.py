@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 
@@ -57,6 +58,20 @@ class SecondStream:
 def _second_stream(device: torch.device) -> torch.cuda.Stream:
     """One for the process: memory that a stream has freed is kept for that stream. Its work is short, and goes first."""
     return torch.cuda.Stream(device, priority=-1)
+
+
+def sent_to_host(flag: Tensor) -> Callable[[], bool]:
+    """`bool(flag)`, on its way from now on: the answer waits for what has been queued so far, and not for what comes later."""
+    if not flag.is_cuda:
+        return lambda: bool(flag)
+    there = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+    arrived = torch.cuda.current_stream(flag.device).record_event()
+
+    def answer() -> bool:
+        arrived.synchronize()
+        return bool(there)
+
+    return answer
 
 
 def lane_for(device: torch.device, *, overlap: bool) -> Lane:

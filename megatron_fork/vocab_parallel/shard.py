@@ -99,14 +99,19 @@ def statistics_of(partial_4t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return maximum_t + log_sum_t, target_t - maximum_t - log_sum_t, log_sum_t - weighted_t / sum_t
 
 
+def bad_tokens(statistics: TokenStatistics, targets_t: Tensor, shard: VocabularyShard) -> Tensor:
+    """Which tokens have an invalid target or no softmax, bool `[tokens]`."""
+    foreign_t = (targets_t < 0) | (targets_t >= shard.vocab_size)
+    return foreign_t | statistics.entropy.isnan() | statistics.logprob.isnan()
+
+
 def refuse_bad(statistics: TokenStatistics, targets_t: Tensor, shard: VocabularyShard, tokens: Tensor | None) -> None:
     """Raise `StatisticsError` for the first token with an invalid target or without a softmax; `tokens`: the user's indices.
 
     Every rank has the same targets and statistics, so that all of them raise. On a GPU this waits for the result: once
     a call.
     """
-    foreign_t = (targets_t < 0) | (targets_t >= shard.vocab_size)
-    bad_t = foreign_t | statistics.entropy.isnan() | statistics.logprob.isnan()
+    bad_t = bad_tokens(statistics, targets_t, shard)
     if not bad_t.any():
         return
     sizes = collectives.gather_objects(shard.size, shard.group)
@@ -117,7 +122,7 @@ def refuse_bad(statistics: TokenStatistics, targets_t: Tensor, shard: Vocabulary
         )
     place = int(bad_t.nonzero()[0, 0])
     token = place if tokens is None else int(tokens[place])
-    if foreign_t[place]:
+    if not 0 <= int(targets_t[place]) < shard.vocab_size:
         raise StatisticsError(
             f"target {int(targets_t[place])} of token {token} is outside the vocabulary [0, {shard.vocab_size})",
             hint="leave out tokens without a target with `rows`",
