@@ -31,8 +31,8 @@ class Suite:
     contenders: Callable[[], list[Contender]]
 
     def chosen(self, keys: list[str], shape: Shape) -> list[Contender]:
-        """The named contenders (all if none is named) that have something of their own to show at this shape."""
-        named = [contender for contender in self.contenders() if not keys or contender.key in keys]
+        """The named contenders (if none is: those that run by default) that have something of their own to show here."""
+        named = [each for each in self.contenders() if (each.key in keys if keys else each.by_default)]
         return [contender for contender in named if shape.share < 1 or not contender.handed_rows]
 
 
@@ -40,7 +40,7 @@ SUITES = {
     "head": Suite(
         problem.build,
         problem.reference,
-        lambda: [contenders.Floor(), contenders.Ours(), contenders.OursRecomputed(), *peers.peers()],
+        lambda: [*contenders.own(), *peers.peers()],
     ),
     "statistics": Suite(logits.build, logits.reference, logits.contenders),
 }
