@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megatron_fork.cli.analyze_entropy import AsJson, Out, TracePlaces, console_of, table_of
-from megatron_fork.cli.analyze_models import Set, quiet_display
+from megatron_fork.cli.analyze_models import Set, quiet_display, traces_to_read
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import path_at_home
@@ -80,9 +80,8 @@ def _evolution(traces: list[Path], names: list[str], overrides: list[str], displ
         scorer,
         selected_tokens,
     )
-    from megatron_fork.traces import open_traces
 
-    files = open_traces(*traces)
+    files = traces_to_read(traces)
     display.say(f"{len(names)} statistics passes over {files.responses:,} responses")
     place, saved = place_and_checkpoint(names[0])
     with scorer(place, display, saved=saved, overrides=overrides, temperature=files.temperature) as scores:

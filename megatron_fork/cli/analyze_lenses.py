@@ -9,7 +9,7 @@ import typer
 
 from megatron_fork.cli.analyze_entropy import AsJson, console_of, table_of
 from megatron_fork.cli.analyze_intervene import TokenBudget
-from megatron_fork.cli.analyze_models import Model, Set, quiet_display
+from megatron_fork.cli.analyze_models import Model, Set, quiet_display, traces_to_read
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import path_at_home
@@ -70,14 +70,13 @@ def lenses(
         display = quiet_display(as_json=as_json)
         from megatron_fork.analysis import AnswerForm, json_text, lenses_record, save_lenses
         from megatron_fork.run import LENSES, AskedLenses, config_of, look, place_and_checkpoint
-        from megatron_fork.traces import open_traces
 
         names = [word.strip() for word in lens.split(",") if word.strip()]
         if unknown := [name for name in names if name not in LENSES]:
             raise ConfigError(f"--lens={unknown[0]} is none of {', '.join(LENSES)}", hint="name them with commas")
         if not names:
             raise ConfigError("--lens names no lens", hint=f"name some of {', '.join(LENSES)}, with commas")
-        files = open_traces(traces)
+        files = traces_to_read([traces])
         place, saved = place_and_checkpoint(model)
         config = config_of(place, ["rollout.mismatch_limit=.inf", *(settings or [])], checkpoint=saved)
         form = AnswerForm(answer, bridge, answer_begins, gold)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megatron_fork.cli.analyze_entropy import AsJson, Out, TracePlaces, console_of, table_of
-from megatron_fork.cli.analyze_models import Model, Set, quiet_display
+from megatron_fork.cli.analyze_models import Model, Set, quiet_display, traces_to_read
 from megatron_fork.cli.guard import Debug, guarded
 from megatron_fork.errors import ConfigError
 
@@ -43,9 +44,8 @@ def compare_masks(
         from megatron_fork import distributed
         from megatron_fork.analysis import compared, comparison_record, json_text, save_record
         from megatron_fork.run import config_of, model_context, place_and_checkpoint, two_selections
-        from megatron_fork.traces import open_traces
 
-        files = open_traces(*traces)
+        files = traces_to_read(traces)
         place, saved = place_and_checkpoint(model)
         words = [f"rollout.temperature={files.temperature}", *(settings or [])]
 
@@ -97,10 +97,11 @@ def _print(found: MaskComparison, names: tuple[str, str]) -> None:
         ["Jaccard", f"{found.jaccard:.4f}"],
     ]
     if found.norms is not None and found.cosine is not None:
+        nothing = "none: there is no gradient where all advantages are 0"
         lines += [
             ["gradient norm of a", f"{found.norms[0]:.4g}"],
             ["gradient norm of b", f"{found.norms[1]:.4g}"],
-            ["cosine of the gradients", f"{found.cosine:.4f}"],
+            ["cosine of the gradients", nothing if math.isnan(found.cosine) else f"{found.cosine:.4f}"],
         ]
     console.print(table_of("two selections", ["", ""], lines))
     for name, only in zip("ab", found.only, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from megatron_fork.files import path_at_home
 
 if TYPE_CHECKING:
     from megatron_fork.run import Display
+    from megatron_fork.traces import TraceFiles
 
 Model = Annotated[
     str,
@@ -85,9 +87,9 @@ def rescore(
             rescored,
             scorer,
         )
-        from megatron_fork.traces import TraceWriter, open_traces
+        from megatron_fork.traces import TraceWriter
 
-        files = open_traces(*traces)
+        files = traces_to_read(traces)
         if any(out.exists() and out.samefile(file) for file in files.files):
             raise ConfigError(f"--out={out} is one of the traces", hint="write another file")
         place, saved = place_and_checkpoint(model)
@@ -117,6 +119,18 @@ def rescore(
         display.say(f"traces {out}")
 
     guarded(work, debug=debug)
+
+
+def traces_to_read(places: Sequence[Path]) -> TraceFiles:
+    """The traces at `places`, for a model to read; says where nothing tells whether their tokens are the model's."""
+    from megatron_fork.run import is_first_rank
+    from megatron_fork.traces import open_traces
+
+    files = open_traces(*places)
+    if not files.origin.tokenizer and is_first_rank():
+        line = "the traces do not name their tokenizer: whether the model has the same tokens cannot be checked"
+        typer.echo(line, err=True)  # also where the output is one JSON text
+    return files
 
 
 def quiet_display(*, as_json: bool = False) -> Display:

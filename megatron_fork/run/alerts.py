@@ -78,6 +78,12 @@ class Alerts:
             )
             return {f"alerts/{cause}": float(cause in self._active) for cause in CAUSES}
 
+    def ends(self, step: int, message: str) -> None:
+        """Tell that the run ends within a step by updates that are not finite; such a step has no metrics to look at."""
+        with self._lock:
+            self._step = step
+            self._note("not_finite", True, message)
+
     def close(self) -> None:
         self._closed.set()
 

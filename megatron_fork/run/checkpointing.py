@@ -24,6 +24,8 @@ def checkpointing(context: RunContext, models: TrainedModels, state: RunState) -
         try:
             yield
         except (StopRequested, RolloutError, GradientError) as error:
+            if isinstance(error, GradientError):
+                context.folder.ends_by_gradients(state.step + 1, error.message)
             _forget_untrusted(state, error)
             save(context, models, state)
             context.checkpoints.wait()

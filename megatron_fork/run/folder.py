@@ -137,13 +137,23 @@ class RunFolder:
 
     def _alerts_of(self, stage: str, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Tell what is new, and which causes for alarm a trainer step has."""
-        if self._alerts_config is None:
+        alerts = self._begun_alerts()
+        if alerts is None:
             return {}
-        if self._alerts is None:  # once `forget` has removed what a resumed run repeats
+        alerts.progress()
+        return alerts.look(step, values) if stage == "train" else {}
+
+    def ends_by_gradients(self, step: int, message: str) -> None:
+        """Tell that the run ends within a step, since too many of its updates were not finite."""
+        if self.writes and (alerts := self._begun_alerts()) is not None:
+            alerts.ends(step, message)
+
+    def _begun_alerts(self) -> Alerts | None:
+        if self._alerts is None and self._alerts_config is not None:
+            # Not before `forget` has removed what a resumed run repeats.
             active = active_causes(self.path / "alerts.jsonl")
             self._alerts = Alerts(self._alerts_config, self._tell, active=active)
-        self._alerts.progress()
-        return self._alerts.look(step, values) if stage == "train" else {}
+        return self._alerts
 
     def _tell(self, alert: Alert) -> None:
         self._say(

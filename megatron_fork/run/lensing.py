@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_fork import distributed, models, rollout
+from megatron_fork import distributed, rollout
 from megatron_fork.analysis import (
     SMOOTHING,
     AnswerForm,
@@ -26,7 +26,7 @@ from megatron_fork.analysis import (
     read_responses,
 )
 from megatron_fork.config import RunConfig
-from megatron_fork.errors import ConfigError, TraceError
+from megatron_fork.errors import ConfigError
 from megatron_fork.experience import Prompt
 from megatron_fork.policy import Policy
 from megatron_fork.rewards import RewardPool, answer_in, states_answers
@@ -34,7 +34,7 @@ from megatron_fork.rollout import EmbeddedEngine, PolicyWeights, text_of
 from megatron_fork.run.console import Display
 from megatron_fork.run.offline import ModelContext, build_engine, load_policy, model_context
 from megatron_fork.run.provenance import provenance
-from megatron_fork.run.scoring import PolicyScorer, check_vocabulary
+from megatron_fork.run.scoring import PolicyScorer, check_readable, check_vocabulary
 from megatron_fork.traces import TokenTexts, TraceFiles
 
 LENSES = ("entropy", "mi", "variance", "anchors", "pruning")
@@ -80,8 +80,10 @@ def look(files: TraceFiles, config: RunConfig, asked: AskedLenses, display: Disp
             limit=asked.limit,
         )
         policy = load_policy(context)
-        check_vocabulary(files, PolicyScorer(context, policy))
-        _check_lengths(responses, models.longest_sequence(context.hf_config))
+        model = PolicyScorer(context, policy)
+        check_vocabulary(files, model)
+        for number, each in enumerate(responses):
+            check_readable(each.prompt, each.tokens, model, f"response {number}, to {each.prompt_id},")
         budget = TokenBudget(asked.token_budget)
         scorer = LensScorer(
             _reader(context, policy, files.temperature),
@@ -181,14 +183,3 @@ def _resampler(
             config.rollout.temperature,
             config.seed,
         )
-
-
-def _check_lengths(responses: Sequence[LensResponse], longest: int) -> None:
-    """Raise `TraceError` for a response that the model cannot read, or that has tokens which it does not have."""
-    for number, response in enumerate(responses):
-        if response.length > longest:
-            raise TraceError(
-                f"response {number}, to {response.prompt_id}, has {response.length + 1:,} tokens with its prompt, more than "
-                f"the model's max_position_embeddings={longest:,}",
-                hint="leave it out, or give the model rope_parameters for longer sequences",
-            )

@@ -17,7 +17,7 @@ from megatron_fork.models import ModelConfig
 from megatron_fork.objective import group_advantages
 from megatron_fork.policy import Learner, TrainedModels
 from megatron_fork.run.offline import ModelContext
-from megatron_fork.run.scoring import PolicyScorer, check_vocabulary, is_first, sequences_of
+from megatron_fork.run.scoring import PolicyScorer, check_readable, check_vocabulary, is_first
 from megatron_fork.run.setup import build_policy
 from megatron_fork.selection import Selection, SelectionConfig
 from megatron_fork.traces import TraceFiles
@@ -59,9 +59,8 @@ def two_selections(
     policy = build_policy(context, context.config.optimizer)
     scores = PolicyScorer(context, policy)
     check_vocabulary(files, scores)
-    for part in files.parts(["tokens", "prompt_tokens"]):  # what no model can read is told before a pass
-        sequences_of(part, scores)
-        break
+    for each in trajectories:  # what no model can read is told before a pass
+        check_readable(each.prompt.tokens, each.response, scores, f"response {each.number} of the mini-batch")
     share = policy.share(Batch.of_trajectories(trajectories))
     before = None
     if old is not None:

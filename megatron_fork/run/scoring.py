@@ -204,25 +204,29 @@ def sequences_of(part: Traces, scores: Reader) -> list[Demonstration]:
     sequences = []
     rows = zip(part.values("prompt_tokens"), part.values("tokens"), strict=True)
     for number, (prompt, response) in enumerate(rows):
-        where = f"{part.where}, response {part.first + number}"
-        if not prompt:
-            raise TraceError(
-                f"{where} has no prompt tokens",
-                hint="a first token has no probability without one",
-            )
-        if len(prompt) + len(response) > scores.longest + 1:
-            raise TraceError(
-                f"{where} has {len(prompt) + len(response):,} tokens with its prompt, more than "
-                f"the model's max_position_embeddings={scores.longest:,}",
-                hint="leave it out, or give the model rope_parameters for longer sequences",
-            )
-        if (largest := max([*prompt, *response])) >= scores.vocab_size:
-            raise TraceError(
-                f"{where} has token {largest}, the model's vocab_size is {scores.vocab_size}",
-                hint="give the model, or one with the tokenizer, that the traces were made with",
-            )
+        check_readable(prompt, response, scores, f"{part.where}, response {part.first + number}")
         sequences.append(Demonstration(number, Prompt(number, "", tuple(prompt), ""), np.asarray(response, np.int32)))  # type: ignore[arg-type]
     return sequences
+
+
+def check_readable(prompt: Sequence[int], response: Sequence[int], reader: Reader, where: str) -> None:
+    """Raise `TraceError` for a response that the model cannot read; `where` names it."""
+    if not prompt:
+        raise TraceError(
+            f"{where} has no prompt tokens",
+            hint="a first token has no probability without one",
+        )
+    if len(prompt) + len(response) > reader.longest + 1:
+        raise TraceError(
+            f"{where} has {len(prompt) + len(response):,} tokens with its prompt, more than "
+            f"the model's max_position_embeddings={reader.longest:,}",
+            hint="leave it out, or give the model rope_parameters for longer sequences",
+        )
+    if (largest := max([*prompt, *response])) >= reader.vocab_size:
+        raise TraceError(
+            f"{where} has token {largest}, the model's vocab_size is {reader.vocab_size}",
+            hint="give the model, or one with the tokenizer, that the traces were made with",
+        )
 
 
 def joined(columns: Sequence[tuple[Array, Array]]) -> Scores:

@@ -126,6 +126,7 @@ def warm_start(context: RunContext) -> Policy:
             state.save(done, {"policy": policy}, {"step": done, "skipped_in_a_row": skips.in_a_row})
             state.wait()
             if isinstance(request, GradientError):
+                context.folder.ends_by_gradients(0, f"warm start: {request.message}")
                 raise
             raise context.interrupted(f"stopped after step {done} of {steps} of the warm start") from request
         write_model(context, policy, context.warm_start)

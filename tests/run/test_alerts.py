@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import QUICKSTART, TINY, run
 
 from megatron_fork.config import AlertsConfig
 from megatron_fork.run.alerts import Alert, Alerts, active_causes
@@ -111,3 +112,13 @@ def test_any_limit_is_looked_at_often_enough_and_not_too_often(limit: float, wai
     alerts._closed.wait = lambda seconds: waited.append(seconds) or True  # type: ignore[method-assign, func-returns-value]
     alerts._watch_time()
     assert waited == [pytest.approx(wait)]
+
+
+@pytest.mark.slow
+def test_a_warm_start_that_broken_updates_end_has_its_alert(tmp_path: Path) -> None:
+    words = ("sft.steps=4", "sft.optimizer.learning_rate=1e30", "sft.optimizer.warmup_updates=0")
+    code, output = run("train", str(QUICKSTART), *TINY, *words, "train.max_skipped_updates=0", f"run.folder={tmp_path}")
+    assert code != 0 and output.count("error: ") == 1 and "train.max_skipped_updates=0" in output, output
+    (line,) = map(json.loads, (tmp_path / "alerts.jsonl").read_text().splitlines())
+    assert (line["step"], line["cause"], line["state"]) == (0, "not_finite", "raised")
+    assert line["message"].startswith("warm start: ") and "ALERT: not_finite" in output

@@ -17,7 +17,7 @@ from support.layouts import model_config, trajectories
 
 from megatron_fork import distributed
 from megatron_fork.checkpoint import BESIDE, Checkpoints
-from megatron_fork.config import load_config
+from megatron_fork.config import AlertsConfig, load_config
 from megatron_fork.errors import GradientError, Interrupted, Preempted, RolloutError, StopRequested
 from megatron_fork.policy import (
     OptimizerConfig,
@@ -32,6 +32,7 @@ from megatron_fork.policy.update_metrics import of_critic_update, over_updates
 from megatron_fork.rewards import Failures
 from megatron_fork.rollout import PartialResponse, PromptGroup, RolloutCounts
 from megatron_fork.run import PartialStep, RunContext, RunState, checkpointing, save
+from megatron_fork.run.folder import RunFolder
 from megatron_fork.run.interruption import StopRequest
 from megatron_fork.run.state import checked, state_of
 from megatron_fork.run.step_files import read_groups, read_step
@@ -133,6 +134,35 @@ def test_a_failure_keeps_all_but_rollouts_that_are_not_the_policys(
     with pytest.raises(RolloutError, match="it is gone"), checkpointing(context, context.models, state):
         raise RolloutError("it is gone")
     assert (read(tmp_path).partial is not None) == is_kept
+
+
+def test_gradients_that_end_the_run_in_its_first_step_are_an_alert(context: Any, tmp_path: Path) -> None:
+    """The step has no metrics to look at. A resumed run repeats it, and tells it again only if it ends so again."""
+    said: list[str] = []
+
+    def opened() -> RunFolder:
+        return RunFolder(tmp_path, writes=True, alerts=AlertsConfig(stalled_seconds=0), say=said.append)
+
+    def alerts() -> list[tuple[int, str, str]]:
+        lines = map(json.loads, (tmp_path / "alerts.jsonl").read_text().splitlines())
+        return [(each["step"], each["cause"], each["state"]) for each in lines]
+
+    skips, bad = SkippedUpdates(0), Update(math.nan, math.inf, 0.0, {}, is_applied=False)
+    skips.note("policy", bad, "step 1, update 1 of 4")
+    context.folder = opened()
+    with (
+        pytest.raises(GradientError),
+        checkpointing(context, context.models, RunState(partial=replace(PARTIAL["updating"]))),
+    ):
+        skips.check()
+    context.folder.close()
+    assert alerts() == [(1, "not_finite", "raised")] and "train.max_skipped_updates=0" in said[0]
+    folder = opened()
+    folder.forget(after=0)
+    assert not alerts()
+    folder.metrics("train", 1, {"loss": 0.5, "update/skipped": 0.0})
+    folder.close()
+    assert not alerts() and len(said) == 1
 
 
 def test_what_is_saved_already_is_not_written_again(context: Any, tmp_path: Path) -> None:

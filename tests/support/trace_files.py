@@ -52,8 +52,10 @@ def write_made_up(path: Path, rows: Sequence[TracedResponse] | None = None) -> P
     return path
 
 
-def save_model(folder: Path, *, family: str = "qwen3", scale: float = 1.0) -> PreTrainedModel:
-    """A tiny model with its tokenizer; `scale`: of its weights, which makes it another model."""
+def save_model(
+    folder: Path, *, family: str = "qwen3", scale: float = 1.0, weights: dict[str, torch.Tensor] | None = None
+) -> PreTrainedModel:
+    """A tiny model with its tokenizer; `scale` of its weights, or `weights` in their place, make another model of it."""
     if family == "gpt2":
         ends = {"bos_token_id": None, "eos_token_id": 1}
         config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64, **ends)
@@ -64,6 +66,8 @@ def save_model(folder: Path, *, family: str = "qwen3", scale: float = 1.0) -> Pr
     with torch.no_grad():
         for parameter in model.parameters():
             parameter *= scale
+        for name, tensor in (weights or {}).items():
+            model.get_parameter(name).copy_(tensor)
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return model

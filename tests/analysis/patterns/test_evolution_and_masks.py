@@ -1,6 +1,8 @@
 """Overlaps, changes by percentile and differences of two selections are those of sets of tokens counted one by one."""
 
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from megatron_fork.analysis import (
     save_evolution,
 )
 from megatron_fork.analysis.patterns.evolution import bins_of
+from megatron_fork.run import selected_tokens
+from megatron_fork.selection import SelectionConfig
 
 
 def top_fifth(entropy_t: np.ndarray) -> np.ndarray:
@@ -56,6 +60,61 @@ def test_bins_are_even_whatever_the_ties(values: list[float]) -> None:
     counts = np.bincount(bins, minlength=20)
     assert counts.max() - counts.min() <= 1 and len(counts) == 20
     assert all(values[a] <= values[b] for a in range(len(values)) for b in range(len(values)) if bins[a] < bins[b])
+
+
+def selected_one_by_one(entropies: list[float], lengths: list[int], ratio: Fraction, scope: str, rule: str) -> set[int]:
+    """The paper's choice, from its words: the top `ratio` of all tokens or of each response, ties kept or the first taken."""
+    starts = [sum(lengths[:number]) for number in range(len(lengths) + 1)]
+    parts = (
+        [range(starts[n], starts[n + 1]) for n in range(len(lengths))] if scope == "sequence" else [range(starts[-1])]
+    )
+    found: set[int] = set()
+    for part in parts:
+        wanted = math.ceil(ratio * len(part))
+        in_order = sorted(part, key=lambda place: (-entropies[place], place))[:wanted]
+        if rule == "threshold" and in_order:
+            in_order = [place for place in part if entropies[place] >= entropies[in_order[-1]]]
+        found |= set(in_order)
+    return found
+
+
+# Few values and many tokens: nearly every cut is among ties, and -0.0 is 0.
+TIED = st.sampled_from([-0.0, 0.0, 0.25, 0.5, 1.0, 3.0])
+
+
+@given(st.data(), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(["minibatch", "sequence"]))
+@settings(max_examples=60, deadline=None)
+def test_overlap_and_bins_with_ties_are_those_counted_one_by_one(
+    data: st.DataObject, lengths: list[int], scope: str
+) -> None:
+    rule = data.draw(st.sampled_from(["threshold", "exact_k"]))
+    ratio = data.draw(st.sampled_from(["0.07", "0.2", "0.5", "1.0"]))
+    base, later, final = (data.draw(st.lists(TIED, min_size=sum(lengths), max_size=sum(lengths))) for _ in range(3))
+    config = SelectionConfig(ratio=float(ratio), scope=scope, rule=rule)  # type: ignore[arg-type]
+    arrays = [np.array(each, dtype=np.float32) for each in (base, later, final)]
+    sums = EvolutionSums(
+        arrays[0], arrays[2], lambda entropy_t: selected_tokens(entropy_t, np.array(lengths), config), config.ratio
+    )
+    of_base, of_later, of_final = (
+        selected_one_by_one(each, lengths, Fraction(ratio), scope, rule) for each in (base, later, final)
+    )
+    stage = sums.stage("later", arrays[1])
+    assert stage.selected == len(of_later)
+    assert stage.overlap_base == len(of_later & of_base) / len(of_later)
+    assert stage.overlap_final == len(of_later & of_final) / len(of_later)
+    in_order = sorted(range(len(base)), key=lambda place: (base[place], place))
+    for number in range(20):
+        tokens = [place for rank, place in enumerate(in_order) if number <= Fraction(20 * rank, len(base)) < number + 1]
+        if tokens:
+            assert stage.change[number] == pytest.approx(
+                sum(later[t] - base[t] for t in tokens) / len(tokens), abs=1e-12
+            )
+        else:
+            assert math.isnan(stage.change[number])
+    for percentile, value in stage.percentiles.items():
+        place = percentile / 100 * (len(later) - 1)
+        low, high = sorted(later)[math.floor(place)], sorted(later)[math.ceil(place)]
+        assert value == pytest.approx(low + (high - low) * (place - math.floor(place)), abs=1e-9)
 
 
 @given(st.lists(st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from("xyz")), max_size=9), max_size=5))
