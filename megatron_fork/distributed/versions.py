@@ -3,6 +3,7 @@
 |                              | 0.16, 0.17       | 0.18, 0.19                                          |
 |------------------------------|------------------|-----------------------------------------------------|
 | experts in a layer's spec    | a `ModuleSpec`   | a `functools.partial` of their module               |
+| MLP in a layer's spec        | a `ModuleSpec`   | a `functools.partial` of its `as_mlp_submodule`     |
 | writer of checkpoints        | Megatron's own   | `nvidia-resiliency-ext`, not installed; or its own  |
 
 Differences that need no code: from 0.17 on Python 3.12 is needed, and a router gets an argument for layers of multi-token
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron.core import dist_checkpointing
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
 
@@ -33,6 +35,15 @@ def replace_experts(layer: ModuleSpec, module: type[MoELayer], router: Callable[
     else:
         experts.module = module
         experts.submodules.router = router
+
+
+def replace_mlp(layer: ModuleSpec, module: type[MLP]) -> None:
+    """Change the spec of a dense transformer layer so that its MLP is built as `module`, which has linear layers of its own."""
+    parts: Any = layer.submodules
+    if isinstance(parts.mlp, functools.partial):
+        parts.mlp = functools.partial(module.as_mlp_submodule, *parts.mlp.args, **parts.mlp.keywords)
+    else:
+        parts.mlp = module
 
 
 def own_writer() -> dict[str, str]:
