@@ -1,10 +1,10 @@
 """Causal attention over packed sequences, which Megatron's local attention refuses.
 
-On a GPU one kernel call attends within all sequences of a row (`attention_kernels`). Elsewhere, and as the reference of those, torch's
-scaled-dot-product kernels do: the sequences of a micro-batch are grouped by similar length, and a group becomes one padded batch
-and one call. Causality makes right padding exact (a padded key comes after every true query), and the padding of a group is
-bounded, so that a 29,696-token sequence next to a 10-token one costs no more than the two apart.
-Torch's kernel never holds more than a tile of scores, so memory is linear in the length.
+On a GPU one kernel call attends within all sequences of a row (`attention_kernels`). Elsewhere, and as the reference of those,
+torch's scaled-dot-product kernels do: the sequences of a micro-batch are grouped by similar length, and a group becomes one
+padded batch and one call. Causality makes right padding exact (a padded key comes after every true query), and the padding of
+a group is bounded, so that a 29,696-token sequence next to a 10-token one costs no more than the two apart. Torch's kernel
+never holds more than a tile of scores, so memory is linear in the length.
 
 Over context-parallel ranks, keys and values are sent around the ring: see `context_attention`.
 """
@@ -77,6 +77,12 @@ class PackedAttention(MegatronModule):
             tokens = slice(each.start, each.start + each.tokens)
             parts.append(self._attend_group(query[tokens], key[tokens], value[tokens], each.lengths))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
+
+    def keeps(self, row: PackedRow) -> bool:
+        """Whether queries and keys themselves are kept for backward, and not only the copies of padded groups."""
+        if self.kernel is not None or collectives.size(self.context) > 1:
+            return True
+        return any(len(set(group.lengths)) == 1 for group in group_by_length(row.lengths))
 
     def _attend_on_the_ring(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow | None) -> Tensor:
         scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale

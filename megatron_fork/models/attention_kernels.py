@@ -6,9 +6,9 @@
     sdpa   torch's scaled-dot-product kernels                one a group of       any        nothing
                                                              similar lengths
 
-`auto` takes the first that this machine and the model's dtype have. All keep queries, keys, values, the result and a float a head
-and token for backward, and none a matrix of scores. The gradients of flash and varlen depend in their last bits on the order in
-which blocks are added, unless `torch.use_deterministic_algorithms` is on.
+`auto` takes the first that this machine and the model's dtype have. All keep queries, keys, values, the result and a float a
+head and token for backward, and none a matrix of scores. The gradients of flash and varlen depend in their last bits on the
+order in which blocks are added; torch's own follows `torch.use_deterministic_algorithms`.
 """
 
 from __future__ import annotations
@@ -99,11 +99,14 @@ def attend_with_varlen(query: Tensor, key: Tensor, value: Tensor, row: PackedRow
     from torch.nn.attention.varlen import varlen_attn
 
     # Torch 2.11 takes grouped queries unasked, 2.13 wants to be told.
-    grouped = {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in _varlen_parameters() else {}
+    grouped: dict[str, Any] = (
+        {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in _varlen_parameters() else {}
+    )
     edges, longest = row.cu_seqlens_q, row.max_seqlen_q
-    attended: Tensor = varlen_attn(
+    attended = varlen_attn(
         query, key, value, edges, edges, longest, longest, scale=scale, window_size=(-1, 0), **grouped
     )
+    assert isinstance(attended, Tensor), "only the log mass, which is not asked for, would make it a tuple"
     return attended
 
 

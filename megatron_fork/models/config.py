@@ -41,7 +41,7 @@ class ComputeConfig(Settings, room="compute"):
     backend: Backend = "auto"
     """Layers of Transformer Engine or of torch; auto: Transformer Engine on a GPU if it is installed."""
     attention: Literal["auto", AttentionKernel] = "auto"
-    """Attention of local layers: torch's padded or variable-length kernel, or flash-attn's; auto: one call for all sequences on a GPU."""
+    """Attention of local layers; auto: flash-attn's kernel, else torch's for variable lengths, else the padded one."""
     elementwise: Literal["auto", ElementwiseKernels] = "auto"
     """Norms, rotations and SwiGLU of local layers; auto: Triton on a GPU if it is installed."""
     recompute: Literal["none", "selective", "full"] = "none"

@@ -24,6 +24,6 @@ and 4 bytes for each row of a norm, each query and key head under a norm, and ea
 `compute.recompute=selective` the gate and up projection is multiplied again as well, 4 n f operations a token: 16,384 bytes of
 0.6B and 36,864 of 8B stay. With `full`, whole layers are computed again, one at a time, and nothing else is.
 
-Predicted for an H100 (3.35 TB/s), not measured: computing again moves 38 kB a token and layer of 0.6B and 124 kB of 8B, 11 and 37 ns,
-where the products of forward and backward take 190 and 2,340 ns at half of the dense peak: 6 % and 1.6 % of them.
+Predicted for an H100 (3.35 TB/s), not measured: computing again moves 39 kB a token and layer of 0.6B and 127 kB of 8B, 12 and
+38 ns, where the products of forward and backward take 190 and 2,340 ns at half of the dense peak: 6 % and 1.6 % of them.
 """

@@ -18,7 +18,7 @@ class LayerConfig(TransformerConfig):
 
     @property
     def keeps_products_inputs(self) -> bool:
-        """Whether inputs of matrix products stay in memory: where whole layers are recomputed, one layer's are alive at a time."""
+        """Whether inputs of matrix products stay in memory: where layers are recomputed, few layers' are alive at a time."""
         return bool(self.recompute_granularity == "full")
 
     @property

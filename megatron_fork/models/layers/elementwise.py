@@ -1,4 +1,4 @@
-"""What a layer computes between its matrix products, forward and backward, in plain torch; `triton_kernels` has the same functions.
+"""What a layer computes between its matrix products, forward and backward, in plain torch; `triton_kernels` has the same.
 
 Shapes, with t tokens, w a width, g key heads, r queries to each of them, d a head's width, h = d / 2:
 

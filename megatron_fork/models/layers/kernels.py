@@ -12,6 +12,6 @@ def elementwise_for(name: ElementwiseKernels) -> Elementwise:
     if name == "torch":
         return elementwise
     # Imported here: Triton is optional, and takes a second to import.
-    from megatron_fork.models.layers import triton_kernels
+    import megatron_fork.models.layers.triton_kernels as compiled
 
-    return triton_kernels
+    return compiled

@@ -33,7 +33,7 @@ class GatedMlp(MLP):
         self.kernels = elementwise_for(config.elementwise_kernels)
 
     def forward(self, hidden_states: Tensor, per_token_scale: None = None, **_: Any) -> tuple[Tensor, None]:
-        """`[tokens (/tp), batch, n]` like its input, a norm's result; Megatron adds the second part, a bias, if there is one."""
+        """`[tokens (/tp), batch, n]` like its input, which is a norm's result; the second part would be a bias."""
         assert per_token_scale is None, "experts have Megatron's own MLP"
         gate_up, _ = self.linear_fc1(hidden_states)
         product: Tensor = _SwiGlu.apply(gate_up, self.kernels)
@@ -65,5 +65,5 @@ class _SwiGlu(torch.autograd.Function):
         return ctx.kernels.swiglu_backward(grad, *ctx.saved_tensors), None
 
 
-def _again(kernels: Elementwise, saved: tuple[Tensor, ...], results: tuple[Tensor]) -> None:
-    kernels.swiglu_again(*saved, into=results[0])
+def _again(kernels: Elementwise, saved: tuple[Tensor], results: tuple[Tensor]) -> None:
+    kernels.swiglu_again(*saved, results[0])

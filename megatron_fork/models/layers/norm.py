@@ -49,5 +49,5 @@ class _RmsNorm(torch.autograd.Function):
         return *ctx.kernels.rms_norm_backward(grad, *ctx.saved_tensors), None, None
 
 
-def _again(kernels: Elementwise, saved: tuple[Tensor, ...], results: tuple[Tensor]) -> None:
-    kernels.rms_norm_again(*saved, into=results[0])
+def _again(kernels: Elementwise, saved: tuple[Tensor, Tensor, Tensor], results: tuple[Tensor]) -> None:
+    kernels.rms_norm_again(*saved, results[0])

@@ -1,9 +1,10 @@
 """Results that are not kept for backward but computed again, from what is kept anyway.
 
-The inputs of a layer's matrix products (a norm's result, queries and keys after their norm and rotation, the product of gate and
-up projection) are half of what a layer keeps. Each follows, at the cost of moving its bytes, from a tensor that its own backward
-keeps as well. `forget` frees their memory at the end of forward, and fills it when the gradient of a later result arrives: that is
-before any backward which reads them. The values are the same bits, since the same function computes them from the same tensors.
+The inputs of a layer's matrix products (a norm's result, queries and keys after their norm and rotation, the product of gate
+and up projection) are half of what a layer keeps. Each follows, at the cost of moving its bytes, from a tensor that its own
+backward keeps as well. `forget` frees their memory at the end of forward, and fills it when the gradient of a later result
+arrives, which is before any backward that reads them. The values are the same bits: the same function computes them from the
+same tensors.
 
 What another module saved is filled in place, so that Megatron's products and attention kernels need not know. Filling does not
 count as a change of the tensor for autograd, which would refuse to go on.

@@ -66,9 +66,14 @@ class PackedSelfAttention(SelfAttention):
         attended = self._attend(query, key, value, row)
         output, bias = self.linear_proj(attended[:, None])
         if not self.config.keeps_products_inputs:
-            forget_results([query, key], until=attended)
+            if self.recomputes_attention or self.core_attention.keeps(row):
+                forget_results([query, key], until=attended)
             forget_results([hidden_states], until=projected)
         return output, bias
+
+    @property
+    def recomputes_attention(self) -> bool:
+        return bool(self.checkpoint_core_attention and self.training)
 
     def _norms(self) -> tuple[Tensor | None, Tensor | None, float]:
         if not isinstance(self.q_layernorm, RMSNorm):
@@ -76,7 +81,7 @@ class PackedSelfAttention(SelfAttention):
         return self.q_layernorm.weight, self.k_layernorm.weight, self.q_layernorm.eps
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow) -> Tensor:
-        if self.checkpoint_core_attention and self.training:
+        if self.recomputes_attention:
             attended: Tensor = self._checkpointed_attention_forward(query, key, value, None, packed_seq_params=row)
         else:
             attended = self.core_attention(query, key, value, None, packed_seq_params=row)
