@@ -33,9 +33,9 @@ class Saved:
         self._tensors: dict[int, Tensor] = {}  # kept, so that no storage's address is used again
 
     def hooks(self) -> AbstractContextManager[None]:
-        return torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
+        return torch.autograd.graph.saved_tensors_hooks(self.count, lambda tensor: tensor)
 
-    def _count(self, tensor: Tensor) -> Tensor:
+    def count(self, tensor: Tensor) -> Tensor:
         if _storage_of(tensor) not in self._parameters:
             self._tensors.setdefault(_storage_of(tensor), tensor)
         return tensor
@@ -77,6 +77,9 @@ def saved_bytes(case: Case) -> int:
                 loss_mask=torch.zeros(1, tokens, dtype=torch.bool),
                 packed_seq_params=packed,
             )
+        # Held for all layers as long as the row is, in recomputation too.
+        for turns in packed.rotation(torch.zeros(0, 1, 1, 0), 1.0, dtype):
+            saved.count(turns)
         return saved.bytes
 
 
