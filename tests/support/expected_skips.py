@@ -71,6 +71,7 @@ def not_installed(name: str) -> Callable[[], bool]:
 
 
 EXPECTED = (
+    ExpectedSkip("tests/", "needs a GPU", lambda: not has_gpu()),
     ExpectedSkip("tests/engines/", "no environment of ", no_engine),
     ExpectedSkip("tests/engines/", "this environment has vLLM", lambda: not not_installed("vllm")()),
     ExpectedSkip("tests/cli/", "asks for a GPU in vain", has_gpu),

@@ -28,7 +28,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from megatron_fork.vocab_parallel import triton_tile  # noqa: E402
 
 # The interpreter computes with numpy, which warns of the infinities and NaNs that are meant here.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 SPLIT = triton_tile.SPLIT_COLUMNS
 # Relative error of a gradient from rounding it to its type; the interpreter cuts a float32 off to bfloat16.
