@@ -1,4 +1,4 @@
-"""What differs between the supported versions of megatron-core; no other file distinguishes them.
+"""What differs between the supported versions of megatron-core, and of torch; no other file distinguishes them.
 
 |                              | 0.16, 0.17       | 0.18, 0.19                                          |
 |------------------------------|------------------|-----------------------------------------------------|
@@ -44,6 +44,16 @@ def replace_mlp(layer: ModuleSpec, module: type[MLP]) -> None:
         parts.mlp = functools.partial(module.as_mlp_submodule, *parts.mlp.args, **parts.mlp.keywords)
     else:
         parts.mlp = module
+
+
+@functools.cache
+def varlen_attention_takes() -> frozenset[str]:
+    """The parameters of torch's attention over sequences of several lengths; none in a torch without it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def own_writer() -> dict[str, str]:

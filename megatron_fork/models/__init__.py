@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     )
     from megatron_fork.models.attention_kernels import choose_attention
     from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
-    from megatron_fork.models.compute import choose_backend, choose_elementwise
+    from megatron_fork.models.compute import check_kernels_are_local, choose_backend, choose_elementwise
     from megatron_fork.models.config import ComputeConfig, ExpertsConfig, ModelConfig
     from megatron_fork.models.families import (
         EMBEDDING,
@@ -67,6 +67,7 @@ __all__ = [
     "build_outline",
     "build_value_chunks",
     "check_divides",
+    "check_kernels_are_local",
     "check_fields",
     "check_recomputation",
     "choose_attention",

@@ -16,18 +16,20 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from megatron_fork.distributed import versions
 from megatron_fork.errors import ConfigError
 from megatron_fork.models.config import AttentionKernel, ComputeConfig
 from megatron_fork.models.fields import shown
-from megatron_fork.models.layers.packed_row import PackedRow
+
+if TYPE_CHECKING:
+    from megatron_fork.models.layers.packed_row import PackedRow
 
 # The widest head of FlashAttention 2 and 3.
 _WIDEST_HEAD = 256
@@ -51,8 +53,11 @@ class _Kernel:
     """Queries `[tokens, heads, d]`, keys and values, the row, and the factor of the scores; gives a tensor like the queries."""
 
 
-def choose_attention(config: ComputeConfig, dtype: torch.dtype, head_width: int) -> ChosenAttention:
-    """The kernel that `config.attention` means on this machine; raises `ConfigError` if it does not have it."""
+def choose_attention(config: ComputeConfig, dtype: torch.dtype, head_width: int = 0) -> ChosenAttention:
+    """The kernel that `config.attention` means on this machine; raises `ConfigError` if it does not have it.
+
+    Without the model, `head_width` is 0.
+    """
     if config.attention == "sdpa":
         return ChosenAttention("sdpa", "compute.attention=sdpa")
     lacking = {name: _lacking(kernel, dtype, head_width) for name, kernel in ONE_CALL.items()}
@@ -82,17 +87,8 @@ def _lacking(kernel: _Kernel, dtype: torch.dtype, head_width: int) -> str:
 
 
 def _no_varlen() -> str:
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return f"torch {torch.__version__} has no torch.nn.attention.varlen"
-    missing = {"scale", "window_size"} - set(_varlen_parameters())
-    return f"varlen_attn of torch {torch.__version__} has no {', '.join(sorted(missing))}" if missing else ""
-
-
-@functools.cache
-def _varlen_parameters() -> tuple[str, ...]:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return tuple(inspect.signature(varlen_attn).parameters)
+    found, wanted = versions.varlen_attention_takes(), {"scale", "window_size"}
+    return "" if wanted <= found else "this torch has no torch.nn.attention.varlen with a scale and a window: 2.11 has"
 
 
 def attend_with_varlen(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float | None) -> Tensor:
@@ -100,7 +96,7 @@ def attend_with_varlen(query: Tensor, key: Tensor, value: Tensor, row: PackedRow
 
     # Torch 2.11 takes grouped queries unasked, 2.13 wants to be told.
     grouped: dict[str, Any] = (
-        {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in _varlen_parameters() else {}
+        {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in versions.varlen_attention_takes() else {}
     )
     edges, longest = row.cu_seqlens_q, row.max_seqlen_q
     attended = varlen_attn(

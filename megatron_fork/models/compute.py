@@ -54,6 +54,16 @@ class ChosenElementwise:
     reason: str
 
 
+def check_kernels_are_local(config: ComputeConfig, chosen: Chosen) -> None:
+    """Raise `ConfigError` if kernels of local layers are asked for, and `auto` has chosen others."""
+    for name, value in (("attention", config.attention), ("elementwise", config.elementwise)):
+        if chosen.backend != "local" and value != "auto":
+            raise ConfigError(
+                f"compute.{name}={value} is for local layers, and compute.backend=auto has found Transformer Engine",
+                hint=f"set compute.backend=local, or compute.{name}=auto",
+            )
+
+
 def choose_elementwise(config: ComputeConfig) -> ChosenElementwise:
     """The kernels that `config.elementwise` means on this machine; raises `ConfigError` if it does not have them."""
     if config.elementwise == "torch":
