@@ -51,6 +51,12 @@ def _storage_of(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def row_of(lengths: tuple[int, ...], rank: int = 0, ranks: int = 1) -> PackedRow:
+    """A context rank's row with these sequences."""
+    cumulative = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return PackedRow.of(lengths, cumulative, positions(lengths, rank, ranks))
+
+
 def saved_bytes(case: Case) -> int:
     """Bytes that one rank keeps of a row without pipeline stages, for an LM head on no row at all."""
     torch.manual_seed(0)
@@ -63,10 +69,7 @@ def saved_bytes(case: Case) -> int:
         wrapped = model if dtype == torch.float32 else Float16Module(model.config, model)
         tokens = sum(case.lengths) // layout.config.context
         token_1t = torch.randint(0, config.vocab_size, (1, tokens))
-        cumulative = torch.tensor([0, *case.lengths]).cumsum(0).to(torch.int32)
-        context = layout.context
-        position_t = positions(case.lengths, collectives.rank(context), collectives.size(context))
-        packed = PackedRow.of(case.lengths, cumulative, position_t)
+        packed = row_of(case.lengths, collectives.rank(layout.context), collectives.size(layout.context))
         saved = Saved(model)
         with saved.hooks():
             wrapped(
