@@ -2,9 +2,9 @@
 
     python benchmarks/activations.py
 
-Writes benchmarks/results/activations.json: for layers as wide as those of Qwen3-0.6B and 8B, bytes that autograd saves of a row,
-by dtype and `compute.recompute`, as the difference of models with one and with three layers; and milliseconds of forward and
-backward of one layer and row, the median of `--rounds`, all choices in turn in each round.
+Writes benchmarks/results/activations.json: for layers as wide as those of Qwen3-0.6B and 8B, bytes that autograd saves of a
+row, by dtype and `compute.recompute`, as the difference of models with one and with three layers; and milliseconds of forward
+and backward of one layer and row, the median of `--rounds`, all choices in turn in each round.
 """
 
 from __future__ import annotations
