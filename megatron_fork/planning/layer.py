@@ -4,7 +4,7 @@ The terms are the tensors that autograd saves in the layers of `models.build`, e
 
 * Local layers keep what `models.layers` says: a norm its input and a float a row, attention its projection, its result and a
   float a head and token, and the gated MLP its input projection, two widths. What products read besides is computed again, a
-  layer at a time; with `recompute=full` it is kept, in the layers that are being recomputed.
+  layer at a time; it is kept with `recompute=full`, in the layers that are being recomputed, and on a CPU with `none`.
 * Transformer Engine's norm keeps its result as well, its MLP the projection and the product: three widths.
 * Attention on a CPU, and in float32, pads unequal sequences in groups (`models.group_by_length`), whose copies it keeps
   beside. A row whose lengths are not known is taken to be padded as far as a group may be. Other kernels take rows as they are.
@@ -132,7 +132,8 @@ def layer_memory(
     if fused or (machine.on_gpu and itemsize == 2):
         row = row.unpadded()
     widths, tokens = _Widths.of(config, parallel), row.tokens
-    normed, whole_layers = widths.normed, compute.recompute == "full" or fused
+    on_cpu = compute.recompute == "none" and not machine.on_gpu
+    normed, whole_layers = widths.normed, compute.recompute == "full" or fused or on_cpu
     kept = {"norms": 2 * (normed * itemsize + 4) + normed * itemsize * (2 * whole_layers or family.has_experts)}
     if "qk_layernorm" in family.settings:
         kept["query and key norms"] = 4 * (widths.heads + widths.key_heads) + widths.query * itemsize * fused

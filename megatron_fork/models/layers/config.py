@@ -18,7 +18,13 @@ class LayerConfig(TransformerConfig):
 
     @property
     def keeps_products_inputs(self) -> bool:
-        """Whether inputs of matrix products stay in memory: where layers are recomputed, few layers' are alive at a time."""
+        """Whether inputs of matrix products stay in memory.
+
+        Where layers are recomputed, few layers' are alive at a time; and on a CPU an activation costs as much as a product of
+        a small model, so that it is computed again only if it is asked for.
+        """
+        if self.recompute_granularity is None:
+            return self.elementwise_kernels == "torch"
         return bool(self.recompute_granularity == "full")
 
     @property

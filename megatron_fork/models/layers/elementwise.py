@@ -109,7 +109,7 @@ def swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
     # One exponential, which is what this costs on a CPU: silu(x) = x s(x), and its slope is s(x) (1 + x - silu(x)).
     gate, open_part = wide(gate), torch.sigmoid(wide(gate))
     silu = gate * open_part
-    torch.mul(silu, grad, out=d_up) if silu.dtype == grad.dtype else d_up.copy_(silu * grad)
+    d_up.copy_(silu * grad)
     slope = silu.neg_().add_(gate).add_(1.0).mul_(open_part)
     d_gate.copy_(slope.mul_(grad).mul_(up))
     return result
