@@ -5,7 +5,8 @@
     python benchmarks/full_size.py --device cpu --shape tiny --optimizer adam distributed none    # a dry run, seconds
 
 speed    seconds, tokens/s and model FLOP utilisation of `Policy.statistics` and `Policy.update`, median of `--rounds`
-peak     most memory that is allocated during either, with what is held between calls (weights, gradients, optimizer)
+peak     most memory that is allocated during either, with what is held between calls (weights, gradients, optimizer); of an
+         update also by token and layer, and beside what the planner says of one sequence
 longest  the longest response whose statistics and update fit, found by bisection to `--grain` tokens
 
 Weights and tokens are random. One sequence is a prompt of `--prompt` tokens and a response; an update marks a random share
@@ -42,11 +43,13 @@ from typing import Any
 
 import torch
 from head.measure import machine, peak_mebibytes
+from size.planned import planned_gibibytes
 from size.subject import SHAPES, Setting, Work, longest_that_fits
 
 from megatron_fork import distributed
 from megatron_fork.distributed import Layout, parallel_layout
-from megatron_fork.models import ComputeConfig, choose_backend
+from megatron_fork.models import ComputeConfig, choose_attention, choose_backend, choose_elementwise
+from megatron_fork.planning import Machine
 from megatron_fork.policy import Policy
 from megatron_fork.run.console import quiet_libraries
 
@@ -138,7 +141,14 @@ def results_of(setting: Setting, layout: Layout, options: argparse.Namespace) ->
             part = work(response, ratio, options.sequences)
             flops = 3 * part.forward_flops(config, int(part.selected_t.sum()))
             outcome = measured(lambda part=part: part.update(policy), flops, tokens, options, peak_tflops)
-            yield {**about, "what": "update", "ratio": ratio, **outcome}
+            planned = planned_gibibytes(
+                config, setting.compute, machine_of(setting, options), tokens // options.sequences, ratio
+            )
+            memory = {"planned_peak_gib": planned}
+            if outcome.get("peak_over_held_gib"):
+                each = outcome["peak_over_held_gib"] * _GIB / tokens / config.num_hidden_layers
+                memory["peak_bytes_per_token_and_layer"] = each
+            yield {**about, "what": "update", "ratio": ratio, **outcome, **memory}
     if not options.limit:
         return
     for ratio in options.ratio:
@@ -150,6 +160,11 @@ def results_of(setting: Setting, layout: Layout, options: argparse.Namespace) ->
         found = longest_that_fits(both_fit, first=max(options.response), limit=options.limit, grain=options.grain)
         about = {**asdict(setting), "what": "longest", "ratio": ratio, "grain": options.grain}
         yield {**about, "response": found, "at_limit": found + options.grain > options.limit}
+
+
+def machine_of(setting: Setting, options: argparse.Namespace) -> Machine:
+    """What the planner needs to know of it."""
+    return Machine(choose_backend(setting.compute).backend, on_gpu=options.device == "cuda")
 
 
 def assumed_peak(options: argparse.Namespace) -> float | None:
@@ -204,6 +219,10 @@ def run(options: argparse.Namespace) -> None:
         "peak_tflops_assumed": assumed_peak(options),
         "prompt_tokens": options.prompt,
         "layers": {name: asdict(choose_backend(ComputeConfig(backend=name))) for name in options.backend},
+        "kernels of local layers": {
+            "attention": asdict(choose_attention(ComputeConfig(), torch.bfloat16)),
+            "elementwise": asdict(choose_elementwise(ComputeConfig())),
+        },
         "results": [],
     }
     distributed.initialize()

@@ -107,16 +107,19 @@ class Setting:
         # As many positions as anything could need: they cost nothing.
         return Qwen3Config(architectures=["Qwen3ForCausalLM"], max_position_embeddings=1 << 24, **SHAPES[self.shape])
 
+    @property
+    def compute(self) -> ComputeConfig:
+        return ComputeConfig(backend=self.backend, recompute=self.recompute)  # type: ignore[arg-type]
+
     def policy(self, layout: Layout) -> Policy:
         """With Megatron's random weights, in bf16; each sequence is a micro-batch of its own."""
         config = PolicyConfig("bf16", tokens_per_micro_batch=1, tokens_per_statistics_batch=1)
-        compute = ComputeConfig(backend=self.backend, recompute=self.recompute)  # type: ignore[arg-type]
         if self.optimizer == "none":
-            return GradientsOnly(config, self.hf_config, layout, compute)
+            return GradientsOnly(config, self.hf_config, layout, self.compute)
         optimizer = OptimizerConfig(
             distributed=self.optimizer == "distributed", offload=1.0 if self.optimizer == "offload" else 0.0
         )
-        return Policy(config, optimizer, self.hf_config, layout, compute=compute)
+        return Policy(config, optimizer, self.hf_config, layout, compute=self.compute)
 
 
 @dataclass(frozen=True)

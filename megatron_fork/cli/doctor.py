@@ -62,8 +62,8 @@ _OPTIONAL = (
         "transformer_engine",
     ),
     _Optional("apex", "apex", "fused Adam and gradient accumulation in Megatron"),
-    _Optional("flash_attn", "flash-attn", "attention kernels of Transformer Engine"),
-    _Optional("triton", "triton", "LM-head kernels on a GPU", "vocab_parallel.kernels", "triton"),
+    _Optional("flash_attn", "flash-attn", "attention kernels, of local layers too", "compute.attention", "flash"),
+    _Optional("triton", "triton", "kernels of LM head and layers on a GPU", "vocab_parallel.kernels", "triton"),
     _Optional("vllm", "vllm", "rollout engine", "rollout.engine", "vllm_colocated"),
     _Optional("sglang", "sglang", "rollout engine"),
     _Optional("wandb", "wandb", "run.wandb", "run.wandb"),
@@ -214,6 +214,11 @@ def _computing(config: RunConfig) -> Iterator[Finding]:
         check_import("transformer_engine.pytorch")
     yield Finding("layers", chosen.backend, chosen.reason)
     check_kernels(config)
+    if chosen.backend == "local":
+        attention = models.choose_attention(config.compute, config.policy.dtype)
+        elementwise = models.choose_elementwise(config.compute)
+        yield Finding("attention", attention.kernel, attention.reason)
+        yield Finding("norms, rotations, SwiGLU", elementwise.kernels, elementwise.reason)
     yield _lm_head(config.vocab_parallel)
     yield _logits(config.vocab_parallel)
     backend = "nccl" if torch.cuda.is_available() else "gloo"

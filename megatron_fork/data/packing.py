@@ -47,13 +47,18 @@ class MicroBatch:
     target_1t: Tensor  # [1, tokens] int64, the next token of the sequence
     response_1t: Tensor  # [1, tokens] bool, whether the target is a response token
     cumulative_lengths: Tensor  # [sequences + 1] int32, of the whole row
-    longest: int  # sequence of the whole row
+    lengths: tuple[int, ...]  # the same as numbers, in host memory
     place_r: Tensor  # [response tokens] int64, place of each response target in the batch's columns
     number_1t: Tensor  # [1, tokens] int64, each token's number among all tokens of the batch's sequences; padding: -1
 
     @property
     def tokens(self) -> int:
         return self.token_1t.shape[1]
+
+    @property
+    def longest(self) -> int:
+        """Sequence of the whole row."""
+        return max(self.lengths)
 
     def rows(self, selected_t: Tensor) -> Tensor:
         """`[1, tokens]` bool: the rows of this micro-batch whose response token is marked in `selected_t`, a batch column."""
@@ -181,7 +186,7 @@ def _row(
         target_1t=torch.tensor([targets]),
         response_1t=torch.tensor([response]),
         cumulative_lengths=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
-        longest=max(lengths),
+        lengths=tuple(lengths),
         place_r=torch.cat(places) if places else torch.zeros(0, dtype=torch.long),
         number_1t=torch.tensor([number]),
     )

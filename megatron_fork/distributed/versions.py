@@ -1,8 +1,9 @@
-"""What differs between the supported versions of megatron-core; no other file distinguishes them.
+"""What differs between the supported versions of megatron-core, and of torch; no other file distinguishes them.
 
 |                              | 0.16, 0.17       | 0.18, 0.19                                          |
 |------------------------------|------------------|-----------------------------------------------------|
 | experts in a layer's spec    | a `ModuleSpec`   | a `functools.partial` of their module               |
+| MLP in a layer's spec        | a `ModuleSpec`   | a `functools.partial` of its `as_mlp_submodule`     |
 | writer of checkpoints        | Megatron's own   | `nvidia-resiliency-ext`, not installed; or its own  |
 
 Differences that need no code: from 0.17 on Python 3.12 is needed, and a router gets an argument for layers of multi-token
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron.core import dist_checkpointing
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
 
@@ -33,6 +35,25 @@ def replace_experts(layer: ModuleSpec, module: type[MoELayer], router: Callable[
     else:
         experts.module = module
         experts.submodules.router = router
+
+
+def replace_mlp(layer: ModuleSpec, module: type[MLP]) -> None:
+    """Change the spec of a dense transformer layer so that its MLP is built as `module`, which has linear layers of its own."""
+    parts: Any = layer.submodules
+    if isinstance(parts.mlp, functools.partial):
+        parts.mlp = functools.partial(module.as_mlp_submodule, *parts.mlp.args, **parts.mlp.keywords)
+    else:
+        parts.mlp = module
+
+
+@functools.cache
+def varlen_attention_takes() -> frozenset[str]:
+    """The parameters of torch's attention over sequences of several lengths; none in a torch without it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def own_writer() -> dict[str, str]:

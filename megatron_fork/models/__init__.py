@@ -13,8 +13,9 @@ if TYPE_CHECKING:
         padded_vocab_size,
         tokens_where_attention_is_half,
     )
+    from megatron_fork.models.attention_kernels import choose_attention
     from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
-    from megatron_fork.models.compute import choose_backend
+    from megatron_fork.models.compute import check_kernels_are_local, choose_backend, choose_elementwise
     from megatron_fork.models.config import ComputeConfig, ExpertsConfig, ModelConfig
     from megatron_fork.models.families import (
         EMBEDDING,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         hugging_face_outline,
     )
     from megatron_fork.models.grouping import PADDING_LIMIT, SequenceGroup, group_by_length
+    from megatron_fork.models.layers.packed_row import PackedRow
     from megatron_fork.models.rotary import longest_sequence
     from megatron_fork.models.routing import Routing
     from megatron_fork.models.statistics_model import StatisticsModel
@@ -55,6 +57,7 @@ __all__ = [
     "Footprint",
     "ParameterCounts",
     "PackedModel",
+    "PackedRow",
     "Routing",
     "SequenceGroup",
     "StatisticsModel",
@@ -64,9 +67,12 @@ __all__ = [
     "build_outline",
     "build_value_chunks",
     "check_divides",
+    "check_kernels_are_local",
     "check_fields",
     "check_recomputation",
+    "choose_attention",
     "choose_backend",
+    "choose_elementwise",
     "config_from_recipe",
     "count_parameters",
     "family_of",

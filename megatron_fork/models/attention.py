@@ -1,9 +1,10 @@
-"""Causal attention over packed sequences with torch's scaled-dot-product kernels.
+"""Causal attention over packed sequences, which Megatron's local attention refuses.
 
-Megatron's local attention refuses packed sequences. Here the sequences of a micro-batch are grouped by similar length: a group
-becomes one padded batch and one kernel call. Causality makes right padding exact (a padded key comes after every true query),
-and the padding of a group is bounded, so that a 29,696-token sequence next to a 10-token one costs no more than the two apart.
-Torch's kernel never holds more than a tile of scores, so memory is linear in the length.
+On a GPU one kernel call attends within all sequences of a row (`attention_kernels`). Elsewhere, and as the reference of those,
+torch's scaled-dot-product kernels do: the sequences of a micro-batch are grouped by similar length, and a group becomes one
+padded batch and one call. Causality makes right padding exact (a padded key comes after every true query), and the padding of
+a group is bounded, so that a 29,696-token sequence next to a 10-token one costs no more than the two apart. Torch's kernel
+never holds more than a tile of scores, so memory is linear in the length.
 
 Over context-parallel ranks, keys and values are sent around the ring: see `context_attention`.
 """
@@ -21,8 +22,11 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_fork.distributed import collectives
+from megatron_fork.models.attention_kernels import ONE_CALL
 from megatron_fork.models.context_attention import context_attention
 from megatron_fork.models.grouping import group_by_length
+from megatron_fork.models.layers.config import LayerConfig
+from megatron_fork.models.layers.packed_row import PackedRow
 
 
 class PackedAttention(MegatronModule):
@@ -44,6 +48,7 @@ class PackedAttention(MegatronModule):
         super().__init__(config=config)
         self.context = pg_collection.cp if pg_collection is not None else None
         self.softmax_scale = softmax_scale
+        self.kernel = ONE_CALL.get(config.attention_kernel) if isinstance(config, LayerConfig) else None
 
     def forward(
         self,
@@ -56,25 +61,33 @@ class PackedAttention(MegatronModule):
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         """Attended values: `[tokens, heads x d]` packed, else `[sequence, batch, heads x d]`."""
-        if collectives.size(self.context) > 1:
-            return self._attend_on_the_ring(query, key, value, packed_seq_params)
-        if packed_seq_params is None:
+        group = self.context
+        row = packed_seq_params and PackedRow.completed(
+            packed_seq_params, collectives.rank(group), collectives.size(group)
+        )
+        if collectives.size(group) > 1:
+            return self._attend_on_the_ring(query, key, value, row)
+        if row is None:
             batched = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
             return self._attend(*batched).permute(2, 0, 1, 3).flatten(2)
-        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
+        if self.kernel is not None:
+            return self.kernel.attend(query, key, value, row, self.softmax_scale).flatten(1)
         parts = []
-        for group in group_by_length(lengths):
-            tokens = slice(group.start, group.start + group.tokens)
-            parts.append(self._attend_group(query[tokens], key[tokens], value[tokens], group.lengths))
+        for each in group_by_length(row.lengths):
+            tokens = slice(each.start, each.start + each.tokens)
+            parts.append(self._attend_group(query[tokens], key[tokens], value[tokens], each.lengths))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
 
-    def _attend_on_the_ring(
-        self, query: Tensor, key: Tensor, value: Tensor, packed_seq_params: PackedSeqParams | None
-    ) -> Tensor:
+    def keeps(self, row: PackedRow) -> bool:
+        """Whether queries and keys themselves are kept for backward, and not only the copies of padded groups."""
+        if self.kernel is not None or collectives.size(self.context) > 1:
+            return True
+        return any(len(set(group.lengths)) == 1 for group in group_by_length(row.lengths))
+
+    def _attend_on_the_ring(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow | None) -> Tensor:
         scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
-        if packed_seq_params is not None:
-            lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
-            return context_attention(query, key, value, lengths, group=self.context, scale=scale).flatten(1)
+        if row is not None:
+            return context_attention(query, key, value, row.lengths, group=self.context, scale=scale).flatten(1)
         sequence, batch = query.shape[:2]
         lengths = [sequence * collectives.size(self.context)] * batch
         query, key, value = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))

@@ -9,10 +9,7 @@ from typing import Any, TypeVar
 import torch
 from megatron.core import parallel_state
 from megatron.core.extensions.transformer_engine import TENorm
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -22,10 +19,13 @@ from transformers import PretrainedConfig
 from megatron_fork import distributed, vocab_parallel
 from megatron_fork.distributed import compatibility, versions
 from megatron_fork.errors import LayoutError
-from megatron_fork.models.architecture import architecture_settings, check_divides, padded_vocab_size
-from megatron_fork.models.attention import PackedAttention
+from megatron_fork.models.architecture import architecture_settings, check_divides, head_size, padded_vocab_size
 from megatron_fork.models.compute import choose_backend, compute_fields
 from megatron_fork.models.config import ComputeConfig, ExpertsConfig
+from megatron_fork.models.families import family_of
+from megatron_fork.models.layers.config import LayerConfig
+from megatron_fork.models.layers.norm import RMSNorm
+from megatron_fork.models.local_layer import local_kernels, local_layer
 from megatron_fork.models.rotary import rotary_positions
 from megatron_fork.models.routing import PackedExperts, PackedRouter, Routing
 from megatron_fork.models.statistics_model import StatisticsModel
@@ -34,32 +34,22 @@ from megatron_fork.models.value_model import ValueModel
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-class RMSNorm(torch.nn.RMSNorm):
-    """An RMS norm for sequence parallelism, which Megatron's own wrapper refuses.
-
-    Under sequence parallelism each tensor rank normalises its part of the tokens, so weight gradients are partial sums;
-    Megatron reduces those of parameters marked `sequence_parallel`.
-    """
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-
 def transformer_config(
     hf_config: PretrainedConfig,
     parallel: distributed.ParallelConfig,
     *,
     dtype: torch.dtype = torch.float32,
     compute: ComputeConfig | None = None,
-) -> TransformerConfig:
+) -> LayerConfig:
     """Megatron's config for `hf_config` under `parallel`; raises `ModelError` or `LayoutError` before any allocation."""
     compute = compute or ComputeConfig()
     check_divides(hf_config, parallel)
     interleaved = parallel.virtual_pipeline > 1
-    config = TransformerConfig(
+    chosen = choose_backend(compute)
+    config = LayerConfig(
         **architecture_settings(hf_config),
-        **compute_fields(compute, choose_backend(compute)),
+        **compute_fields(compute, chosen, has_experts=family_of(hf_config).has_experts),
+        **(local_kernels(compute, dtype, head_size(hf_config)) if chosen.backend == "local" else {}),
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if interleaved else None,
@@ -216,30 +206,11 @@ def _arguments(
 def _layers(
     config: TransformerConfig, stage: int | None, routing: Routing, *, fused: bool
 ) -> TransformerBlockSubmodules:
-    layer, norm = (_fused_layer(config), TENorm) if fused else (_local_layer(config), RMSNorm)
+    layer, norm = (_fused_layer(config), TENorm) if fused else (local_layer(config), RMSNorm)
     if config.num_moe_experts:
         versions.replace_experts(layer, PackedExperts, partial(PackedRouter, routing=routing))
     count = get_num_layers_to_build(config, vp_stage=stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
-
-
-def _local_layer(config: TransformerConfig) -> ModuleSpec:
-    layer: ModuleSpec = get_gpt_layer_local_spec(
-        num_experts=config.num_moe_experts,
-        moe_grouped_gemm=config.moe_grouped_gemm,
-        qk_layernorm=config.qk_layernorm,
-        normalization=config.normalization,
-    )
-    parts: Any = layer.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention: Any = parts.self_attention.submodules
-    attention.core_attention = PackedAttention
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    if config.num_moe_experts:
-        # Checkpoints use Transformer Engine's names, and it fuses this norm into the projection of dense layers only.
-        del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]
-    return layer
 
 
 def _fused_layer(config: TransformerConfig) -> ModuleSpec:

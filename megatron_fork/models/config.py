@@ -9,6 +9,8 @@ from megatron_fork.errors import ConfigError
 from megatron_fork.recipe import FilePath, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings
 
 Backend = Literal["auto", "local", "transformer_engine"]
+AttentionKernel = Literal["sdpa", "varlen", "flash"]
+ElementwiseKernels = Literal["torch", "triton"]
 
 
 @dataclass
@@ -38,8 +40,12 @@ class ComputeConfig(Settings, room="compute"):
 
     backend: Backend = "auto"
     """Layers of Transformer Engine or of torch; auto: Transformer Engine on a GPU if it is installed."""
+    attention: Literal["auto", AttentionKernel] = "auto"
+    """Attention of local layers; auto: flash-attn's kernel, else torch's for variable lengths, else the padded one."""
+    elementwise: Literal["auto", ElementwiseKernels] = "auto"
+    """Norms, rotations and SwiGLU of local layers; auto: Triton on a GPU if it is installed."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations computed again in backward: none, those of attention, or all but each layer's input."""
+    """Matrix products computed again in backward: none, the MLP's first (of experts: attention), or all of each layer."""
     recompute_layers: PositiveInt = 1
     """Layers that share one kept input if `recompute=full`."""
     offload_layers: NonNegativeInt = 0
@@ -59,6 +65,12 @@ class ComputeConfig(Settings, room="compute"):
             raise ConfigError(
                 "compute.backend=local has neither offload_layers nor fp8", hint="both need Transformer Engine"
             )
+        for name, value in (("attention", self.attention), ("elementwise", self.elementwise)):
+            if self.backend == "transformer_engine" and value != "auto":
+                raise ConfigError(
+                    f"compute.{name}={value} with compute.backend=transformer_engine",
+                    hint="Transformer Engine has kernels of its own: leave it at auto, or set compute.backend=local",
+                )
 
 
 @dataclass

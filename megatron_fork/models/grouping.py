@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Tokens and padding of a group together may be at most this many times its tokens.
@@ -20,7 +21,7 @@ class SequenceGroup:
         return sum(self.lengths)
 
 
-def group_by_length(lengths: list[int]) -> list[SequenceGroup]:
+def group_by_length(lengths: Sequence[int]) -> list[SequenceGroup]:
     """Split a packed row into runs of consecutive sequences whose padded size stays within the limit."""
     groups: list[SequenceGroup] = []
     start = 0

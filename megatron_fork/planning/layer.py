@@ -2,14 +2,13 @@
 
 The terms are the tensors that autograd saves in the layers of `models.build`, each storage counted once:
 
-* Local layers on a CPU have the composite RMSNorm of torch, which saves its input and the normalised input in float32; on a GPU
-  it is one kernel, which saves its input and a float per row.
-* Local layers split the projection of queries, keys and values. Queries become a copy; values stay a view that keeps it all.
-* The local gated MLP saves its input projection (two widths), both factors and their product: five widths. Transformer Engine's
-  kernel saves the projection and the product: three.
-* Attention (`_scaled_dot_product_flash_attention`) saves queries, keys, values, the result and a float a head and token; the
-  ring of context parallelism saves the same. Sequences of unequal length are padded in groups: see `models.group_by_length`.
-  A row whose lengths are not known is taken to be padded as far as a group may be.
+* Local layers keep what `models.layers` says: a norm its input and a float a row, attention its projection, its result and a
+  float a head and token, and the gated MLP its input projection, two widths. What products read besides is computed again, a
+  layer at a time; it is kept with `recompute=full`, in the layers that are being recomputed, and on a CPU with `none`.
+* Transformer Engine's norm keeps its result as well, its MLP the projection and the product: three widths.
+* Attention on a CPU, and in float32, pads unequal sequences in groups (`models.group_by_length`), whose copies it keeps
+  beside. A row whose lengths are not known is taken to be padded as far as a group may be. Other kernels take rows as they are.
+* Experts have Megatron's own MLPs, and `selective` computes attention again in their layers.
 
 A norm's tensors are whole on every tensor rank, or divided by sequence parallelism; the rest is divided over tensor ranks.
 """
@@ -92,6 +91,10 @@ class Row:
             )
         return cls((longest,) * whole + ((rest,) if rest else ()), context, at_worst=longest <= tokens)
 
+    def unpadded(self) -> Row:
+        """The same for a kernel that takes all sequences at once."""
+        return Row((sum(self.lengths),), self.context)
+
 
 def _is_uneven(group: models.SequenceGroup) -> bool:
     return len(set(group.lengths)) > 1
@@ -125,60 +128,79 @@ def layer_memory(
     itemsize: int,
 ) -> LayerMemory:
     """The tensors of one layer for `row`; `itemsize`: bytes of an activation."""
-    tokens, tensor = row.tokens, parallel.tensor
-    hidden, head = config.hidden_size, models.head_size(config)
-    heads, key_heads = config.num_attention_heads / tensor, config.num_key_value_heads / tensor
-    query, key = heads * head, key_heads * head
-    normed = hidden / tensor if parallel.sequence else float(hidden)
-    fused, gpu, family = machine.backend == "transformer_engine", machine.on_gpu, models.family_of(config)
-
-    # Bytes of a token.
-    kept = {"norms": 2 * _norm(normed, 1, itemsize, gpu) + 2 * normed * itemsize}
-    projection = itemsize * (query + 2 * key)
-    keeps_projection = False
+    fused, family = machine.backend == "transformer_engine", models.family_of(config)
+    if fused or (machine.on_gpu and itemsize == 2):
+        row = row.unpadded()
+    widths, tokens = _Widths.of(config, parallel), row.tokens
+    on_cpu = compute.recompute == "none" and not machine.on_gpu
+    normed, whole_layers = widths.normed, compute.recompute == "full" or fused or on_cpu
+    kept = {"norms": 2 * (normed * itemsize + 4) + normed * itemsize * (2 * whole_layers or family.has_experts)}
     if "qk_layernorm" in family.settings:
-        keeps_projection = gpu or itemsize == 4
-        # The float32 copies of a CPU's norm replace the projection's own parts, which only float32 itself shares.
-        kept["query and key norms"] = (
-            query * itemsize + 4 * (heads + key_heads)
-            if gpu
-            else (8 * query + 4 * key + (4 * key if itemsize < 4 else 0)) + 4 * (heads + key_heads)
-        )
-    kept["rotary"] = 0.0 if fused else 4.0 * head * itemsize
-    inputs = projection + itemsize * (query + key)
-    if fused or compute.recompute == "selective":
-        attention = (inputs + itemsize * query + 4 * heads * (compute.recompute != "selective")) * tokens
-    else:
-        attention = (inputs if row.has_views else projection * keeps_projection) * tokens
-        attention += row.viewed * (itemsize * query + 4 * heads)
-        attention += row.padded * (itemsize * (2 * query + 2 * key) + 4 * heads + 8)
-        attention += itemsize * query * tokens * row.is_joined
-    dense_backward, mlp = _mlp(config, parallel, fused=fused, has_experts=family.has_experts, itemsize=itemsize)
-    kept["experts" if family.has_experts else "MLP"] = mlp
+        kept["query and key norms"] = 4 * (widths.heads + widths.key_heads) + widths.query * itemsize * fused
+    kept["projection"] = itemsize * (widths.query + 2 * widths.key)
+    selective = compute.recompute == "selective"
+    again = selective and (fused or family.has_experts)
+    attention = _attention(widths, row, itemsize=itemsize, again=again, inputs=whole_layers)
+    dense = "MLP" if not family.has_experts else "experts"
+    mlp = _mlp(config, parallel, itemsize=itemsize, widths=3 if whole_layers else 0 if selective else 2)
+    kept[dense] = mlp.kept
     boundary = normed * itemsize * tokens
-    # Backward of the MLP's product: gradients of both factors, of the residual stream, and the layer's recomputed result.
-    backward = (dense_backward + 2 * normed * itemsize) * tokens
+    # Backward of the MLP: what is computed again, the gradients of its tensors and of the residual stream.
+    backward = (mlp.backward + 2 * normed * itemsize) * tokens
+    forward = (2 * normed * itemsize + mlp.forward) * tokens
     if parallel.sequence:
-        backward += hidden * itemsize * tokens  # the gathered input of a projection
+        gathered = config.hidden_size * itemsize * tokens  # the whole input of a projection
+        forward, backward = forward + gathered, backward + gathered
     by_part = {**{name: count * tokens for name, count in kept.items()}, "attention": attention}
-    forward = (2 * normed * itemsize + mlp) * tokens + (hidden * itemsize * tokens if parallel.sequence else 0.0)
     return LayerMemory(by_part, backward, forward, boundary)
 
 
-def _norm(width: float, rows: float, itemsize: int, on_gpu: bool) -> float:
-    """Saved by an RMS norm of `width` numbers, without its result: its input, and a float a row."""
-    return (width * itemsize if on_gpu else 8 * width) + 4 * rows
+@dataclass(frozen=True)
+class _Widths:
+    """Of a rank's activations."""
+
+    normed: float
+    heads: float
+    key_heads: float
+    query: float
+    key: float
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, parallel: ParallelConfig) -> _Widths:
+        tensor, head = parallel.tensor, models.head_size(config)
+        heads, key_heads = config.num_attention_heads / tensor, config.num_key_value_heads / tensor
+        normed = config.hidden_size / (tensor if parallel.sequence else 1)
+        return cls(normed, heads, key_heads, heads * head, key_heads * head)
 
 
-def _mlp(
-    config: PretrainedConfig, parallel: ParallelConfig, *, fused: bool, has_experts: bool, itemsize: int
-) -> tuple[float, float]:
-    """(more at the worst point of backward, saved) bytes of a token; the norm's result is counted elsewhere."""
-    if not has_experts:
-        inner = config.intermediate_size / parallel.tensor
-        return 2 * inner * itemsize, (3 if fused else 5) * inner * itemsize
+def _attention(widths: _Widths, row: Row, *, itemsize: int, again: bool, inputs: bool) -> float:
+    """Bytes of a row beside its projection; `again`: all but the result is recomputed, `inputs`: queries and keys are kept."""
+    result, turned = itemsize * widths.query, itemsize * (widths.query + widths.key)
+    if again:
+        return (result + turned * inputs) * row.tokens
+    attention = row.viewed * (result + 4 * widths.heads) + turned * row.tokens * (inputs and row.has_views)
+    attention += row.padded * (2 * turned + 4 * widths.heads + 8)
+    return attention + result * row.tokens * row.is_joined
+
+
+@dataclass(frozen=True)
+class _Mlp:
+    """Bytes of a token."""
+
+    kept: float
+    backward: float
+    """More than `kept`, at the worst point."""
+    forward: float
+
+
+def _mlp(config: PretrainedConfig, parallel: ParallelConfig, *, itemsize: int, widths: int) -> _Mlp:
+    """Of the MLP, whose norm is counted elsewhere; `widths`: how many of the product's three inputs a dense one keeps."""
+    if not models.family_of(config).has_experts:
+        inner = config.intermediate_size / parallel.tensor * itemsize
+        # The gradients of three widths, the projection if it is computed again; the product is free by then.
+        return _Mlp(widths * inner, (3 + 2 * (widths == 0) - (widths == 3)) * inner, 3 * inner)
     # Tokens come to their experts in copies, `chosen` a token if the router balances them.
     chosen = config.num_experts_per_tok / (parallel.tensor if parallel.sequence else 1) * parallel.expert_tensor
     inner = config.moe_intermediate_size / parallel.expert_tensor
     saved = chosen * (config.hidden_size + 6 * inner) * itemsize + 5 * config.num_experts + 24 * chosen
-    return chosen * (2 * config.hidden_size) * itemsize, saved
+    return _Mlp(saved, chosen * (2 * config.hidden_size) * itemsize, saved)

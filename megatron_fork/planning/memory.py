@@ -126,16 +126,18 @@ def kept_of_row(config: RunConfig, hf_config: PretrainedConfig, machine: Machine
         hf_config, config.parallel, config.compute, machine, row, itemsize=config.policy.dtype.itemsize
     )
     layers = _kept(config, hf_config, layer, hf_config.num_hidden_layers, row)
-    return layers + 8.0 * row.tokens + final_norm(hf_config, config, machine, row.tokens)
+    return layers + 8.0 * row.tokens + final_norm(hf_config, config, row.tokens)
 
 
 def _kept(config: RunConfig, hf_config: PretrainedConfig, layer: LayerMemory, layers: int, row: Row) -> float:
     """Bytes that the layers of a stage keep of one micro-batch until its backward."""
+    head = models.head_size(hf_config)
+    # Cosines and sines of all tokens, which the layers share.
+    turns = head * config.policy.dtype.itemsize * row.tokens
     if config.compute.recompute != "full":
-        return layer.saved * layers
+        return layer.saved * layers + turns
     # Every group's input, and the rotary angles of the longest sequence, one float32 tensor that all groups are given.
-    angles = 4.0 * models.head_size(hf_config) * max(row.lengths)
-    return layer.boundary * layers / config.compute.recompute_layers + angles
+    return layer.boundary * layers / config.compute.recompute_layers + 4.0 * head * max(row.lengths) + turns
 
 
 def _stage(
@@ -156,9 +158,11 @@ def _stage(
     flying = in_flight(config, stage, micro_batches)
     kept = (_kept(config, hf_config, layer, layers, load.update) + 8.0 * tokens * first) * flying
     exchanged = 2 * layer.boundary if parallel.pipeline > 1 else 0.0
-    final = final_norm(hf_config, config, machine, tokens) if last else 0.0
+    final = final_norm(hf_config, config, tokens) if last else 0.0
     recomputed = layer.saved * config.compute.recompute_layers if config.compute.recompute == "full" else 0.0
-    if config.compute.recompute == "selective":
+    if config.compute.recompute == "selective" and (
+        machine.backend == "transformer_engine" or models.family_of(hf_config).has_experts
+    ):
         recomputed = (
             tokens * hf_config.num_attention_heads / parallel.tensor * (models.head_size(hf_config) * itemsize + 4)
         )
@@ -193,10 +197,10 @@ def _stage(
     return StageMemory(stage, held, {name: count for name, count in always.items() if count}, kept, flying, phases)
 
 
-def final_norm(hf_config: PretrainedConfig, config: RunConfig, machine: Machine, tokens: float) -> float:
-    """What the last stage's norm saves: see `layer` for the two kinds of norms."""
+def final_norm(hf_config: PretrainedConfig, config: RunConfig, tokens: float) -> float:
+    """What the last stage's norm saves, as any other."""
     width = hf_config.hidden_size / (config.parallel.tensor if config.parallel.sequence else 1)
-    return tokens * (width * (config.policy.dtype.itemsize if machine.on_gpu else 8) + 4)
+    return tokens * (width * config.policy.dtype.itemsize + 4)
 
 
 def _weight_update(config: RunConfig, hf_config: PretrainedConfig, itemsize: int) -> float:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from transformers import PretrainedConfig
 from megatron_fork.data import MicroBatch, RowShape, deal, micro_batches_needed, pack
 from megatron_fork.distributed import Layout, collectives, device, threads_of_a_pass
 from megatron_fork.experience import Batch
-from megatron_fork.models import PackedModel, tokens_where_attention_is_half
+from megatron_fork.models import PackedModel, PackedRow, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
 from megatron_fork.policy.routing import describe
@@ -282,13 +281,7 @@ def _forward_step(
         loss_mask=row_1t,
         row_loss=task.row_loss,
         padding_mask=micro_batch.number_1t,
-        packed_seq_params=PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=micro_batch.cumulative_lengths,
-            cu_seqlens_kv=micro_batch.cumulative_lengths,
-            max_seqlen_q=micro_batch.longest,
-            max_seqlen_kv=micro_batch.longest,
-        ),
+        packed_seq_params=PackedRow.of(micro_batch.lengths, micro_batch.cumulative_lengths, micro_batch.position_1t[0]),
     )
     return output, task.finish
 

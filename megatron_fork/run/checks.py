@@ -132,7 +132,12 @@ def _check_place(folder: Path) -> None:
 
 
 def check_kernels(config: RunConfig) -> None:
-    """Raise `ConfigError` if the LM head is set to run on Triton and cannot."""
+    """Raise `ConfigError` if the LM head or the layers are set to run on kernels that this machine does not have."""
+    layers = models.choose_backend(config.compute)
+    models.check_kernels_are_local(config.compute, layers)
+    if layers.backend == "local":
+        models.choose_attention(config.compute, config.policy.dtype)
+        models.choose_elementwise(config.compute)
     if config.vocab_parallel.kernels != "triton":
         return
     if importlib.util.find_spec("triton") is None:

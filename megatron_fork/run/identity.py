@@ -12,6 +12,8 @@ from megatron_fork.recipe import flat, letters
 _ADDED = ("data.columns.solution",)
 _ADDED_LATER = (
     "cluster.",
+    "compute.attention",
+    "compute.elementwise",
     "evaluation.sets",
     "train.max_skipped_updates",
     "vocab_parallel.fp32_head",

@@ -41,6 +41,8 @@ def test_the_machine_and_what_is_taken_on_it() -> None:
     for package in ("torch", "megatron-core", "transformers"):
         assert f"{package}: {importlib.metadata.version(package)}\n" in output
     assert "layers: local  (no GPU is visible)" in output
+    assert "attention: sdpa  (no GPU is visible)" in output
+    assert "norms, rotations, SwiGLU: torch  (no GPU is visible)" in output
     assert "LM-head kernels: torch  (no GPU is visible; tried)" in output
     assert "LM-head logits: 160 MiB at a time  (by default)" in output
     assert "ranks: 1, gloo" in output
@@ -69,6 +71,9 @@ def test_ranks_that_are_still_to_be_started_are_no_error() -> None:
     [
         ("compute.backend=transformer_engine", "needs Transformer Engine: no GPU is visible"),
         ("vocab_parallel.kernels=triton", "vocab_parallel.kernels=triton"),
+        ("compute.attention=varlen", "compute.attention=varlen cannot run: no GPU is visible"),
+        ("compute.attention=flash", "compute.attention=flash cannot run: no GPU is visible"),
+        ("compute.elementwise=triton", "compute.elementwise=triton"),
         ("parallel.tensor=3", "num_attention_heads=4"),
         ("rollout.max_response_tokens=124", "max_position_embeddings=128"),
         ("data.source=absent.jsonl", "absent.jsonl"),

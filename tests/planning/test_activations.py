@@ -77,18 +77,8 @@ def test_on_ranks() -> None:
         assert computed(case) == pytest.approx(max(saved), rel=0.005), case
 
 
-# One H200, local layers, bfloat16, one sequence with a fifth of its tokens trained: GiB beyond what was held at rest.
-MEASURED = [
-    ("Qwen3-8B", "full", 8703, 6.3),
-    ("Qwen3-8B", "full", 30207, 15.4),
-    ("Qwen3-0.6B", "none", 8703, 16.2),
-    ("Qwen3-0.6B", "none", 30207, 51.5),
-]
-
-
-@pytest.mark.parametrize(("model", "recompute", "tokens", "gibibytes"), MEASURED)
-def test_as_measured_on_a_gpu(model: str, recompute: str, tokens: int, gibibytes: float) -> None:
-    """The whole peak of an update over what was held: activations, LM head and backward's own."""
+def update_peak(model: str, recompute: str, tokens: int) -> float:
+    """GiB of an update over what is held: activations, LM head and backward's own; a fifth of one sequence is trained."""
     config = RunConfig(
         model=ModelConfig(path=model),
         policy=PolicyConfig(precision="bf16"),
@@ -97,5 +87,17 @@ def test_as_measured_on_a_gpu(model: str, recompute: str, tokens: int, gibibytes
     counts = ParameterCounts.of(model_shape(config))
     load = Load(Row((tokens,)), Row((tokens,)), selected=0.2)
     (stage,) = memory_by_stage(config, counts, Machine(), load, ranks=1, micro_batches=1)
-    computed = max(stage.phases["backward"], stage.phases["LM head"]) / 2**30
-    assert computed == pytest.approx(gibibytes, rel=0.15)
+    return max(stage.phases["backward"], stage.phases["LM head"]) / 2**30
+
+
+# Measured on one H200 with the layers before, which kept more than twice as much; where all is recomputed, the layers' inputs
+# and the LM head decide, which are as they were.
+@pytest.mark.parametrize(("tokens", "gibibytes"), [(8703, 6.3), (30207, 15.4)])
+def test_as_measured_on_a_gpu_where_layers_are_recomputed(tokens: int, gibibytes: float) -> None:
+    assert update_peak("Qwen3-8B", "full", tokens) == pytest.approx(gibibytes, rel=0.15)
+
+
+def test_a_long_response_of_a_small_model_needs_no_recomputation() -> None:
+    """51.5 GiB were measured with the layers before."""
+    assert update_peak("Qwen3-0.6B", "none", 30207) < 26
+    assert update_peak("Qwen3-0.6B", "selective", 30207) < 16

@@ -80,6 +80,7 @@ EXPECTED = (
     ExpectedSkip(
         "tests/vocab_parallel/", "the interpreter would write 4 GB of memory to take a copy", lambda: not has_gpu()
     ),
+    ExpectedSkip("tests/models/", "Triton is not installed", lambda: platform.system() != "Linux"),
     ExpectedSkip("tests/vocab_parallel/", "Triton is not installed", lambda: platform.system() != "Linux"),
     ExpectedSkip(
         "tests/cluster/", "scripts/test_slurm.sh starts a Slurm", lambda: os.environ.get("MEGATRON_FORK_SLURM") != "1"

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from megatron_fork import distributed
-from megatron_fork.distributed import ParallelConfig, parallel_layout
-from megatron_fork.models import ComputeConfig, build_chunks, config_from_recipe
+from megatron_fork.distributed import ParallelConfig, collectives, parallel_layout
+from megatron_fork.models import ComputeConfig, PackedRow, build_chunks, config_from_recipe
+from megatron_fork.models.layers.packed_row import positions
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,32 @@ class Saved:
     """Counts what autograd saves, once for each storage and without parameters."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._parameters = {each.untyped_storage().data_ptr() for each in model.parameters()}
-        self._tensors: dict[int, Tensor] = {}  # kept, so that no address is used again
+        self._parameters = {_storage_of(each) for each in model.parameters()}
+        self._tensors: dict[int, Tensor] = {}  # kept, so that no storage's address is used again
 
     def hooks(self) -> AbstractContextManager[None]:
-        return torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
+        return torch.autograd.graph.saved_tensors_hooks(self.count, lambda tensor: tensor)
 
-    def _count(self, tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in self._parameters:
-            self._tensors.setdefault(address, tensor)
+    def count(self, tensor: Tensor) -> Tensor:
+        if _storage_of(tensor) not in self._parameters:
+            self._tensors.setdefault(_storage_of(tensor), tensor)
         return tensor
 
     @property
     def bytes(self) -> int:
+        """Now: storages may have been freed since they were saved."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self._tensors.values())
+
+
+def _storage_of(tensor: Tensor) -> int:
+    """Where the storage itself stands: its data moves when it is freed and filled again."""
+    return tensor.untyped_storage()._cdata
+
+
+def row_of(lengths: tuple[int, ...], rank: int = 0, ranks: int = 1) -> PackedRow:
+    """A context rank's row with these sequences."""
+    cumulative = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return PackedRow.of(lengths, cumulative, positions(lengths, rank, ranks))
 
 
 def saved_bytes(case: Case) -> int:
@@ -58,14 +69,7 @@ def saved_bytes(case: Case) -> int:
         wrapped = model if dtype == torch.float32 else Float16Module(model.config, model)
         tokens = sum(case.lengths) // layout.config.context
         token_1t = torch.randint(0, config.vocab_size, (1, tokens))
-        cumulative = torch.tensor([0, *case.lengths]).cumsum(0).to(torch.int32)
-        packed = PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=cumulative,
-            cu_seqlens_kv=cumulative,
-            max_seqlen_q=max(case.lengths),
-            max_seqlen_kv=max(case.lengths),
-        )
+        packed = row_of(case.lengths, collectives.rank(layout.context), collectives.size(layout.context))
         saved = Saved(model)
         with saved.hooks():
             wrapped(
@@ -76,6 +80,9 @@ def saved_bytes(case: Case) -> int:
                 loss_mask=torch.zeros(1, tokens, dtype=torch.bool),
                 packed_seq_params=packed,
             )
+        # Held for all layers as long as the row is, in recomputation too.
+        for turns in packed.rotation(torch.zeros(0, 1, 1, 0), 1.0, dtype):
+            saved.count(turns)
         return saved.bytes
 
 
