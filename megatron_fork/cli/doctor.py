@@ -29,7 +29,7 @@ from megatron_fork.distributed import launch
 from megatron_fork.errors import ConfigError, MegatronForkError, PreflightError, masked, size
 from megatron_fork.preflight import Finding, Preflight, Status, fixes, preflight
 from megatron_fork.rollout import ends_in_words, engine_kind, server_states
-from megatron_fork.run import Checked, check, check_import, check_kernels
+from megatron_fork.run import Checked, check, check_kernels
 
 _GIB = 2**30
 
@@ -188,9 +188,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _computing(config: RunConfig) -> Iterator[Finding]:
-    chosen = models.choose_backend(config.compute)
-    if chosen.backend == "transformer_engine":
-        check_import("transformer_engine.pytorch")
+    chosen = models.choose_backend(config.compute, config.policy.dtype)
     yield Finding("layers", chosen.backend, chosen.reason)
     check_kernels(config)
     yield _lm_head(config.vocab_parallel)

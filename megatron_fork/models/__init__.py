@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     )
     from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
     from megatron_fork.models.compute import choose_backend
+    from megatron_fork.models.compute_limits import check_fused
     from megatron_fork.models.config import ComputeConfig, ExpertsConfig, ModelConfig
     from megatron_fork.models.families import (
         EMBEDDING,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         fullest_rank,
         hugging_face_outline,
     )
+    from megatron_fork.models.fused_layers import accumulate_in_buffers, tokens_multiple
     from megatron_fork.models.grouping import PADDING_LIMIT, SequenceGroup, group_by_length
     from megatron_fork.models.rotary import longest_sequence
     from megatron_fork.models.routing import Routing
@@ -59,12 +61,14 @@ __all__ = [
     "SequenceGroup",
     "StatisticsModel",
     "ValueModel",
+    "accumulate_in_buffers",
     "build_chunks",
     "build_model",
     "build_outline",
     "build_value_chunks",
     "check_divides",
     "check_fields",
+    "check_fused",
     "check_recomputation",
     "choose_backend",
     "config_from_recipe",
@@ -77,5 +81,6 @@ __all__ = [
     "longest_sequence",
     "padded_vocab_size",
     "shown",
+    "tokens_multiple",
     "tokens_where_attention_is_half",
 ]

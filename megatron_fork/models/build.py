@@ -9,10 +9,7 @@ from typing import Any, TypeVar
 import torch
 from megatron.core import parallel_state
 from megatron.core.extensions.transformer_engine import TENorm
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -25,7 +22,9 @@ from megatron_fork.errors import LayoutError
 from megatron_fork.models.architecture import architecture_settings, check_divides, padded_vocab_size
 from megatron_fork.models.attention import PackedAttention
 from megatron_fork.models.compute import choose_backend, compute_fields
+from megatron_fork.models.compute_limits import check_fused
 from megatron_fork.models.config import ComputeConfig, ExpertsConfig
+from megatron_fork.models.fused_layers import fused_layer
 from megatron_fork.models.rotary import rotary_positions
 from megatron_fork.models.routing import PackedExperts, PackedRouter, Routing
 from megatron_fork.models.statistics_model import StatisticsModel
@@ -56,10 +55,12 @@ def transformer_config(
     """Megatron's config for `hf_config` under `parallel`; raises `ModelError` or `LayoutError` before any allocation."""
     compute = compute or ComputeConfig()
     check_divides(hf_config, parallel)
+    check_fused(hf_config, parallel, compute, dtype)
     interleaved = parallel.virtual_pipeline > 1
+    positions = rotary_positions(hf_config)
     config = TransformerConfig(
         **architecture_settings(hf_config),
-        **compute_fields(compute, choose_backend(compute)),
+        **compute_fields(compute, choose_backend(compute, dtype), scales_attention=positions.scales_attention),
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if interleaved else None,
@@ -78,7 +79,7 @@ def transformer_config(
         # The loss is divided by a global count of tokens before it reaches Megatron, which must only sum it.
         calculate_per_token_loss=True,
     )
-    for name, value in rotary_positions(hf_config).attributes.items():
+    for name, value in positions.attributes.items():
         setattr(config, name, value)  # GPTModel reads these, but the class has no fields for them
     return config
 
@@ -197,7 +198,7 @@ def _arguments(
     compatibility.install()
     compute = compute or ComputeConfig()
     config = transformer_config(hf_config, parallel, dtype=dtype, compute=compute)
-    fused = choose_backend(compute).backend == "transformer_engine"
+    fused = choose_backend(compute, dtype).backend == "transformer_engine"
     model_parallel_cuda_manual_seed(0)
     for chunk in range(parallel.virtual_pipeline):
         stage = chunk if parallel.virtual_pipeline > 1 else None
@@ -216,7 +217,7 @@ def _arguments(
 def _layers(
     config: TransformerConfig, stage: int | None, routing: Routing, *, fused: bool
 ) -> TransformerBlockSubmodules:
-    layer, norm = (_fused_layer(config), TENorm) if fused else (_local_layer(config), RMSNorm)
+    layer, norm = (fused_layer(config), TENorm) if fused else (_local_layer(config), RMSNorm)
     if config.num_moe_experts:
         versions.replace_experts(layer, PackedExperts, partial(PackedRouter, routing=routing))
     count = get_num_layers_to_build(config, vp_stage=stage)
@@ -239,14 +240,4 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
     if config.num_moe_experts:
         # Checkpoints use Transformer Engine's names, and it fuses this norm into the projection of dense layers only.
         del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]
-    return layer
-
-
-def _fused_layer(config: TransformerConfig) -> ModuleSpec:
-    """Transformer Engine's layer: norms fused into the projections, flash attention over packed and context-parallel rows."""
-    layer: ModuleSpec = get_gpt_layer_with_transformer_engine_spec(
-        num_experts=config.num_moe_experts,
-        moe_grouped_gemm=config.moe_grouped_gemm,
-        qk_layernorm=config.qk_layernorm,
-    )
     return layer

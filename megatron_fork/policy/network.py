@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from megatron_fork.data import MicroBatch, RowShape, deal, micro_batches_needed, pack
-from megatron_fork.distributed import Layout, collectives, device, threads_of_a_pass
+from megatron_fork.distributed import Layout, collectives, device, threads_of_a_pass, versions
 from megatron_fork.experience import Batch
-from megatron_fork.models import PackedModel, tokens_where_attention_is_half
+from megatron_fork.models import PackedModel, tokens_multiple, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
 from megatron_fork.policy.routing import describe
@@ -136,7 +135,8 @@ class Network:
             count = int(everywhere)
         if parallel.virtual_pipeline > 1:
             count += -count % parallel.pipeline  # the interleaved schedule needs a multiple of the stages
-        shape = RowShape(alignment=parallel.alignment, context=parallel.context)
+        multiple = parallel.alignment * tokens_multiple(self._chunks[0].config)
+        shape = RowShape(alignment=multiple, context=parallel.context)
         return pack(batch, token_budget=token_budget, count=count, shape=shape, quadratic_at=self._quadratic_at)
 
     def step(
@@ -274,6 +274,7 @@ def _forward_step(
     items: Iterator[tuple[MicroBatch, Tensor, Task]], model: nn.Module
 ) -> tuple[Any, Callable[[Any], tuple[Tensor, Tensor, Any]]]:
     micro_batch, row_1t, task = next(items)
+    config: Any = model.config
     output = model(
         micro_batch.token_1t,
         micro_batch.position_1t,
@@ -282,12 +283,8 @@ def _forward_step(
         loss_mask=row_1t,
         row_loss=task.row_loss,
         padding_mask=micro_batch.number_1t,
-        packed_seq_params=PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=micro_batch.cumulative_lengths,
-            cu_seqlens_kv=micro_batch.cumulative_lengths,
-            max_seqlen_q=micro_batch.longest,
-            max_seqlen_kv=micro_batch.longest,
+        packed_seq_params=versions.packed_sequences(
+            micro_batch.cumulative_lengths, micro_batch.longest, ranks=config.context_parallel_size
         ),
     )
     return output, task.finish

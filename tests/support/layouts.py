@@ -103,6 +103,8 @@ def two_updates(
     loss: str = "ppo",
     denominator: str = "selected",
     balance: float = 0.0,
+    precision: str = "fp32",
+    backend: str = "auto",
 ) -> dict[str, Any]:
     """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank."""
     from megatron_fork import objective, selection
@@ -125,7 +127,11 @@ def two_updates(
     weights = AutoModelForCausalLM.from_config(hf_config).state_dict()
     with parallel_layout(ParallelConfig(**parallel)) as layout:
         policy = Policy(
-            PolicyConfig(tokens_per_micro_batch=70 if packed else 1, tokens_per_statistics_batch=90 if packed else 1),
+            PolicyConfig(
+                precision=precision,  # type: ignore[arg-type]
+                tokens_per_micro_batch=70 if packed else 1,
+                tokens_per_statistics_batch=90 if packed else 1,
+            ),
             OptimizerConfig(
                 learning_rate=3e-4,
                 distributed=distributed_optimizer,
@@ -135,7 +141,7 @@ def two_updates(
             hf_config,
             layout,
             temperature=0.8,
-            compute=ComputeConfig(recompute=recompute),  # type: ignore[arg-type]
+            compute=ComputeConfig(backend=backend, recompute=recompute),  # type: ignore[arg-type]
             experts=ExpertsConfig(balance=balance),
         )
         load_weights(policy.model, weights)
@@ -173,13 +179,12 @@ def _gradients(policy: Any) -> dict[str, torch.Tensor]:
     from megatron_fork.conversion import iter_hf_weights
 
     parameters = [parameter for chunk in policy.model for parameter in chunk.parameters()]
-    weights = [parameter.detach().clone() for parameter in parameters]
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(parameter.main_grad)
-        found = {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
-        for parameter, weight in zip(parameters, weights, strict=True):
-            parameter.copy_(weight)
+    weights = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.main_grad.clone()  # float32, also where the weight is not
+    found = {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
+    for parameter, weight in zip(parameters, weights, strict=True):
+        parameter.data = weight
     return found
 
 
