@@ -62,7 +62,6 @@ _OPTIONAL = (
         "compute.backend",
         "transformer_engine",
     ),
-    _Optional("apex", "apex", "fused Adam and gradient accumulation in Megatron"),
     _Optional("flash_attn", "flash-attn", "attention kernels of Transformer Engine"),
     _Optional("triton", "triton", "LM-head kernels on a GPU", "vocab_parallel.kernels", "triton"),
     _Optional("vllm", "vllm", "rollout engine", "rollout.engine", "vllm_colocated"),

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(engine_on_cpu.cannot_run(), reason=engine_on_cpu.REASON),
 ]
-# bfloat16 keeps 8 bits: in four layers of width 32 its roundings are a hundredth of a log-prob, and twentieths of small gradients.
+# bfloat16 keeps 8 bits: after four layers of width 32 a hundredth of a log-prob is lost, and twentieths of small gradients.
 TO_ONE_RANK = {"selected": 4, "logprob": 0.02, "entropy": 0.02, "metrics": 0.05, "weights": 2e-3, "gradients": 0.2}
 SETTINGS: dict[str, Any] = {"tied": False, "experts": False, "precision": "bf16"}
 
