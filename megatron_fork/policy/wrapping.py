@@ -32,9 +32,13 @@ def data_parallel(config: OptimizerConfig, chunks: Sequence[nn.Module]) -> Itera
         yield wrapped
 
 
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
 def build_optimizer(config: OptimizerConfig, chunks: Sequence[nn.Module], dtype: torch.dtype) -> MegatronOptimizer:
     """Megatron's optimizer over the wrapped chunks; main parameters are float32 for any dtype of the model."""
-    if config.offload and not torch.cuda.is_available():
+    if config.offload and not has_gpu():
         raise ConfigError(f"offload={config.offload} needs a GPU", hint="there is no device memory to save: set 0")
     check_offload(config, dtype)
     return get_megatron_optimizer(

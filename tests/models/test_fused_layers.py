@@ -34,7 +34,7 @@ def on_local_layers(options: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_one_rank_is_as_near_to_float32_as_local_layers() -> None:
     for options in ({}, {"experts": True}, {"tied": True, "recompute": "full"}):
         exact, local = run_on_ranks(on_local_layers, 1, [{**options, "precision": "fp32"}, options])[0]
-        fused = run_on_ranks(on_stand_ins, 1, [({}, options)])[0][0]
+        fused = run_on_ranks(on_stand_ins, 1, [({}, options)], are_new=True)[0][0]
         ours, theirs = differences(fused, exact), differences(local, exact)
         print(options, ours, theirs)
         for kind in ("logprob", "entropy", "weights", "gradients"):
@@ -44,9 +44,9 @@ def test_one_rank_is_as_near_to_float32_as_local_layers() -> None:
 @pytest.mark.parametrize("experts", [False, True])
 def test_two_ranks_are_one(experts: bool) -> None:
     options = {"experts": experts}
-    one = run_on_ranks(on_stand_ins, 1, [({}, options)])[0][0]
+    one = run_on_ranks(on_stand_ins, 1, [({}, options)], are_new=True)[0][0]
     cases = [(parallel, options) for parallel in legal(2, experts=experts)]
-    everyone = run_on_ranks(on_stand_ins, 2, cases, time_limit=900.0)
+    everyone = run_on_ranks(on_stand_ins, 2, cases, time_limit=900.0, are_new=True)
     for index, (parallel, _) in enumerate(cases):
         for results in everyone:
             found = differences(results[index], one)
