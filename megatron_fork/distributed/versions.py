@@ -5,6 +5,7 @@
 | experts in a layer's spec    | a `ModuleSpec`   | a `functools.partial` of their module               |
 | writer of checkpoints        | Megatron's own   | `nvidia-resiliency-ext`, not installed; or its own  |
 | gaps between packed rows     | found by itself  | `pad_between_seqs` says (0.19)                      |
+| optimizer in host memory     | asks for Transformer Engine (0.16) | does without                      |
 
 Differences that need no code: from 0.17 on Python 3.12 is needed, and a router gets an argument for layers of multi-token
 prediction, which `PackedRouter` passes on; from 0.18 on `GPTModel` has a hook for what follows its last layer, but overriding
@@ -23,6 +24,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.utils import get_te_version
 from torch import Tensor
 
 
@@ -68,3 +70,8 @@ def packed_sequences(cumulative_lengths: Tensor, longest: int, *, ranks: int) ->
         max_seqlen_kv=longest,
         **({"pad_between_seqs": False} if "pad_between_seqs" in names else {}),
     )
+
+
+def can_offload_optimizer() -> bool:
+    """Whether Megatron's optimizer may be in host memory: 0.16 compares the version of Transformer Engine, which must be there."""
+    return get_te_version() is not None

@@ -11,6 +11,7 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from torch import Tensor, nn
 
+from megatron_fork.distributed import versions
 from megatron_fork.errors import ConfigError
 from megatron_fork.models import accumulate_in_buffers
 from megatron_fork.policy.config import OptimizerConfig, check_offload
@@ -40,6 +41,11 @@ def build_optimizer(config: OptimizerConfig, chunks: Sequence[nn.Module], dtype:
     """Megatron's optimizer over the wrapped chunks; main parameters are float32 for any dtype of the model."""
     if config.offload and not has_gpu():
         raise ConfigError(f"offload={config.offload} needs a GPU", hint="there is no device memory to save: set 0")
+    if config.offload and not versions.can_offload_optimizer():
+        raise ConfigError(
+            f"offload={config.offload} with this megatron-core needs Transformer Engine",
+            hint="install it (docs/gpu.md), or take megatron-core 0.19, or set offload=0",
+        )
     check_offload(config, dtype)
     return get_megatron_optimizer(
         MegatronOptimizerConfig(

@@ -13,6 +13,7 @@ from support.layouts import model_config, trajectories
 from support.ranks import run_on_ranks
 from transformers import AutoModelForCausalLM
 
+from megatron_fork.distributed import versions
 from megatron_fork.errors import ConfigError
 from megatron_fork.policy import OptimizerConfig
 
@@ -92,6 +93,9 @@ def trained(folder: str, offload: float) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.gpu
+@pytest.mark.skipif(
+    not versions.can_offload_optimizer(), reason="this megatron-core offloads with Transformer Engine only"
+)
 def test_in_host_memory_as_on_the_gpu(tmp_path: Path) -> None:
     kept, moved = (
         run_on_ranks(trained, 1, str(tmp_path / str(offload)), offload, have_children=True)[0] for offload in (0.0, 1.0)

@@ -79,6 +79,9 @@ def not_installed(name: str) -> Callable[[], bool]:
 EXPECTED = (
     ExpectedSkip("tests/", "needs a GPU", lambda: not has_gpu()),
     ExpectedSkip("tests/", "needs the package transformer_engine, and no GPU", cannot_run_fused_layers),
+    ExpectedSkip(
+        "tests/policy/", "this megatron-core offloads with Transformer Engine only", not_installed("transformer_engine")
+    ),
     ExpectedSkip("tests/engines/", "no environment of ", no_engine),
     ExpectedSkip("tests/engines/", "this environment has vLLM", lambda: not not_installed("vllm")()),
     ExpectedSkip("tests/cli/", "asks for a GPU in vain", has_gpu),

@@ -206,5 +206,12 @@ def differences(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, 
     return found
 
 
+def gradient_apart(result: dict[str, Any], reference: dict[str, Any]) -> float:
+    """Norm of the whole gradient's difference over its norm; a single tensor may be small, and then mostly roundings."""
+    names = reference["gradients"]
+    apart = sum(float((result["gradients"][name] - tensor).square().sum()) for name, tensor in names.items())
+    return (apart / sum(float(tensor.square().sum()) for tensor in names.values())) ** 0.5
+
+
 def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
