@@ -8,6 +8,7 @@ head        seconds: contenders take turns in one process a rank, `--rounds` tim
 memory      peak over the inputs, each contender in processes of its own
 statistics  the same where the logits are given and every token counts
 growth      seconds and peak of this package by the number of tokens
+predicted   what the heads of Qwen3 should cost on a GPU: counted, nothing is run
 
 Every contender is first compared with plain torch in float64 at a small shape. A section of `--out` that is not run stays.
 """
@@ -26,13 +27,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from head import tables
+from head import predicted, tables
 from head.measure import machine
 from head.problem import DTYPES, Shape
 from head.runs import SUITES, peaks, times
 from rich.console import Console
 
-SECTIONS = ("head", "memory", "statistics", "growth")
+SECTIONS = ("head", "memory", "statistics", "growth", "predicted")
 # Tokens, widths and dtypes: a size that a CPU can bear, and the heads of Qwen3-8B and Qwen3-32B.
 DEFAULTS = {"cpu": (2048, [1024], ["fp32", "bf16"]), "cuda": (8192, [4096, 5120], ["bf16"])}
 
@@ -98,6 +99,13 @@ def run(options: argparse.Namespace, console: Console, record: Record) -> None:
         for shape in shapes(options):
             if shape.share == options.share[0]:
                 grow(shape, options, console, record)
+
+    if "predicted" in options.what:
+        found = {gpu: predicted.table(gpu) for gpu in predicted.BANDWIDTH}
+        console.print("\n".join(predicted.as_markdown(found)), soft_wrap=True)
+        for cases in found.values():
+            for case in cases:
+                record.add("predicted", tables.rounded(case))
 
 
 def grow(shape: Shape, options: argparse.Namespace, console: Console, record: Record) -> None:

@@ -1,6 +1,7 @@
 """The exact k-th largest against sorting and `torch.kthvalue`: seconds, peak memory, bytes on the wire.
 
     python benchmarks/selection.py --out benchmarks/results/selection_cpu.json
+    python benchmarks/selection.py --device cuda --ranks --responses 64 512 --out benchmarks/results/selection_h200.json
 
 one_rank   seconds and peak memory by the number of values, for one way of telling the values apart after the other
 ranks      the same values spread over gloo ranks, against gathering them on the first rank and sorting there
@@ -40,9 +41,9 @@ DISTRIBUTIONS = ("entropies", "half zero", "both signs")
 Times = dict[str, list[float]]
 
 
-def values_of(name: str, count: int, seed: int = 0) -> Tensor:
+def values_of(name: str, count: int, device: str, seed: int = 0) -> Tensor:
     """Made in place, so that nothing but the values counts towards a peak."""
-    values, generator = torch.empty(count), torch.Generator().manual_seed(seed)
+    values, generator = torch.empty(count, device=device), torch.Generator(device).manual_seed(seed)
     if name == "both signs":
         return values.normal_(generator=generator)
     values.exponential_(1.0, generator=generator)
@@ -67,10 +68,17 @@ def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> tuple[Tim
     times: Times = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
+            _finish()
             begin = time.perf_counter()
             call()
+            _finish()
             times[name].append(time.perf_counter() - begin)
     return times, found
+
+
+def _finish() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def summary(times: Times, unit: str) -> dict[str, dict[str, Any]]:
@@ -85,8 +93,8 @@ def summary(times: Times, unit: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def one_rank(count: int, distribution: str, rounds: int) -> dict[str, Any]:
-    values = values_of(distribution, count)
+def one_rank(count: int, distribution: str, rounds: int, device: str) -> dict[str, Any]:
+    values = values_of(distribution, count, device)
     times, found = in_turns({name: lambda call=call: call(values) for name, call in CONTENDERS.items()}, rounds)
     assert len({found[name] for name in CONTENDERS if name != "sweep"}) == 1, found
     contenders = summary(times, "sweep")
@@ -94,8 +102,18 @@ def one_rank(count: int, distribution: str, rounds: int) -> dict[str, Any]:
         entry["times_kth_largest"] = median(
             mine / ours for mine, ours in zip(times[name], times["kth_largest"], strict=True)
         )
-        entry["peak_bytes"] = peak_in_own_process(name, count, distribution)
+        entry["peak_bytes"] = (
+            peak_in_own_process(name, count, distribution) if device == "cpu" else peak_on_gpu(CONTENDERS[name], values)
+        )
     return {"values": count, "bytes": 4 * count, "distribution": distribution, "contenders": contenders}
+
+
+def peak_on_gpu(call: Callable[[Tensor], float], values: Tensor) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call(values)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def peak_in_own_process(contender: str, count: int, distribution: str) -> int:
@@ -104,8 +122,8 @@ def peak_in_own_process(contender: str, count: int, distribution: str) -> int:
 
 
 def weigh(contender: str, count: int, distribution: str) -> int:
-    CONTENDERS[contender](values_of(distribution, 1000))  # what a first call loads is not the method's
-    values = values_of(distribution, count)
+    CONTENDERS[contender](values_of(distribution, 1000, "cpu"))  # what a first call loads is not the method's
+    values = values_of(distribution, count, "cpu")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = resident("VmRSS")
     CONTENDERS[contender](values)
@@ -127,7 +145,7 @@ def on_ranks(count: int, ranks: int, rounds: int) -> dict[str, Any]:
 def as_rank(rank: int, ranks: int, count: int, rounds: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    values = values_of("entropies", count // ranks, seed=rank)
+    values = values_of("entropies", count // ranks, "cpu", seed=rank)
     group, k = dist.group.WORLD, kth_of(count // ranks * ranks)
     contenders = {
         "kth_largest": lambda: kth_largest(values, k, group=group),
@@ -185,10 +203,10 @@ def wire_of(call: Callable[[], float]) -> dict[str, float]:
     return {"collectives": len(seen), "bytes": sum(seen)}
 
 
-def segments(responses: int, tokens: int, rounds: int) -> dict[str, Any]:
-    entropy = values_of("entropies", responses * tokens)
-    mask = torch.ones(len(entropy), dtype=torch.bool)
-    segment = torch.arange(responses).repeat_interleave(tokens)
+def segments(responses: int, tokens: int, rounds: int, device: str) -> dict[str, Any]:
+    entropy = values_of("entropies", responses * tokens, device)
+    mask = torch.ones(len(entropy), dtype=torch.bool, device=device)
+    segment = torch.arange(responses, device=device).repeat_interleave(tokens)
     config = SelectionConfig(scope="sequence")
 
     def mask_for_each() -> Tensor:
@@ -212,10 +230,11 @@ def segments(responses: int, tokens: int, rounds: int) -> dict[str, Any]:
     return {"responses": responses, "tokens_each": tokens, "contenders": contenders_summary}
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": models[0].split(":")[1].strip() if models else platform.machine(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
@@ -234,6 +253,7 @@ def show(title: str, result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--values", type=int, nargs="*", default=[10**6, 10**7, 10**8])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of all but --ranks, which are gloo's")
     parser.add_argument("--ranks", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--responses", type=int, nargs="*", default=[64, 512, 4096], help="of 2,000 tokens each")
     parser.add_argument("--rounds", type=int, default=5)
@@ -246,7 +266,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/selection.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": machine(options.device),
         "k": f"{RATIO} of the values",
         "one_rank": [],
         "ranks": [],
@@ -262,12 +282,12 @@ def main() -> None:
 
     for count in options.values:
         for distribution in DISTRIBUTIONS:
-            keep("one_rank", f"{count:,} {distribution}", one_rank(count, distribution, options.rounds))
+            keep("one_rank", f"{count:,} {distribution}", one_rank(count, distribution, options.rounds, options.device))
     for ranks in options.ranks:
         for count in options.values:
             keep("ranks", f"{count:,} over {ranks} ranks", on_ranks(count, ranks, options.rounds))
     for responses in options.responses:
-        keep("segments", f"{responses:,} responses", segments(responses, 2000, options.rounds))
+        keep("segments", f"{responses:,} responses", segments(responses, 2000, options.rounds, options.device))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Contender:
     label: str
     # Whether the caller hands it the rows that count; then it has nothing to show where all tokens count.
     handed_rows = False
+    # Whether it runs without being named.
+    by_default = True
 
     def prepare(self, problem: Any) -> None:
         """Whatever is chosen once for a shape, outside of the measurement."""
@@ -183,11 +185,20 @@ class Ours(HeadContender):
     """`lm_head_statistics`, and `lm_head_loss` that forms the gradients while the logits are there."""
 
     key, label = "ours", "megatron-fork"
+    settings: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def config(self) -> Any:
+        from megatron_fork.vocab_parallel import VocabParallelConfig
+
+        return VocabParallelConfig(**self.settings)
 
     def statistics(self, problem: Problem) -> Statistics:
         from megatron_fork.vocab_parallel import lm_head_statistics
 
-        statistics = lm_head_statistics(problem.hidden_td, problem.weight_vd, problem.targets_t, group=problem.group)
+        statistics = lm_head_statistics(
+            problem.hidden_td, problem.weight_vd, problem.targets_t, group=problem.group, config=self.config
+        )
         return statistics.logprob, statistics.entropy
 
     def update(self, problem: Problem) -> Gradients:
@@ -201,10 +212,30 @@ class Ours(HeadContender):
         def loss(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
             rows_r = None if problem.all_count else problem.rows_r
             return lm_head_loss(
-                hidden_td, weight_vd, problem.targets_t, weighted_sum, rows=rows_r, group=problem.group
+                hidden_td,
+                weight_vd,
+                problem.targets_t,
+                weighted_sum,
+                rows=rows_r,
+                group=problem.group,
+                config=self.config,
             )[0]
 
         return problem.gradients(loss)
+
+
+class OursOneStream(Ours):
+    """Without the second stream, in which a tile is swept while the next is computed: what that gains, on a GPU."""
+
+    key, label, by_default = "ours-one-stream", "megatron-fork, one stream", False
+    settings: ClassVar[dict[str, Any]] = {"second_stream": False}
+
+
+class OursFp32Head(Ours):
+    """With float32 products: TensorFloat-32 on a GPU."""
+
+    key, label, by_default = "ours-fp32-head", "megatron-fork, fp32 head", False
+    settings: ClassVar[dict[str, Any]] = {"fp32_head": True}
 
 
 class OursRecomputed(Ours):
@@ -217,7 +248,14 @@ class OursRecomputed(Ours):
 
         def loss(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
             rows_r = None if problem.all_count else problem.rows_r
-            statistics = lm_head_statistics(hidden_td, weight_vd, problem.targets_t, rows=rows_r, group=problem.group)
+            statistics = lm_head_statistics(
+                hidden_td, weight_vd, problem.targets_t, rows=rows_r, group=problem.group, config=self.config
+            )
             return (problem.coefficient_t[problem.rows_r] * statistics.logprob).sum()
 
         return problem.gradients(loss)
+
+
+def own() -> list[HeadContender]:
+    """The floor and this package, in the order of the table."""
+    return [Floor(), Ours(), OursRecomputed(), OursOneStream(), OursFp32Head()]

@@ -13,6 +13,7 @@ import sys
 import types
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -198,6 +199,39 @@ class Liger(_FusedPeer):
         return (-found[0], found[1]) if entropy else (-found,)
 
 
+class LigerNative(_FusedPeer):
+    """Liger's native kernel (`liger-cute-kernels`, Hopper and Blackwell): product and softmax in one, for bfloat16.
+
+    It is made for tensor parallelism over NVSHMEM, whose memory is reserved once in a process, before the first call.
+    """
+
+    key, label = "liger-native", "Liger, native kernel"
+    # Tokens, width and vocabulary of the largest case; the results are compared at a smaller one before.
+    _largest, _columns = (32_768, 5120), 151_936
+    _ignored = -100
+
+    def head(self, problem: Problem, hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor, entropy: bool) -> Any:
+        if not hidden_td.is_cuda:
+            raise NotImplementedError("Liger's native kernel needs a GPU")
+        native = importlib.import_module("liger_kernel.ops.cute.fused_linear_scaled_cross_entropy_tp")
+        if not native.is_available():
+            raise NotImplementedError("liger-cute-kernels does not load")
+        group = problem.group or dist.group.WORLD
+        _reserve(self._largest, self._columns // dist.get_world_size(group))
+        first = dist.get_rank(group) * len(weight_vd)
+        function = native.LigerFusedLinearScaledCrossEntropyNativeTPFunction
+        found = function.apply(hidden_td, weight_vd, targets_t, first, 1.0, self._ignored, 1, entropy, group)
+        return (-found[0], found[1]) if entropy else (-found,)
+
+
+@functools.cache
+def _reserve(tokens_and_width: tuple[int, int], columns: int) -> None:
+    configuration = importlib.import_module("liger_kernel.ops.configure")
+    capacity = configuration.FusedLinearCrossEntropyConfig(*tokens_and_width, columns)
+    if not configuration.configure(device=torch.device("cuda", torch.cuda.current_device()), flsce=capacity):
+        raise NotImplementedError("Liger's native kernel does not know this GPU")
+
+
 def needs_one_rank(group: dist.ProcessGroup | None, name: str) -> None:
     """Refuse for a peer that would silently take one rank's columns for the whole vocabulary."""
     if group is not None:
@@ -216,4 +250,6 @@ def peers() -> list[HeadContender]:
         TrlFused(handed_rows=True),
         Liger(),
         Liger(handed_rows=True),
+        LigerNative(),
+        LigerNative(handed_rows=True),
     ]

@@ -84,8 +84,10 @@ class Problem:
 
 def weight_shard(shape: Shape, rank: int) -> Tensor:
     """Rank `rank`'s rows of the LM head, the same whoever asks."""
-    generator = torch.Generator().manual_seed(1 + rank)
-    shard_vd = torch.randn(shape.vocabulary // shape.tensor, shape.width, generator=generator)
+    # Drawn where they stay: a CPU takes seconds to draw the weights of one head.
+    generator = torch.Generator(shape.device).manual_seed(1 + rank)
+    size = (shape.vocabulary // shape.tensor, shape.width)
+    shard_vd = torch.randn(size, generator=generator, device=shape.device)
     return shard_vd.mul_(LOGIT_DEVIATION / shape.width**0.5).to(shape.device, DTYPES[shape.dtype])
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ def _result(folder: str, rank: int) -> Path:
 def _rank(rank: int, function: Callable[..., Any], ranks: int, device: str, args: tuple[Any, ...], folder: str) -> None:
     # Megatron's import warns four times, on every rank, of what a benchmark of the LM head does not use.
     warnings.simplefilter("ignore")
+    with joined(rank, ranks, device, folder):
+        _result(folder, rank).write_bytes(pickle.dumps(function(rank, *args)))
+        dist.barrier()
+
+
+@contextmanager
+def joined(rank: int, ranks: int, device: str, folder: str) -> Iterator[None]:
+    """This process as one of `ranks`, which meet in `folder`."""
     if device == "cuda":
         torch.cuda.set_device(rank)
     elif ranks > 1:
@@ -44,6 +53,5 @@ def _rank(rank: int, function: Callable[..., Any], ranks: int, device: str, args
     from megatron.core import parallel_state
 
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
-    _result(folder, rank).write_bytes(pickle.dumps(function(rank, *args)))
-    dist.barrier()
+    yield
     dist.destroy_process_group()

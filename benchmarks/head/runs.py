@@ -31,8 +31,8 @@ class Suite:
     contenders: Callable[[], list[Contender]]
 
     def chosen(self, keys: list[str], shape: Shape) -> list[Contender]:
-        """The named contenders (all if none is named) that have something of their own to show at this shape."""
-        named = [contender for contender in self.contenders() if not keys or contender.key in keys]
+        """The named contenders (if none is: those that run by default) that have something of their own to show here."""
+        named = [each for each in self.contenders() if (each.key in keys if keys else each.by_default)]
         return [contender for contender in named if shape.share < 1 or not contender.handed_rows]
 
 
@@ -40,7 +40,7 @@ SUITES = {
     "head": Suite(
         problem.build,
         problem.reference,
-        lambda: [contenders.Floor(), contenders.Ours(), contenders.OursRecomputed(), *peers.peers()],
+        lambda: [*contenders.own(), *peers.peers()],
     ),
     "statistics": Suite(logits.build, logits.reference, logits.contenders),
 }
@@ -107,7 +107,8 @@ def _able(found: list[Contender], outcomes: dict[str, Outcome]) -> list[Contende
     return [contender for contender in found if outcomes[contender.key].unavailable is None]
 
 
-def _times_on_rank(rank: int, name: str, shape: Shape, keys: list[str], rounds: int) -> dict[str, Outcome]:
+def times_on_rank(rank: int, name: str, shape: Shape, keys: list[str], rounds: int) -> dict[str, Outcome]:
+    """What `times` asks of each rank, within the process groups that it has joined."""
     suite = SUITES[name]
     found = suite.chosen(keys, shape)
     outcomes = _compare(suite, found, shape, rank)
@@ -126,7 +127,8 @@ def _times_on_rank(rank: int, name: str, shape: Shape, keys: list[str], rounds: 
     return outcomes
 
 
-def _peaks_on_rank(rank: int, name: str, shape: Shape, key: str) -> dict[str, float] | str:
+def peaks_on_rank(rank: int, name: str, shape: Shape, key: str) -> dict[str, float] | str:
+    """What `peaks` asks of each rank: MiB by phase, or why there are none."""
     suite = SUITES[name]
     (contender,) = suite.chosen([key], shape)
     small = suite.build(shape.small(), rank)
@@ -142,7 +144,7 @@ def _peaks_on_rank(rank: int, name: str, shape: Shape, key: str) -> dict[str, fl
 
 def times(name: str, shape: Shape, keys: list[str], rounds: int) -> dict[str, Outcome]:
     """Every contender in turn, `rounds` times, in one process a rank: wall of the slowest rank, processor of all."""
-    ranks = run_on_ranks(_times_on_rank, shape.tensor, shape.device, name, shape, keys, rounds)
+    ranks = run_on_ranks(times_on_rank, shape.tensor, shape.device, name, shape, keys, rounds)
     outcomes: dict[str, Outcome] = ranks[0]
     for key, outcome in outcomes.items():
         others = [rank[key] for rank in ranks]
@@ -161,7 +163,7 @@ def peaks(name: str, shape: Shape, keys: list[str]) -> dict[str, Outcome]:
     for contender in SUITES[name].chosen(keys, shape):
         outcome = outcomes[contender.key] = Outcome(contender.label)
         try:
-            ranks = run_on_ranks(_peaks_on_rank, shape.tensor, shape.device, name, shape, contender.key)
+            ranks = run_on_ranks(peaks_on_rank, shape.tensor, shape.device, name, shape, contender.key)
         except (ProcessExitedException, ProcessRaisedException) as error:
             outcome.unavailable = str(error).strip().splitlines()[-1]
             continue

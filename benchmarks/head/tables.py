@@ -91,15 +91,15 @@ def _data(shape: Shape, outcome: Outcome, floor: Outcome | None) -> dict[str, An
             data["over_floor"] = {"wall": wall, "processor": processor}
     if outcome.is_wrong(shape.dtype):
         data["wrong"] = True
-    return _rounded(data)
+    return rounded(data)
 
 
-def _rounded(data: Any) -> Any:
+def rounded(data: Any) -> Any:
     """Four digits of every figure: more would be noise, and lines to read over."""
     if isinstance(data, dict):
-        return {name: _rounded(value) for name, value in data.items()}
+        return {name: rounded(value) for name, value in data.items()}
     if isinstance(data, list):
-        return [_rounded(value) for value in data]
+        return [rounded(value) for value in data]
     return float(f"{data:.4g}") if isinstance(data, float) else data
 
 

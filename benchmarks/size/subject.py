@@ -38,6 +38,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 12288,
         "tie_word_embeddings": False,
     },
+    # A stack as wide as Qwen3-32B: the whole one, with its gradients, fits no single GPU.
+    "32b-4-layers": {
+        **_QWEN3,
+        "hidden_size": 5120,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 64,
+        "intermediate_size": 25600,
+        "tie_word_embeddings": False,
+    },
     "tiny": {
         "vocab_size": 512,
         "num_key_value_heads": 2,

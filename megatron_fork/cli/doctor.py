@@ -191,6 +191,7 @@ def _computing(config: RunConfig) -> Iterator[Finding]:
     yield Finding("layers", chosen.backend, chosen.reason)
     check_kernels(config)
     yield _lm_head(config.vocab_parallel)
+    yield _logits(config.vocab_parallel)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     place = launch()
     yield Finding(
@@ -217,6 +218,16 @@ def _lm_head(config: vocab_parallel.VocabParallelConfig) -> Finding:
     if on_gpu and has_triton:
         return Finding("LM-head kernels", "triton", "a GPU and Triton are here; tried")
     return Finding("LM-head kernels", "torch", f"{'Triton is not installed' if on_gpu else 'no GPU is visible'}; tried")
+
+
+def _logits(config: vocab_parallel.VocabParallelConfig) -> Finding:
+    """How many logits the LM head makes at a time: set, or chosen for what is free on this device now."""
+    device = distributed.device()
+    taken, most = vocab_parallel.logits_bytes(config, device, None), config.chunk_bytes(device.type)
+    reason = "by default" if taken == most else "a quarter of what is free"
+    return Finding(
+        "LM-head logits", f"{taken >> 20} MiB at a time", "vocab_parallel.chunk_mib" if config.chunk_mib else reason
+    )
 
 
 def _packages(config: RunConfig) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear, gather_from_sequence_parallel_region
 from torch import Tensor
@@ -108,13 +109,17 @@ class StatisticsModel(GPTModel):
     ) -> TokenStatistics | tuple[Tensor, dict[str, Tensor]]:
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        main_gradient = _wider_main_gradient(weight)
+        if main_gradient is not None and torch.is_grad_enabled():
+            # As Megatron's own products into that buffer say: its hook then does not sweep the buffer to add autograd's zeros.
+            weight.grad_added_to_main_grad = True
         options: dict[str, Any] = {
             "rows": rows_t,
             "group": self.pg_collection.tp,
             "temperature": self.temperature,
             "vocab_size": self.hf_config.vocab_size,
             "config": self.head,
-            "weight_gradient": _wider_main_gradient(weight),
+            "weight_gradient": main_gradient,
         }
         if self._row_loss is None:
             return lm_head_statistics(hidden_td, weight, targets_t, **options)

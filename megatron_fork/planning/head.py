@@ -1,7 +1,7 @@
 """Memory of the LM head: on the selected rows in an update, on all response rows in the statistics pass.
 
-The tensors are those of `vocab_parallel`: `fused_loss` sums d_weight in float32 and keeps a chunk's logits over all columns,
-`lm_head` holds one tile of them. On a GPU a half-precision product makes new tiles beside the chunk's place.
+The tensors are those of `vocab_parallel`: `fused_loss` keeps a chunk's logits over all columns, in whose place their gradient
+comes, and sums d_weight in float32 if there are several chunks; `lm_head` holds one tile of logits, or two of half the size.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from megatron_fork.distributed import ParallelConfig
 from megatron_fork.planning.layer import Machine
 from megatron_fork.vocab_parallel import VocabParallelConfig
 
-# Columns of a tile, as `vocab_parallel.head` chooses them.
-_GPU_COLUMNS, _CPU_COLUMNS = 16384, 2048
+# Columns of a tile of the weight that is widened to float32, and of the gradient that goes by memory of its own, as
+# `vocab_parallel` chooses them.
+_GPU_WIDENED, _CPU_WIDENED, _FIRST_COLUMNS = 8192, 2048, 1024
 
 
 def update_head(
@@ -28,15 +29,17 @@ def update_head(
 ) -> dict[str, float]:
     """Bytes at the LM head of an update on one rank, by what they are; `rows`: of this rank that carry gradient."""
     columns, hidden = models.padded_vocab_size(config, parallel) // parallel.tensor, config.hidden_size
-    half_on_gpu = machine.on_gpu and itemsize < 4
-    tile = min(columns, _GPU_COLUMNS if machine.on_gpu else _CPU_COLUMNS)
-    logits = min(head.chunk_bytes(_device(machine)), 4.0 * rows * columns)
-    # A half-precision gradient tile, and a product that is added to d_weight; a CPU widens its operands instead.
-    scratch = logits / (4 * columns) * tile * itemsize + 4 * tile * hidden if itemsize < 4 else 0.0
+    chunk, whole = head.chunk_bytes(_device(machine)), 4.0 * rows * columns
+    # Half precision: one chunk's product goes to Megatron's buffer, and autograd makes zeros of its own.
+    of_weight = itemsize if whole <= chunk else 4
+    scratch = min(chunk, whole) / (4 * columns) * _FIRST_COLUMNS * itemsize
+    if not machine.on_gpu or head.fp32_head:
+        # A tile of the weight, and of its gradient.
+        scratch = 2 * 4.0 * min(columns, _GPU_WIDENED if machine.on_gpu else _CPU_WIDENED) * hidden
     return {
         "selected hidden states": rows * hidden * (itemsize + 4),
-        "gradient of the weight": 4.0 * columns * hidden,
-        "logits": logits * (2 if half_on_gpu else 1) + scratch,
+        "gradient of the weight": float(of_weight * columns * hidden),
+        "logits": min(chunk, whole) + (scratch if itemsize < 4 else 0.0),
     }
 
 

@@ -6,6 +6,7 @@ from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.vocab_parallel.config import VocabParallelConfig
+    from megatron_fork.vocab_parallel.free_memory import logits_bytes
     from megatron_fork.vocab_parallel.fused_loss import RowLoss, lm_head_loss
     from megatron_fork.vocab_parallel.lm_head import lm_head_statistics
     from megatron_fork.vocab_parallel.shard import TokenStatistics
@@ -19,5 +20,6 @@ __all__ = [
     "TokenStatistics",
     "lm_head_loss",
     "lm_head_statistics",
+    "logits_bytes",
     "token_statistics",
 ]

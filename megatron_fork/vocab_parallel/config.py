@@ -17,9 +17,16 @@ class VocabParallelConfig(Settings, room="vocab_parallel"):
     kernels: KernelChoice = "auto"
     """auto: Triton on a GPU if it is installed, otherwise torch."""
     chunk_mib: NonNegativeMebibytes = 0
-    """Logits that exist at a time, in MiB; 0: 160 on a CPU, 512 on a GPU. A CPU's products need 256 rows of a vocabulary
-    of 152k to run at full speed (below 192 rows they lose a quarter)."""
+    """Logits that exist at a time, in MiB; 0: 160 on a CPU; 960 on a GPU, or a quarter of its free memory if that is
+    less. An update adds to d_weight once for the rows whose logits fit: at a vocabulary of 152k, 1,656 rows in 960 MiB.
+    A CPU's products need 256 rows of it to run at full speed (below 192 rows they lose a quarter)."""
+    fp32_head: bool = False
+    """Widen hidden states and LM head to float32 for their products, whose gradients are then not rounded to half
+    precision. Logits are float32 either way. A CPU always does; a GPU multiplies in TensorFloat-32, at half the speed
+    of bfloat16."""
+    second_stream: bool = True
+    """On a GPU: sweep a tile of logits while the next is computed."""
 
     def chunk_bytes(self, device_type: str) -> int:
-        """Bytes of float32 logits that may exist at a time."""
-        return (self.chunk_mib or (512 if device_type == "cuda" else 160)) << 20
+        """Bytes of float32 logits that may exist at a time, if there is memory."""
+        return (self.chunk_mib or (960 if device_type == "cuda" else 160)) << 20

@@ -1,10 +1,21 @@
-"""A loss computed from hidden states, with its gradients formed while the logits still exist.
+"""A loss computed from hidden states, whose gradients are formed from logits that still exist: three products, not four.
 
-If a token's loss depends only on that token's statistics, its coefficients are known as soon as the statistics are: the
-gradient tile overwrites the logits in the forward pass, and three matrix products do the work of four. Design: a chunk of rows
-keeps its logits over all the shard's columns (160 MiB on a CPU), one collective of four floats per token completes its
-statistics, the loss is evaluated on them, and the chunk's gradients are summed in float32. Kept for backward: d_hidden of the
-selected rows and d_weight, which are only multiplied by the upstream scalar.
+If a token's loss depends only on that token's statistics, its coefficients are known as soon as the statistics are.
+Design: a chunk of rows keeps its logits over all the shard's columns, one collective of four floats per token completes
+its statistics, and the loss is evaluated on them. The last chunk, on a GPU mostly the only one, keeps its logits until
+backward: only there is the upstream scalar known, and it enters the rows' coefficients, so that each product goes to
+the place where it is wanted: d_weight to Megatron's buffer, with no sweep of its own. Chunks before it form their
+gradients at once; d_weight is summed in float32 by products that add to it, and backward multiplies it by the upstream
+scalar.
+
+Bytes moved on a GPU for R rows, V columns, width D, bfloat16, n chunks, besides the operands of the products:
+
+    logits        4 R V written by the product, read by the sweep, read for the gradient; 2 R V written (`kept`)
+    d_weight      2 V D written (one chunk, autograd's); 8 V D read and written (one chunk, `main_grad`)
+                  more chunks: 4 V D + 8 V D (n - 1), and 12 V D to multiply and add (`main_grad`; 14 V D for autograd)
+    d_hidden      8 R D for every tile of 32,768 columns
+
+docs/lm-head.md counts them for the heads of Qwen3.
 """
 
 from __future__ import annotations
@@ -19,9 +30,12 @@ from torch.autograd.function import once_differentiable
 from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.vocab_parallel.config import VocabParallelConfig
-from megatron_fork.vocab_parallel.head import Head
-from megatron_fork.vocab_parallel.lm_head import ChosenRows, chunks_of, given_weight_gradient, head_of
+from megatron_fork.vocab_parallel.free_memory import logits_bytes
+from megatron_fork.vocab_parallel.head import Coefficients, Head
+from megatron_fork.vocab_parallel.kept import KeptLogits
+from megatron_fork.vocab_parallel.lm_head import ChosenRows, chunks_of, head_of, recomputed_gradients, shard_sums
 from megatron_fork.vocab_parallel.shard import TokenStatistics, over_ranks, refuse_bad, statistics_of
+from megatron_fork.vocab_parallel.weight_gradient import WeightGradient
 
 # From the statistics of some of the chosen rows, and their slice of the row order, to their part of the loss and to detached
 # sums: the parts add up to the whole.
@@ -59,91 +73,166 @@ def lm_head_loss(
         weight_gradient: where d_weight is added in backward.
 
     Raises:
-        StatisticsError: as `lm_head_statistics`.
+        StatisticsError: as `lm_head_statistics`; on a GPU in backward, so that it need not be waited for before.
 
     """
     chosen = ChosenRows.of(hidden, weight, targets, rows)
     config = config or VocabParallelConfig()
     head = head_of(weight, vocab_size, group, temperature, config)
     if chunk_tokens is None:
-        chunk_tokens = head.row_tokens(config.chunk_bytes(weight.device.type))
+        chunk_tokens = head.row_tokens(logits_bytes(config, weight.device, group))
     work = _Work(head, loss, chunks_of(chosen.targets.numel(), max(1, chunk_tokens)) or [slice(0, 0)], chosen)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         total = _LmHeadLoss.apply(chosen.hidden, weight, work, weight_gradient)
     else:
-        total = work.run(chosen.hidden, None, None)
+        total = work.forward(chosen.hidden, weight, keep=False, with_weight=False)
     return total, work.sums
 
 
 class _Work:
-    """The work of one call over its chunks: the sums, and the gradients if they are needed."""
+    """The work of one call over its chunks of rows: the sums, and what backward needs.
+
+    With `keep`, the last chunk keeps its logits; the gradients of those before it are formed at once, and d_weight is
+    summed in float32.
+    """
 
     def __init__(self, head: Head, loss: RowLoss, chunks: list[slice], chosen: ChosenRows) -> None:
-        self.head, self.loss, self.chunks, self.chosen = head, loss, chunks, chosen
+        self.head, self.chunks, self.chosen = head, chunks, chosen
         self.sums: dict[str, Tensor] = {}
+        self._loss = loss
+        self._kept: KeptLogits | None = None
+        self._of_chunks: list[Coefficients] = []
+        self._d_hidden_td: Tensor | None = None
+        self._sum_vd: Tensor | None = None
+        self._unchecked: list[TokenStatistics] = []
 
-    def run(self, hidden_td: Tensor, d_hidden_td: Tensor | None, d_weight_vd: Tensor | None) -> Tensor:
-        """The loss; adds this rank's part of the gradients to `d_hidden_td` and `d_weight_vd` if they are given."""
-        total = torch.zeros((), dtype=self.head.sum_dtype, device=hidden_td.device)
-        for index, chunk in enumerate(self.chunks):
+    def forward(self, hidden_td: Tensor, weight_vd: Tensor, *, keep: bool, with_weight: bool) -> Tensor:
+        """The loss."""
+        head = self.head
+        total = torch.zeros((), dtype=head.sum_dtype, device=hidden_td.device)
+        found = []
+        for chunk in self.chunks:
             targets_c = self.chosen.targets[chunk]
-            hidden_cd = self.head.operand(hidden_td[chunk], "hidden")
-            logits, partial_4c = self._logits(hidden_cd, targets_c, keep=d_hidden_td is not None)
-            log_z_c, logprob_c, entropy_c = statistics_of(over_ranks(partial_4c, self.head.shard))
-            tokens = chunk_tokens(self.chosen.tokens, chunk)
-            refuse_bad(TokenStatistics(logprob_c, entropy_c), targets_c, self.head.shard, tokens)
-            part, of_logprob_c, of_entropy_c = self._evaluate(logprob_c, entropy_c, chunk)
-            total += part
-            if d_hidden_td is None:
-                continue
-            for columns, logits_ck in zip(self.head.column_tiles(hidden_cd.shape[0]), logits, strict=True):
-                self.head.add_gradients(
-                    logits_ck,
-                    targets_c,
-                    columns,
-                    (entropy_c, of_logprob_c, of_entropy_c),
-                    log_z_c,
-                    hidden_cd,
-                    self.head.operand(self.head.weight_vd[columns], "weight"),
-                    d_hidden_td[chunk],
-                    None if d_weight_vd is None else d_weight_vd[columns],
-                    first=index == 0,
+            if keep:
+                self._kept = KeptLogits(head, head.operand(hidden_td[chunk], "hidden"), targets_c)
+                partial_4c = self._kept.partial_4c
+            else:
+                tokens = chunk.stop - chunk.start
+                partial_4c = shard_sums(
+                    head, hidden_td[chunk], targets_c, [slice(0, tokens)], head.kept_columns(tokens)
                 )
+            log_z_c, *values = statistics_of(over_ranks(partial_4c, head.shard))
+            found.append(TokenStatistics(*values))
+            if not head.on_gpu:
+                self._refuse(found[-1:], chunk)
+            part, of_logprob_c, of_entropy_c = self._evaluate(found[-1], chunk)
+            total += part
+            if keep:
+                self._of_chunks.append(Coefficients(log_z_c, found[-1].entropy, of_logprob_c, of_entropy_c))
+            if keep and chunk is not self.chunks[-1]:
+                self._form(chunk, hidden_td, self._of_chunks[-1], self._early_sum(hidden_td, weight_vd, with_weight))
+        self._unchecked = found if head.on_gpu else []
+        if not keep:
+            self.check()
         return total
 
-    def _logits(self, hidden_cd: Tensor, targets_c: Tensor, *, keep: bool) -> tuple[list[Tensor], Tensor]:
-        tokens = hidden_cd.shape[0]
-        partial_4c = self.head.no_columns(tokens)
-        size = tokens * self.head.shard.columns if keep else 0
-        whole = self.head.scratch.take("all logits", (size,), self.head.sum_dtype, hidden_cd.device)
-        kept = []
-        for columns in self.head.column_tiles(tokens):
-            width = columns.stop - columns.start
-            # One tile after the other, each contiguous.
-            place = whole[tokens * columns.start : tokens * columns.stop].view(tokens, width) if keep else None
-            weight_kd = self.head.operand(self.head.weight_vd[columns], "weight")
-            logits_ck = self.head.logits(hidden_cd, weight_kd, place)
-            partial_4c = self.head.extended(partial_4c, logits_ck, targets_c, columns)
-            if keep:
-                kept.append(logits_ck)
-        return kept, partial_4c
+    def check(self) -> None:
+        """Refuse what a GPU has not been asked about yet. It is asked once a call, when all its work has been queued."""
+        found, self._unchecked = self._unchecked, []
+        if found:
+            self._refuse(found, slice(0, self.chunks[-1].stop))
 
-    def _evaluate(self, logprob_c: Tensor, entropy_c: Tensor, chunk: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _refuse(self, found: list[TokenStatistics], rows: slice) -> None:
+        statistics = TokenStatistics(*(torch.cat(column) for column in zip(*found, strict=True)))
+        tokens = torch.arange(rows.start, rows.stop) if self.chosen.tokens is None else self.chosen.tokens[rows]
+        refuse_bad(statistics, self.chosen.targets[rows], self.head.shard, tokens)
+
+    def _evaluate(self, statistics: TokenStatistics, chunk: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         """(loss, d loss / d log-prob, d loss / d entropy) of one chunk; None if the entropy has no gradient."""
         with torch.enable_grad():
-            leaves = TokenStatistics(logprob_c.detach().requires_grad_(), entropy_c.detach().requires_grad_())
-            part, sums = self.loss(leaves, chunk)
+            leaves = TokenStatistics(*(each.detach().requires_grad_() for each in statistics))
+            part, sums = self._loss(leaves, chunk)
             of_logprob_c, of_entropy_c = (
                 torch.autograd.grad(part, tuple(leaves), allow_unused=True) if part.requires_grad else (None, None)
             )
         for name, value in sums.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        return part.detach(), torch.zeros_like(logprob_c) if of_logprob_c is None else of_logprob_c, of_entropy_c
+        if of_logprob_c is None:
+            of_logprob_c = torch.zeros_like(statistics.logprob)
+        return part.detach(), of_logprob_c, of_entropy_c
 
+    def _early_sum(self, hidden_td: Tensor, weight_vd: Tensor, with_weight: bool) -> WeightGradient | None:
+        """Where the gradients of a chunk that does not wait for backward are summed."""
+        if self._d_hidden_td is None:
+            self._d_hidden_td = torch.empty(hidden_td.shape, dtype=self.head.sum_dtype, device=hidden_td.device)
+        if not with_weight:
+            return None
+        if self._sum_vd is not None:
+            return WeightGradient(self.head, weight_vd, None, self._sum_vd)
+        self._sum_vd = torch.empty(weight_vd.shape, dtype=self.head.sum_dtype, device=weight_vd.device)
+        self._sum_vd[self.head.shard.columns :] = 0.0
+        return WeightGradient(self.head, weight_vd, None, self._sum_vd, is_new=True)
 
-def chunk_tokens(tokens: Tensor | None, chunk: slice) -> Tensor:
-    """The user's indices of a chunk's rows, for messages."""
-    return torch.arange(chunk.start, chunk.stop) if tokens is None else tokens[chunk]
+    def _form(
+        self, chunk: slice, hidden_td: Tensor, coefficients: Coefficients, d_weight: WeightGradient | None
+    ) -> None:
+        """Turn the kept logits into their gradient: the chunk's rows of d_hidden, and a summand of d_weight."""
+        assert self._kept is not None and self._d_hidden_td is not None
+        head, d_hidden_cd = self.head, self._d_hidden_td[chunk]
+        hidden_cd = head.operand(hidden_td[chunk], "hidden")
+        if not self._kept.tiles:
+            d_hidden_cd.zero_()
+        for tile, gradient_ck in self._kept.gradients(coefficients):
+            weight_kd = head.operand(head.weight_vd[tile], "weight")
+            if tile.start == 0:
+                head.multiply(gradient_ck, weight_kd, d_hidden_cd)
+            else:
+                head.add_product(d_hidden_cd, gradient_ck, weight_kd)
+            if d_weight is not None:
+                of_tile = d_weight.tile(tile, 1)
+                of_tile.add(gradient_ck, hidden_cd)
+                of_tile.finish()
+        self._kept = None
+
+    def backward(
+        self, hidden_td: Tensor, weight_vd: Tensor, upstream: Tensor, buffer_vd: Tensor | None, *, with_weight: bool
+    ) -> tuple[Tensor, WeightGradient | None]:
+        """d_hidden, this rank's part of it, in the dtype of the sums, and d_weight."""
+        if self._kept is None:
+            return self._again(hidden_td, weight_vd, upstream, buffer_vd, with_weight=with_weight)
+        last, sum_vd = self.chunks[-1], self._sum_vd
+        if self._d_hidden_td is None:
+            self._d_hidden_td = torch.empty(hidden_td.shape, dtype=self.head.sum_dtype, device=hidden_td.device)
+        else:
+            self._d_hidden_td[: last.start].mul_(upstream)
+        if sum_vd is not None and buffer_vd is not None:
+            buffer_vd.addcmul_(sum_vd, upstream)
+        elif sum_vd is not None and (self.head.on_gpu or upstream != 1.0):
+            sum_vd.mul_(upstream)
+        d_weight = WeightGradient(self.head, weight_vd, buffer_vd, sum_vd) if with_weight else None
+        self._form(last, hidden_td, self._of_chunks[-1].times(upstream), d_weight)
+        d_hidden_td = self._d_hidden_td
+        # No reference is kept: a gradient that nothing else references becomes `weight.grad` without a copy.
+        self._d_hidden_td = self._sum_vd = None
+        self.head.scratch.clear()
+        return d_hidden_td, d_weight
+
+    def _again(
+        self, hidden_td: Tensor, weight_vd: Tensor, upstream: Tensor, buffer_vd: Tensor | None, *, with_weight: bool
+    ) -> tuple[Tensor, WeightGradient | None]:
+        """Backward after another: the first one has overwritten the logits, which are computed anew."""
+        d_weight = WeightGradient(self.head, weight_vd, buffer_vd) if with_weight else None
+        d_hidden_td = recomputed_gradients(
+            self.head,
+            hidden_td,
+            self.chosen.targets,
+            Coefficients.joined(self._of_chunks).times(upstream),
+            d_weight,
+            chunks=self.chunks if hidden_td.shape[0] else [],
+            columns=self.head.kept_columns(hidden_td.shape[0]),
+        )
+        self.head.scratch.clear()
+        return d_hidden_td, d_weight
 
 
 class _LmHeadLoss(torch.autograd.Function):
@@ -151,30 +240,20 @@ class _LmHeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_td: Tensor, weight_vd: Tensor, work: _Work, weight_gradient_vd: Tensor | None
     ) -> Tensor:
-        head = work.head
-        d_hidden_td = torch.zeros(hidden_td.shape, dtype=head.sum_dtype, device=hidden_td.device)
-        d_weight_vd = None
-        if ctx.needs_input_grad[1]:
-            d_weight_vd = torch.empty(weight_vd.shape, dtype=head.sum_dtype, device=weight_vd.device)
-            # Padding has no gradient; the rest is written by the first chunk, even if that has no rows.
-            d_weight_vd[head.shard.columns :] = 0.0
-        loss = work.run(hidden_td, d_hidden_td, d_weight_vd)
-        collectives.all_reduce_sum(d_hidden_td, head.shard.group)
-        ctx.gradients = d_hidden_td, d_weight_vd
-        ctx.hidden_dtype = hidden_td.dtype
-        ctx.weight_vd, ctx.weight_gradient_vd = weight_vd, weight_gradient_vd
+        ctx.with_weight = ctx.needs_input_grad[1] or weight_gradient_vd is not None
+        loss = work.forward(hidden_td, weight_vd, keep=True, with_weight=ctx.with_weight)
+        ctx.save_for_backward(hidden_td, weight_vd)
+        ctx.work, ctx.weight_gradient_vd = work, weight_gradient_vd
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        # No reference is kept: a gradient that nothing else references becomes `weight.grad` without a copy.
-        d_hidden_td, d_weight_vd = ctx.gradients
-        ctx.gradients = None, None
-        if d_weight_vd is not None:
-            if ctx.weight_gradient_vd is not None:
-                ctx.weight_gradient_vd.addcmul_(d_weight_vd, upstream)
-            elif upstream.is_cuda or upstream != 1.0:
-                d_weight_vd.mul_(upstream)
-        given = given_weight_gradient(ctx.weight_vd, d_weight_vd, ctx.weight_gradient_vd)
-        return d_hidden_td.mul_(upstream).to(ctx.hidden_dtype), given, None, None
+        hidden_td, weight_vd = ctx.saved_tensors
+        work: _Work = ctx.work
+        d_hidden_td, d_weight = work.backward(
+            hidden_td, weight_vd, upstream, ctx.weight_gradient_vd, with_weight=ctx.with_weight
+        )
+        collectives.all_reduce_sum(d_hidden_td, work.head.shard.group)
+        work.check()
+        return d_hidden_td.to(hidden_td.dtype), None if d_weight is None else d_weight.for_autograd(), None, None

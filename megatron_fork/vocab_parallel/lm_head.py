@@ -8,6 +8,7 @@ Backward: one all-reduce of the selected rows' d_hidden, which is a partial sum 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from megatron_fork.distributed import collectives
 from megatron_fork.distributed.collectives import Group
 from megatron_fork.errors import StatisticsError
 from megatron_fork.vocab_parallel.config import VocabParallelConfig
-from megatron_fork.vocab_parallel.head import Head
+from megatron_fork.vocab_parallel.free_memory import logits_bytes
+from megatron_fork.vocab_parallel.head import Coefficients, Head, Sums
+from megatron_fork.vocab_parallel.overlap import lane_for
 from megatron_fork.vocab_parallel.shard import (
     TokenStatistics,
     VocabularyShard,
@@ -27,7 +30,8 @@ from megatron_fork.vocab_parallel.shard import (
     statistics_of,
 )
 from megatron_fork.vocab_parallel.statistics import inverse_of
-from megatron_fork.vocab_parallel.tile import kernels_for
+from megatron_fork.vocab_parallel.tile import accumulation_dtype, kernels_for
+from megatron_fork.vocab_parallel.weight_gradient import WeightGradient
 
 
 def lm_head_statistics(
@@ -69,10 +73,11 @@ def lm_head_statistics(
     chosen = ChosenRows.of(hidden, weight, targets, rows)
     config = config or VocabParallelConfig()
     head = head_of(weight, vocab_size, group, temperature, config)
-    if chunk_tokens is None:
-        chunk_tokens = head.tile_tokens(config.chunk_bytes(weight.device.type))
+    rows_of_tile, columns = head.tile_shape(chosen.targets.numel(), logits_bytes(config, weight.device, group))
+    if chunk_tokens is not None:
+        rows_of_tile = max(1, chunk_tokens)
     logprob, entropy = _LmHeadStatistics.apply(
-        chosen.hidden, weight, chosen.targets, head, max(1, chunk_tokens), weight_gradient
+        chosen.hidden, weight, chosen.targets, head, (rows_of_tile, columns), weight_gradient
     )
     statistics = TokenStatistics(logprob, entropy)
     refuse_bad(statistics, chosen.targets, head.shard, chosen.tokens)
@@ -82,9 +87,13 @@ def lm_head_statistics(
 class ChosenRows:
     """Hidden states and targets of the chosen rows, and the rows' indices (None: all of them)."""
 
-    def __init__(self, hidden: Tensor, targets: Tensor, tokens: Tensor | None) -> None:
+    def __init__(self, hidden: Tensor, targets: Tensor, tokens: Tensor | None, *, once: bool = False) -> None:
         self.tokens = tokens
-        self.hidden = hidden if tokens is None else hidden[tokens]
+        if tokens is None:
+            self.hidden = hidden
+        else:
+            # Of rows that occur `once`, the gradient needs no sort and no sum.
+            self.hidden = hidden.index_select(0, tokens) if once else hidden[tokens]
         self.targets = targets if tokens is None else targets[tokens]
 
     @classmethod
@@ -104,7 +113,7 @@ class ChosenRows:
                 raise StatisticsError(
                     f"rows has shape {list(rows.shape)}, targets {list(targets.shape)}", hint="give one flag per token"
                 )
-            rows = rows.nonzero()[:, 0]
+            return cls(hidden, targets, rows.nonzero()[:, 0], once=True)
         return cls(hidden, targets, rows)
 
 
@@ -112,7 +121,17 @@ def head_of(
     weight: Tensor, vocab_size: int | None, group: Group, temperature: float, config: VocabParallelConfig
 ) -> Head:
     shard = VocabularyShard.of(weight.shape[0], vocab_size, group)
-    return Head(weight.detach()[: shard.columns], shard, inverse_of(temperature), kernels_for(config.kernels, weight))
+    on_gpu = weight.is_cuda
+    widens = config.fp32_head or not on_gpu
+    return Head(
+        weight.detach()[: shard.columns],
+        shard,
+        inverse_of(temperature),
+        kernels_for(config.kernels, weight),
+        on_gpu,
+        accumulation_dtype(weight.dtype) if widens else weight.dtype,
+        lane_for(weight.device, overlap=config.second_stream),
+    )
 
 
 def chunks_of(tokens: int, chunk_tokens: int) -> list[slice]:
@@ -121,11 +140,56 @@ def chunks_of(tokens: int, chunk_tokens: int) -> list[slice]:
     return [slice(tokens * index // count, tokens * (index + 1) // count) for index in range(count)]
 
 
-def given_weight_gradient(weight_vd: Tensor, gradient_vd: Tensor | None, buffer_vd: Tensor | None) -> Tensor | None:
-    """What autograd gets for the weight: the gradient, or zeros that take no memory if the buffer has it."""
-    if buffer_vd is None:
-        return None if gradient_vd is None else gradient_vd.to(weight_vd.dtype)
-    return weight_vd.new_zeros(()).expand(weight_vd.shape)
+def shard_sums(head: Head, hidden_td: Tensor, targets_t: Tensor, chunks: list[slice], columns: int) -> Tensor:
+    """`[4, tokens]` over the shard's columns, with no logits beyond the head's `buffers` of one tile."""
+    sums = [Sums(head, chunk.stop - chunk.start) for chunk in chunks]
+    swept: list[Callable[[], object]] = []
+    for tile in head.column_tiles(columns):
+        weight_kd = head.operand(head.weight_vd[tile], "weight")
+        for of_chunk, chunk in zip(sums, chunks, strict=True):
+            if len(swept) >= head.buffers:
+                swept[-head.buffers]()
+            logits_ck = _tile_of_logits(head, hidden_td[chunk], weight_kd, f"logits {len(swept) % head.buffers}")
+            swept.append(of_chunk.add(logits_ck, targets_t[chunk], tile))
+    return torch.cat([each.total() for each in sums], 1) if sums else Sums(head, 0).total()
+
+
+def _tile_of_logits(head: Head, hidden_cd: Tensor, weight_kd: Tensor, name: str) -> Tensor:
+    """The logits of some tokens; the last of that name are overwritten."""
+    logits_ck = head.memory(name, len(hidden_cd), len(weight_kd), head.sum_dtype)
+    return head.multiply(head.operand(hidden_cd, "hidden"), weight_kd.T, logits_ck)
+
+
+def recomputed_gradients(
+    head: Head,
+    hidden_td: Tensor,
+    targets_t: Tensor,
+    coefficients: Coefficients,
+    d_weight: WeightGradient | None,
+    *,
+    chunks: list[slice],
+    columns: int,
+) -> Tensor:
+    """d_hidden `[tokens, d]`, this rank's part of it, in the dtype of the sums; d_weight is added to `d_weight`."""
+    d_hidden_td = torch.zeros(hidden_td.shape, dtype=head.sum_dtype, device=hidden_td.device)
+    if d_weight is not None and not chunks:
+        d_weight.zero()
+    for tile in head.column_tiles(columns) if chunks else ():
+        weight_kd = head.operand(head.weight_vd[tile], "weight")
+        of_tile = None if d_weight is None else d_weight.tile(tile, len(chunks))
+        for chunk in chunks:
+            logits_ck = _tile_of_logits(head, hidden_td[chunk], weight_kd, "logits 0")
+            same = head.product_dtype == head.sum_dtype
+            out_ck = logits_ck
+            if not same:
+                out_ck = head.memory("gradient", len(logits_ck), logits_ck.shape[1], head.product_dtype)
+            gradient_ck = head.gradient(logits_ck, targets_t[chunk], tile, coefficients[chunk], out_ck)
+            head.add_product(d_hidden_td[chunk], gradient_ck, weight_kd)
+            if of_tile is not None:
+                of_tile.add(gradient_ck, head.operand(hidden_td[chunk], "hidden"))
+        if of_tile is not None:
+            of_tile.finish()
+    return d_hidden_td
 
 
 class _LmHeadStatistics(torch.autograd.Function):
@@ -136,20 +200,17 @@ class _LmHeadStatistics(torch.autograd.Function):
         weight_vd: Tensor,
         targets_t: Tensor,
         head: Head,
-        chunk_tokens: int,
+        tile_shape: tuple[int, int],
         weight_gradient_vd: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        chunks = chunks_of(hidden_td.shape[0], chunk_tokens)
-        partial_4t = head.no_columns(hidden_td.shape[0])
-        for columns in head.column_tiles():
-            weight_kd = head.operand(head.weight_vd[columns], "weight")
-            for chunk in chunks:
-                logits_ck = head.logits(head.operand(hidden_td[chunk], "hidden"), weight_kd)
-                partial_4t[:, chunk] = head.extended(partial_4t[:, chunk], logits_ck, targets_t[chunk], columns)
+        tokens, columns = tile_shape
+        chunks = chunks_of(hidden_td.shape[0], tokens)
+        partial_4t = shard_sums(head, hidden_td, targets_t, chunks, columns)
         log_z_t, logprob_t, entropy_t = statistics_of(over_ranks(partial_4t, head.shard))
         ctx.save_for_backward(hidden_td, weight_vd, targets_t, log_z_t, entropy_t)
-        ctx.head, ctx.chunks, ctx.weight_gradient_vd = head, chunks, weight_gradient_vd
+        ctx.head, ctx.chunks, ctx.columns, ctx.weight_gradient_vd = head, chunks, columns, weight_gradient_vd
         ctx.set_materialize_grads(False)
+        head.scratch.clear()
         return logprob_t, entropy_t
 
     @staticmethod
@@ -159,44 +220,14 @@ class _LmHeadStatistics(torch.autograd.Function):
         head: Head = ctx.head
         if of_logprob_t is None:
             of_logprob_t = torch.zeros_like(log_z_t)
-        d_hidden_td = torch.zeros(hidden_td.shape, dtype=head.sum_dtype, device=hidden_td.device)
-        buffer_vd: Tensor | None = ctx.weight_gradient_vd
-        gradient_vd = buffer_vd
-        if buffer_vd is None and ctx.needs_input_grad[1]:
-            gradient_vd = torch.empty_like(weight_vd, memory_format=torch.contiguous_format)
-            # Padding has no gradient, and without rows the whole weight has none.
-            gradient_vd[head.shard.columns if ctx.chunks else 0 :] = 0.0
-        for columns in head.column_tiles():
-            weight_kd = head.operand(head.weight_vd[columns], "weight")
-            d_weight_kd = None if gradient_vd is None else _sum_of(gradient_vd[columns], head)
-            for index, chunk in enumerate(ctx.chunks):
-                hidden_cd = head.operand(hidden_td[chunk], "hidden")
-                head.add_gradients(
-                    head.logits(hidden_cd, weight_kd),
-                    targets_t[chunk],
-                    columns,
-                    (entropy_t[chunk], of_logprob_t[chunk], None if of_entropy_t is None else of_entropy_t[chunk]),
-                    log_z_t[chunk],
-                    hidden_cd,
-                    weight_kd,
-                    d_hidden_td[chunk],
-                    d_weight_kd,
-                    first=index == 0 and buffer_vd is None,
-                )
-            if (
-                ctx.chunks
-                and d_weight_kd is not None
-                and gradient_vd is not None
-                and gradient_vd.dtype != head.sum_dtype
-            ):
-                gradient_vd[columns] = d_weight_kd  # summed in float32 over all tokens, rounded once
+        d_weight = None
+        if ctx.needs_input_grad[1] or ctx.weight_gradient_vd is not None:
+            d_weight = WeightGradient(head, weight_vd, ctx.weight_gradient_vd)
+        coefficients = Coefficients(log_z_t, entropy_t, of_logprob_t, of_entropy_t)
+        d_hidden_td = recomputed_gradients(
+            head, hidden_td, targets_t, coefficients, d_weight, chunks=ctx.chunks, columns=ctx.columns
+        )
+        head.scratch.clear()
         collectives.all_reduce_sum(d_hidden_td, head.shard.group)
-        given = given_weight_gradient(weight_vd, gradient_vd, buffer_vd)
+        given = None if d_weight is None else d_weight.for_autograd()
         return d_hidden_td.to(hidden_td.dtype), given, None, None, None, None
-
-
-def _sum_of(gradient_kd: Tensor, head: Head) -> Tensor:
-    """Where a tile's part of d_weight is summed: in place, or in scratch if the gradient is in half precision."""
-    if gradient_kd.dtype == head.sum_dtype:
-        return gradient_kd
-    return head.scratch.take("d_weight", gradient_kd.shape, head.sum_dtype, gradient_kd.device)

@@ -4,8 +4,8 @@ A tile of columns is swept once and gives four numbers per token, relative to it
 
     m = max_j x_j      s = sum_j e^(x_j - m)      u = sum_j (x_j - m) e^(x_j - m)      x_target (0 if another tile has it)
 
-With M = max over tiles of m and w = e^(m - M), the sums over all of them are S = sum w s and U = sum w (u + (m - M) s): the
-same four numbers again, whether the tiles are a rank's or all ranks'. In the end
+With M = max over tiles of m and w = e^(m - M), the sums over all of them are S = sum w s and U = sum w (u + (m - M) s):
+the same four numbers again, whether the tiles are a rank's or all ranks'. In the end
 
     log Z = M + ln S          logprob = x_target - M - ln S       entropy = ln S - U / S       [nats]
 
@@ -80,19 +80,15 @@ def combine(partial_n4t: Tensor) -> Tensor:
 def over_ranks(partial_4t: Tensor, shard: VocabularyShard) -> Tensor:
     """`combine` over the ranks of the shard's group: one all-gather of four floats per token.
 
-    Ranks with shards of different sizes would place each other's columns wrongly: the sizes are sent as one more token.
+    Ranks with shards of different sizes would place each other's columns wrongly: the sizes are sent as one more token,
+    and every result is NaN if they differ, for `refuse_bad` to look into. Nothing here waits for a GPU.
     """
     if collectives.size(shard.group) == 1:
         return partial_4t
     with_size = torch.cat([partial_4t, partial_4t.new_full((4, 1), shard.size)], dim=1)
     partial_r4t = collectives.all_gather(with_size, shard.group)
-    sizes = partial_r4t[:, 0, -1]
-    if (sizes != shard.size).any():
-        raise StatisticsError(
-            f"the ranks of the group hold {[int(size) for size in sizes]} columns",
-            hint="pad the vocabulary so that every rank has the same number of columns",
-        )
-    return combine(partial_r4t[:, :, :-1])
+    differ = (partial_r4t[:, 0, -1] != shard.size).any()
+    return combine(partial_r4t[:, :, :-1]).masked_fill(differ, torch.nan)
 
 
 def statistics_of(partial_4t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,12 +102,19 @@ def statistics_of(partial_4t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def refuse_bad(statistics: TokenStatistics, targets_t: Tensor, shard: VocabularyShard, tokens: Tensor | None) -> None:
     """Raise `StatisticsError` for the first token with an invalid target or without a softmax; `tokens`: the user's indices.
 
-    Every rank has the same targets and statistics, so that all of them raise. On a GPU this waits for the result once.
+    Every rank has the same targets and statistics, so that all of them raise. On a GPU this waits for the result: once
+    a call.
     """
     foreign_t = (targets_t < 0) | (targets_t >= shard.vocab_size)
     bad_t = foreign_t | statistics.entropy.isnan() | statistics.logprob.isnan()
     if not bad_t.any():
         return
+    sizes = collectives.gather_objects(shard.size, shard.group)
+    if len(set(sizes)) > 1:
+        raise StatisticsError(
+            f"the ranks of the group hold {sizes} columns",
+            hint="pad the vocabulary so that every rank has the same number of columns",
+        )
     place = int(bad_t.nonzero()[0, 0])
     token = place if tokens is None else int(tokens[place])
     if foreign_t[place]:

@@ -124,6 +124,10 @@ class TorchKernels:
                 return partial_4t
         # Finite, so that a row of -inf has exponents of -inf and not NaN.
         maximum_t.copy_(logits_tv.amax(1).to(dtype).mul_(inverse_temperature).clamp_(min=lowest))
+        if logits_tv.is_cuda:
+            # One sum more for all is cheaper there than to wait for the answer whether a row needs it.
+            self._add_up(logits_tv, inverse_temperature, maximum_t, sum_t, weighted_t, present_only=True)
+            return partial_4t
         self._add_up(logits_tv, inverse_temperature, maximum_t, sum_t, weighted_t)
         if weighted_t.isnan().any():
             self._add_up(logits_tv, inverse_temperature, maximum_t, sum_t, weighted_t, present_only=True)
@@ -213,6 +217,10 @@ class Scratch:
         if held is None or held.numel() < size or held.dtype != dtype or held.device != device:
             held = self._held[name] = torch.empty(size, dtype=dtype, device=device)
         return held[:size].view(shape)
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._held.clear()
 
 
 def kernels_for(choice: KernelChoice, logits: Tensor) -> TileKernels:

@@ -25,6 +25,11 @@ Not fused:
 A row is split into programs of `SPLIT_COLUMNS` columns: 100 tokens of the whole vocabulary make 1,000 programs, some 7 for each
 SM of an H100. The width does not depend on the number of tokens, so that a token's statistics have the same bits in every
 chunk. Their last bits do depend on the tuned block size; the choice is therefore kept on disk, in Triton's cache.
+
+They depend as well on how far apart the rows stand. Where pointer and row stride are multiples of 16, Triton lets a thread load
+8 bfloat16 or 4 float32 neighbours at a time, otherwise one; a thread's columns are added up before those of several threads. So
+what is promised is the same bits for the same row stride, whatever lies between the rows, and whichever rows are handed over
+together. Another stride may change the last bits of s and u, by float32's rounding. The LM head aligns its rows to 64.
 """
 
 # No `from __future__ import annotations`: Triton reads the kernels' annotations, as objects.
@@ -43,6 +48,9 @@ _LARGEST_BLOCK = 256 if _INTERPRETED else 8192
 
 # A multiple of every block size: only the end of a row ends within a block.
 SPLIT_COLUMNS = 2 * _LARGEST_BLOCK
+
+# Narrower tiles are tuned as one: each choice to be made takes a second of a run's start.
+_LEAST_BUCKET = 8192
 
 # e^-1e4 is 0 in float32, and 0 * -1e4 is 0, while 0 * -inf would be NaN: exact for columns at -inf.
 _LOWEST_EXPONENT = -1e4
@@ -165,7 +173,7 @@ def sweep(
         inverse_temperature,
         inverse_temperature / math.log(2),
         columns,
-        triton.next_power_of_2(columns),
+        max(_LEAST_BUCKET, triton.next_power_of_2(columns)),
         SPLIT=SPLIT_COLUMNS,
     )
     return partial_4st[:, 0] if splits == 1 else _merge_splits(partial_4st)
@@ -285,7 +293,7 @@ def logits_gradient(
         out_tv,
         out_tv.stride(0),
         columns,
-        triton.next_power_of_2(columns),
+        max(_LEAST_BUCKET, triton.next_power_of_2(columns)),
         WITH_ENTROPY=entropy_gradient_t is not None,
     )
     return out_tv

@@ -42,6 +42,7 @@ def test_the_machine_and_what_is_taken_on_it() -> None:
         assert f"{package}: {importlib.metadata.version(package)}\n" in output
     assert "layers: local  (no GPU is visible)" in output
     assert "LM-head kernels: torch  (no GPU is visible; tried)" in output
+    assert "LM-head logits: 160 MiB at a time  (by default)" in output
     assert "ranks: 1, gloo" in output
     assert "transformer-engine: " in output and "fused layers" in output
 

@@ -1,5 +1,7 @@
 """`lm_head_loss` is `lm_head_statistics` followed by the loss: the same value and gradients, for any chunks, in one pass."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,8 +58,7 @@ def test_equals_statistics_then_loss(chunk_tokens: int | None, temperature: floa
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_only_one_product_with_the_weight_runs_forward_and_none_backward() -> None:
-    hidden, weight, targets, rows = make(torch.float32)
+def count_products(work: Callable[[], object]) -> int:
     products = 0
 
     class Count(torch.utils._python_dispatch.TorchDispatchMode):
@@ -67,14 +68,24 @@ def test_only_one_product_with_the_weight_runs_forward_and_none_backward() -> No
             return function(*args, **(kwargs or {}))
 
     with Count():
-        loss, _ = lm_head_loss(hidden, weight, targets, policy_loss, rows=rows)
-        assert products == 3  # logits, d_hidden, d_weight
-        loss.backward()
-    assert products == 3
-    products = 0
-    with Count(), torch.no_grad():
-        lm_head_loss(hidden, weight, targets, policy_loss, rows=rows)
-    assert products == 1
+        work()
+    return products
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 8])
+def test_three_products_for_a_row_in_all(chunk_tokens: int | None) -> None:
+    hidden, weight, targets, rows = make(torch.float32)
+    chunks = 1 if chunk_tokens is None else -(-int(rows.sum()) // chunk_tokens)
+
+    def loss() -> Tensor:
+        return lm_head_loss(hidden, weight, targets, policy_loss, rows=rows, chunk_tokens=chunk_tokens)[0]
+
+    # Logits, d_hidden, d_weight: the last two of the last chunk in backward.
+    found = []
+    assert count_products(lambda: found.append(loss())) == 3 * chunks - 2
+    assert count_products(found[0].backward) == 2
+    with torch.no_grad():
+        assert count_products(loss) == chunks
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -105,9 +105,8 @@ def _in_place(self: Any, logits: Tensor, column: Tensor, held: Tensor, inverse: 
     return result
 
 
-def _in_bfloat16(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
-    before = torch.zeros_like(total) if first else total
-    total.copy_((before.bfloat16() + (left @ right).bfloat16()).to(total.dtype))
+def _in_bfloat16(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return total.copy_((total.bfloat16() + (left @ right).bfloat16()).to(total.dtype))
 
 
 SWEEP = tile.TorchKernels.sweep
@@ -122,7 +121,7 @@ MUTATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "wrong vocabulary offset": (lambda: replaced(shard.VocabularyShard, "of", lambda *words: _of(*words, shift=1)), 2),
     "temperature applied twice": (lambda: replaced(tile.TorchKernels, "sweep", _twice), 1),
     "input overwritten": (lambda: replaced(tile.TorchKernels, "sweep", _in_place), 1),
-    "summed in bfloat16": (lambda: replaced(head, "_add_product", _in_bfloat16), 1),
+    "summed in bfloat16": (lambda: replaced(head, "add_product", _in_bfloat16), 1),
     "statistics in the input's dtype": (lambda: replaced(statistics, "inverse_of", lambda t: 1.001 / t), 1),
 }
 

@@ -25,7 +25,10 @@ if DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-from megatron_fork.vocab_parallel import triton_tile  # noqa: E402
+from megatron_fork.vocab_parallel import head as head_module  # noqa: E402
+from megatron_fork.vocab_parallel import kept, triton_tile  # noqa: E402
+from megatron_fork.vocab_parallel.head import Coefficients, Head  # noqa: E402
+from megatron_fork.vocab_parallel.shard import VocabularyShard, statistics_of  # noqa: E402
 
 # The interpreter computes with numpy, which warns of the infinities and NaNs that are meant here.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -137,11 +140,17 @@ def test_gradient(dtype: torch.dtype, temperature: float, of_entropy: bool) -> N
 
 @pytest.mark.parametrize("gap", [3, 4096])
 def test_rows_apart(gap: int) -> None:
-    """What lies between rows has no part in any result, and is not written. Other strides may add up in another order."""
+    """What lies between rows has no part in any result, and is not written.
+
+    Bits are promised for one row stride. Where it is a multiple of 16 (a gap of 3 makes it so in a GPU's form of this test)
+    threads load several neighbours at a time, and add up in another order than those of a tile without a gap.
+    """
     logits, column, held = make(3, SPLIT + 77, torch.bfloat16)
     tile = apart(logits, gap)
     swept = check_sweep(tile, column, held)
-    check_sweep(logits, column, held)
+    torch.testing.assert_close(check_sweep(logits, column, held), swept, rtol=2e-6, atol=1e-6)
+    for rows in (slice(0, 1), slice(1, 3)):
+        assert torch.equal(triton_tile.sweep(tile[rows], column[rows], held[rows], 1.0), swept[:, rows])
     for between in (math.nan, math.inf, -1e30):
         assert torch.equal(triton_tile.sweep(apart(logits, gap, between), column, held, 1.0), swept)
     case = Backward(logits, column, held, 1.0, of_entropy=True)
@@ -152,6 +161,32 @@ def test_rows_apart(gap: int) -> None:
         assert torch.equal(triton_tile.logits_gradient(given, *case.given, given if out is tile else out), gradient)
         between = torch.as_strided(out, (2, gap), (out.stride(0), 1), out.shape[1])
         assert (between == 7.0).all()
+
+
+@pytest.mark.parametrize("columns", [40, 5 * SPLIT + 9])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_gradient_in_the_memory_of_its_logits(columns: int, dtype: torch.dtype) -> None:
+    """Written from the left over logits that are done, it is bit for bit what it is in memory of its own."""
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(3, 8, generator=generator).to(DEVICE, dtype)
+    weight = torch.randn(columns, 8, generator=generator).to(DEVICE, dtype)
+    targets = torch.tensor([columns - 1, 0, columns // 2], device=DEVICE)
+    shard = VocabularyShard.of(columns, None, None)
+    head = Head(weight, shard, 1.0, triton_tile, on_gpu=True, product_dtype=dtype)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if DEVICE == "cpu":
+            monkeypatch.setattr(head_module, "_GPU_COLUMNS", 2 * SPLIT)
+            monkeypatch.setattr(kept, "_FIRST_COLUMNS", 64)
+        made = kept.KeptLogits(head, hidden, targets)
+        log_z, _, entropy = statistics_of(made.partial_4c)
+        coefficients = Coefficients(log_z, entropy, torch.arange(1.0, 4.0, device=DEVICE), entropy.cos())
+        expected = []
+        for tile, logits in zip(made.tiles, made._logits, strict=True):
+            gradient = torch.empty(logits.shape, dtype=dtype, device=DEVICE)
+            expected.append(head.gradient(logits.clone(), targets, tile, coefficients, gradient))
+        assert len(expected) == (1 if columns == 40 else 3) or DEVICE == "cuda"
+        for (_, gradient), alone in zip(made.gradients(coefficients), expected, strict=True):
+            assert torch.equal(gradient, alone)
 
 
 def test_columns_at_minus_infinity_do_not_exist() -> None:
