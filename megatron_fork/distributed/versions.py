@@ -73,5 +73,5 @@ def packed_sequences(cumulative_lengths: Tensor, longest: int, *, ranks: int) ->
 
 
 def can_offload_optimizer() -> bool:
-    """Whether Megatron's optimizer may be in host memory: 0.16 compares the version of Transformer Engine, which must be there."""
+    """Whether Megatron's optimizer may be in host memory: 0.16 compares Transformer Engine's version, and must have one."""
     return get_te_version() is not None
