@@ -15,7 +15,7 @@ BOUND = {
     False: {"logprob": 0.015, "entropy": 0.015, "metrics": 0.03, "weights": 1.5e-3, "gradient": 0.1},
     True: {"logprob": 0.05, "entropy": 0.05, "metrics": 0.1, "weights": 3e-3, "gradient": 0.4},
 }
-# Of 60 tokens chosen: those that lie at the cut, as near to it as roundings move an entropy.
+# Of 26 tokens chosen of 130: those that lie at the cut, as near to it as roundings move an entropy.
 SELECTED = 4
 # Stages run one rank's products on one rank's tensors.
 EXACT = {"pipeline": 2, "virtual_pipeline": 1, "tensor": 1, "context": 1}
