@@ -105,6 +105,7 @@ def two_updates(
     balance: float = 0.0,
     precision: str = "fp32",
     backend: str = "auto",
+    ratio: float = 0.2,
 ) -> dict[str, Any]:
     """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank."""
     from megatron_fork import objective, selection
@@ -147,7 +148,7 @@ def two_updates(
         load_weights(policy.model, weights)
         policy.weights_changed()
         goal = objective.ObjectiveConfig(loss=loss, denominator=denominator)  # type: ignore[arg-type]
-        learner = Learner(TrainedModels(policy), selection.SelectionConfig(), goal, mismatch_limit=100.0)
+        learner = Learner(TrainedModels(policy), selection.SelectionConfig(ratio=ratio), goal, mismatch_limit=100.0)
         batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
         first = learner.step(batches[:1], step=1, rates=LearningRates(3e-4), clock=Clock())
         gradients = {} if distributed_optimizer else _gradients(policy)
