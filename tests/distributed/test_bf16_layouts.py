@@ -12,7 +12,7 @@ from support.bf16 import BOUND, SELECTED, apart
 from support.layouts import legal, name_of, two_updates
 from support.ranks import run_on_ranks
 
-KINDS = ("logprob", "entropy", "threshold", "weights", "gradient")
+KINDS = ("logprob", "entropy", "weights", "gradient")
 
 
 def both(experts: bool, precision: str) -> list[dict[str, Any]]:
@@ -46,7 +46,9 @@ def test_a_layout_rounds_as_one_rank_does(experts: bool) -> None:
             found, from_true = apart(results, one), apart(results, true)
             print(f"{name_of(parallel, {})}: {found}, to float32 {from_true}")
             if parallel["pipeline"] == 2 and parallel["virtual_pipeline"] == 1:
-                assert not any(found.values()), "stages run one rank's products on one rank's tensors"
+                gradient = found.pop("gradient")  # summed by the ranks of a tied embedding
+                assert not any(found.values()) and gradient < 1e-6, "stages run one rank's products on its tensors"
+                continue
             assert all(found[kind] <= bound for kind, bound in BOUND[experts].items()), (parallel, found)
             assert found["selected"] <= SELECTED
             for kind in KINDS:

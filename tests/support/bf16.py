@@ -6,8 +6,8 @@ from support.layouts import differences, gradient_apart
 
 # Relative, by norm, of four layers of width 32. With experts a rounding may send a token, and its gradient, to another one.
 BOUND = {
-    False: {"logprob": 0.015, "entropy": 0.015, "threshold": 0.015, "weights": 1.5e-3, "gradient": 0.05},
-    True: {"logprob": 0.05, "entropy": 0.05, "threshold": 0.05, "weights": 3e-3, "gradient": 0.4},
+    False: {"logprob": 0.015, "entropy": 0.015, "threshold": 0.015, "weights": 1.5e-3, "gradient": 0.1},
+    True: {"logprob": 0.08, "entropy": 0.08, "threshold": 0.05, "weights": 3e-3, "gradient": 0.4},
 }
 # Of 26 tokens chosen of 130: those that lie at the cut, as near to it as roundings move an entropy.
 SELECTED = 4
