@@ -6,7 +6,6 @@ ARG BASE=pytorch/pytorch:2.11.0-cuda13.0-cudnn9-devel
 # Kernels without wheels are compiled here, so that no compiler's leavings get into the image.
 FROM ${BASE} AS kernels
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-ARG APEX=6424da3b4faa6c8f062da4a48c424fff3f02d42d
 # Compute capabilities of A100, H100 and B200.
 ARG ARCHITECTURES="8.0;9.0;10.0"
 ARG JOBS=8
@@ -19,9 +18,6 @@ RUN python3 -c "import sys, torch; assert sys.version_info[:2] == (3, 12), sys.v
     && pip install --constraint keep.txt --upgrade packaging ninja wheel setuptools pybind11 \
     && pip install --no-deps nvidia-cublas==13.2.0.9 \
     && pip wheel --constraint keep.txt --no-deps --no-build-isolation --wheel-dir /wheels transformer-engine-torch flash-attn
-# apex is on no package index: this commit of it, for gradients that are accumulated within the matrix product.
-RUN git init -q apex && git -C apex fetch -q --depth 1 https://github.com/NVIDIA/apex.git "${APEX}" && git -C apex checkout -q FETCH_HEAD \
-    && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip wheel --no-deps --no-build-isolation --wheel-dir /wheels ./apex
 
 FROM ${BASE}
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
@@ -38,7 +34,7 @@ COPY tools tools
 COPY docker/entrypoint.sh docker/self_test.py docker/
 # cuBLAS last: torch asks for an older one of the same major version, which Transformer Engine's library cannot use.
 RUN pip install --constraint /tmp/keep.txt --find-links /tmp/wheels --editable '.[logging]' transformer-engine \
-        transformer-engine-cu13 transformer-engine-torch flash-attn apex \
+        transformer-engine-cu13 transformer-engine-torch flash-attn \
     && pip install --no-deps nvidia-cublas==13.2.0.9 \
     && rm -rf /tmp/wheels \
     && chmod -R a+rX /opt/megatron-fork \

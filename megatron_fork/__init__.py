@@ -46,3 +46,8 @@ def opened(room: str, file: str, *, former: Mapping[str, str] | None = None) -> 
         return found[name]
 
     return fetch
+
+
+from megatron_fork.distributed.fused_kernels import watch_for_megatron  # noqa: E402 - a room needs `opened`
+
+watch_for_megatron()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 
 _FORMAT = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -43,6 +44,9 @@ def _make_states(optimizer: MegatronOptimizer) -> None:
     for part in _parts(optimizer):
         if part.optimizer is None or part.optimizer.state:
             continue
+        if isinstance(part.optimizer, HybridDeviceOptimizer):
+            _make_states_in_host_memory(part.optimizer)
+            continue
         if not isinstance(part.optimizer, _TORCH_ADAM):
             part.init_state_fn(part.optimizer, part.config)
             continue
@@ -53,6 +57,26 @@ def _make_states(optimizer: MegatronOptimizer) -> None:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+
+
+def _make_states_in_host_memory(optimizer: HybridDeviceOptimizer) -> None:
+    """An update by nothing: the optimizers inside, of which each has a form of its own, then have their states."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.decoupled_grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for inner in optimizer.sub_optimizers:
+        for state in inner.state.values():
+            if "step" in state:
+                state["step"].zero_()
+        for group in inner.param_groups:
+            if "step" in group:
+                group["step"] = 0
 
 
 def _only_tensors(value: Any) -> Any:

@@ -232,13 +232,21 @@ def load_training_state(saved: Saved, networks: Mapping[str, Trained]) -> None:
                 hint="resume with the model and optimizer settings of the run's resolved.yaml",
             ) from error
         for name_of_chunk, chunk in _chunks(network).items():
-            chunk.load_state_dict(state[name_of_chunk])
+            empty = {key: torch.empty(0, dtype=torch.uint8) for key in chunk.state_dict() if key.endswith(_OF_NORMS)}
+            chunk.load_state_dict({**empty, **state[name_of_chunk]})
         optimizer_state.load_state(network.optimizer, state["optimizer"], state["updates"])
     random_state.load(saved.folder)
 
 
+# Transformer Engine's norms say that they have no state beside their weights; other layers' norms do not say so.
+_OF_NORMS = "layernorm._extra_state"
+
+
 def _sharded(network: Trained, *, loading: bool) -> dict[str, Any]:
-    states = {name: chunk.sharded_state_dict() for name, chunk in _chunks(network).items()}
+    states = {
+        name: {key: part for key, part in chunk.sharded_state_dict().items() if not key.endswith(_OF_NORMS)}
+        for name, chunk in _chunks(network).items()
+    }
     optimizer = optimizer_state.sharded_state(network.optimizer, states, loading=loading)
     return {**states, "optimizer": optimizer, "updates": optimizer_state.updates_of(network.optimizer)}
 

@@ -28,7 +28,7 @@ from megatron_fork.config import RunConfig
 from megatron_fork.distributed import launch
 from megatron_fork.errors import ConfigError, Interrupted, MegatronForkError, PreflightError, masked, size
 from megatron_fork.preflight import Finding, Preflight, Status, fixes, preflight, refused
-from megatron_fork.run import check_import, check_kernels
+from megatron_fork.run import check_kernels
 
 _GIB = 2**30
 
@@ -61,8 +61,7 @@ _OPTIONAL = (
         "compute.backend",
         "transformer_engine",
     ),
-    _Optional("apex", "apex", "fused Adam and gradient accumulation in Megatron"),
-    _Optional("flash_attn", "flash-attn", "attention kernels, of local layers too", "compute.attention", "flash"),
+    _Optional("flash_attn", "flash-attn", "attention kernels", "compute.attention", "flash"),
     _Optional("triton", "triton", "kernels of LM head and layers on a GPU", "vocab_parallel.kernels", "triton"),
     _Optional("vllm", "vllm", "rollout engine", "rollout.engine", "vllm_colocated"),
     _Optional("sglang", "sglang", "rollout engine"),
@@ -209,9 +208,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _computing(config: RunConfig) -> Iterator[Finding]:
-    chosen = models.choose_backend(config.compute)
-    if chosen.backend == "transformer_engine":
-        check_import("transformer_engine.pytorch")
+    chosen = models.choose_backend(config.compute, config.policy.dtype)
     yield Finding("layers", chosen.backend, chosen.reason)
     check_kernels(config)
     if chosen.backend == "local":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from megatron_fork.models.attention_kernels import choose_attention
     from megatron_fork.models.build import build_chunks, build_model, build_outline, build_value_chunks
     from megatron_fork.models.compute import check_kernels_are_local, choose_backend, choose_elementwise
+    from megatron_fork.models.compute_limits import check_fused
     from megatron_fork.models.config import ComputeConfig, ExpertsConfig, ModelConfig
     from megatron_fork.models.families import (
         EMBEDDING,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         fullest_rank,
         hugging_face_outline,
     )
+    from megatron_fork.models.fused_layers import accumulate_in_buffers, tokens_multiple
     from megatron_fork.models.grouping import PADDING_LIMIT, SequenceGroup, group_by_length
     from megatron_fork.models.layers.packed_row import PackedRow
     from megatron_fork.models.rotary import longest_sequence
@@ -62,6 +64,7 @@ __all__ = [
     "SequenceGroup",
     "StatisticsModel",
     "ValueModel",
+    "accumulate_in_buffers",
     "build_chunks",
     "build_model",
     "build_outline",
@@ -69,6 +72,7 @@ __all__ = [
     "check_divides",
     "check_kernels_are_local",
     "check_fields",
+    "check_fused",
     "check_recomputation",
     "choose_attention",
     "choose_backend",
@@ -83,5 +87,6 @@ __all__ = [
     "longest_sequence",
     "padded_vocab_size",
     "shown",
+    "tokens_multiple",
     "tokens_where_attention_is_half",
 ]

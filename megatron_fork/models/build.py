@@ -9,10 +9,8 @@ from typing import Any, TypeVar
 import torch
 from megatron.core import parallel_state
 from megatron.core.extensions.transformer_engine import TENorm
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from transformers import PretrainedConfig
 
@@ -21,8 +19,10 @@ from megatron_fork.distributed import compatibility, versions
 from megatron_fork.errors import LayoutError
 from megatron_fork.models.architecture import architecture_settings, check_divides, head_size, padded_vocab_size
 from megatron_fork.models.compute import choose_backend, compute_fields
+from megatron_fork.models.compute_limits import check_fused
 from megatron_fork.models.config import ComputeConfig, ExpertsConfig
 from megatron_fork.models.families import family_of
+from megatron_fork.models.fused_layers import fused_layer
 from megatron_fork.models.layers.config import LayerConfig
 from megatron_fork.models.layers.norm import RMSNorm
 from megatron_fork.models.local_layer import local_kernels, local_layer
@@ -44,11 +44,18 @@ def transformer_config(
     """Megatron's config for `hf_config` under `parallel`; raises `ModelError` or `LayoutError` before any allocation."""
     compute = compute or ComputeConfig()
     check_divides(hf_config, parallel)
+    check_fused(hf_config, parallel, compute, dtype)
     interleaved = parallel.virtual_pipeline > 1
-    chosen = choose_backend(compute)
+    chosen = choose_backend(compute, dtype)
+    positions = rotary_positions(hf_config)
     config = LayerConfig(
         **architecture_settings(hf_config),
-        **compute_fields(compute, chosen, has_experts=family_of(hf_config).has_experts),
+        **compute_fields(
+            compute,
+            chosen,
+            has_experts=family_of(hf_config).has_experts,
+            scales_attention=positions.scales_attention,
+        ),
         **(local_kernels(compute, dtype, head_size(hf_config)) if chosen.backend == "local" else {}),
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
@@ -68,7 +75,7 @@ def transformer_config(
         # The loss is divided by a global count of tokens before it reaches Megatron, which must only sum it.
         calculate_per_token_loss=True,
     )
-    for name, value in rotary_positions(hf_config).attributes.items():
+    for name, value in positions.attributes.items():
         setattr(config, name, value)  # GPTModel reads these, but the class has no fields for them
     return config
 
@@ -187,7 +194,7 @@ def _arguments(
     compatibility.install()
     compute = compute or ComputeConfig()
     config = transformer_config(hf_config, parallel, dtype=dtype, compute=compute)
-    fused = choose_backend(compute).backend == "transformer_engine"
+    fused = choose_backend(compute, dtype).backend == "transformer_engine"
     model_parallel_cuda_manual_seed(0)
     for chunk in range(parallel.virtual_pipeline):
         stage = chunk if parallel.virtual_pipeline > 1 else None
@@ -206,18 +213,8 @@ def _arguments(
 def _layers(
     config: TransformerConfig, stage: int | None, routing: Routing, *, fused: bool
 ) -> TransformerBlockSubmodules:
-    layer, norm = (_fused_layer(config), TENorm) if fused else (local_layer(config), RMSNorm)
+    layer, norm = (fused_layer(config), TENorm) if fused else (local_layer(config), RMSNorm)
     if config.num_moe_experts:
         versions.replace_experts(layer, PackedExperts, partial(PackedRouter, routing=routing))
     count = get_num_layers_to_build(config, vp_stage=stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
-
-
-def _fused_layer(config: TransformerConfig) -> ModuleSpec:
-    """Transformer Engine's layer: norms fused into the projections, flash attention over packed and context-parallel rows."""
-    layer: ModuleSpec = get_gpt_layer_with_transformer_engine_spec(
-        num_experts=config.num_moe_experts,
-        moe_grouped_gemm=config.moe_grouped_gemm,
-        qk_layernorm=config.qk_layernorm,
-    )
-    return layer

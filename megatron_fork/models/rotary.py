@@ -30,6 +30,11 @@ class RotaryPositions:
     arguments: dict[str, Any]
     attributes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def scales_attention(self) -> bool:
+        """Whether queries and keys are multiplied by a factor, as YaRN's are."""
+        return self.arguments["position_embedding_type"] == "yarn"
+
 
 def rotary_positions(config: PretrainedConfig) -> RotaryPositions:
     """Megatron's options for the config's `rope_parameters`; raises `ModelError` for what they cannot express."""

@@ -171,6 +171,7 @@ def _check(config: RunConfig, hf_config: PretrainedConfig, ranks: int) -> None:
     """Raise what `train` would on so many ranks, and refuse ranks that would have nothing to do."""
     models.check_divides(hf_config, config.parallel)
     models.check_recomputation(hf_config, config.parallel, config.compute)
+    models.check_fused(hf_config, config.parallel, config.compute, config.policy.dtype)
     # Not all of what a run checks: the engine need not be installed where one plans.
     together = engine_kind(config.rollout.engine).ranks_per_engine(config.rollout)
     if config.cluster.engine_nodes == 0 and ranks % together:

@@ -6,7 +6,7 @@ from megatron_fork import opened
 
 if TYPE_CHECKING:
     from megatron_fork.policy.actor import LossFunction, Policy
-    from megatron_fork.policy.config import CriticConfig, OptimizerConfig, PolicyConfig
+    from megatron_fork.policy.config import CriticConfig, OptimizerConfig, PolicyConfig, check_offload
     from megatron_fork.policy.critic import Critic
     from megatron_fork.policy.learner import TIE_TOLERANCE, Learner
     from megatron_fork.policy.network import Network, Update
@@ -32,6 +32,7 @@ __all__ = [
     "SkippedUpdates",
     "StepResult",
     "Update",
+    "check_offload",
     "groups_with_signal",
     "split_into_mini_batches",
     "with_advantages",

@@ -64,7 +64,7 @@ class OptimizerConfig(Settings):
     overlap_parameters: bool = False
     """Gather sharded parameters during the next forward; needs `distributed` and `overlap_gradients`."""
     offload: Fraction = 0.0
-    """Fraction of the optimizer's state that is kept and updated in host memory, 0: none; needs a GPU."""
+    """Fraction of the optimizer's state kept and updated in host memory, 0: none; needs a GPU, bf16 and `distributed`."""
 
     def check(self) -> None:
         if self.overlap_parameters and not (self.distributed and self.overlap_gradients):
@@ -73,11 +73,28 @@ class OptimizerConfig(Settings):
                 hint="only sharded parameters are gathered; set all three",
             )
 
+        if self.offload and not self.distributed:
+            raise ConfigError(
+                f"offload={self.offload} without distributed=true",
+                hint="Megatron offloads the state of its distributed optimizer only; it works on one rank too",
+            )
+
     def rate_at(self, update: int, updates: int) -> float:
         """Learning rate of update `update`, counted from 0, of `updates`; linear decay ends at 5 % of the peak."""
         warm = min(1.0, (update + 1) / max(1, self.warmup_updates))
         decayed = 1.0 - 0.95 * update / max(1, updates) if self.decay == "linear" else 1.0
         return self.learning_rate * warm * decayed
+
+
+def check_offload(config: OptimizerConfig, dtype: torch.dtype, *, field: str = "optimizer") -> None:
+    """Raise `ConfigError` if the state of a float32 model is to be offloaded; `field` is the optimizer's name in a recipe."""
+    import torch
+
+    if config.offload and dtype == torch.float32:
+        raise ConfigError(
+            f"{field}.offload={config.offload} with policy.precision=fp32, whose loaded weights Megatron would lose",
+            hint=f"set policy.precision=bf16, or {field}.offload=0",
+        )
 
 
 def _critic_optimizer() -> OptimizerConfig:

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig
 from megatron_fork.data import MicroBatch, RowShape, deal, micro_batches_needed, pack
 from megatron_fork.distributed import Layout, collectives, device, threads_of_a_pass
 from megatron_fork.experience import Batch
-from megatron_fork.models import PackedModel, PackedRow, tokens_where_attention_is_half
+from megatron_fork.models import PackedModel, PackedRow, tokens_multiple, tokens_where_attention_is_half
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
 from megatron_fork.policy.routing import describe
@@ -135,7 +135,8 @@ class Network:
             count = int(everywhere)
         if parallel.virtual_pipeline > 1:
             count += -count % parallel.pipeline  # the interleaved schedule needs a multiple of the stages
-        shape = RowShape(alignment=parallel.alignment, context=parallel.context)
+        multiple = parallel.alignment * tokens_multiple(self._chunks[0].config)
+        shape = RowShape(alignment=multiple, context=parallel.context)
         return pack(batch, token_budget=token_budget, count=count, shape=shape, quadratic_at=self._quadratic_at)
 
     def step(
@@ -273,6 +274,7 @@ def _forward_step(
     items: Iterator[tuple[MicroBatch, Tensor, Task]], model: nn.Module
 ) -> tuple[Any, Callable[[Any], tuple[Tensor, Tensor, Any]]]:
     micro_batch, row_1t, task = next(items)
+    config: Any = model.config
     output = model(
         micro_batch.token_1t,
         micro_batch.position_1t,
@@ -281,7 +283,12 @@ def _forward_step(
         loss_mask=row_1t,
         row_loss=task.row_loss,
         padding_mask=micro_batch.number_1t,
-        packed_seq_params=PackedRow.of(micro_batch.lengths, micro_batch.cumulative_lengths, micro_batch.position_1t[0]),
+        packed_seq_params=PackedRow.of(
+            micro_batch.lengths,
+            micro_batch.cumulative_lengths,
+            micro_batch.position_1t[0],
+            ranks=config.context_parallel_size,
+        ),
     )
     return output, task.finish
 

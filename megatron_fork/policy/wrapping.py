@@ -11,8 +11,10 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from torch import Tensor, nn
 
+from megatron_fork.distributed import versions
 from megatron_fork.errors import ConfigError
-from megatron_fork.policy.config import OptimizerConfig
+from megatron_fork.models import accumulate_in_buffers
+from megatron_fork.policy.config import OptimizerConfig, check_offload
 
 
 def data_parallel(config: OptimizerConfig, chunks: Sequence[nn.Module]) -> Iterator[DistributedDataParallel]:
@@ -26,13 +28,25 @@ def data_parallel(config: OptimizerConfig, chunks: Sequence[nn.Module]) -> Itera
     )
     for index, chunk in enumerate(chunks):
         # Later chunks are reduced while others compute: buckets would only cost messages.
-        yield DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=index > 0)
+        wrapped = DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=index > 0)
+        accumulate_in_buffers(chunk)
+        yield wrapped
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
 
 
 def build_optimizer(config: OptimizerConfig, chunks: Sequence[nn.Module], dtype: torch.dtype) -> MegatronOptimizer:
     """Megatron's optimizer over the wrapped chunks; main parameters are float32 for any dtype of the model."""
-    if config.offload and not torch.cuda.is_available():
+    if config.offload and not has_gpu():
         raise ConfigError(f"offload={config.offload} needs a GPU", hint="there is no device memory to save: set 0")
+    if config.offload and not versions.can_offload_optimizer():
+        raise ConfigError(
+            f"offload={config.offload} with this megatron-core needs Transformer Engine",
+            hint="install it (docs/gpu.md), or take megatron-core 0.19, or set offload=0",
+        )
+    check_offload(config, dtype)
     return get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -45,8 +59,12 @@ def build_optimizer(config: OptimizerConfig, chunks: Sequence[nn.Module], dtype:
             params_dtype=dtype,
             use_distributed_optimizer=config.distributed,
             overlap_param_gather=config.overlap_parameters,
+            # In host memory, Megatron's optimizer holds the main parameters itself only if it is called precision-aware.
+            # Otherwise those on the GPU stay, and loaded weights do not reach the ones that it updates.
+            use_precision_aware_optimizer=config.offload > 0,
             optimizer_cpu_offload=config.offload > 0,
             optimizer_offload_fraction=config.offload,
+            overlap_cpu_optimizer_d2h_h2d=config.offload > 0,
         ),
         list(chunks),
     )

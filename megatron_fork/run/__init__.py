@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from megatron_fork.run.checks import (
         Checked,
         check,
-        check_import,
         check_kernels,
         check_machine,
         check_settings,
@@ -82,7 +81,6 @@ __all__ = [
     "check",
     "check_folder",
     "check_follows",
-    "check_import",
     "check_kernels",
     "check_machine",
     "check_settings",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import tempfile
@@ -16,8 +15,7 @@ from megatron_fork import conversion, distributed, models, objective, selection
 from megatron_fork.config import RunConfig
 from megatron_fork.data import GENERATED, PromptSource, load_prompts
 from megatron_fork.errors import ConfigError, ModelError, RunFolderError, way_out
-from megatron_fork.policy import OptimizerConfig
-from megatron_fork.recipe import one_line
+from megatron_fork.policy import OptimizerConfig, check_offload
 from megatron_fork.rewards import check_verifier, takes_row
 from megatron_fork.rollout import check_engine, stop_tokens_of
 from megatron_fork.run.prometheus import check_port
@@ -74,6 +72,8 @@ def check_settings(config: RunConfig, *, ranks: int, servers_come: bool = False)
             "prompt: every advantage would be 0",
             hint="draw at least 2 samples, say 16, or set objective.advantage=gae",
         )
+    for field, optimizer in trained_optimizers(config).items():
+        check_offload(optimizer, config.policy.dtype, field=field)
     check_verifier_fits(config.rewards, config.data.source)
     objective.loss_named(config.objective.loss)
     selection.token_choice(config.selection.tokens)
@@ -83,8 +83,7 @@ def check_settings(config: RunConfig, *, ranks: int, servers_come: bool = False)
 def check_machine(config: RunConfig) -> None:
     """Raise an error if the recipe needs a package, a GPU or a folder that this machine does not have."""
     on_gpu = torch.cuda.is_available()
-    if models.choose_backend(config.compute).backend == "transformer_engine":
-        check_import("transformer_engine.pytorch")
+    models.choose_backend(config.compute, config.policy.dtype)
     check_kernels(config)
     for field, optimizer in trained_optimizers(config).items():
         if optimizer.offload and not on_gpu:
@@ -156,17 +155,6 @@ def trained_optimizers(config: RunConfig) -> dict[str, OptimizerConfig]:
     return found
 
 
-def check_import(module: str) -> None:
-    """Raise `ConfigError` if an installed package is broken, for example built for another CUDA."""
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken installation may raise anything
-        raise ConfigError(
-            f"{module} is installed but cannot be imported: {one_line(error)}",
-            hint="install it again for this torch and CUDA, or set compute.backend=local",
-        ) from error
-
-
 def matching_model(config: RunConfig) -> tuple[PretrainedConfig, conversion.Contents | None]:
     """The model's config and what its folder holds (None if weights are random); raises if it cannot be built as asked.
 
@@ -175,6 +163,7 @@ def matching_model(config: RunConfig) -> tuple[PretrainedConfig, conversion.Cont
     hf_config = conversion.resolve_config(config.model)
     models.check_divides(hf_config, config.parallel)
     models.check_recomputation(hf_config, config.parallel, config.compute)
+    models.check_fused(hf_config, config.parallel, config.compute, config.policy.dtype)
     if config.experts.replay and not models.family_of(hf_config).has_experts:
         raise ConfigError("experts.replay=true, but the model has no experts", hint="set experts.replay=false")
     return hf_config, conversion.check_initial(config.model, hf_config)

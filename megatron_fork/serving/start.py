@@ -1,10 +1,12 @@
 """Starts a rollout server for a Hugging Face folder, with the options that training needs, in the engine's environment.
 
-    python -m megatron_fork.serving.start vllm|sglang MODEL_FOLDER --port PORT [--host HOST] [--tensor GPUS] [OPTION ...]
+    python -m megatron_fork.serving.start vllm|sglang MODEL_FOLDER --port PORT [--host HOST] [--tensor GPUS] [--fp32-head]
+        [OPTION ...]
 
 The folder may also be named as the engines do, by --model or --model-path: the images' words are an engine's. On a machine
-without a GPU it serves in float32 on the CPU. With $MEGATRON_FORK_API_KEY set, only requests that carry it are answered.
-OPTIONs are the engine's own. This process becomes the server, so that signals reach it.
+without a GPU it serves in float32 on the CPU. With --fp32-head an engine in bf16 leaves its logits in float32, as the trainer
+does. With $MEGATRON_FORK_API_KEY set, only requests that carry it are answered. OPTIONs are the engine's own. This process
+becomes the server, so that signals reach it.
 """
 
 from __future__ import annotations
@@ -67,6 +69,8 @@ def sglang(model: str, host: str, port: int, tensor: int, *, on_gpu: bool) -> tu
 
 
 ENGINES = {"vllm": vllm, "sglang": sglang}
+# The engines' own ways not to round the product of the LM head.
+FP32_HEAD = {"vllm": ("--hf-overrides", '{"head_dtype": "float32"}'), "sglang": ("--enable-fp32-lm-head",)}
 
 
 def environment(given: Mapping[str, str], *, on_gpu: bool) -> dict[str, str]:
@@ -89,12 +93,15 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--tensor", type=int, default=1, help="GPUs of the server")
+    parser.add_argument("--fp32-head", action="store_true", help="logits in float32 whatever the engine's dtype")
     asked, options = parser.parse_known_args()
     model = asked.named or asked.model
     if model is None:
         parser.error("which model folder?")
     on_gpu = shutil.which("nvidia-smi") is not None
     words, variables = ENGINES[asked.engine](model, asked.host, asked.port, asked.tensor, on_gpu=on_gpu)
+    if asked.fp32_head:
+        words += FP32_HEAD[asked.engine]
     variables = {**environment(os.environ, on_gpu=on_gpu), **variables}
     os.execve(sys.executable, [sys.executable, *words, *options], variables)
 

@@ -56,6 +56,8 @@ CHOICES = {
     "objective.correction": ["none", "tis"],
     "objective.advantage": ["grpo", "gae"],
     "experts.replay": ["true", "false"],
+    "optimizer.distributed": ["true", "false"],
+    "critic.optimizer.distributed": ["true"],
     "optimizer.offload": ["0", "0.5"],
     "critic.optimizer.offload": ["0", "0.5"],
     "rewards.kind": ["reach", "math", "absent_module:function"],

@@ -17,7 +17,7 @@ from threading import Thread
 
 import pytest
 
-from megatron_fork.serving.start import ENGINES
+from megatron_fork.serving.start import ENGINES, FP32_HEAD
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
@@ -141,6 +141,20 @@ echo "$@"
     assert command == " ".join([*needed, "--seed", "3"])
     if engine == "vllm":
         assert first.startswith("a-secret 1") and variables["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_server_may_leave_its_logits_in_float32(tmp_path: Path, engine: str) -> None:
+    stand_in = tmp_path / "python3"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    start = f"import sys; sys.executable = {str(stand_in)!r}; from megatron_fork.serving.start import main; main()"
+    command = [sys.executable, "-c", start, engine, "/m", "--port", "1", "--fp32-head", "--seed", "3"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2 - len(FP32_HEAD[engine]) :] == [*FP32_HEAD[engine], "--seed", "3"]
 
 
 def test_a_server_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def cannot_run_fused_layers() -> bool:
+    from support import engine_on_cpu
+
+    return engine_on_cpu.cannot_run()
+
+
 def no_slurm() -> bool:
     """A controller must answer: clients without one are in many images."""
     return not shutil.which("srun") or subprocess.run(["sinfo"], capture_output=True, timeout=60).returncode != 0
@@ -72,6 +78,10 @@ def not_installed(name: str) -> Callable[[], bool]:
 
 EXPECTED = (
     ExpectedSkip("tests/", "needs a GPU", lambda: not has_gpu()),
+    ExpectedSkip("tests/", "needs the package transformer_engine, and no GPU", cannot_run_fused_layers),
+    ExpectedSkip(
+        "tests/policy/", "this megatron-core offloads with Transformer Engine only", not_installed("transformer_engine")
+    ),
     ExpectedSkip("tests/engines/", "no environment of ", no_engine),
     ExpectedSkip("tests/engines/", "this environment has vLLM", lambda: not not_installed("vllm")()),
     ExpectedSkip("tests/cli/", "asks for a GPU in vain", has_gpu),

@@ -103,6 +103,9 @@ def two_updates(
     loss: str = "ppo",
     denominator: str = "selected",
     balance: float = 0.0,
+    precision: str = "fp32",
+    backend: str = "auto",
+    ratio: float = 0.2,
 ) -> dict[str, Any]:
     """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank."""
     from megatron_fork import objective, selection
@@ -125,7 +128,11 @@ def two_updates(
     weights = AutoModelForCausalLM.from_config(hf_config).state_dict()
     with parallel_layout(ParallelConfig(**parallel)) as layout:
         policy = Policy(
-            PolicyConfig(tokens_per_micro_batch=70 if packed else 1, tokens_per_statistics_batch=90 if packed else 1),
+            PolicyConfig(
+                precision=precision,  # type: ignore[arg-type]
+                tokens_per_micro_batch=70 if packed else 1,
+                tokens_per_statistics_batch=90 if packed else 1,
+            ),
             OptimizerConfig(
                 learning_rate=3e-4,
                 distributed=distributed_optimizer,
@@ -135,13 +142,13 @@ def two_updates(
             hf_config,
             layout,
             temperature=0.8,
-            compute=ComputeConfig(recompute=recompute),  # type: ignore[arg-type]
+            compute=ComputeConfig(backend=backend, recompute=recompute),  # type: ignore[arg-type]
             experts=ExpertsConfig(balance=balance),
         )
         load_weights(policy.model, weights)
         policy.weights_changed()
         goal = objective.ObjectiveConfig(loss=loss, denominator=denominator)  # type: ignore[arg-type]
-        learner = Learner(TrainedModels(policy), selection.SelectionConfig(), goal, mismatch_limit=100.0)
+        learner = Learner(TrainedModels(policy), selection.SelectionConfig(ratio=ratio), goal, mismatch_limit=100.0)
         batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
         first = learner.step(batches[:1], step=1, rates=LearningRates(3e-4), clock=Clock())
         gradients = {} if distributed_optimizer else _gradients(policy)
@@ -173,13 +180,12 @@ def _gradients(policy: Any) -> dict[str, torch.Tensor]:
     from megatron_fork.conversion import iter_hf_weights
 
     parameters = [parameter for chunk in policy.model for parameter in chunk.parameters()]
-    weights = [parameter.detach().clone() for parameter in parameters]
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(parameter.main_grad)
-        found = {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
-        for parameter, weight in zip(parameters, weights, strict=True):
-            parameter.copy_(weight)
+    weights = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.main_grad.clone()  # float32, also where the weight is not
+    found = {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
+    for parameter, weight in zip(parameters, weights, strict=True):
+        parameter.data = weight
     return found
 
 
@@ -199,6 +205,13 @@ def differences(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, 
             # By norm, as Adam divides by the gradient's size: where that is rounding noise, so is the sign of the step.
             found[kind] = max(found[kind], _relative(tensor, reference[kind][name]))
     return found
+
+
+def gradient_apart(result: dict[str, Any], reference: dict[str, Any]) -> float:
+    """Norm of the whole gradient's difference over its norm; a single tensor may be small, and then mostly roundings."""
+    names = reference["gradients"]
+    apart = sum(float((result["gradients"][name] - tensor).square().sum()) for name, tensor in names.items())
+    return (apart / sum(float(tensor.square().sum()) for tensor in names.values())) ** 0.5
 
 
 def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -13,12 +13,18 @@ import torch.multiprocessing as multiprocessing
 
 
 def run_on_ranks(
-    function: Callable[..., Any], ranks: int, *args: Any, time_limit: float = 180.0, have_children: bool = False
+    function: Callable[..., Any],
+    ranks: int,
+    *args: Any,
+    time_limit: float = 180.0,
+    have_children: bool = False,
+    are_new: bool = False,
 ) -> list[Any]:
     """Call the module-level `function(*args)` on `ranks` processes that share a gloo world; each rank's result, in order.
 
     Fails with the traceback of the first rank that raised, and kills all ranks after `time_limit` seconds. Ranks that are to
-    `have_children`, as Megatron's checkpoint writer wants, are not ended with a parent that is killed.
+    `have_children`, as Megatron's checkpoint writer wants, are not ended with a parent that is killed. Ranks that `are_new`
+    have imported nothing; others are forks of a process that has imported the program.
     """
     with tempfile.TemporaryDirectory(prefix="ranks") as folder:
         context = multiprocessing.start_processes(
@@ -27,7 +33,7 @@ def run_on_ranks(
             nprocs=ranks,
             join=False,
             daemon=not have_children,
-            start_method="forkserver",
+            start_method="spawn" if are_new else "forkserver",
         )
         deadline = time.monotonic() + time_limit
         try:

@@ -8,6 +8,8 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from megatron_fork.distributed import versions
+
 
 @dataclass
 class PackedRow(PackedSeqParams):
@@ -20,18 +22,10 @@ class PackedRow(PackedSeqParams):
     _rotation: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, lengths: tuple[int, ...], cumulative: Tensor, position_t: Tensor) -> PackedRow:
-        """From `cumulative` lengths `[sequences + 1]` int32 and positions on the model's device."""
-        longest = max(lengths)
-        return cls(
-            qkv_format="thd",
-            cu_seqlens_q=cumulative,
-            cu_seqlens_kv=cumulative,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
-            lengths=lengths,
-            position_t=position_t,
-        )
+    def of(cls, lengths: tuple[int, ...], cumulative: Tensor, position_t: Tensor, *, ranks: int = 1) -> PackedRow:
+        """From `cumulative` lengths `[sequences + 1]` int32 and positions on the model's device; `ranks` share the row."""
+        fields = versions.packed_fields(cumulative, max(lengths), ranks=ranks)
+        return cls(**fields, lengths=lengths, position_t=position_t)
 
     @classmethod
     def completed(cls, packed: PackedSeqParams, rank: int, ranks: int) -> PackedRow:
@@ -40,7 +34,7 @@ class PackedRow(PackedSeqParams):
             return packed
         lengths = tuple(packed.cu_seqlens_q.diff().tolist())
         position_t = positions(lengths, rank, ranks).to(packed.cu_seqlens_q.device)
-        return cls.of(lengths, packed.cu_seqlens_q, position_t)
+        return cls.of(lengths, packed.cu_seqlens_q, position_t, ranks=ranks)
 
     def rotation(self, angle_sd: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[tokens, d / 2]` of every token, from the angles `[positions, 1, 1, d]` that all layers share."""
