@@ -83,7 +83,6 @@ def check_settings(config: RunConfig, *, ranks: int, servers_come: bool = False)
 def check_machine(config: RunConfig) -> None:
     """Raise an error if the recipe needs a package, a GPU or a folder that this machine does not have."""
     on_gpu = torch.cuda.is_available()
-    models.choose_backend(config.compute, config.policy.dtype)
     check_kernels(config)
     for field, optimizer in trained_optimizers(config).items():
         if optimizer.offload and not on_gpu:
@@ -132,7 +131,7 @@ def _check_place(folder: Path) -> None:
 
 def check_kernels(config: RunConfig) -> None:
     """Raise `ConfigError` if the LM head or the layers are set to run on kernels that this machine does not have."""
-    layers = models.choose_backend(config.compute)
+    layers = models.choose_backend(config.compute, config.policy.dtype)
     models.check_kernels_are_local(config.compute, layers)
     if layers.backend == "local":
         models.choose_attention(config.compute, config.policy.dtype)

@@ -4,10 +4,13 @@ import pytest
 import torch
 from support.tiny_qwen3 import family_config, tiny_config
 
+from megatron_fork.config import RunConfig
 from megatron_fork.distributed import ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.models import ComputeConfig, build, check_fused, choose_backend, compute
 from megatron_fork.models.compute_limits import eight_bits_lack
+from megatron_fork.policy import PolicyConfig
+from megatron_fork.run import check_kernels
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
 EVEN = tiny_config(hidden_size=64, intermediate_size=96, num_key_value_heads=4)
@@ -28,6 +31,13 @@ def test_float32_is_not_multiplied_as_tf32_unless_asked(hopper: None) -> None:
     assert asked.backend == "transformer_engine" and "TF32" in asked.reason
 
 
+def test_kernels_of_local_layers_may_be_chosen_where_float32_takes_local_layers(hopper: None) -> None:
+    asked = ComputeConfig(attention="sdpa", elementwise="torch")
+    check_kernels(RunConfig(policy=PolicyConfig(precision="fp32"), compute=asked))
+    with pytest.raises(ConfigError, match=r"compute.attention=sdpa is for local layers"):
+        check_kernels(RunConfig(policy=PolicyConfig(precision="bf16"), compute=asked))
+
+
 def test_what_needs_transformer_engine_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         compute, "unusable", lambda: "the package transformer_engine is installed but cannot be imported: no"
@@ -42,7 +52,8 @@ def test_what_needs_transformer_engine_says_why_there_is_none(monkeypatch: pytes
 def test_attention_that_yarn_scales_is_not_left_to_the_fused_rotation(hopper: None) -> None:
     scaled = build.transformer_config(tiny_config(rope_parameters=YARN), ParallelConfig(), dtype=torch.bfloat16)
     assert not scaled.apply_rope_fusion  # which drops the factor over packed rows
-    fields = compute.compute_fields(ComputeConfig(), choose_backend(ComputeConfig()), scales_attention=False)
+    chosen = choose_backend(ComputeConfig())
+    fields = compute.compute_fields(ComputeConfig(), chosen, has_experts=False, scales_attention=False)
     assert fields["apply_rope_fusion"]
 
 
