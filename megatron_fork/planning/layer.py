@@ -4,10 +4,12 @@ The terms are the tensors that autograd saves in the layers of `models.build`, e
 
 * Local layers keep what `models.layers` says: a norm its input and a float a row, attention its projection, its result and a
   float a head and token, and the gated MLP its input projection, two widths. What products read besides is computed again, a
-  layer at a time; it is kept with `recompute=full`, in the layers that are being recomputed, and on a CPU with `none`.
+  layer at a time; it is kept with `recompute=full`, in the layers that are being recomputed, and with `none` where norms and
+  SwiGLU run in torch, as on a CPU.
 * Transformer Engine's norm keeps its result as well, its MLP the projection and the product: three widths.
-* Attention on a CPU, and in float32, pads unequal sequences in groups (`models.group_by_length`), whose copies it keeps
-  beside. A row whose lengths are not known is taken to be padded as far as a group may be. Other kernels take rows as they are.
+* Attention on a CPU, in float32, and with `compute.attention=sdpa` pads unequal sequences in groups (`models.group_by_length`),
+  whose copies it keeps beside. A row whose lengths are not known is taken to be padded as far as a group may be. Other kernels
+  take rows as they are.
 * Experts have Megatron's own MLPs, and `selective` computes attention again in their layers.
 
 A norm's tensors are whole on every tensor rank, or divided by sequence parallelism; the rest is divided over tensor ranks.
@@ -129,11 +131,11 @@ def layer_memory(
 ) -> LayerMemory:
     """The tensors of one layer for `row`; `itemsize`: bytes of an activation."""
     fused, family = machine.backend == "transformer_engine", models.family_of(config)
-    if fused or (machine.on_gpu and itemsize == 2):
+    if fused or (machine.on_gpu and itemsize == 2 and compute.attention != "sdpa"):
         row = row.unpadded()
     widths, tokens = _Widths.of(config, parallel), row.tokens
-    on_cpu = compute.recompute == "none" and not machine.on_gpu
-    normed, whole_layers = widths.normed, compute.recompute == "full" or fused or on_cpu
+    in_torch = compute.recompute == "none" and (not machine.on_gpu or compute.elementwise == "torch")
+    normed, whole_layers = widths.normed, compute.recompute == "full" or fused or in_torch
     kept = {"norms": 2 * (normed * itemsize + 4) + normed * itemsize * (2 * whole_layers or family.has_experts)}
     if "qk_layernorm" in family.settings:
         kept["query and key norms"] = 4 * (widths.heads + widths.key_heads) + widths.query * itemsize * fused

@@ -224,11 +224,13 @@ def _split(config: RunConfig, gpus: int) -> tuple[int, int]:
 
 def _setting(config: RunConfig, hf_config: PretrainedConfig, question: Question) -> Setting:
     counts = ParameterCounts.of(hf_config)
-    fused = config.compute.backend == "transformer_engine"
+    # `auto` may be either: Transformer Engine's layers keep more, and float32 does without them.
+    fused = config.compute.backend == "transformer_engine" or (
+        config.compute.backend == "auto" and config.policy.precision == "bf16"
+    )
     return Setting(
         counts=counts,
         parameters=counts.total,
-        # `auto` may be either: local layers keep more.
         machine=Machine("transformer_engine" if fused else "local"),
         gpu=gpu_named(config.cluster.gpu),
         gpu_bytes=config.cluster.gpu_memory * 2**30,

@@ -90,14 +90,14 @@ def update_peak(model: str, recompute: str, tokens: int) -> float:
     return max(stage.phases["backward"], stage.phases["LM head"]) / 2**30
 
 
-# Measured on one H200 with the layers before, which kept more than twice as much; where all is recomputed, the layers' inputs
-# and the LM head decide, which are as they were.
+# Measured on one H200 with torch's own modules as layers, which keep more than twice as much; where all is recomputed, the
+# layers' inputs and the LM head decide, which are the same.
 @pytest.mark.parametrize(("tokens", "gibibytes"), [(8703, 6.3), (30207, 15.4)])
 def test_as_measured_on_a_gpu_where_layers_are_recomputed(tokens: int, gibibytes: float) -> None:
     assert update_peak("Qwen3-8B", "full", tokens) == pytest.approx(gibibytes, rel=0.15)
 
 
 def test_a_long_response_of_a_small_model_needs_no_recomputation() -> None:
-    """51.5 GiB were measured with the layers before."""
+    """51.5 GiB were measured with torch's own modules as layers."""
     assert update_peak("Qwen3-0.6B", "none", 30207) < 26
     assert update_peak("Qwen3-0.6B", "selective", 30207) < 16

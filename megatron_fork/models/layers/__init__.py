@@ -22,8 +22,8 @@ and of all key heads, f the width of the MLP, all divided over tensor ranks:
 
 and 4 bytes for each row of a norm, each query and key head under a norm, and each head of attention. With
 `compute.recompute=selective` the gate and up projection is multiplied again as well, 4 n f operations a token: 16,384 bytes of
-0.6B and 36,864 of 8B stay. With `full`, whole layers are computed again, one at a time, and nothing else is. Nor is anything on
-a CPU with `none`, where an activation costs as much as a product of a small model.
+0.6B and 36,864 of 8B stay. With `full`, whole layers are computed again, one at a time, and nothing else is. Nor is anything
+with `none` where these functions run in torch, as on a CPU, where an activation costs as much as a product of a small model.
 
 Predicted for an H100 (3.35 TB/s), not measured: computing again moves 39 kB a token and layer of 0.6B and 127 kB of 8B, 12 and
 38 ns, where the products of forward and backward take 190 and 2,340 ns at half of the dense peak: 6 % and 1.6 % of them.

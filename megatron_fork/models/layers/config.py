@@ -20,8 +20,8 @@ class LayerConfig(TransformerConfig):
     def keeps_products_inputs(self) -> bool:
         """Whether inputs of matrix products stay in memory.
 
-        Where layers are recomputed, few layers' are alive at a time; and on a CPU an activation costs as much as a product of
-        a small model, so that it is computed again only if it is asked for.
+        Where layers are recomputed, few layers' are alive at a time; and in torch, as on a CPU, an activation costs as much as
+        a product of a small model, so that it is computed again only if it is asked for.
         """
         if self.recompute_granularity is None:
             return self.elementwise_kernels == "torch"
