@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Adds to the environment of scripts/environment.sh what a GPU has kernels for: Transformer Engine, whose torch extension is compiled
-# here (a quarter of an hour), Liger-Kernel, and flash-attn where it is asked for (an hour). docs/gpu.md says what each is for.
+# here, Liger-Kernel, and flash-attn where it is asked for, which is compiled too and takes longest. docs/gpu.md says what each is for.
 #   bash scripts/gpu_environment.sh [--flash-attn] [--jobs N] [--dry-run]
 # What is there in the version of constraints/gpu.txt and can be imported stays as it is, so that a second call takes seconds.
 # --dry-run installs nothing and needs no GPU: it asks the package index for every pin, for CUDA 12 and 13, and says what this
