@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from megatron_fork import opened
 
 if TYPE_CHECKING:
+    from megatron_fork.run.asked import Asked
     from megatron_fork.run.checkpointing import checkpoint, checkpointing, save
     from megatron_fork.run.checks import (
         Checked,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from megatron_fork.run.context import RunContext, check_folder, prepare
     from megatron_fork.run.ending import end_with, explain, is_first_rank, leave, users_errors
     from megatron_fork.run.engine_side import collect, sync_weights
-    from megatron_fork.run.evaluating import Asked, evaluate_model
+    from megatron_fork.run.evaluating import evaluate_model
     from megatron_fork.run.evaluations import evaluate_all, evaluate_where_due, is_evaluated
     from megatron_fork.run.folder import writing_to
     from megatron_fork.run.given import score_given

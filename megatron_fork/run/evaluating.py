@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,12 +18,9 @@ from megatron_fork.evaluation import (
     RESULTS,
     Drawing,
     EvaluationFolder,
-    Problem,
-    PromptSet,
     Wanted,
     check_k,
     claim_folder,
-    digest,
     gather,
     interval_in_words,
     markdown,
@@ -34,41 +29,15 @@ from megatron_fork.evaluation import (
     problems_of,
     results_of_set,
 )
-from megatron_fork.models import ModelConfig
 from megatron_fork.rewards import RewardPool, RewardsConfig
 from megatron_fork.rollout import RemoteEngine
+from megatron_fork.run.asked import Asked, Loaded, settings_of
 from megatron_fork.run.console import Display
 from megatron_fork.run.offline import ModelContext, build_engine, check_served, give_weights, load_policy, model_context
-from megatron_fork.run.place import checkpoint_of
-from megatron_fork.run.prompt_sets import LoadedSet, load_set
+from megatron_fork.run.prompt_sets import load_set
 from megatron_fork.run.provenance import provenance
 from megatron_fork.run.scoring import PolicyScorer, sequences_of
 from megatron_fork.traces import Origin, TokenTexts, TraceWriter, open_traces, vocabulary_fingerprint
-
-# What of the verifier decides a reward; the others say how it runs.
-_OF_REWARDS = ("kind", "unevaluated", "named_numbers", "timeout_seconds", "memory_gib")
-_SAMPLED_BYTES, _SAMPLED_PLACES = 1 << 16, 16
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What an evaluation is to find, and where it is to write it."""
-
-    sets: Sequence[PromptSet]
-    out: Path
-    judged: bool = True
-    """False: responses are only written, and prompts need no answers."""
-    pass_at: Sequence[int] = ()
-    """k of pass@k and maj@k; empty: the powers of two up to the samples."""
-    served: str | None = None
-    """Name or folder of the model that the servers have and keep; None: they get the weights of the policy."""
-    entropy: bool = False
-    """Compute the entropy of every token, by one statistics pass of the policy."""
-    greedy: bool = False
-    """Take the most likely tokens; each prompt then has one response."""
-
-
-_Loaded = dict[str, tuple[LoadedSet, list[Problem]]]
 
 
 def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
@@ -80,7 +49,7 @@ def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
     hint = f"what is finished is kept: the same command with --out={asked.out} goes on from there"
     with model_context(config, display, when_stopped=hint) as context, ExitStack() as stack:
         loaded = _load(context, asked)
-        settings = _settings(context, asked, loaded)
+        settings = settings_of(context, asked, loaded)
         folder = stack.enter_context(_claimed(context, asked, settings))
         rewards = _pools(context, asked, stack) if asked.judged else None
         finished = collectives.broadcast_object(folder.finished() if folder.rank == 0 else None, context.layout.world)
@@ -97,7 +66,7 @@ def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
     return asked.out
 
 
-def _load(context: ModelContext, asked: Asked) -> _Loaded:
+def _load(context: ModelContext, asked: Asked) -> Loaded:
     """The sets by name with their problems, all checked."""
     config, loaded = context.config, {}
     for chosen in asked.sets:
@@ -163,7 +132,7 @@ def _draw(
     folder: EvaluationFolder,
     rewards: dict[str, RewardPool] | None,
     wanted: Sequence[Wanted],
-    loaded: _Loaded,
+    loaded: Loaded,
 ) -> dict[str, float]:
     """Draw all of `wanted`; returns seconds: waiting for the engine, and of the whole drawing."""
     sources = [found.source for found, _ in loaded.values()]
@@ -222,7 +191,7 @@ def _write_results(
     asked: Asked,
     folder: EvaluationFolder,
     rewards: dict[str, RewardPool] | None,
-    loaded: _Loaded,
+    loaded: Loaded,
     settings: dict[str, Any],
     seconds: dict[str, float],
 ) -> None:
@@ -275,55 +244,3 @@ def _write_results(
     folder.write(RESULTS, json.dumps(results, indent=2) + "\n")
     context.display.say(table.rstrip())
     context.display.say(f"evaluation {folder.path}")
-
-
-def _settings(context: ModelContext, asked: Asked, loaded: _Loaded) -> dict[str, Any]:
-    """What decides the result, to be compared when the evaluation goes on and shown beside it."""
-    config, sampling = context.config, context.config.rollout
-    return {
-        "model": config.model.path or config.model.hf_config,
-        "weights": weights_mark(config.model),
-        "served": asked.served,
-        "seed": config.seed,
-        "engine": sampling.engine,
-        "precision": config.policy.precision,
-        "temperature": 0.0 if asked.greedy else sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "entropy_temperature": asdict(sampling.entropy_temperature),
-        "max_response_tokens": sampling.max_response_tokens,
-        "stop_tokens": list(context.stop_tokens),
-        "rewards": _deciding(config.rewards) if asked.judged else None,
-        "sets": {
-            chosen.name: {
-                "samples": chosen.samples,
-                "prompts": digest(loaded[chosen.name][1]),
-                "source": chosen.data.source,
-                "preset": chosen.data.preset,
-                "template": chosen.data.template,
-                **({"rewards": _deciding(chosen.rewards)} if chosen.rewards and asked.judged else {}),
-            }
-            for chosen in asked.sets
-        },
-    }
-
-
-def _deciding(rewards: RewardsConfig) -> dict[str, Any]:
-    return {name: vars(rewards)[name] for name in _OF_REWARDS}
-
-
-def weights_mark(model: ModelConfig) -> str:
-    """A mark of the weights that `model` means: of samples of their files, or a checkpoint's manifest; empty if drawn."""
-    saved = checkpoint_of(model)
-    if saved is not None:
-        return hashlib.blake2b((saved / "manifest.json").read_bytes(), digest_size=8).hexdigest()
-    content = hashlib.blake2b(digest_size=8)
-    files = sorted(Path(model.path).glob("*.safetensors")) if model.path else []
-    for file in files:
-        size = file.stat().st_size
-        content.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            for place in range(_SAMPLED_PLACES):
-                stream.seek(size * place // _SAMPLED_PLACES)
-                content.update(stream.read(_SAMPLED_BYTES))
-    return content.hexdigest() if files else ""

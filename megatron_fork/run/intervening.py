@@ -27,8 +27,8 @@ from megatron_fork.evaluation import (
 from megatron_fork.experience import Prompt
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Engine, Request, check_engine
+from megatron_fork.run.asked import weights_mark
 from megatron_fork.run.console import Display
-from megatron_fork.run.evaluating import weights_mark
 from megatron_fork.run.offline import ModelContext, build_engine, give_weights, load_policy, model_context
 from megatron_fork.run.prompt_sets import load_set
 from megatron_fork.run.provenance import provenance
