@@ -20,7 +20,7 @@ from support.ranks import run_on_ranks
 from torch import Tensor
 
 from megatron_fork.errors import StatisticsError
-from megatron_fork.vocab_parallel import TokenStatistics, VocabParallelConfig, free_memory, fused_loss, kept, lm_head
+from megatron_fork.vocab_parallel import TokenStatistics, VocabParallelConfig, fused_loss, kept, lm_head
 from megatron_fork.vocab_parallel import head as head_module
 from megatron_fork.vocab_parallel.overlap import SameLane
 from megatron_fork.vocab_parallel.tile import TorchKernels
@@ -311,21 +311,3 @@ def on_this_world(seeds: range) -> None:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_on_ranks(ranks: int) -> None:
     run_on_ranks(on_this_world, ranks, range(6))
-
-
-@pytest.mark.parametrize(
-    ("free_mib", "chunk_mib", "expected_mib"), [(100_000, 0, 960), (2000, 0, 500), (2000, 1500, 1500), (0, 0, 1)]
-)
-def test_logits_take_a_quarter_of_the_free_memory_at_most(
-    free_mib: int, chunk_mib: int, expected_mib: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free_memory._quarter_of_free.cache_clear()
-    # 300 MiB that torch's allocator holds and does not use are free as well.
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: ((free_mib - 300) << 20, 0))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 900 << 20)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 600 << 20)
-    config = VocabParallelConfig(chunk_mib=chunk_mib)
-    assert free_memory.logits_bytes(config, torch.device("cuda", 0), None) == expected_mib << 20
-    # A CPU's results do not depend on its memory.
-    assert free_memory.logits_bytes(config, torch.device("cpu"), None) == (chunk_mib or 160) << 20
-    free_memory._quarter_of_free.cache_clear()
