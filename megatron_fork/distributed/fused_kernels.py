@@ -15,14 +15,14 @@ from typing import Any
 
 _PACKAGE = "transformer_engine"
 _EXTENSION = "transformer_engine_torch"  # which Megatron imports by itself, too
-_reason = ""
+_reason: str | None = None
+"""None until it is known."""
 
 
 def unusable() -> str:
     """Why Megatron does without Transformer Engine, in a line; empty if it has it."""
-    if "megatron" not in sys.modules:
-        _try()
-    return _reason
+    _try()
+    return _reason or ""
 
 
 def watch_for_megatron() -> None:
@@ -43,10 +43,11 @@ class _BeforeMegatron:
 
 def _try() -> None:
     global _reason
-    if _PACKAGE in sys.modules and sys.modules[_PACKAGE] is None:
-        return  # tried before
+    if _reason is not None:
+        return
     _reason = _reason_against()
-    if _reason and _PACKAGE not in sys.modules:
+    # A program that imports Megatron before this package has let it have what there is.
+    if _reason and not {_PACKAGE, "megatron"} & sys.modules.keys():
         sys.modules[_PACKAGE] = sys.modules[_EXTENSION] = None  # type: ignore[assignment]
 
 

@@ -10,6 +10,7 @@ import pytest
 USE = """
 import torch
 if {gpu}: torch.cuda.is_available = lambda: True
+{first}
 import megatron_fork
 import megatron.core.extensions.transformer_engine as theirs
 from megatron_fork.models import ComputeConfig, choose_backend
@@ -17,9 +18,9 @@ print(theirs.HAVE_TE, choose_backend(ComputeConfig()))
 """
 
 
-def used(folder: Path, *, gpu: bool) -> str:
+def used(folder: Path, *, gpu: bool, first: str = "") -> str:
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path(__file__).parents[2])])
-    command = [sys.executable, "-W", "ignore", "-c", USE.format(gpu=gpu)]
+    command = [sys.executable, "-W", "ignore", "-c", USE.format(gpu=gpu, first=first)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -45,3 +46,7 @@ def test_without_a_gpu_it_is_not_even_imported(tmp_path: Path) -> None:
     (tmp_path / "transformer_engine").mkdir()
     (tmp_path / "transformer_engine" / "__init__.py").write_text("print('imported')")
     assert used(tmp_path, gpu=False) == "False Chosen(backend='local', reason='no GPU is visible')\n"
+
+
+def test_a_program_that_imports_megatron_first_gets_local_layers_without_a_gpu(tmp_path: Path) -> None:
+    assert "backend='local', reason='no GPU is visible'" in used(tmp_path, gpu=False, first="import megatron")
