@@ -11,7 +11,8 @@ scalar.
 Bytes moved on a GPU for R rows, V columns, width D, bfloat16, n chunks, besides the operands of the products:
 
     logits        4 R V written by the product, read by the sweep, read for the gradient; 2 R V written (`kept`)
-    d_weight      2 V D written (one chunk, autograd's); 8 V D read and written (one chunk, `main_grad`)
+    d_weight      2 V D written (one chunk, autograd's); 8 V D read and written (one chunk, `main_grad`), and 2 V D of
+                  zeros that autograd makes for itself beside `main_grad`
                   more chunks: 4 V D + 8 V D (n - 1), and 12 V D to multiply and add (`main_grad`; 14 V D for autograd)
     d_hidden      8 R D for every tile of 32,768 columns
 

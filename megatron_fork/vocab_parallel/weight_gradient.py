@@ -53,7 +53,7 @@ class WeightGradient:
         return TileSum(self._head, self._total_vd[columns], products, is_new=self._is_new)
 
     def for_autograd(self) -> Tensor:
-        """The gradient in the weight's dtype; if the buffer has it, zeros that take no memory."""
+        """The gradient in the weight's dtype; if the buffer has it, one zero, of which autograd makes a tensor of zeros."""
         if self._is_buffer:
             return self._weight_vd.new_zeros(()).expand(self._weight_vd.shape)
         return self._total_vd.to(self._weight_vd.dtype)
