@@ -57,7 +57,7 @@ _OPTIONAL = (
     _Optional(
         "transformer_engine",
         "transformer-engine",
-        "fused layers, context parallelism and fp8 on a GPU",
+        "fused layers, offload and fp8 on a GPU",
         "compute.backend",
         "transformer_engine",
     ),

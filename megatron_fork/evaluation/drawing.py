@@ -59,7 +59,7 @@ class Drawing:
     _written: Future[None] | None = None
 
     def draw(self, wanted: Sequence[Wanted]) -> None:
-        """Draw and write all of `wanted`; what was finished before an error is written. Every rank gives the same list."""
+        """Draw and write all of `wanted`, once; what was finished before an error is written. Ranks give the same list."""
         with self._writer:
             self._draw_all(wanted)
             self._wait()
@@ -128,8 +128,8 @@ class Drawing:
 
     def _write(self) -> None:
         """Write what is finished beside the engine's further work; raises what writing the files before it raised."""
-        finished, self._finished = self._finished, []
         self._wait()
+        finished, self._finished = self._finished, []
         if finished:
             self._written = self._writer.submit(self._keep, finished)
 

@@ -63,6 +63,17 @@ def test_rows_of_several_sequences(lengths: tuple[int, ...]) -> None:
     assert computed(case) == pytest.approx(saved_bytes(case), rel=0.005)
 
 
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_gpu_whose_layers_run_in_torch_keeps_what_a_cpu_does(recompute: Any) -> None:
+    compute = ComputeConfig(recompute=recompute, attention="sdpa", elementwise="torch")
+    config = RunConfig(policy=PolicyConfig(precision="bf16"), compute=compute)
+    gpu, cpu = (
+        kept_of_row(config, config_from_recipe(SMALL), Machine(on_gpu=on_gpu), Row((256, 240, 90)))
+        for on_gpu in (True, False)
+    )
+    assert gpu == cpu
+
+
 @pytest.mark.slow
 def test_on_ranks() -> None:
     layouts: list[dict[str, Any]] = [{"tensor": 2}, {"tensor": 2, "sequence": True}, {"context": 2}]

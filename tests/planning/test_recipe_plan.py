@@ -82,6 +82,15 @@ def test_a_recipe_that_cannot_fit_names_the_largest_part_and_a_way_out() -> None
     assert "fits on" in caught.value.hint and "parallel." in caught.value.hint
 
 
+def test_layers_that_may_be_either_are_planned_as_those_that_keep_more() -> None:
+    def peak(backend: str, precision: str) -> float:
+        words = (f"compute.backend={backend}", f"policy.precision={precision}", "compute.recompute=none")
+        return plan(recipe("qwen3-8b/top20", *words), Question()).own.peak
+
+    assert peak("auto", "bf16") == peak("transformer_engine", "bf16") > peak("local", "bf16")
+    assert peak("auto", "fp32") == peak("local", "fp32")
+
+
 @pytest.mark.parametrize(
     ("question", "overrides", "words"),
     [
