@@ -17,7 +17,7 @@ A norm's tensors are whole on every tensor rank, or divided by sequence parallel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from transformers import PretrainedConfig
@@ -27,7 +27,7 @@ from megatron_fork.distributed import ParallelConfig
 from megatron_fork.errors import ConfigError
 from megatron_fork.models import ComputeConfig
 
-Backend = Literal["local", "transformer_engine"]
+Backend = Literal["local", "transformer_engine", "either"]
 # In a micro-batch; each is counted by itself.
 _MOST_SEQUENCES = 1 << 20
 
@@ -37,6 +37,7 @@ class Machine:
     """What decides which tensors the layers save."""
 
     backend: Backend = "local"
+    """either: not known before the run starts; the larger memory of both counts."""
     on_gpu: bool = True
 
 
@@ -130,6 +131,13 @@ def layer_memory(
     itemsize: int,
 ) -> LayerMemory:
     """The tensors of one layer for `row`; `itemsize`: bytes of an activation."""
+    if machine.backend == "either":
+        backends: tuple[Backend, ...] = ("local", "transformer_engine")
+        both = (
+            layer_memory(config, parallel, compute, replace(machine, backend=each), row, itemsize=itemsize)
+            for each in backends
+        )
+        return max(both, key=lambda layer: layer.saved + layer.backward)
     fused, family = machine.backend == "transformer_engine", models.family_of(config)
     if fused or (machine.on_gpu and itemsize == 2 and compute.attention != "sdpa"):
         row = row.unpadded()

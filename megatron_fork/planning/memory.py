@@ -161,7 +161,7 @@ def _stage(
     final = final_norm(hf_config, config, tokens) if last else 0.0
     recomputed = layer.saved * config.compute.recompute_layers if config.compute.recompute == "full" else 0.0
     if config.compute.recompute == "selective" and (
-        machine.backend == "transformer_engine" or models.family_of(hf_config).has_experts
+        machine.backend != "local" or models.family_of(hf_config).has_experts
     ):
         recomputed = (
             tokens * hf_config.num_attention_heads / parallel.tensor * (models.head_size(hf_config) * itemsize + 4)
@@ -181,7 +181,7 @@ def _stage(
         at_last = load.statistics.tokens * hf_config.hidden_size * itemsize + of_head
         phases["statistics"] = max(phases["statistics"], 2 * statistics_layer.boundary + at_last)
     phases["weight update"] = _weight_update(config, hf_config, itemsize)
-    if machine.on_gpu and machine.backend == "local":
+    if machine.on_gpu and machine.backend != "transformer_engine":
         # Torch's Adam takes the roots of all second moments at a time.
         phases["optimizer"] = held["policy"].optimizer / (3 if itemsize < 4 else 2)
     always = {"engine's weights": engine_weights(config, counts.total)}

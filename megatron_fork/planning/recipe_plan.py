@@ -15,7 +15,7 @@ from megatron_fork.models import ParameterCounts
 from megatron_fork.planning.hardware import gpu_named
 from megatron_fork.planning.head import update_head, whole_logits
 from megatron_fork.planning.held import replica_ranks
-from megatron_fork.planning.layer import Machine
+from megatron_fork.planning.layer import Backend, Machine
 from megatron_fork.planning.layouts import (
     Estimate,
     Setting,
@@ -224,14 +224,13 @@ def _split(config: RunConfig, gpus: int) -> tuple[int, int]:
 
 def _setting(config: RunConfig, hf_config: PretrainedConfig, question: Question) -> Setting:
     counts = ParameterCounts.of(hf_config)
-    # `auto` may be either: Transformer Engine's layers keep more, and float32 does without them.
-    fused = config.compute.backend == "transformer_engine" or (
-        config.compute.backend == "auto" and config.policy.precision == "bf16"
-    )
+    backend: Backend = "local" if config.compute.backend == "auto" else config.compute.backend
+    if config.compute.backend == "auto" and config.policy.precision == "bf16":
+        backend = "either"  # in float32 `auto` takes local layers
     return Setting(
         counts=counts,
         parameters=counts.total,
-        machine=Machine("transformer_engine" if fused else "local"),
+        machine=Machine(backend),
         gpu=gpu_named(config.cluster.gpu),
         gpu_bytes=config.cluster.gpu_memory * 2**30,
         work=Work.of(config, response=question.response),
