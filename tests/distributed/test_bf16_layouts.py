@@ -52,4 +52,8 @@ def test_a_layout_rounds_as_one_rank_does(experts: bool) -> None:
             assert all(found[kind] <= bound for kind, bound in BOUND[experts].items()), (parallel, found)
             assert found["selected"] <= SELECTED
             for kind in KINDS:
-                assert from_true[kind] <= 2.0 * rounding[kind] + 1e-6, (parallel, kind)
+                # A token that a rounding sends to another expert moves the whole gradient, in one rank's run or in this one.
+                limit = (
+                    rounding[kind] + BOUND[experts][kind] if experts and kind == "gradient" else 2.0 * rounding[kind]
+                )
+                assert from_true[kind] <= limit + 1e-6, (parallel, kind)

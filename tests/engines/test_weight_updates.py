@@ -38,7 +38,7 @@ def test_greedy_output_is_hugging_faces(server, remote, sync: str) -> None:
 
 @pytest.mark.parametrize("server", ALL, indirect=True, scope="session")
 def test_weights_come_in_many_buckets(server, remote, monkeypatch) -> None:
-    from megatron_fork.rollout.servers import remote as module
+    from megatron_fork.rollout.servers import weight_passes as module
 
     sizes = []
 

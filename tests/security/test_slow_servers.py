@@ -179,7 +179,7 @@ def test_what_breaks_off_after_an_update_is_kept_as_far_as_its_weights_are_known
     server, tmp_path: Path, monkeypatch
 ) -> None:
     """Engines name the weights of tokens at the end of a response: where that does not come, the update is the limit."""
-    goes_on = threading.Event()
+    is_watched, goes_on = threading.Event(), threading.Event()
 
     async def breaks_off(exchange: Exchange) -> None:
         if goes_on.is_set():
@@ -187,6 +187,8 @@ def test_what_breaks_off_after_an_update_is_kept_as_far_as_its_weights_are_known
             return
         before, after = exchange.events_of([Said([5] * 4, [-0.5] * 4), Said([6] * 4, [-0.5] * 4)])[:2]
         await exchange.begin()
+        while not is_watched.is_set():
+            await asyncio.sleep(0.02)
         await exchange.event(before)
         while not goes_on.is_set():
             await asyncio.sleep(0.02)
@@ -203,6 +205,7 @@ def test_what_breaks_off_after_an_update_is_kept_as_far_as_its_weights_are_known
         server.fault = breaks_off
         engine.submit(requests(1))
         submitted, deadline = engine.fleet.last_token_time, time.monotonic() + 60.0
+        is_watched.set()
         with closing(engine.completions()) as arriving:
             while engine.fleet.last_token_time == submitted:  # until the first tokens have come
                 assert time.monotonic() < deadline
