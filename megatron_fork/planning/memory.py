@@ -183,7 +183,7 @@ def _stage(
     phases["weight update"] = _weight_update(config, hf_config, itemsize)
     if machine.on_gpu and machine.backend != "transformer_engine":
         # Torch's Adam takes the roots of all second moments at a time.
-        phases["optimizer"] = held["policy"].optimizer / (3 if itemsize < 4 else 2)
+        phases["optimizer step"] = held["policy"].optimizer / (3 if itemsize < 4 else 2)
     always = {"engine's weights": engine_weights(config, counts.total)}
     kind = engine_kind(config.rollout.engine)
     if kind.takes_share:

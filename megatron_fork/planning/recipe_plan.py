@@ -92,7 +92,7 @@ class Plan:
                 changes = " ".join(layout_fields(found.config.parallel, self.own.config.parallel))
                 return f"{changes or 'the same layout'} fits on {found.ranks} trainer ranks"
         config = self.own.config
-        if part in ("weights", "gradients", "optimizer"):
+        if part in ("weights", "gradients", "optimizer", "optimizer step"):
             sharded = "" if config.optimizer.distributed else "set optimizer.distributed=true, "
             return f"{sharded}raise parallel.tensor or parallel.pipeline, or use more GPUs or GPUs with more memory"
         if part == "engine's weights" or part == "rollout":

@@ -56,6 +56,22 @@ def test_fewer_rows_take_less_memory(answer: dict) -> None:
     assert head["fraction selected"] == 0.2
 
 
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b/top20", "qwen3-32b/top20_29k", "qwen3-0.6b/top20", "systems/ppo"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("compute.backend=local", "compute.recompute=none"),
+        ("policy.precision=fp32",),
+        ("rollout.engine=embedded", "rollout.servers=[]"),
+    ],
+)
+def test_the_parts_of_a_peak_are_all_of_it(name: str, overrides: tuple[str, ...]) -> None:
+    """Whichever phase is the fullest, and whatever it has in common with what is held."""
+    for stage in plan(recipe(name, *overrides), Question()).own.stages:
+        assert sum(stage.parts.values()) == pytest.approx(stage.peak)
+
+
 def test_what_fits_is_monotone_in_tokens_and_memory() -> None:
     """More tokens in a micro-batch never take less memory, and the largest budget is where it stops to fit."""
     config = recipe("qwen3-8b/top20")
