@@ -51,8 +51,8 @@ class StatisticsModel(GPTModel):
 
     `forward(tokens, positions, None, labels=targets, loss_mask=rows)` returns `TokenStatistics` at `rows`; with
     `row_loss=...` as well, the (loss, sums) of `vocab_parallel.lm_head_loss`; with `kept=...`, the set that each of the rows'
-    targets was drawn from, the log-prob is under the softmax over that set (`ReplayedStatistics`). Without labels, this rank's logits
-    `[batch, sequence, vocab/tp]`, like GPTModel.
+    targets was drawn from, the log-prob is under the softmax over that set (`ReplayedStatistics`). Without labels, this rank's
+    logits `[batch, sequence, vocab/tp]`, like GPTModel.
     """
 
     def __init__(

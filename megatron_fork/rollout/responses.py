@@ -26,7 +26,7 @@ def request_for(prompt: Prompt, number: int, seed: int, config: RolloutConfig, *
         top_p=1.0 if greedy else config.top_p,
         top_k=0 if greedy else config.top_k,
         min_p=0.0 if greedy else config.min_p,
-        reports_kept=config.replays_mask and not greedy,
+        reports_kept=config.replays_mask,
         entropy_temperature=by_entropy,
     )
 

@@ -38,7 +38,7 @@ class Sampler:
         """(token, its log-prob, kept) for each row of `[rows, vocab]` logits; temperature 0 takes the most likely token.
 
         The log-prob is of the full softmax, whatever is left to be drawn; for a request that reports what it keeps, it is of
-        the softmax over that. `kept` is bool `[rows, vocab]`, None if no request reports it; a greedy row keeps everything.
+        the softmax over that. `kept` is bool `[rows, vocab]`, None if no request reports it; a greedy row keeps its token.
         """
         greedy = self.temperature[rows] == 0.0
         scaled = logits.float() / torch.where(greedy, 1.0, self.temperature[rows])[:, None]
@@ -54,7 +54,8 @@ class Sampler:
         chosen = torch.where(greedy, scaled.argmax(-1), drawn)
         kept = None
         if self._reports_any:
-            kept = (probability > 0.0) | (greedy | ~self.reports_kept[rows])[:, None]
+            greedily = torch.zeros_like(probability, dtype=torch.bool).scatter_(1, chosen[:, None], True)
+            kept = torch.where(greedy[:, None], greedily, probability > 0.0) | ~self.reports_kept[rows, None]
             scaled = scaled.masked_fill(~kept, -torch.inf)
         return chosen, token_statistics(scaled, chosen).logprob, kept
 

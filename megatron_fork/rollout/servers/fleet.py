@@ -58,7 +58,8 @@ class Fleet:
         """Draw `requests`; the completions go to `arrived`."""
         if not self.is_drawing:
             self.last_token_time = time.monotonic()
-        for pending in (PendingRequest.of(request, arrived) for request in requests):
+        for pending in [PendingRequest.of(request, arrived) for request in requests]:
+            self._reopen(pending)
             finish = pending.finish(self.stop_tokens)
             if finish is None:
                 self._pending.append(pending)
@@ -208,6 +209,7 @@ class Fleet:
             segment.leave_out_unproven()
             pending.add(segment)
             server.failures = 0 if segment.tokens else server.failures
+        self._reopen(pending)
         finish = pending.finish(self.stop_tokens)
         if finish is not None and self.error is None:
             pending.arrived.put(pending.completion(finish))
@@ -216,6 +218,10 @@ class Fleet:
         else:
             self._requeue(pending, server, fault or ServerFault("it ended a response without a reason"), was_cancelled)
         self._assign()
+
+    def _reopen(self, pending: PendingRequest) -> None:
+        if any(server.experts is not None for server in self.servers):
+            pending.reopen(self.stop_tokens)
 
     def _label_fault(self, server: Server, segment: DrawnSegment) -> ServerFault | None:
         """A fault if the labels are not this run's, or do not fit the tokens: the tokens are then void."""

@@ -30,6 +30,7 @@ from megatron_fork.rollout.servers.broadcast import BroadcastDelivery
 from megatron_fork.rollout.servers.control import HEARTBEAT_SECONDS, ControlRequests
 from megatron_fork.rollout.servers.event_loop import EventLoop
 from megatron_fork.rollout.servers.fleet import Fleet
+from megatron_fork.rollout.servers.routed import ExpertsShape
 from megatron_fork.rollout.servers.server import Server, within_open_files
 from megatron_fork.rollout.servers.weight_sync import Delivery, DiskDelivery
 from megatron_fork.rollout.weights import buckets
@@ -54,10 +55,13 @@ class RemoteEngine:
         folder: Path,
         world: collectives.Group,
         save: Callable[[], None] = lambda: None,
+        records_experts: bool = False,
         stop_point: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """`folder` takes weights on disk; every rank calls `save` before a wait that may end the run.
+
+        With `records_experts` every completion says which experts its tokens were sent to.
 
         `say` prints what the run waits for. If `stop_point` raises `StopRequested` on the first rank, every rank does.
         """
@@ -78,7 +82,8 @@ class RemoteEngine:
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
         if self._control.leads:
             self._loop = EventLoop()
-            self._loop.call(self._build(within_open_files(config, say), hf_config, stop_tokens, folder))
+            shape = ExpertsShape.of(hf_config) if records_experts else None
+            self._loop.call(self._build(within_open_files(config, say), hf_config, stop_tokens, folder, shape))
 
     @classmethod
     def of(cls, context: EngineContext) -> Self:
@@ -89,17 +94,25 @@ class RemoteEngine:
             stop_tokens=context.stop_tokens,
             folder=context.folder / "engine_weights",
             world=context.world,
+            records_experts=context.records_experts,
             save=context.save,
             stop_point=context.stop_point,
             say=context.say,
         )
 
     async def _build(
-        self, remote: RemoteConfig, hf_config: PretrainedConfig, stop_tokens: Sequence[int], folder: Path
+        self,
+        remote: RemoteConfig,
+        hf_config: PretrainedConfig,
+        stop_tokens: Sequence[int],
+        folder: Path,
+        experts: ExpertsShape | None,
     ) -> None:
         server = engine_kind(self.config.engine).server
         assert server is not None
         servers = [part(server)(url, remote, hf_config.vocab_size) for url in self.config.servers]
+        for each in servers:
+            each.experts = experts
         self.fleet = Fleet(servers, remote, stop_tokens=stop_tokens)
         self._delivery: Delivery = (
             DiskDelivery(remote, self.fleet.mark_down, folder, hf_config)
