@@ -4,7 +4,8 @@
 
 The folder may also be named as the engines do, by --model or --model-path: the images' words are an engine's. On a machine
 without a GPU it serves in float32 on the CPU. With $MEGATRON_FORK_API_KEY set, only requests that carry it are answered.
-OPTIONs are the engine's own, such as those that replay needs (docs/engines.md). This process becomes the server, so that signals reach it.
+OPTIONs are the engine's own, such as those that replay needs (docs/engines.md). This process becomes the server, so that
+signals reach it.
 """
 
 from __future__ import annotations

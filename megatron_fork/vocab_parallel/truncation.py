@@ -99,7 +99,7 @@ def truncated_statistics(
     """
     if hidden.shape[:1] != targets.shape or kept.count_t.shape != targets.shape:
         raise StatisticsError(
-            f"hidden has shape {list(hidden.shape)}, targets {list(targets.shape)}, and {len(kept.count_t)} rows kept sets",
+            f"hidden has shape {list(hidden.shape)}, targets {list(targets.shape)}, with {len(kept.count_t)} kept sets",
             hint="give one target and one kept set per row",
         )
     shard = VocabularyShard.of(weight.shape[0], vocab_size, group)
