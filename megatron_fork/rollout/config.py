@@ -195,8 +195,8 @@ class RolloutConfig(Settings, room="rollout"):
         if not self.entropy_temperature.is_plain:
             return "rollout.entropy_temperature"
         if not kind.full_softmax and self.truncates and not self.replay_sampling_mask:
-            cuts = f"rollout.top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p}"
-            return f"{cuts} with rollout.engine={self.engine}"
+            min_p = f", rollout.min_p={self.min_p}" if self.min_p else ""
+            return f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k}{min_p} with rollout.engine={self.engine}"
         return ""
 
 

@@ -66,6 +66,7 @@ class Answer:
         `experts` reads the report of the routing, None if the chunk has none.
         """
         ids = self._tokens(tokens)
+        sets = self._sets(kept, ids)
         values = _logprobs(logprob, len(ids))
         if self._has_ended and (ids or reason is not None):
             raise void("it sent more after the end of the response")
@@ -82,7 +83,7 @@ class Answer:
         chosen = None
         if self.experts is not None and finish is not None:
             chosen = experts_of(experts, self.experts, self._read + self.count - 1)
-        return StreamChunk(ids, values, finish, _spans(versions), self._sets(kept, ids), chosen)
+        return StreamChunk(ids, values, finish, _spans(versions), sets, chosen)
 
     def _sets(self, kept: object, ids: list[int]) -> KeptTokens | None:
         if not self.reports_kept:
