@@ -89,16 +89,21 @@ class PendingRequest:
             elif end > first:
                 self.versions.append(VersionSpan(version, start + first, start + end))
 
-    def reopen(self, stop_tokens: Collection[int]) -> None:
-        """Forget the last token of a response that ended without a report of its experts: who draws it again reads them all."""
-        if self.experts is not None or self.finish(stop_tokens) is None:
-            return
+    def settled(self, stop_tokens: Collection[int], *, needs_experts: bool) -> FinishReason | None:
+        """`finish`; a response that ended without the report that it needs loses its last token, and so goes on.
+
+        Whoever draws that token again reads all others, and reports the experts of all.
+        """
+        finish = self.finish(stop_tokens)
+        if finish is None or self.experts is not None or not needs_experts:
+            return finish
         length = len(self.tokens) - 1
         del self.tokens[length:], self.logprob[length:]
         if self.kept is not None:
             self.kept.cut(length)
         spans = [span._replace(end=min(span.end, length)) for span in self.versions]
         self.versions = [span for span in spans if span.end > span.start]
+        return None
 
     def completion(self, finish: FinishReason) -> Completion:
         return Completion(

@@ -1,4 +1,4 @@
-"""Real servers name what each token was drawn from, and SGLang where it was routed: log-probs under the sets are the policy's."""
+"""Real servers name what each token was drawn from, and SGLang its experts too; log-probs under the sets are the policy's."""
 
 from collections.abc import Iterator
 from contextlib import closing

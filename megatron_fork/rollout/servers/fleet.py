@@ -47,6 +47,7 @@ class Fleet:
         self._unfinished: list[Request] = []
         self._aborting = False
         self._watcher: asyncio.Task[None] | None = None
+        self._needs_experts = any(server.experts is not None for server in self.servers)
         self._examining = {server: asyncio.Lock() for server in self.servers}
         self._going_down: set[asyncio.Task[None]] = set()
 
@@ -59,8 +60,7 @@ class Fleet:
         if not self.is_drawing:
             self.last_token_time = time.monotonic()
         for pending in [PendingRequest.of(request, arrived) for request in requests]:
-            self._reopen(pending)
-            finish = pending.finish(self.stop_tokens)
+            finish = pending.settled(self.stop_tokens, needs_experts=self._needs_experts)
             if finish is None:
                 self._pending.append(pending)
             else:  # it was stopped after its last token
@@ -209,8 +209,7 @@ class Fleet:
             segment.leave_out_unproven()
             pending.add(segment)
             server.failures = 0 if segment.tokens else server.failures
-        self._reopen(pending)
-        finish = pending.finish(self.stop_tokens)
+        finish = pending.settled(self.stop_tokens, needs_experts=self._needs_experts)
         if finish is not None and self.error is None:
             pending.arrived.put(pending.completion(finish))
         elif finish is not None or self._aborting:  # nobody takes completions after an error: a resumed run gets it
@@ -218,10 +217,6 @@ class Fleet:
         else:
             self._requeue(pending, server, fault or ServerFault("it ended a response without a reason"), was_cancelled)
         self._assign()
-
-    def _reopen(self, pending: PendingRequest) -> None:
-        if any(server.experts is not None for server in self.servers):
-            pending.reopen(self.stop_tokens)
 
     def _label_fault(self, server: Server, segment: DrawnSegment) -> ServerFault | None:
         """A fault if the labels are not this run's, or do not fit the tokens: the tokens are then void."""

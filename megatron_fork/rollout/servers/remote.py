@@ -70,6 +70,7 @@ class RemoteEngine:
         self.parameters = 0
         self.update_seconds = 0.0
         self.update_bytes = 0
+        self._records_experts = records_experts
         self._save = save
         self._stop_point = stop_point
         self._say = say
@@ -82,8 +83,7 @@ class RemoteEngine:
         self._nonce = secrets.token_hex(4)  # another run's weights never have this run's labels
         if self._control.leads:
             self._loop = EventLoop()
-            shape = ExpertsShape.of(hf_config) if records_experts else None
-            self._loop.call(self._build(within_open_files(config, say), hf_config, stop_tokens, folder, shape))
+            self._loop.call(self._build(within_open_files(config, say), hf_config, stop_tokens, folder))
 
     @classmethod
     def of(cls, context: EngineContext) -> Self:
@@ -101,18 +101,13 @@ class RemoteEngine:
         )
 
     async def _build(
-        self,
-        remote: RemoteConfig,
-        hf_config: PretrainedConfig,
-        stop_tokens: Sequence[int],
-        folder: Path,
-        experts: ExpertsShape | None,
+        self, remote: RemoteConfig, hf_config: PretrainedConfig, stop_tokens: Sequence[int], folder: Path
     ) -> None:
         server = engine_kind(self.config.engine).server
         assert server is not None
         servers = [part(server)(url, remote, hf_config.vocab_size) for url in self.config.servers]
-        for each in servers:
-            each.experts = experts
+        for each in servers if self._records_experts else []:
+            each.experts = ExpertsShape.of(hf_config)
         self.fleet = Fleet(servers, remote, stop_tokens=stop_tokens)
         self._delivery: Delivery = (
             DiskDelivery(remote, self.fleet.mark_down, folder, hf_config)
