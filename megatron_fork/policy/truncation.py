@@ -29,10 +29,10 @@ def kept_sets_of(batch: Batch) -> KeptSets | None:
                 hint="set rollout.replay_sampling_mask=false and rollout.mismatch_limit=.inf, or use an engine that reports it",
             )
     return KeptSets(
-        torch.cat([_whole(each.ids) for each in kept if each is not None]),
-        torch.cat([_whole(each.counts) for each in kept if each is not None]),
+        torch.cat([_int32(each.ids) for each in kept if each is not None]),
+        torch.cat([_int32(each.counts) for each in kept if each is not None]).long(),
     )
 
 
-def _whole(numbers: array[int]) -> Tensor:
-    return torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+def _int32(numbers: array[int]) -> Tensor:
+    return torch.from_numpy(np.array(numbers, dtype=np.int32))

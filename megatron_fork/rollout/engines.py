@@ -83,6 +83,8 @@ class EngineKind:
     """Completions can name what each token was drawn from, for `rollout.replay_sampling_mask`."""
     kept_needs_top_k: bool = False
     """It does so only for requests with a `top_k`, which bounds the report."""
+    replay_options: Callable[[RolloutConfig, bool, bool], list[str]] = lambda config, experts, on_gpu: []
+    """What its servers must be started with to report what the settings, and `experts.replay`, ask for."""
     reports_experts: bool = False
     """Completions can name the experts of a mixture, for `experts.replay`."""
     ranks_per_engine: Callable[[RolloutConfig], int] = lambda config: 1
@@ -101,7 +103,22 @@ class EngineKind:
         return self.server is not None
 
 
-def _of_servers(name: str, server: str, *, full_softmax: bool) -> EngineKind:
+_EXPERTS = "--enable-return-routed-experts"
+
+
+def _of_vllm(config: RolloutConfig, experts: bool, on_gpu: bool) -> list[str]:
+    masks = ["--return-sampling-mask"] if on_gpu else ["--max-logprobs", str(config.top_k)]
+    return [*(masks if config.replays_mask else []), *([_EXPERTS] if experts else [])]
+
+
+def _of_sglang(config: RolloutConfig, experts: bool, on_gpu: bool) -> list[str]:
+    masks = ["--sampling-mask-max-tokens", str(max(4096, 2 * config.top_k))]  # ties at its end are kept as well
+    return [*(masks if config.replays_mask else []), *([_EXPERTS] if experts else [])]
+
+
+def _of_servers(
+    name: str, server: str, *, full_softmax: bool, options: Callable[[RolloutConfig, bool, bool], list[str]]
+) -> EngineKind:
     return EngineKind(
         f"{_ROOM}.servers.remote:RemoteEngine.of",
         title="servers",
@@ -111,6 +128,7 @@ def _of_servers(name: str, server: str, *, full_softmax: bool) -> EngineKind:
         full_softmax=full_softmax,
         reports_kept=True,
         kept_needs_top_k=True,
+        replay_options=options,
         reports_experts=True,
         memory="they hold the weights that they draw with",
     )
@@ -136,8 +154,8 @@ ENGINES: dict[str, EngineKind] = {
         memory="weights; its cache comes on top",
         check=f"{_ROOM}.in_process.vllm_process:check_colocated",
     ),
-    "vllm": _of_servers("vllm", "VllmServer", full_softmax=False),
-    "sglang": _of_servers("sglang", "SglangServer", full_softmax=True),
+    "vllm": _of_servers("vllm", "VllmServer", full_softmax=False, options=_of_vllm),
+    "sglang": _of_servers("sglang", "SglangServer", full_softmax=True, options=_of_sglang),
 }
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -39,17 +40,20 @@ class KeptSets:
     """The kept set of each of some tokens, one after the other; a token without any keeps the whole vocabulary."""
 
     id_n: Tensor
-    """`[kept tokens of all rows]` int64, global vocabulary ids."""
+    """`[kept tokens of all rows]` int32 or int64, global vocabulary ids."""
     count_t: Tensor
     """`[tokens]` int64, how many of them each token has; 0: the whole vocabulary."""
 
     def take(self, index_r: Tensor) -> KeptSets:
         """The sets of the tokens at `index_r`, int64 `[rows]`, in that order."""
         count_r = self.count_t[index_r]
-        first_r = (self.count_t.cumsum(0) - self.count_t)[index_r]
-        shift_r = first_r - (count_r.cumsum(0) - count_r)
+        shift_r = self._first_t[index_r] - (count_r.cumsum(0) - count_r)
         place_n = torch.arange(int(count_r.sum()), device=count_r.device) + shift_r.repeat_interleave(count_r)
         return KeptSets(self.id_n[place_n], count_r)
+
+    @cached_property
+    def _first_t(self) -> Tensor:
+        return self.count_t.cumsum(0) - self.count_t
 
     def to(self, device: torch.device) -> KeptSets:
         return KeptSets(self.id_n.to(device), self.count_t.to(device))
@@ -102,6 +106,7 @@ def truncated_statistics(
             f"hidden has shape {list(hidden.shape)}, targets {list(targets.shape)}, with {len(kept.count_t)} kept sets",
             hint="give one target and one kept set per row",
         )
+    kept = KeptSets(kept.id_n.long(), kept.count_t)
     shard = VocabularyShard.of(weight.shape[0], vocab_size, group)
     _refuse_sets(kept, targets, shard.vocab_size)
     work = _Work(shard, inverse_of(temperature), kept, targets)
