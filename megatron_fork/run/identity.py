@@ -10,7 +10,13 @@ from megatron_fork.recipe import flat, letters
 # Fields added after checkpoints got their present format, while a run's fingerprint still had every field, and those (or
 # rooms) added since then.
 _ADDED = ("data.columns.solution",)
-_ADDED_LATER = ("cluster.", "evaluation.sets", "train.max_skipped_updates")
+_ADDED_LATER = (
+    "cluster.",
+    "evaluation.sets",
+    "rollout.min_p",
+    "rollout.replay_sampling_mask",
+    "train.max_skipped_updates",
+)
 
 
 def fingerprint(config: RunConfig, *, leave_out: tuple[str, ...]) -> str:
