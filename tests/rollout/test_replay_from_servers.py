@@ -330,3 +330,38 @@ def test_pickles_are_not_opened() -> None:
     np.save(held, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ServerFault, match="no array"):
         of_npy(base64.b64encode(held.getvalue()).decode())
+
+
+def test_a_recorded_answer_of_vllm_is_read(tmp_path: Path, monkeypatch) -> None:
+    """Of vLLM 0.32 with its second model runner, which served a mixture of 4 layers, 16 experts and 4 a token.
+
+    Asked with tokens 3 to 7 at temperature 0.9, top_p 0.5 and top_k 4 for 6 tokens.
+    """
+    recorded = (Path(__file__).parent / "recorded" / "vllm_0.32_masks_and_experts.txt").read_bytes()
+
+    async def replay(exchange: Exchange) -> None:
+        await exchange.begin()
+        await exchange.chunk(recorded.replace(b'"default"', f'"{exchange.label}"'.encode()))
+        await exchange.send(b"0\r\n\r\n")
+
+    server = StandIn("vllm", vocabulary=512)
+    server.fault = replay
+    config = RolloutConfig(
+        engine="vllm", servers=[server.url], remote=QUICK, top_k=4, top_p=0.5, replay_sampling_mask=True
+    )
+    model = Qwen3MoeConfig(vocab_size=512, num_hidden_layers=4, num_experts_per_tok=4, num_experts=16)
+    asked = Request(0, (3, 4, 5, 6, 7), 3, 0.9, 6, top_p=0.5, top_k=4, reports_kept=True)
+    with (
+        closing(server),
+        closing(
+            RemoteEngine(config, model, stop_tokens=(STOP,), folder=tmp_path, world=None, records_experts=True)
+        ) as engine,
+    ):
+        engine.update_weights(WEIGHTS, 0)
+        (completion,) = engine.generate([asked])
+    assert list(completion.tokens) == [273, 64, 64, 64, 64, 64]
+    assert completion.kept is not None and list(completion.kept.counts) == [2, 1, 1, 1, 1, 2]
+    assert list(completion.kept.ids) == [64, 273, 64, 64, 64, 64, 34, 64]
+    assert list(completion.logprob) == pytest.approx([-0.8534334897994995, 0.0, 0.0, 0.0, 0.0, -0.37395480275154114])
+    assert completion.experts is not None and completion.experts.shape == (10, 4, 4)
+    assert completion.experts[0].tolist() == [[10, 11, 12, 6], [7, 14, 2, 11], [5, 8, 11, 14], [7, 5, 3, 13]]
