@@ -21,7 +21,7 @@ def test_the_mismatch_is_rounding(cuts: list[str], tmp_path: Path) -> None:
         assert step["mismatch/max"] < 1e-4
         assert step["entropy/kept_mean"] < step["entropy/mean"]
         assert 1.0 <= step["rollout/kept_tokens"] < 135
-    rows = [row for part in open_traces([folder / "traces"]).parts() for row in part.table.to_pylist()]
+    rows = [row for part in open_traces(folder / "traces").parts() for row in part.table.to_pylist()]
     trained = [row for row in rows if row["kind"] == "trained"]
     assert trained and all(len(row["kept_tokens"]) == len(row["tokens"]) for row in trained)
     if "rollout.top_k=5" in cuts:
