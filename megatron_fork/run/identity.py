@@ -15,6 +15,8 @@ _ADDED_LATER = (
     "compute.attention",
     "compute.elementwise",
     "evaluation.sets",
+    "rollout.min_p",
+    "rollout.replay_sampling_mask",
     "train.max_skipped_updates",
     "vocab_parallel.fp32_head",
     "vocab_parallel.second_stream",

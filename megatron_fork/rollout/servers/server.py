@@ -15,6 +15,7 @@ from megatron_fork.errors import KEY_VARIABLE, masked
 from megatron_fork.rollout.config import RemoteConfig, RolloutConfig
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk
 from megatron_fork.rollout.servers.pace import Allowance, Pace
+from megatron_fork.rollout.servers.routed import ExpertsShape
 from megatron_fork.rollout.servers.wire import (
     ServerFault,
     Wire,
@@ -70,6 +71,8 @@ class Server(ABC):
         self.falls = 0  # how often it went down
         self.failures = 0  # times that it went down or had foreign weights since its tokens last counted
         self.pace = Pace(config.idle_seconds, config.stream_interval)
+        self.experts: ExpertsShape | None = None
+        """What it must say of every token, where the run replays its routing."""
         self.wire = Wire(self.url, os.environ.get(KEY_VARIABLE), connections=config.requests_per_server)
 
     def __str__(self) -> str:

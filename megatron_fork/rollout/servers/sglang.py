@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk
 from megatron_fork.rollout.servers.answers import Answer, checked_logprobs
+from megatron_fork.rollout.servers.routed import of_int32
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
 from megatron_fork.rollout.servers.wire import ServerFault, quoted, void
 
@@ -25,10 +26,10 @@ class SglangServer(Server):
 
     async def chunks(self, pending: PendingRequest, stop_tokens: Sequence[int]) -> AsyncGenerator[StreamChunk, None]:
         body = self._body(pending, stop_tokens)
-        answer = Answer(pending, stop_tokens, self.vocabulary, self.pace)
+        answer = Answer(pending, stop_tokens, self.vocabulary, self.pace, self.experts)
         async with contextlib.aclosing(self.events("/generate", body, answer.allowance)) as events:
             async for event in events:
-                yield answer.take(*_fields(event, answer.count))
+                yield answer.take(*_fields(event, answer.count, masks=answer.reports_kept))
 
     def _body(self, pending: PendingRequest, stop_tokens: Sequence[int]) -> dict[str, Any]:
         request = pending.request
@@ -36,6 +37,7 @@ class SglangServer(Server):
             "temperature": request.temperature,
             "top_p": request.top_p,
             "top_k": request.top_k or -1,
+            "min_p": request.min_p,
             "sampling_seed": (request.seed + len(pending.tokens)) % (1 << 31),
             "max_new_tokens": pending.remaining,
             # Not `ignore_eos`, which would ignore these as well.
@@ -48,6 +50,11 @@ class SglangServer(Server):
             "return_logprob": True,
             "stream": True,
         }
+        if request.reports_kept:
+            body["return_sampling_mask"] = True
+            sampling["top_k"] = request.top_k if request.temperature else 1
+        if self.experts is not None:
+            body["return_routed_experts"] = True
         if request.entropy_temperature is not None:
             # The server option for this executes what clients send, so it is only for loopback: no other server is asked.
             host = urlsplit(self.url).hostname or ""
@@ -155,8 +162,11 @@ def logprobs_in(answer: object, tokens: Sequence[int], first: int) -> list[float
     return checked_logprobs([pair[0] for pair in pairs], len(tokens) - first)
 
 
-def _fields(event: dict[str, Any], seen: int) -> tuple[object, object, object, object]:
-    """(tokens, log-probs, why it ended, versions) after the first `seen`; an event may hold all tokens or only new ones."""
+def _fields(event: dict[str, Any], seen: int, *, masks: bool) -> tuple[Any, ...]:
+    """What `Answer.take` needs, of the tokens after the first `seen`; an event may hold all tokens or only new ones.
+
+    With `masks` the log-probs are those under the softmax over what each token was drawn from.
+    """
     about, tokens = event.get("meta_info"), event.get("output_ids")
     if not isinstance(about, dict) or not isinstance(tokens, list):
         raise void(f"it sent an answer without tokens or meta_info: {quoted(event)}")
@@ -174,7 +184,26 @@ def _fields(event: dict[str, Any], seen: int) -> tuple[object, object, object, o
     pairs = [entry if isinstance(entry, list) and len(entry) >= 2 else [entry, None] for entry in entries]
     if [pair[1] for pair in pairs] != tokens:
         raise void("its tokens and log-probs disagree")
-    return tokens, [pair[0] for pair in pairs], _reason(about.get("finish_reason")), about.get("weight_versions")
+    logprobs, kept = [pair[0] for pair in pairs], None
+    if masks:
+        logprobs = _last(about.get("output_token_sampling_logprobs"), new)
+        kept = _last(about.get("output_token_sampling_mask"), new)
+    routed = about.get("routed_experts")
+    return (
+        tokens,
+        logprobs,
+        _reason(about.get("finish_reason")),
+        about.get("weight_versions"),
+        kept,
+        None if routed is None else lambda: of_int32(routed),
+    )
+
+
+def _last(sent: object, count: int) -> Any:
+    """The last `count` of a list; anything else as it came, which is refused later."""
+    if sent is None and not count:
+        return []
+    return sent[len(sent) - count :] if isinstance(sent, list) and len(sent) >= count else sent
 
 
 def _reason(finish: object) -> object:
