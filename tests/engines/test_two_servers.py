@@ -9,7 +9,7 @@ import pytest
 from support.engine_models import greedy_responses, new_model, requests, weights_of
 from support.engine_servers import ENGINES, serving
 
-from megatron_fork.rollout.servers import remote as module
+from megatron_fork.rollout.servers import weight_passes as module
 
 
 class Interrupted:

@@ -38,7 +38,7 @@ def test_greedy_output_is_hugging_faces(server, remote, sync: str) -> None:
 
 @pytest.mark.parametrize("server", ALL, indirect=True, scope="session")
 def test_weights_come_in_many_buckets(server, remote, monkeypatch) -> None:
-    from megatron_fork.rollout.servers import remote as module
+    from megatron_fork.rollout.servers import weight_passes as module
 
     sizes = []
 
@@ -135,7 +135,7 @@ def test_a_server_whose_trainer_vanished_takes_another(server, remote) -> None:
     first = remote(server.engine, [server.server.url], sync="gloo")
     first.update_weights(weights_of(new_model(tied=True, seed=1)), 0)
     stale = list(first.fleet.servers)
-    first._loop.call(first._delivery.start(stale))
+    first._loop.call(first._delivery.start(stale, "first"))
     first._loop.call(first._delivery.send(weights_of(new_model(tied=True, seed=2))[:3]))
     first.close()
 

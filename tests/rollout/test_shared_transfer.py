@@ -15,7 +15,7 @@ from transformers import Qwen3Config
 
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout import RemoteConfig, RemoteEngine, RolloutConfig
-from megatron_fork.rollout.servers import event_loop, remote
+from megatron_fork.rollout.servers import event_loop, remote, weight_passes
 from megatron_fork.rollout.servers.broadcast import BroadcastDelivery
 from megatron_fork.rollout.weights import buckets
 from megatron_fork.serving import address_towards
@@ -74,7 +74,7 @@ def fleet(
     """A trainer's engine and its servers, of which the last `waiting` are not started."""
     for module in (remote, event_loop):
         monkeypatch.setattr(module, "_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(remote, "buckets", small_buckets)
+    monkeypatch.setattr(weight_passes, "buckets", small_buckets)
     monkeypatch.setattr(Held, "most", 0)
     servers = [
         ReceivingServer(engine, workers=count, host=host, lives=lives)

@@ -6,6 +6,7 @@ wrong while it receives, and when; `/received` says what its weights are.
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,9 @@ import httpx
 import torch
 from torch.distributed import PrefixStore, TCPStore
 
-from megatron_fork.serving import address_towards, is_open, join_transfer
+from megatron_fork.serving import Message, WeightCopy, address_towards, is_open, join_transfer
+from megatron_fork.serving.held import HeldPart
+from megatron_fork.serving.messages import unpacked
 from support.engine_servers import free_port
 
 
@@ -31,7 +34,8 @@ class Misdeed:
     """What happens when the tensor `tensor` of the bucket `bucket`, both counted from 0 in an update, is to be received.
 
     kill, stop: the whole process, by a signal. hang: its workers alone. refuse: the bucket is refused. lie: it is not received,
-    and said to be. alone: it refuses to join a process group with others, whenever that is.
+    and said to be. flip: one bit of the tensor is kept wrong. skip: it keeps its old values. alone: it refuses to join a
+    process group with others, whenever that is. forget: what it had before the update is lost.
     """
 
     what: str
@@ -55,6 +59,8 @@ class Received:
     store: Any = None
     staged: dict[str, str] = field(default_factory=dict)
     whole: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    copy: WeightCopy = field(default_factory=WeightCopy)
 
 
 class Front:
@@ -128,9 +134,12 @@ class Front:
     def _begin(self) -> None:
         self.in_session, self.buckets = True, 0
         for worker in self.workers:
+            if self.misdeed and self.misdeed.what == "forget":
+                worker.copy = WeightCopy()
             worker.staged = {}
+            worker.copy.begin()
 
-    def _receive(self, names, dtypes, shapes) -> None:
+    def _receive(self, message: Message) -> None:
         if not self.in_session:
             raise RuntimeError("no update has begun")
         bucket, self.buckets = self.buckets, self.buckets + 1
@@ -141,23 +150,36 @@ class Front:
             return
 
         def receive(place: int, worker: Received) -> None:
-            for number, (name, dtype, shape) in enumerate(zip(names, dtypes, shapes, strict=True)):
-                if misdeed and misdeed.what != "alone" and misdeed.tensor == number and place == 0:
-                    self._misbehave(misdeed.what)
-                tensor = torch.empty(shape, dtype=getattr(torch, dtype))
-                if self.engine == "vllm":
-                    worker.group.receive(tensor, timeout=self.timeout, is_wanted=lambda: is_open(worker.store))
-                else:
-                    worker.group.broadcast(tensor).wait()
-                worker.staged[name] = digest(tensor) if self.digests else ""
+            if misdeed and misdeed.what in ("kill", "stop", "hang") and place == 0:
+                self._misbehave(misdeed.what)
+            worker.copy.check(message)
+            data = torch.empty(message.bytes, dtype=torch.uint8)
+            if message.bytes and self.engine == "vllm":
+                worker.group.receive(data, timeout=self.timeout, is_wanted=lambda: is_open(worker.store))
+            elif message.bytes:
+                worker.group.broadcast(data).wait()
+            whole = worker.copy.receive(message, data) if message.version else unpacked(message, data)
+            for number, (name, tensor) in enumerate(whole if self.digests else ()):
+                if misdeed and misdeed.what in ("flip", "skip") and misdeed.tensor == number and place == 0:
+                    tensor = self._spoilt(misdeed.what, worker.tensors.get(name), tensor)
+                worker.tensors[name] = tensor.clone()
+                worker.staged[name] = digest(tensor)
 
         try:
             self._on_all(receive)
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             self.in_session = False
             if self.engine == "vllm":
                 self._leave()
             raise
+
+    def _spoilt(self, what: str, old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+        self.misdeed = None  # once
+        if what == "skip":
+            return torch.zeros_like(new) if old is None else old
+        spoilt = new.clone()
+        spoilt.view(-1).view(torch.uint8)[spoilt.nbytes // 2] ^= 8
+        return spoilt
 
     def _misbehave(self, what: str) -> None:
         if what == "hang":
@@ -176,6 +198,7 @@ class Front:
         self.in_session = False
         for worker in self.workers:
             worker.whole = worker.staged
+            worker.copy.finish()
         self.label = label or self.label
 
     # vLLM's words.
@@ -188,10 +211,21 @@ class Front:
         self._begin()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._receive(**update_info)
+        self._receive(Message(**update_info))
 
     def finish_weight_update(self, weight_version: str) -> None:
         self._finish(weight_version)
+
+    def collective_rpc(self, method: str, args=(), timeout=0.0) -> Any:
+        if method not in ("weight_types", "weight_checksums"):
+            return None
+        is_outline = method == "weight_types"
+        return {
+            "results": [
+                json.dumps([_report(name, tensor, is_outline=is_outline) for name, tensor in worker.tensors.items()])
+                for worker in self.workers
+            ]
+        }
 
     def update_weight_version(self, new_version: str, **_: Any) -> None:
         self.label = new_version
@@ -214,7 +248,15 @@ class Front:
         self._finish(None)
 
     def update_weights_from_distributed(self, names, dtypes, shapes, **_: Any) -> None:
-        self._receive(names, dtypes, shapes)
+        kinds = [getattr(torch, dtype) for dtype in dtypes]
+        size = sum(math.prod(shape) * kind.itemsize for shape, kind in zip(shapes, kinds, strict=True))
+        self._receive(Message(names, dtypes, shapes, size))
+
+
+def _report(name: str, tensor: torch.Tensor, *, is_outline: bool) -> list[Any]:
+    if is_outline:
+        return [name, name, str(tensor.dtype).removeprefix("torch."), 0, 0, 0, 0, "0"]
+    return HeldPart(name, name, tensor).fields
 
 
 def _serve(engine: str, host: str, port: int, workers: int, digests: bool, line: Any) -> None:
@@ -235,7 +277,7 @@ def _serve(engine: str, host: str, port: int, workers: int, digests: bool, line:
         def _tell(self, act, body) -> None:
             try:
                 status, answer = 200, act(self.path.partition("?")[0], body)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 status, answer = 400, {"error": {"message": str(error).splitlines()[0]}}
             payload = json.dumps(answer).encode()
             self.send_response(status)

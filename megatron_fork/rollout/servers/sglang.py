@@ -12,6 +12,7 @@ from megatron_fork.rollout.pending import PendingRequest, StreamChunk
 from megatron_fork.rollout.servers.answers import Answer, checked_logprobs
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
 from megatron_fork.rollout.servers.wire import ServerFault, quoted, void
+from megatron_fork.serving import Message
 
 # A pickle of the class's name alone: the server imports the class, and no code is sent.
 _PROCESSOR = json.dumps(
@@ -107,23 +108,28 @@ class SglangServer(Server):
                 raise
         await self.post("/begin_weight_update")
 
-    async def receive(
-        self, rendezvous: BroadcastAddress, names: list[str], dtypes: list[str], shapes: list[list[int]]
-    ) -> None:
+    async def receive(self, rendezvous: BroadcastAddress, message: Message) -> None:
         await self.post(
             "/update_weights_from_distributed",
-            {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": rendezvous.name, "flush_cache": False},
+            {
+                "names": message.names,
+                "dtypes": message.dtypes,
+                "shapes": message.shapes,
+                "group_name": rendezvous.name,
+                "load_format": "flattened_bucket",
+                "flush_cache": False,
+            },
         )
 
     async def end_update(self, label: str) -> None:
         await self.post("/end_weight_update")
-        await self._name_weights(label)
+        await self.name_weights(label)
 
     async def reload(self, folder: str, label: str) -> None:
         await self.post("/update_weights_from_disk", {"model_path": folder, "flush_cache": False})
-        await self._name_weights(label)
+        await self.name_weights(label)
 
-    async def _name_weights(self, label: str) -> None:
+    async def name_weights(self, label: str) -> None:
         await self.post("/update_weight_version", {"new_version": label, "abort_all_requests": False})
 
     async def forget_prefixes(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 
 from torch import Tensor
 
@@ -46,13 +47,20 @@ class WeightPasses:
         assert self.loop is not None, "the first rank delivers"
         self._control.send("weights")
         self.parameters = 0
-        self.loop.call(delivery.start(servers), self._stop_point)
+        self.loop.call(delivery.start(servers, fleet.label), self._stop_point)
         remaining = buckets(self.weights, self._bucket_bytes, delivery.device)
+        sending: Future[None] | None = None
         try:
-            for bucket in remaining:
+            for bucket in remaining:  # which is gathered while the one before it is sent: two are held, never more
                 self.parameters += sum(tensor.numel() for _, tensor in bucket)
-                self.loop.call(delivery.send(bucket), self._stop_point)
+                if sending is not None:
+                    self.loop.wait(sending, self._stop_point)
+                sending = self.loop.begin(delivery.send(bucket))
+            if sending is not None:
+                self.loop.wait(sending, self._stop_point)
         finally:
+            if sending is not None:
+                sending.cancel()
             for _ in remaining:  # the other ranks are in the middle of the same pass
                 pass
         if not self.parameters:
