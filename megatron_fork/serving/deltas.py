@@ -80,7 +80,10 @@ def apply(change: Change, data: Tensor, tensor: Tensor) -> None:
     places = (gaps + 1).cumsum(0) - 1
     if int(places[-1]) >= len(words) or int(gaps.min()) < 0:
         raise ValueError(f"a change at place {int(places[-1])} of {len(words)} words")
-    xor = data[count * width :].view(tensor.itemsize, count).t().contiguous().view(-1).view(words.dtype)
+    planes = data[count * width :].view(tensor.itemsize, count).t()
+    xor = (
+        planes.clone(memory_format=torch.contiguous_format).view(-1).view(words.dtype)
+    )  # a copy begins at a whole word
     words[places] ^= xor
 
 

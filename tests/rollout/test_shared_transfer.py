@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.receiving_servers import Misdeed, ReceivingServer, digest
-from transformers import Qwen3Config
+from support.receiving_servers import Misdeed, ReceivingServer, digest, fleet_of
 
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout import RemoteConfig, RemoteEngine, RolloutConfig
+from megatron_fork.rollout import RemoteConfig, RemoteEngine
 from megatron_fork.rollout.servers import event_loop, remote, weight_passes
 from megatron_fork.rollout.servers.broadcast import BroadcastDelivery
 from megatron_fork.rollout.weights import buckets
@@ -76,38 +75,9 @@ def fleet(
         monkeypatch.setattr(module, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(weight_passes, "buckets", small_buckets)
     monkeypatch.setattr(Held, "most", 0)
-    servers = [
-        ReceivingServer(engine, workers=count, host=host, lives=lives)
-        for count, host in zip(workers, hosts or ["127.0.0.1"] * len(workers), strict=True)
-    ]
-    made = None
-    try:
-        for server in servers[: len(servers) - waiting]:
-            server.start()
-        quick = {
-            "control_seconds": 40.0,
-            "health_seconds": 0.2,
-            "health_timeout_seconds": 2.0,
-            "patience_seconds": 60.0,
-            "attempts": 3,
-        }
-        config = RolloutConfig(
-            engine=engine,
-            servers=[server.url for server in servers],
-            sync="gloo",
-            remote=RemoteConfig(**(quick | settings)),
-        )
-        lines: list[str] = []
-        made = RemoteEngine(
-            config, Qwen3Config(vocab_size=135), stop_tokens=(1,), folder=tmp_path, world=None, say=lines.append
-        )
-        made.lines = lines
-        yield made, servers
-    finally:
-        for server in servers:
-            server.close()
-        if made is not None:
-            made.close()
+    settings = {"workers": workers, "hosts": hosts, "lives": lives, "waiting": waiting, **settings}
+    with fleet_of(tmp_path, engine, **settings) as made:
+        yield made
 
 
 def check(engine: RemoteEngine, servers: Sequence[ReceivingServer], sent) -> None:

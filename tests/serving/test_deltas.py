@@ -81,7 +81,7 @@ def test_compressed_bytes_come_back(data: bytes) -> None:
     assert len(small) < len(plain)
     assert torch.equal(decompressed(small, len(plain)), plain)
     for spoilt, size in ((small[:-3], len(plain)), (small, len(plain) - 1), (small[2:], len(plain))):
-        with pytest.raises(ValueError, match="decompressed|come out"):
+        with pytest.raises(ValueError, match=r"decompressed|come out"):
             decompressed(spoilt, size)
 
 

@@ -12,11 +12,13 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,7 +27,7 @@ from torch.distributed import PrefixStore, TCPStore
 
 from megatron_fork.serving import Message, WeightCopy, address_towards, is_open, join_transfer
 from megatron_fork.serving.held import HeldPart
-from megatron_fork.serving.messages import unpacked
+from megatron_fork.serving.messages import messages_in, unpacked
 from support.engine_servers import free_port
 
 
@@ -34,7 +36,8 @@ class Misdeed:
     """What happens when the tensor `tensor` of the bucket `bucket`, both counted from 0 in an update, is to be received.
 
     kill, stop: the whole process, by a signal. hang: its workers alone. refuse: the bucket is refused. lie: it is not received,
-    and said to be. flip: one bit of the tensor is kept wrong. skip: it keeps its old values. alone: it refuses to join a
+    and said to be. flip: one bit of the tensor is kept wrong, once, or with `flip always` each time. skip: it keeps its old
+    values. silent: it reports no checksums. alone: it refuses to join a
     process group with others, whenever that is. forget: what it had before the update is lost.
     """
 
@@ -160,7 +163,7 @@ class Front:
                 worker.group.broadcast(data).wait()
             whole = worker.copy.receive(message, data) if message.version else unpacked(message, data)
             for number, (name, tensor) in enumerate(whole if self.digests else ()):
-                if misdeed and misdeed.what in ("flip", "skip") and misdeed.tensor == number and place == 0:
+                if misdeed and misdeed.what.split()[0] in ("flip", "skip") and misdeed.tensor == number and place == 0:
                     tensor = self._spoilt(misdeed.what, worker.tensors.get(name), tensor)
                 worker.tensors[name] = tensor.clone()
                 worker.staged[name] = digest(tensor)
@@ -174,7 +177,8 @@ class Front:
             raise
 
     def _spoilt(self, what: str, old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
-        self.misdeed = None  # once
+        if what != "flip always":
+            self.misdeed = None
         if what == "skip":
             return torch.zeros_like(new) if old is None else old
         spoilt = new.clone()
@@ -217,7 +221,9 @@ class Front:
         self._finish(weight_version)
 
     def collective_rpc(self, method: str, args=(), timeout=0.0) -> Any:
-        if method not in ("weight_types", "weight_checksums"):
+        if method in ("load_messages", "reload_from_folder"):
+            return self._load(Path(args[0]))
+        if method not in ("weight_types", "weight_checksums") or (self.misdeed and self.misdeed.what == "silent"):
             return None
         is_outline = method == "weight_types"
         return {
@@ -226,6 +232,17 @@ class Front:
                 for worker in self.workers
             ]
         }
+
+    def _load(self, folder: Path) -> None:
+        for worker in self.workers:
+            worker.staged = {}
+            worker.copy.begin()
+            for message, data in messages_in(folder):
+                for name, tensor in worker.copy.receive(message, data):
+                    worker.tensors[name] = tensor.clone()
+                    worker.staged[name] = digest(tensor)
+            worker.copy.finish()
+            worker.whole = worker.staged
 
     def update_weight_version(self, new_version: str, **_: Any) -> None:
         self.label = new_version
@@ -346,3 +363,54 @@ class ReceivingServer:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
             process.join()
+
+
+@contextmanager
+def fleet_of(
+    folder: Path,
+    engine: str,
+    *,
+    workers: Sequence[int] = (1, 1, 1, 1),
+    hosts: Sequence[str] = (),
+    lives: int = 1,
+    waiting: int = 0,
+    sync: str = "gloo",
+    **settings: Any,
+) -> Iterator[tuple[Any, list[ReceivingServer]]]:
+    """A trainer's engine, whose lines are in its `lines`, and its servers, of which the last `waiting` are not started."""
+    from transformers import Qwen3Config
+
+    from megatron_fork.rollout import RemoteConfig, RemoteEngine, RolloutConfig
+
+    servers = [
+        ReceivingServer(engine, workers=count, host=host, lives=lives)
+        for count, host in zip(workers, hosts or ["127.0.0.1"] * len(workers), strict=True)
+    ]
+    made = None
+    try:
+        for server in servers[: len(servers) - waiting]:
+            server.start()
+        quick: dict[str, Any] = {
+            "control_seconds": 40.0,
+            "health_seconds": 0.2,
+            "health_timeout_seconds": 2.0,
+            "patience_seconds": 60.0,
+            "attempts": 3,
+        }
+        config = RolloutConfig(
+            engine=engine,
+            servers=[server.url for server in servers],
+            sync=sync,
+            remote=RemoteConfig(**(quick | settings)),
+        )
+        lines: list[str] = []
+        made = RemoteEngine(
+            config, Qwen3Config(vocab_size=135), stop_tokens=(1,), folder=folder, world=None, say=lines.append
+        )
+        made.lines = lines
+        yield made, servers
+    finally:
+        for server in servers:
+            server.close()
+        if made is not None:
+            made.close()
