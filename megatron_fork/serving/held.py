@@ -1,4 +1,4 @@
-"""What a vLLM worker holds, in its own layout, cut back to Hugging Face's tensors, and the checksum of each part.
+"""What an engine's worker holds, in its own layout, cut back to Hugging Face's tensors, and the checksum of each part.
 
 Not the tensors that arrived: a loader may have put them elsewhere, and on a CPU layers compute with a packed copy, which can be
 an old one. Such a layer is asked for its weights: of the identity it makes their transpose, exactly.
@@ -6,7 +6,7 @@ an old one. Such a layer is asked for its weights: of the identity it makes thei
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,11 @@ class HeldPart:
     columns: int | None = None
 
     @property
+    def outline(self) -> list[object]:
+        """As `fields`, without extent and checksum."""
+        return [self.tensor, self.place, type_of(self.part), 0, 0, 0, 0, "0"]
+
+    @property
     def fields(self) -> list[object]:
         """As JSON has them: its names, type, extent and checksum."""
         sum_ = checksum(self.part, row=self.row, column=self.column, columns=self.columns)
@@ -41,14 +46,25 @@ def type_of(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+RankOf = Callable[[torch.nn.Module, bool], int]
+"""A worker's rank among those that share a layer, or, if that is asked for, its keys and values."""
+# What both engines make of three and of two layers of Hugging Face's.
+_FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+
+
+def rank_in_vllm(module: torch.nn.Module, of_keys: bool) -> int:
+    return int(vars(module).get("tp_rank", 0))
+
+
 @torch.no_grad()
-def held_parts(model: torch.nn.Module, *, outline: bool = False) -> Iterator[HeldPart]:
+def held_parts(model: torch.nn.Module, *, outline: bool = False, rank_of: RankOf = rank_in_vllm) -> Iterator[HeldPart]:
     """All that can be cut back, which quantised layers and some layouts of experts cannot. `outline`: names and types alone."""
-    fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     modules = dict(model.named_modules(remove_duplicate=False))
     embedding = modules.get("model.embed_tokens")
     for name, module in modules.items():
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        if vars(module).get("use_intel_amx_backend"):  # packed for that, and nobody can look into it
+            continue
         if "w13_weight" in own or "w2_weight" in own:
             yield from _of_experts(name, module, own)
             continue
@@ -59,7 +75,7 @@ def held_parts(model: torch.nn.Module, *, outline: bool = False) -> Iterator[Hel
             part = _computed_with(module, held, outline=outline) if kind == "weight" else held
             if part.ndim == 0 or not part.numel():
                 continue
-            for whole, place, cut, row, column, columns in _cut(name, kind, module, part, fused):
+            for whole, place, cut, row, column, columns in _cut(name, kind, module, part, rank_of):
                 yield HeldPart(f"model.embed_tokens.{kind}" if is_tied else whole, place, cut, row, column, columns)
 
 
@@ -82,12 +98,11 @@ def _computed_with(module: torch.nn.Module, held: Tensor, *, outline: bool) -> T
 
 
 def _cut(
-    name: str, kind: str, module: torch.nn.Module, part: Tensor, fused: dict[str, list[str]]
+    name: str, kind: str, module: torch.nn.Module, part: Tensor, rank_of: RankOf
 ) -> Iterator[tuple[str, str, Tensor, int, int, int | None]]:
     """(tensor, place, part, row, column, columns) of one parameter."""
     settings = vars(module)
     before, _, last = name.rpartition(".")
-    rank = int(settings.get("tp_rank", 0))
     indices = settings.get("shard_indices")
     if indices is not None:  # rows past the vocabulary are padding
         yield (
@@ -100,19 +115,21 @@ def _cut(
         )
         return
     sizes = settings.get("output_partition_sizes") or [part.shape[0]]
-    names = fused.get(last, [last])
-    is_row_parallel = settings.get("input_size_per_partition", 0) != settings.get("input_size", 0)
+    names = _FUSED.get(last, [last])
+    # A bias is not cut with the columns.
+    is_row_parallel = kind == "weight" and settings.get("input_size_per_partition", 0) != settings.get("input_size", 0)
     if len(names) != len(sizes):
         return
     for place, (size, piece) in enumerate(zip(sizes, part.split(sizes), strict=True)):
         whole = ".".join(filter(None, [before, names[place], kind]))
         if is_row_parallel:
-            yield whole, whole, piece, 0, rank * piece.shape[-1] if kind == "weight" else 0, settings["input_size"]
+            yield whole, whole, piece, 0, rank_of(module, False) * piece.shape[-1], settings["input_size"]
             continue
         # Keys and values are held by several ranks where there are fewer of them than ranks.
         replicas = settings.get("num_kv_head_replicas", 1) if place else 1
         is_split = "output_partition_sizes" in settings and sum(sizes) != settings.get("output_size")
-        yield whole, whole, piece, (rank // replicas) * size if is_split else 0, 0, None
+        row = rank_of(module, place > 0) // replicas * size if is_split else 0
+        yield whole, whole, piece, row, 0, None
 
 
 def _of_experts(name: str, module: torch.nn.Module, own: dict[str, Tensor]) -> Iterator[HeldPart]:

@@ -26,7 +26,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from megatron_fork.serving.held import held_parts, type_of
+from megatron_fork.serving.held import held_parts
 from megatron_fork.serving.messages import Message, messages_in, unpacked
 from megatron_fork.serving.transfer import Backend, TransferGroup, address_towards, is_open, join_transfer
 from megatron_fork.serving.weight_copy import WeightCopy
@@ -160,12 +160,7 @@ class WeightReceiver:
 
     def weight_types(self) -> str:
         """The tensors that `weight_checksums` speaks of, and their types, in its words and without a checksum; as JSON."""
-        return json.dumps(
-            [
-                [held.tensor, held.place, type_of(held.part), 0, 0, 0, 0, "0"]
-                for held in held_parts(self.model_runner.model, outline=True)
-            ]
-        )
+        return json.dumps([held.outline for held in held_parts(self.model_runner.model, outline=True)])
 
     def weight_checksums(self) -> str:
         """Of each part of each tensor that this worker holds; as JSON."""

@@ -4,11 +4,13 @@ The workers of a server are threads of its process, so that one signal stops or 
 wrong while it receives, and when; `/received` says what its weights are.
 """
 
+import base64
 import hashlib
 import json
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections import Counter
@@ -79,6 +81,7 @@ class Front:
         self.calls: Counter[str] = Counter()
         self.timeout = 0.0
         self.paused = 0
+        self.loaders = ["megatron_fork.serving.sglang_weights.answer"]
 
     def answer(self, path: str, body: dict[str, Any]) -> Any:
         self.calls[path] += 1
@@ -88,7 +91,7 @@ class Front:
         if path == "/get_world_size":
             return {"world_size": len(self.workers)}
         if path == "/server_info":
-            return {"tp_size": len(self.workers)}
+            return {"tp_size": len(self.workers), "custom_weight_loader": self.loaders}
         if path in ("/weight_info", "/model_info"):
             return {"weight_version": self.label}
         return {"success": True}
@@ -201,7 +204,7 @@ class Front:
             raise RuntimeError("no weight-update session is open")
         self.in_session = False
         for worker in self.workers:
-            worker.whole = worker.staged
+            worker.whole = worker.staged or worker.whole  # a session in which nothing was loaded
             worker.copy.finish()
         self.label = label or self.label
 
@@ -264,6 +267,16 @@ class Front:
     def end_weight_update(self) -> None:
         self._finish(None)
 
+    def update_weights_from_tensor(self, serialized_named_tensors: list[str], load_format: str, **_: Any) -> None:
+        """What serving/sglang_weights.py does in each worker."""
+        assert self.in_session and load_format in self.loaders
+        ((_, asked),) = pickle.loads(base64.b64decode(serialized_named_tensors[0]))
+        request = json.loads(bytes(asked.tolist()))
+        for worker in self.workers:
+            rows = [_report(*named, is_outline=request["is_outline"]) for named in worker.tensors.items()]
+            store = TCPStore(request["address"], request["port"], is_master=False)
+            store.set(f"answer/{store.add('answers', 1) - 1}", json.dumps({"report": json.dumps(rows)}))
+
     def update_weights_from_distributed(self, names, dtypes, shapes, **_: Any) -> None:
         kinds = [getattr(torch, dtype) for dtype in dtypes]
         size = sum(math.prod(shape) * kind.itemsize for shape, kind in zip(shapes, kinds, strict=True))
@@ -271,9 +284,8 @@ class Front:
 
 
 def _report(name: str, tensor: torch.Tensor, *, is_outline: bool) -> list[Any]:
-    if is_outline:
-        return [name, name, str(tensor.dtype).removeprefix("torch."), 0, 0, 0, 0, "0"]
-    return HeldPart(name, name, tensor).fields
+    part = HeldPart(name, name, tensor)
+    return part.outline if is_outline else part.fields
 
 
 def _serve(engine: str, host: str, port: int, workers: int, digests: bool, line: Any) -> None:
