@@ -3,7 +3,7 @@
     python -m sglang.launch_server ... --custom-weight-loader megatron_fork.serving.sglang_weights.answer
 
 SGLang's own checksums are of its fused tensors, with a hash of its own. A custom loader is called in every worker with the
-model; this one loads nothing. It can return nothing, and an error would end the server: the answer goes into the trainer's store.
+model; this one loads nothing. It can return nothing, and an error would end the server: the answer goes into a store of ours.
 """
 
 from __future__ import annotations

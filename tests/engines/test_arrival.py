@@ -77,7 +77,7 @@ def test_what_did_not_arrive_is_named(server, remote, lines, monkeypatch, what: 
 
 @pytest.mark.parametrize("server", ["vllm tied"], indirect=True, scope="session")
 def test_a_stale_tied_head_is_named(server, remote, monkeypatch) -> None:
-    """vLLM's own reload on the CPU leaves the packed head of the old embedding; it answers with it, without an error."""
+    """The reload of vLLM itself leaves, on the CPU, the packed head of the old embedding, without an error."""
 
     async def without_repacking(self: VllmServer, folder: str, label: str) -> None:
         await self.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})

@@ -387,6 +387,7 @@ def fleet_of(
     lives: int = 1,
     waiting: int = 0,
     sync: str = "gloo",
+    digests: bool = True,
     **settings: Any,
 ) -> Iterator[tuple[Any, list[ReceivingServer]]]:
     """A trainer's engine, whose lines are in its `lines`, and its servers, of which the last `waiting` are not started."""
@@ -395,7 +396,7 @@ def fleet_of(
     from megatron_fork.rollout import RemoteConfig, RemoteEngine, RolloutConfig
 
     servers = [
-        ReceivingServer(engine, workers=count, host=host, lives=lives)
+        ReceivingServer(engine, workers=count, host=host, lives=lives, digests=digests)
         for count, host in zip(workers, hosts or ["127.0.0.1"] * len(workers), strict=True)
     ]
     made = None
