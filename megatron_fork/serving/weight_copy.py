@@ -26,7 +26,7 @@ class WeightCopy:
         """The label of what it holds; empty if it is no version."""
         self.base = ""
         """What it held when the present update began."""
-        self._tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
         self._seen: set[str] = set()
         self._coming = ""
 
@@ -36,8 +36,8 @@ class WeightCopy:
 
     def finish(self) -> None:
         """It is the version now that the messages since `begin` named, without tensors that they did not."""
-        for name in self._tensors.keys() - self._seen:
-            del self._tensors[name]
+        for name in self.tensors.keys() - self._seen:
+            del self.tensors[name]
         self.version = self._coming
 
     def send(self, bucket: NamedTensors, version: str, *, as_changes: bool, compress: bool) -> tuple[Message, Tensor]:
@@ -50,7 +50,7 @@ class WeightCopy:
             return message, torch.empty(0, dtype=torch.uint8)
         changes, pieces = [], []
         for name, tensor in bucket:
-            old = self._tensors.get(name)
+            old = self.tensors.get(name)
             change, piece = difference(old if old is None else old.to(tensor.device), tensor)
             changes.append(change)
             pieces.append(piece)
@@ -80,15 +80,15 @@ class WeightCopy:
         ]
         data = decompressed(data, sum(sizes)) if message.is_compressed else data.cpu()
         for change, (name, like), piece in zip(message.changes, empty, data.split(sizes), strict=True):
-            old = self._tensors.get(name)
+            old = self.tensors.get(name)
             if old is None or old.dtype != like.dtype or old.shape != like.shape:
-                old = self._tensors[name] = torch.empty_like(like, device="cpu")
+                old = self.tensors[name] = torch.empty_like(like, device="cpu")
             try:
                 apply(change, piece, old)
             except ValueError as error:
                 raise ValueError(f"the changes of {name} do not apply: {error}") from error
             self._seen.add(name)
-        return [(name, self._tensors[name]) for name in message.names]
+        return [(name, self.tensors[name]) for name in message.names]
 
     def check(self, message: Message) -> None:
         """Raise `ValueError` if the message's changes are of other weights than the update began with."""
@@ -96,8 +96,8 @@ class WeightCopy:
             raise ValueError(f"the changes are since the weights {message.base}, and here are {self.base or 'none'}")
 
     def _keep(self, name: str, tensor: Tensor) -> None:
-        kept = self._tensors.get(name)
+        kept = self.tensors.get(name)
         if kept is None or kept.dtype != tensor.dtype or kept.shape != tensor.shape:
-            kept = self._tensors[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+            kept = self.tensors[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
         kept.copy_(tensor.detach())
         self._seen.add(name)

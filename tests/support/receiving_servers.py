@@ -67,6 +67,11 @@ class Received:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     copy: WeightCopy = field(default_factory=WeightCopy)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of the copy that it keeps for changes, made only now."""
+        return {name: digest(tensor) for name, tensor in self.copy.tensors.items()}
+
 
 class Front:
     """What the server's routes do."""
@@ -102,7 +107,7 @@ class Front:
     def received(self) -> dict[str, Any]:
         return {
             "label": self.label,
-            "workers": [worker.whole for worker in self.workers],
+            "workers": [worker.whole if self.digests else worker.digests for worker in self.workers],
             "calls": self.calls,
             "paused": self.paused,
         }
@@ -241,7 +246,8 @@ class Front:
             worker.staged = {}
             worker.copy.begin()
             for message, data in messages_in(folder):
-                for name, tensor in worker.copy.receive(message, data):
+                whole = worker.copy.receive(message, data)
+                for name, tensor in whole if self.digests else ():
                     worker.tensors[name] = tensor.clone()
                     worker.staged[name] = digest(tensor)
             worker.copy.finish()

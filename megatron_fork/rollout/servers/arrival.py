@@ -41,8 +41,9 @@ class Held:
 def held_in(report: object) -> list[Held]:
     """The parts in one worker's report, which is JSON; raises `ServerFault` if it is none."""
     try:
-        rows = json.loads(report) if isinstance(report, str) else None
-        return [_held(*row) for row in rows or ()]
+        if not isinstance(report, str):
+            raise TypeError("it is no text")
+        return [_held(*row) for row in json.loads(report)]
     except (ValueError, TypeError) as error:
         raise ServerFault(f"its report of checksums cannot be read: {quoted(report, 60)}") from error
 
