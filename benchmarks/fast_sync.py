@@ -129,6 +129,34 @@ def measured(name: str, receivers: int, mebibytes: int, rounds: int, *, verify: 
     }
 
 
+# Assumed, not measured: bytes/s of each way of a link in use, seconds of a call to 8 servers, and of loading at them.
+_LINKS = {"NVLink 4 (450 GB/s, 70 % of it)": 315e9, "InfiniBand NDR (50 GB/s, 90 % of it)": 45e9}
+_CALL_SECONDS = 0.008
+_GIGABYTES = {"8B": 16.4, "32B": 65.5, "30B-A3B": 61.1}
+# Of bytes, over NCCL, where nothing is compressed.
+_CHANGED = 0.03
+
+
+def assumed(mebibytes: int) -> list[dict[str, Any]]:
+    """Seconds of an update to 8 servers: each bucket is gathered over the same kind of link while the one before it is sent."""
+    rows = []
+    for model, size in _GIGABYTES.items():
+        for link, speed in _LINKS.items():
+            buckets = -(-int(size * 1e9) // (mebibytes << 20))
+            wire = size * 1e9 / buckets / speed
+            rows.append(
+                {
+                    "model": model,
+                    "link": link,
+                    "wire_seconds": round(size * 1e9 / speed, 2),
+                    "gathered_beside": round(wire + buckets * max(wire, wire + _CALL_SECONDS), 2),
+                    "one_after_the_other": round(buckets * (2 * wire + _CALL_SECONDS), 2),
+                    "changes_alone": round(wire + buckets * max(wire, wire * _CHANGED + _CALL_SECONDS), 2),
+                }
+            )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
@@ -149,6 +177,7 @@ def main() -> None:
             "command": " ".join(["python", "benchmarks/fast_sync.py", *sys.argv[1:]]),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; loopback",
             "rows": rows,
+            "assumed": assumed(512),
         }
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -3,6 +3,7 @@
 And the first rank never holds more than two buckets.
 """
 
+import asyncio
 import random
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -105,6 +106,35 @@ def test_each_tensor_is_sent_once_to_all_workers_of_all_servers(monkeypatch, tmp
             assert engine.update_bytes == size_of(sent)
         assert [server.received["calls"][JOIN[engine_name]] for server in servers] == [1, 1, 1, 1]
         assert engine.lines == []
+
+
+def test_the_next_bucket_is_gathered_while_one_is_sent(monkeypatch, tmp_path) -> None:
+    """And no more than the next, however long that takes."""
+    events: list[str] = []
+    send = BroadcastDelivery._send
+
+    async def slow(self, bucket, message, data) -> None:
+        events.append("begin")
+        await send(self, bucket, message, data)
+        await asyncio.sleep(0.3)
+        events.append("end")
+
+    def gathered():
+        for place in range(12):  # four buckets
+            events.append(f"tensor {place}")
+            yield f"layer.{place}", torch.full((250,), float(place))
+
+    monkeypatch.setattr(BroadcastDelivery, "_send", slow)
+    with fleet(monkeypatch, tmp_path, "vllm", workers=(1, 1)) as (engine, _):
+        engine.update_weights(gathered(), 0)
+    assert Held.most == 2
+    for number in range(2):
+        begin = [place for place, event in enumerate(events) if event == "begin"][number]
+        end = events.index("end", begin)
+        # That the next bucket is whole shows in the first tensor of the one after it.
+        during = [event for event in events[begin:end] if event.startswith("tensor")]
+        assert set(during) <= {f"tensor {3 * (number + 1) + place}" for place in range(4)} and during
+        assert f"tensor {3 * (number + 2)}" in events[:end] and f"tensor {3 * (number + 2) + 1}" not in events[:end]
 
 
 LAST = 99

@@ -35,6 +35,7 @@ class BroadcastDelivery(Delivery):
     def __init__(self, config: RemoteConfig, lost: Lost, backend: Backend) -> None:
         super().__init__(config, lost)
         self.backend = backend
+        self.compresses = backend != "nccl"
         if backend == "nccl":
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._transfers: list[SharedTransfer] = []
