@@ -129,12 +129,10 @@ def measured(name: str, receivers: int, mebibytes: int, rounds: int, *, verify: 
     }
 
 
-# Assumed, not measured: bytes/s of each way of a link in use, seconds of a call to 8 servers, and of loading at them.
+# Assumed, not measured: bytes/s of each way of a link in use, and seconds of a call to 8 servers.
 _LINKS = {"NVLink 4 (450 GB/s, 70 % of it)": 315e9, "InfiniBand NDR (50 GB/s, 90 % of it)": 45e9}
 _CALL_SECONDS = 0.008
 _GIGABYTES = {"8B": 16.4, "32B": 65.5, "30B-A3B": 61.1}
-# Of bytes, over NCCL, where nothing is compressed.
-_CHANGED = 0.03
 
 
 def assumed(mebibytes: int) -> list[dict[str, Any]]:
@@ -151,7 +149,6 @@ def assumed(mebibytes: int) -> list[dict[str, Any]]:
                     "wire_seconds": round(size * 1e9 / speed, 2),
                     "gathered_beside": round(wire + buckets * max(wire, wire + _CALL_SECONDS), 2),
                     "one_after_the_other": round(buckets * (2 * wire + _CALL_SECONDS), 2),
-                    "changes_alone": round(wire + buckets * max(wire, wire * _CHANGED + _CALL_SECONDS), 2),
                 }
             )
     return rows

@@ -27,11 +27,15 @@ class PolicyWeights:
         return iter_hf_weights(self.policy.model)
 
 
-def buckets(weights: Iterable[tuple[str, Tensor]], limit: int, device: torch.device) -> Iterator[Bucket]:
+def buckets(
+    weights: Iterable[tuple[str, Tensor]], limit: int, device: torch.device, *, alternating: bool = False
+) -> Iterator[Bucket]:
     """Copies on `device` in lists of at most `limit` bytes; a larger tensor comes alone.
 
-    The tensors of a bucket lie one after another in one piece of memory, so that it is one message: see `packed`.
+    The tensors of a bucket lie one after another in one piece of memory, so that it is one message: see `packed`. With
+    `alternating` there are two pieces in turn: a bucket is overwritten when the second after it is asked for.
     """
+    pieces = [torch.empty(0, dtype=torch.uint8, device=device)] * 2
     bucket: Bucket = []
     size = 0
     for name, tensor in weights:
@@ -40,7 +44,13 @@ def buckets(weights: Iterable[tuple[str, Tensor]], limit: int, device: torch.dev
             yield bucket
             bucket, size = [], 0
         if not bucket:
-            memory = torch.empty(max(limit, tensor.nbytes), dtype=torch.uint8, device=device)
+            pieces = [pieces[1], pieces[0]]
+            if not alternating or len(pieces[0]) < max(limit, tensor.nbytes):
+                pieces[0] = torch.empty(
+                    0, dtype=torch.uint8, device=device
+                )  # the old one goes before the new one comes
+                pieces[0] = torch.empty(max(limit, tensor.nbytes), dtype=torch.uint8, device=device)
+            memory = pieces[0]
         # A copy: the iterator may give a live parameter, or a buffer that it fills again.
         place = memory[size : size + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         bucket.append((name, place.copy_(tensor.detach())))

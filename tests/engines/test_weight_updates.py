@@ -42,8 +42,8 @@ def test_weights_come_in_many_buckets(server, remote, monkeypatch) -> None:
 
     sizes = []
 
-    def small(weights, limit, device):
-        for bucket in _buckets(weights, 100_000, device):
+    def small(weights, limit, device, **how):
+        for bucket in _buckets(weights, 100_000, device, **how):
             sizes.append(sum(tensor.nbytes for _, tensor in bucket))
             yield bucket
 

@@ -23,7 +23,9 @@ def weights(seed: int) -> list[tuple[str, torch.Tensor]]:
 def fleet(monkeypatch, tmp_path: Path):
     for module in (remote, event_loop):
         monkeypatch.setattr(module, "_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(weight_passes, "buckets", lambda given, limit, device: buckets(given, 3000, device))
+    monkeypatch.setattr(
+        weight_passes, "buckets", lambda given, limit, device, **how: buckets(given, 3000, device, **how)
+    )
     return lambda workers, **settings: fleet_of(tmp_path, "vllm", workers=workers, **settings)
 
 

@@ -35,7 +35,9 @@ def change(weights: dict[str, torch.Tensor], seed: int) -> None:
 def fleet(monkeypatch, tmp_path: Path):
     for module in (remote, event_loop):
         monkeypatch.setattr(module, "_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(weight_passes, "buckets", lambda given, limit, device: buckets(given, 3000, device))
+    monkeypatch.setattr(
+        weight_passes, "buckets", lambda given, limit, device, **how: buckets(given, 3000, device, **how)
+    )
 
     def made(workers, *, sync: str = "gloo", lives: int = 1, **settings):
         return fleet_of(

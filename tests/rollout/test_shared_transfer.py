@@ -51,8 +51,8 @@ class Held(list):
         Held.alive -= 1
 
 
-def small_buckets(given, limit, device):
-    for bucket in buckets(given, BUCKET, device):
+def small_buckets(given, limit, device, **how):
+    for bucket in buckets(given, BUCKET, device, **how):
         held = Held(bucket)
         bucket.clear()
         yield held
