@@ -16,7 +16,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -287,39 +286,3 @@ class Front:
 def _report(name: str, tensor: torch.Tensor, *, is_outline: bool) -> list[Any]:
     part = HeldPart(name, name, tensor)
     return part.outline if is_outline else part.fields
-
-
-def serve(engine: str, host: str, port: int, workers: int, digests: bool, line: Any) -> None:
-    torch.set_num_threads(1)
-    line.recv()
-    front = Front(engine, workers, digests)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1  # head and body in one piece, or the client waits 40 ms for the second
-
-        def do_GET(self) -> None:
-            self._tell(front.answer, {})
-
-        def do_POST(self) -> None:
-            self._tell(front.answer, json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}"))
-
-        def _tell(self, act, body) -> None:
-            try:
-                status, answer = 200, act(self.path.partition("?")[0], body)
-            except (RuntimeError, ValueError) as error:
-                status, answer = 400, {"error": {"message": str(error).splitlines()[0]}}
-            payload = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer((host, port), Handler)
-    http.handle_error = lambda *_: None  # a client that no longer waits
-    line.send("up")
-    http.serve_forever()

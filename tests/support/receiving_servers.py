@@ -1,19 +1,58 @@
 """Servers without a model that take weights, each in a process of its own, and a trainer's engine for some of them."""
 
+import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
 from support.engine_servers import free_port
-from support.receiving_front import Misdeed, digest, serve
+from support.receiving_front import Front, Misdeed, digest
 
 __all__ = ["Misdeed", "ReceivingServer", "digest", "fleet_of"]
+
+
+def _serve(engine: str, host: str, port: int, workers: int, digests: bool, line: Any) -> None:
+    torch.set_num_threads(1)
+    line.recv()
+    front = Front(engine, workers, digests)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one piece, or the client waits 40 ms for the second
+
+        def do_GET(self) -> None:
+            self._tell(front.answer, {})
+
+        def do_POST(self) -> None:
+            self._tell(front.answer, json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}"))
+
+        def _tell(self, act, body) -> None:
+            try:
+                status, answer = 200, act(self.path.partition("?")[0], body)
+            except (RuntimeError, ValueError) as error:
+                status, answer = 400, {"error": {"message": str(error).splitlines()[0]}}
+            payload = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer((host, port), Handler)
+    http.handle_error = lambda *_: None  # a client that no longer waits
+    line.send("up")
+    http.serve_forever()
 
 
 class ReceivingServer:
@@ -35,7 +74,7 @@ class ReceivingServer:
         for _ in range(lives):
             ours, theirs = multiprocessing.Pipe()
             process = multiprocessing.get_context(method).Process(
-                target=serve, args=(engine, host, self.port, workers, digests, theirs), daemon=True
+                target=_serve, args=(engine, host, self.port, workers, digests, theirs), daemon=True
             )
             process.start()
             self._lives.append((process, ours))
