@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--servers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--mebibytes", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--mebibytes", type=int, nargs="+", default=[512])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

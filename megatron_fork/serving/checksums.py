@@ -20,9 +20,10 @@ _CHUNK_WORDS = 1 << 19
 def checksum(part: Tensor, *, row: int = 0, column: int = 0, columns: int | None = None) -> int:
     """Of the part `[rows, columns]` that begins at `row` and `column` of a tensor with so many `columns`; 64 bits.
 
-    A tensor of other than two dimensions has its last one as columns. `ValueError` if the part is not cut at whole words.
+    A tensor of one dimension is a column; one of more than two has its last as columns. Raises `ValueError` if the part is not
+    cut at whole words.
     """
-    matrix = part.detach().reshape(-1, part.shape[-1] if part.ndim else 1)
+    matrix = part.detach().reshape(-1, part.shape[-1] if part.ndim > 1 else 1)
     columns = matrix.shape[1] if columns is None else columns
     size = matrix.itemsize
     a_word = 8 // size if columns * size % _ALIGNED == 0 else 1

@@ -37,8 +37,8 @@ class HeldPart:
     def fields(self) -> list[object]:
         """As JSON has them: its names, type, extent and checksum."""
         sum_ = checksum(self.part, row=self.row, column=self.column, columns=self.columns)
-        rows = self.part.numel() // max(1, self.part.shape[-1]) if self.part.ndim else 1
-        width = self.part.shape[-1] if self.part.ndim else 1
+        width = self.part.shape[-1] if self.part.ndim > 1 else 1
+        rows = self.part.numel() // max(1, width)
         return [self.tensor, self.place, type_of(self.part), self.row, self.column, rows, width, f"{sum_:016x}"]
 
 
