@@ -39,7 +39,7 @@ def steps(model: PreTrainedModel, rate: float, count: int, tokens: int):
 
 
 def sent(model: PreTrainedModel, dtype: torch.dtype) -> list[tuple[str, torch.Tensor]]:
-    return [(name, parameter.detach().to(dtype)) for name, parameter in model.named_parameters()]
+    return [(name, parameter.detach().to(dtype, copy=True)) for name, parameter in model.named_parameters()]
 
 
 def measured(
