@@ -169,14 +169,18 @@ def main() -> None:
             for mebibytes in arguments.mebibytes:
                 rows.append(measured(model, servers, mebibytes, arguments.rounds, verify="never"))
                 print(json.dumps(rows[-1]), flush=True)
-    if arguments.out:
-        record = {
-            "command": " ".join(["python", "benchmarks/fast_sync.py", *sys.argv[1:]]),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; loopback",
-            "rows": rows,
-            "assumed": assumed(512),
-        }
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+                if arguments.out:  # after each row: the largest may take longer than there is time
+                    write(arguments.out, rows)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    record = {
+        "command": " ".join(["python", "benchmarks/fast_sync.py", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; loopback",
+        "rows": rows,
+        "assumed": assumed(512),
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
