@@ -43,6 +43,12 @@ class RemoteConfig(Settings, room="rollout.remote"):
     """Tokens of a response that arrive together: a failing server loses fewer than this."""
     bucket_mebibytes: Mebibytes = 512
     """Weights that are sent, and held in rank 0's memory, at a time."""
+    delta_updates: bool = False
+    """Send vLLM's servers what has changed since their last weights, bit for bit, and everything to one that has missed them.
+    The first rank and each worker keep a copy of all weights in main memory for it."""
+    verify_weights: Literal["first", "always", "never"] = "first"
+    """When a server must prove by checksums of what it holds that all weights have arrived. first: at the first update that it
+    gets, and the first after it was down."""
     idle_seconds: Seconds = 300.0
     """A response is drawn elsewhere if its first token, or `stream_interval` more tokens, do not arrive in this time. It keeps
     its server while other responses of that server arrive in time (it may be queued there), and while an update holds it."""

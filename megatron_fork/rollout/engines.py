@@ -73,6 +73,8 @@ class EngineKind:
     """The class that talks to each of `rollout.servers`; None: the engine runs in the trainer's processes."""
     sync_ways: tuple[SyncWay, ...] = ()
     """How its servers can get new weights."""
+    takes_changes: bool = False
+    """Its servers keep a copy of their weights, and can be sent what has changed."""
     rests: bool = True
     """It shares the trainer's processors, and draws nothing while the policy trains."""
     draws_in_rounds: bool = False
@@ -117,13 +119,19 @@ def _of_sglang(config: RolloutConfig, experts: bool, on_gpu: bool) -> list[str]:
 
 
 def _of_servers(
-    name: str, server: str, *, full_softmax: bool, options: Callable[[RolloutConfig, bool, bool], list[str]]
+    name: str,
+    server: str,
+    *,
+    full_softmax: bool,
+    takes_changes: bool,
+    options: Callable[[RolloutConfig, bool, bool], list[str]],
 ) -> EngineKind:
     return EngineKind(
         f"{_ROOM}.servers.remote:RemoteEngine.of",
         title="servers",
         server=f"{_ROOM}.servers.{name}:{server}",
         sync_ways=("disk", "gloo", "nccl"),
+        takes_changes=takes_changes,
         rests=False,
         full_softmax=full_softmax,
         reports_kept=True,
@@ -154,8 +162,8 @@ ENGINES: dict[str, EngineKind] = {
         memory="weights; its cache comes on top",
         check=f"{_ROOM}.in_process.vllm_process:check_colocated",
     ),
-    "vllm": _of_servers("vllm", "VllmServer", full_softmax=False, options=_of_vllm),
-    "sglang": _of_servers("sglang", "SglangServer", full_softmax=True, options=_of_sglang),
+    "vllm": _of_servers("vllm", "VllmServer", full_softmax=False, takes_changes=True, options=_of_vllm),
+    "sglang": _of_servers("sglang", "SglangServer", full_softmax=True, takes_changes=False, options=_of_sglang),
 }
 
 
@@ -187,6 +195,12 @@ def check_settings(config: RolloutConfig, kind: EngineKind) -> None:
         )
     if config.replays_mask:
         _check_replay(config, kind)
+    if config.remote.delta_updates and kind.has_servers and not kind.takes_changes:
+        those = ", ".join(name for name, each in ENGINES.items() if each.takes_changes)
+        raise ConfigError(
+            f"rollout.remote.delta_updates=true with rollout.engine={config.engine}, whose servers take only whole weights",
+            hint=f"set rollout.remote.delta_updates=false, or rollout.engine={those}",
+        )
     if kind.has_servers and config.sync not in kind.sync_ways:
         raise ConfigError(
             f"rollout.sync={config.sync} with rollout.engine={config.engine}",

@@ -16,6 +16,8 @@ _ADDED_LATER = (
     "compute.elementwise",
     "evaluation.sets",
     "rollout.min_p",
+    "rollout.remote.delta_updates",
+    "rollout.remote.verify_weights",
     "rollout.replay_sampling_mask",
     "train.max_skipped_updates",
     "vocab_parallel.fp32_head",

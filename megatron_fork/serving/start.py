@@ -51,6 +51,7 @@ def sglang(model: str, host: str, port: int, tensor: int, *, on_gpu: bool) -> tu
         *("-m", "megatron_fork.serving.sglang_server", "--model-path", model, "--host", host, "--port", str(port)),
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup", "--log-level", "warning"),
         *("--tp-size", str(tensor)),
+        *("--custom-weight-loader", "megatron_fork.serving.sglang_weights.answer"),
     ]
     # It executes what clients send: on loopback only.
     if host in ("127.0.0.1", "localhost", "::1"):

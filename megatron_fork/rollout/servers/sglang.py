@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import pickle
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
+
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk
 from megatron_fork.rollout.servers.answers import Answer, checked_logprobs
+from megatron_fork.rollout.servers.arrival import Held, held_in
 from megatron_fork.rollout.servers.routed import of_int32
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
 from megatron_fork.rollout.servers.wire import ServerFault, quoted, void
+from megatron_fork.serving import Message, TransferStore, address_towards
 
 # A pickle of the class's name alone: the server imports the class, and no code is sent.
 _PROCESSOR = json.dumps(
     {"callable": b"cmegatron_fork.serving.sglang_temperature\nEntropyTemperatureProcessor\n.".hex()}
 )
+# Of serving/sglang_weights.py.
+_LOADER = "megatron_fork.serving.sglang_weights.answer"
 _SESSION = "no weight-update session"
 
 
@@ -114,24 +122,66 @@ class SglangServer(Server):
                 raise
         await self.post("/begin_weight_update")
 
-    async def receive(
-        self, rendezvous: BroadcastAddress, names: list[str], dtypes: list[str], shapes: list[list[int]]
-    ) -> None:
+    async def receive(self, rendezvous: BroadcastAddress, message: Message) -> None:
         await self.post(
             "/update_weights_from_distributed",
-            {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": rendezvous.name, "flush_cache": False},
+            {
+                "names": message.names,
+                "dtypes": message.dtypes,
+                "shapes": message.shapes,
+                "group_name": rendezvous.name,
+                "load_format": "flattened_bucket",
+                "flush_cache": False,
+            },
         )
 
     async def end_update(self, label: str) -> None:
         await self.post("/end_weight_update")
-        await self._name_weights(label)
+        await self.name_weights(label)
 
     async def reload(self, folder: str, label: str) -> None:
         await self.post("/update_weights_from_disk", {"model_path": folder, "flush_cache": False})
-        await self._name_weights(label)
+        await self.name_weights(label)
 
-    async def _name_weights(self, label: str) -> None:
+    async def name_weights(self, label: str) -> None:
         await self.post("/update_weight_version", {"new_version": label, "abort_all_requests": False})
+
+    async def held_types(self) -> list[tuple[str, str]]:
+        return [(part.tensor, part.dtype) for part in await self._held(is_outline=True)]
+
+    async def held(self, tensors: int) -> list[Held]:
+        return await self._held(is_outline=False)
+
+    async def _held(self, *, is_outline: bool) -> list[Held]:
+        """What the workers put into a store of ours: no route of SGLang's brings it."""
+        info = await self.call("GET", "/server_info")
+        if not isinstance(info, dict) or _LOADER not in (info.get("custom_weight_loader") or ()):
+            raise ServerFault(f"it was started without --custom-weight-loader {_LOADER}")
+        workers, ranks = await self.workers(), workers_in(info.get("tp_size"))
+        try:
+            store = TransferStore(address_towards(*self.endpoint), timeout=self.config.control_seconds)
+        except (OSError, RuntimeError) as error:
+            raise ServerFault(f"its workers cannot be reached: {error}") from error
+        try:
+            request = {"address": store.address, "port": store.port, "is_outline": is_outline}
+            asked = torch.frombuffer(bytearray(json.dumps(request).encode()), dtype=torch.uint8)
+            sent = base64.b64encode(pickle.dumps([("request", asked)])).decode()
+            await self.begin_update()
+            body = {"serialized_named_tensors": [sent] * ranks, "load_format": _LOADER, "flush_cache": False}
+            await self.post("/update_weights_from_tensor", body)
+            await self.post("/end_weight_update")
+            keys = [f"answer/{number}" for number in range(workers)]
+            if not store.store.check(keys):
+                raise ServerFault(f"not all of its {workers} workers have said what they hold")
+            answers = [json.loads(store.store.get(key)) for key in keys]
+        except RuntimeError as error:  # torch's, of the store
+            raise ServerFault(f"what its workers hold did not arrive: {error}") from error
+        finally:
+            store.close()
+        for each in answers:
+            if "error" in each:
+                raise ServerFault(f"its workers cannot say what they hold: {quoted(each['error'])}")
+        return [part for each in answers for part in held_in(each.get("report"))]
 
     async def forget_prefixes(self) -> None:
         await self.post("/flush_cache")

@@ -17,9 +17,11 @@ from typing import Any
 
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk, vllm_sampling
 from megatron_fork.rollout.servers.answers import LEAST_LOGPROB, Answer, checked_logprobs
+from megatron_fork.rollout.servers.arrival import Held, held_in
 from megatron_fork.rollout.servers.routed import of_npy
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server, workers_in
 from megatron_fork.rollout.servers.wire import ServerFault, quoted, void
+from megatron_fork.serving import Message
 
 _RESETS = 50
 # How far from 1 the probabilities of a kept set may sum up to: rounding, but not a token.
@@ -91,10 +93,8 @@ class VllmServer(Server):
         await self._on_workers("abandon_weight_update")
         await self.post("/start_weight_update")
 
-    async def receive(
-        self, rendezvous: BroadcastAddress, names: list[str], dtypes: list[str], shapes: list[list[int]]
-    ) -> None:
-        await self.post("/update_weights", {"update_info": {"names": names, "dtypes": dtypes, "shapes": shapes}})
+    async def receive(self, rendezvous: BroadcastAddress, message: Message) -> None:
+        await self.post("/update_weights", {"update_info": message.fields})
 
     async def end_update(self, label: str) -> None:
         await self.post("/finish_weight_update", {"weight_version": label})
@@ -102,11 +102,34 @@ class VllmServer(Server):
     async def reload(self, folder: str, label: str) -> None:
         await self._disown()
         await self._on_workers("reload_from_folder", folder)
+        await self.name_weights(label)
+
+    async def take_messages(self, folder: str, label: str) -> None:
+        await self._disown()
+        await self._on_workers("load_messages", folder)
+        await self.name_weights(label)
+
+    async def name_weights(self, label: str) -> None:
         await self.post("/update_weight_version", {"new_version": label})
+
+    async def held_types(self) -> list[tuple[str, str]]:
+        return [(part.tensor, part.dtype) for report in await self._reports("weight_types", 0) for part in report]
+
+    async def held(self, tensors: int) -> list[Held]:
+        return [part for report in await self._reports("weight_checksums", tensors) for part in report]
+
+    async def _reports(self, method: str, tensors: int) -> list[list[Held]]:
+        """Of each worker."""
+        body = {"method": method, "timeout": self.config.control_seconds}
+        answer = await self.call("POST", "/collective_rpc", tokens=tensors, json=body)
+        results = answer.get("results") if isinstance(answer, dict) else None
+        if not isinstance(results, list) or not results:
+            raise ServerFault(f"/collective_rpc was answered without a report of its weights: {quoted(answer, 60)}")
+        return [held_in(each) for each in results]
 
     async def _disown(self) -> None:
         """Nothing that the server draws from here to the new label counts; it may draw for another trainer meanwhile."""
-        await self.post("/update_weight_version", {"new_version": "loading"})
+        await self.name_weights("loading")
 
     async def forget_prefixes(self) -> None:
         with contextlib.suppress(TimeoutError):
