@@ -8,7 +8,9 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -24,8 +26,8 @@ from megatron_fork.rollout.servers.wire import ServerFault
 from megatron_fork.rollout.weights import Bucket, packed
 from megatron_fork.serving import Message, WeightCopy, described, write_message
 
+T = TypeVar("T")
 Lost = Callable[[Server, str], Awaitable[None]]
-
 
 # The label of weights that have not been compared with what was sent.
 _UNCHECKED = "unchecked"
@@ -104,11 +106,10 @@ class Delivery(ABC):
         if self._copy is None:
             message, data = described(bucket), packed(bucket)
         else:
-            message, data = await asyncio.to_thread(
-                self._copy.send, bucket, self._label, as_changes=self._as_changes, compress=self.compresses
-            )
+            send = partial(self._copy.send, version=self._label, as_changes=self._as_changes, compress=self.compresses)
+            message, data = await _in_thread(send, bucket)
             data = data if self._as_changes else packed(bucket)
-        sums = asyncio.to_thread(self._arrival.add, bucket) if self._checking else asyncio.sleep(0)
+        sums = _in_thread(self._arrival.add, bucket) if self._checking else asyncio.sleep(0)
         await asyncio.gather(self._send(bucket, message, data), sums)
 
     @abstractmethod
@@ -175,6 +176,13 @@ class Delivery(ABC):
 
     async def close(self) -> None:  # noqa: B027
         """Free what the delivery holds between updates."""
+
+
+async def _in_thread(work: Callable[[Bucket], T], bucket: Bucket) -> T:
+    """As `asyncio.to_thread`, whose threads hold what they were given for a moment after the result is there: here, nothing."""
+    given = [bucket]
+    del bucket
+    return await asyncio.to_thread(lambda: work(given.pop()))
 
 
 class DiskDelivery(Delivery):
