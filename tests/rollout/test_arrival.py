@@ -102,6 +102,18 @@ def test_parts_of_workers_are_added_and_must_cover_the_tensor() -> None:
     assert arrival.unseen([]) == ["a"]
 
 
+def test_what_a_kernel_padded_is_not_compared_and_is_said_to_be_unseen() -> None:
+    """SGLang pads layers whose width its kernels cannot divide; less than the tensor is no padding."""
+    tensor = torch.randn(8, 24)
+    padded = torch.nn.functional.pad(tensor, (0, 8))
+    arrival = Arrival()
+    arrival.add([("a", tensor), ("b", tensor)])
+    seen = held(tensor, 0, 8, tensor="b", place="b")
+    assert arrival.fault_of([held(padded, 0, 8), seen]) == ""
+    assert arrival.unseen([held(padded, 0, 8), seen]) == ["a"]
+    assert arrival.fault_of([held(tensor[:, :23].contiguous(), 0, 8), seen]) != ""
+
+
 def test_an_engine_of_another_type_is_compared_in_its_own() -> None:
     tensor, arrival = torch.randn(8, 16), Arrival()
     arrival.expect([("a", "bfloat16"), ("a", "float32")])

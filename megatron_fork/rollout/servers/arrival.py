@@ -19,6 +19,9 @@ from megatron_fork.serving import checksum
 _MASK = (1 << 64) - 1
 _NAMED = 3
 
+Extents = dict[tuple[int, int, int, int], set[int]]
+"""The checksums of each extent of a tensor that some worker holds; two workers may hold the same one."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -81,19 +84,16 @@ class Arrival:
                 self._sums[name, str(kind).removeprefix("torch.")] = checksum(tensor.to(kind))
 
     def fault_of(self, parts: Sequence[Held]) -> str:
-        """Which tensors a server, of whose workers these are, does not hold as they were sent; empty if it holds all."""
+        """Which tensors a server, of whose workers these are, does not hold as they were sent; empty if it holds all.
+
+        What holds more numbers than the tensor has is padded for a kernel, and cannot be compared: see `unseen`.
+        """
         wrong = []
-        places: dict[tuple[str, str, str], dict[tuple[int, int, int, int], int]] = defaultdict(dict)
-        for part in parts:
-            found = places[part.place, part.tensor, part.dtype]
-            if found.setdefault(part.extent, part.checksum) != part.checksum:
-                wrong.append(f"{part.place} (its workers hold different ones)")
-        for (place, tensor, dtype), found in places.items():
-            expected = self._sums.get((tensor, dtype))
-            whole = sum(rows * columns for _, _, rows, columns in found) == self._sizes.get(tensor, -1)
-            if expected is not None and (not whole or sum(found.values()) & _MASK != expected):
+        for (place, tensor, dtype), found in _by_place(parts).items():
+            if any(len(sums) > 1 for sums in found.values()):
+                wrong.append(f"{place} (its workers hold different ones)")
+            elif self._can_compare(tensor, dtype, found) and not self._is_whole(tensor, dtype, found):
                 wrong.append(place if place == tensor else f"{place} (tied to {tensor})")
-        wrong = list(dict.fromkeys(wrong))
         if not wrong:
             return ""
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
@@ -101,4 +101,26 @@ class Arrival:
 
     def unseen(self, parts: Sequence[Held]) -> list[str]:
         """Tensors that were sent and of which a server reports nothing that can be compared."""
-        return sorted(self._sizes.keys() - {part.tensor for part in parts if (part.tensor, part.dtype) in self._sums})
+        places = _by_place(parts).items()
+        return sorted(
+            self._sizes.keys()
+            - {tensor for (_, tensor, dtype), found in places if self._can_compare(tensor, dtype, found)}
+        )
+
+    def _can_compare(self, tensor: str, dtype: str, found: Extents) -> bool:
+        return (tensor, dtype) in self._sums and _numbers(found) <= self._sizes[tensor]
+
+    def _is_whole(self, tensor: str, dtype: str, found: Extents) -> bool:
+        total = sum(checksum for sums in found.values() for checksum in sums) & _MASK
+        return _numbers(found) == self._sizes[tensor] and total == self._sums[tensor, dtype]
+
+
+def _by_place(parts: Sequence[Held]) -> dict[tuple[str, str, str], Extents]:
+    places: dict[tuple[str, str, str], Extents] = defaultdict(lambda: defaultdict(set))
+    for part in parts:
+        places[part.place, part.tensor, part.dtype][part.extent].add(part.checksum)
+    return places
+
+
+def _numbers(found: Extents) -> int:
+    return sum(rows * columns for _, _, rows, columns in found)

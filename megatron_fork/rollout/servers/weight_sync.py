@@ -149,7 +149,8 @@ class Delivery(ABC):
         unseen = self._arrival.unseen(parts)
         if unseen and self._checked.get(server) != server.falls:
             self.notes.append(
-                f"rollout.servers: {server} says nothing of {len(unseen)} tensors, such as {unseen[0]}: the probe checks them"
+                f"rollout.servers: {server} says nothing that can be compared of {len(unseen)} tensors, such as {unseen[0]}: "
+                "the probe checks them"
             )
         self._checked[server] = server.falls
 
