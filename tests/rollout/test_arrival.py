@@ -1,5 +1,6 @@
 """A server is used only when it has proved by checksums that it holds what was sent; what differs is named, and sent again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_what_a_kernel_padded_is_not_compared_and_is_said_to_be_unseen() -> None
     padded = torch.nn.functional.pad(tensor, (0, 8))
     arrival = Arrival()
     arrival.add([("a", tensor), ("b", tensor)])
-    seen = held(tensor, 0, 8, tensor="b", place="b")
+    seen = replace(held(tensor, 0, 8), tensor="b", place="b")
     assert arrival.fault_of([held(padded, 0, 8), seen]) == ""
     assert arrival.unseen([held(padded, 0, 8), seen]) == ["a"]
     assert arrival.fault_of([held(tensor[:, :23].contiguous(), 0, 8), seen]) != ""
