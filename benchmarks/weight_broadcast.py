@@ -33,7 +33,8 @@ from megatron_fork.rollout import RemoteConfig
 from megatron_fork.rollout.servers.server import Server
 from megatron_fork.rollout.servers.shared_transfer import SharedTransfer
 from megatron_fork.rollout.servers.vllm import VllmServer
-from megatron_fork.serving import address_towards
+from megatron_fork.rollout.weights import packed
+from megatron_fork.serving import address_towards, described
 
 # Of Linux's `struct tcp_info`: bytes sent, those sent again included.
 _BYTES_SENT = 200
@@ -68,7 +69,7 @@ async def measured(servers: Sequence[Server], mebibytes: int, *, together: bool)
     formed = time.monotonic() - began
 
     async def send(bucket: list[tuple[str, torch.Tensor]]) -> None:
-        await asyncio.gather(*(transfer.send(bucket) for transfer in transfers))
+        await asyncio.gather(*(transfer.send(described(bucket), packed(bucket)) for transfer in transfers))
 
     await asyncio.gather(*(server.begin_update() for server in servers))
     try:

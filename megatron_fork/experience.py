@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +30,38 @@ class VersionSpan(NamedTuple):
     version: int
     start: int
     end: int
+
+
+@dataclass
+class KeptTokens:
+    """For each response token the ids that it was drawn from, its kept set; a set of 0 ids stands for the whole vocabulary.
+
+    Top-k, top-p and min-p leave such sets. They are kept as one list of ids with a length a token, four bytes each.
+    """
+
+    ids: array[int] = field(default_factory=token_array)
+    counts: array[int] = field(default_factory=token_array)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def append(self, ids: Iterable[int]) -> None:
+        """The set of the next token."""
+        before = len(self.ids)
+        self.ids.extend(ids)
+        self.counts.append(len(self.ids) - before)
+
+    def extend(self, other: KeptTokens) -> None:
+        self.ids.extend(other.ids)
+        self.counts.extend(other.counts)
+
+    def cut(self, length: int) -> None:
+        """Forget the sets of all tokens from `length` on."""
+        gone = sum(self.counts[length:])
+        del self.counts[length:], self.ids[len(self.ids) - gone :]
+
+    def copy(self) -> KeptTokens:
+        return KeptTokens(self.ids[:], self.counts[:])
 
 
 @dataclass(frozen=True)
@@ -66,6 +98,8 @@ class Trajectory(Demonstration):
     """Version of the oldest weights that drew one of its tokens."""
     experts: Tensor | None = None
     """`[length, layers, k]` int16, the experts that the engine sent each token to; None if it does not report them."""
+    kept: KeptTokens | None = None
+    """What each token was drawn from, if the engine reports it; `rollout_logprob` is then under the softmax over these."""
     versions: tuple[VersionSpan, ...] = ()
     text: str = ""
     reward: float = 0.0
@@ -90,6 +124,9 @@ class Batch:
     old_logprob_t: Tensor | None = None  # of the policy before this batch's updates
     logprob_t: Tensor | None = None  # of the policy whose entropy is `entropy_t`
     entropy_t: Tensor | None = None
+    kept_entropy_t: Tensor | None = (
+        None  # of the softmax over the tokens' kept sets; `entropy_t` is of the whole vocabulary
+    )
     reference_logprob_t: Tensor | None = None
     value_t: Tensor | None = None
     return_t: Tensor | None = None

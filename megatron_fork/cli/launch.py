@@ -99,6 +99,11 @@ def variables(config: RunConfig, job: str) -> str:
             "servers_per_node": cluster.servers // max(1, cluster.engine_nodes),
             "engine": config.rollout.engine,
             "engine_tensor": cluster.engine_tensor,
+            "engine_options": " ".join(
+                engine_kind(config.rollout.engine).replay_options(
+                    config.rollout, config.experts.replay, cluster.gpus_per_node > 0
+                )
+            ),
             "model": config.model.path or "",
             "steps": config.train.steps,
         }

@@ -66,6 +66,10 @@ class MicroBatch:
         rows_1t[self.response_1t] = selected_t[self.place_r]
         return rows_1t
 
+    def places(self, rows_1t: Tensor) -> Tensor:
+        """Int64: the place in the batch's columns of each response target that is marked in `rows_1t`, in the row's order."""
+        return self.place_r[rows_1t[self.response_1t]]
+
     def on_context_rank(self, rank: int, ranks: int) -> MicroBatch:
         """The part of this whole row that context rank `rank` of `ranks` computes; see `zig_zag` for its order.
 

@@ -13,7 +13,15 @@ from transformers import PretrainedConfig
 
 from megatron_fork import vocab_parallel
 from megatron_fork.models.routing import Routing
-from megatron_fork.vocab_parallel import RowLoss, TokenStatistics, lm_head_loss, lm_head_statistics
+from megatron_fork.vocab_parallel import (
+    KeptSets,
+    ReplayedStatistics,
+    RowLoss,
+    TokenStatistics,
+    lm_head_loss,
+    lm_head_statistics,
+    replayed_statistics,
+)
 
 
 class LmHead(ColumnParallelLinear):
@@ -43,8 +51,9 @@ class StatisticsModel(GPTModel):
     """GPTModel with three kinds of results of its last stage.
 
     `forward(tokens, positions, None, labels=targets, loss_mask=rows)` returns `TokenStatistics` at `rows`; with
-    `row_loss=...` as well, the (loss, sums) of `vocab_parallel.lm_head_loss`; without labels, this rank's logits
-    `[batch, sequence, vocab/tp]`, like GPTModel.
+    `row_loss=...` as well, the (loss, sums) of `vocab_parallel.lm_head_loss`; with `kept=...`, the set that each of the rows'
+    targets was drawn from, the log-prob is under the softmax over that set (`ReplayedStatistics`). Without labels, this rank's
+    logits `[batch, sequence, vocab/tp]`, like GPTModel.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class StatisticsModel(GPTModel):
         self.temperature = temperature
         self.head = head
         self._row_loss: RowLoss | None = None
+        self._kept: KeptSets | None = None
         if self.post_process:
             weight: Tensor | None = self.get_submodule("output_layer").weight
             self.output_layer = self._head_around(weight)
@@ -81,13 +91,13 @@ class StatisticsModel(GPTModel):
         head.weight = weight
         return head
 
-    def forward(self, *args: Any, row_loss: RowLoss | None = None, **kwargs: Any) -> Any:
-        """Megatron's forward; `row_loss` is kept for `_postprocess`, to which Megatron does not pass it."""
-        self._row_loss = row_loss
+    def forward(self, *args: Any, row_loss: RowLoss | None = None, kept: KeptSets | None = None, **kwargs: Any) -> Any:
+        """Megatron's forward; `row_loss` and `kept` are held for `_postprocess`, to which Megatron does not pass them."""
+        self._row_loss, self._kept = row_loss, kept
         try:
             return super().forward(*args, **kwargs)
         finally:
-            self._row_loss = None
+            self._row_loss = self._kept = None
 
     def _postprocess(
         self,
@@ -96,7 +106,7 @@ class StatisticsModel(GPTModel):
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
         **kwargs: Any,
-    ) -> Tensor | TokenStatistics | tuple[Tensor, dict[str, Tensor]]:
+    ) -> Tensor | TokenStatistics | ReplayedStatistics | tuple[Tensor, dict[str, Tensor]]:
         """Override of Megatron's last step: the LM head runs on the rows marked in `loss_mask` `[1, tokens]` only."""
         if not self.post_process or labels is None:
             return super()._postprocess(hidden_states, *args, labels=labels, loss_mask=loss_mask, **kwargs)
@@ -106,7 +116,7 @@ class StatisticsModel(GPTModel):
 
     def _answer(
         self, hidden_td: Tensor, targets_t: Tensor, rows_t: Tensor | None
-    ) -> TokenStatistics | tuple[Tensor, dict[str, Tensor]]:
+    ) -> TokenStatistics | ReplayedStatistics | tuple[Tensor, dict[str, Tensor]]:
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         main_gradient = _wider_main_gradient(weight)
@@ -121,6 +131,10 @@ class StatisticsModel(GPTModel):
             "config": self.head,
             "weight_gradient": main_gradient,
         }
+        if self._kept is not None:
+            statistics = replayed_statistics(hidden_td, weight, targets_t, self._kept, **options)
+            trained = TokenStatistics(statistics.logprob, statistics.entropy)
+            return statistics if self._row_loss is None else self._row_loss(trained, slice(0, len(trained.logprob)))
         if self._row_loss is None:
             return lm_head_statistics(hidden_td, weight, targets_t, **options)
         return lm_head_loss(hidden_td, weight, targets_t, self._row_loss, **options)

@@ -35,9 +35,9 @@ class ValueModel(GPTModel):
             )
             nn.init.zeros_(self.output_layer.weight)
 
-    def forward(self, *args: Any, row_loss: None = None, **kwargs: Any) -> Any:
-        """Megatron's forward; there is no LM head for a `row_loss`."""
-        assert row_loss is None
+    def forward(self, *args: Any, row_loss: None = None, kept: None = None, **kwargs: Any) -> Any:
+        """Megatron's forward; there is no LM head for a `row_loss` or `kept` sets."""
+        assert row_loss is None and kept is None
         return super().forward(*args, **kwargs)
 
     def _postprocess(

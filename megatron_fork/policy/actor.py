@@ -17,7 +17,8 @@ from megatron_fork.models import ComputeConfig, ExpertsConfig, build_chunks
 from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
 from megatron_fork.policy.network import Network, Task, Update, finish_loss, no_tokens
-from megatron_fork.vocab_parallel import TokenStatistics
+from megatron_fork.policy.truncation import kept_sets_of
+from megatron_fork.vocab_parallel import KeptSets, ReplayedStatistics, TokenStatistics
 
 # From the statistics of selected rows and their places in the batch's columns to a loss that is divided by a global count. It
 # is additive: called on a part of the rows it gives that part of the loss.
@@ -51,8 +52,23 @@ class Policy(Network):
         super().__init__(config, optimizer, chunks, layout)
 
     def statistics(self, batch: Batch) -> TokenStatistics:
-        """Log-prob and entropy of every response token of this rank's share, `[response tokens]` in order, on the CPU."""
-        return TokenStatistics(*self.columns(batch, 2))
+        """Log-prob and entropy of every response token of this rank's share, `[response tokens]` in order, on the CPU.
+
+        Of tokens whose kept set the batch has, the log-prob is under the softmax over that set. The entropy is of the whole
+        vocabulary.
+        """
+        logprob_t, entropy_t, _ = self.replayed_statistics(batch)
+        return TokenStatistics(logprob_t, entropy_t)
+
+    def replayed_statistics(self, batch: Batch) -> ReplayedStatistics:
+        """`statistics` with the entropy of the softmax over each token's kept set."""
+        if self.kept_sets(batch) is not None:
+            return ReplayedStatistics(*self.columns(batch, 3))
+        logprob_t, entropy_t = self.columns(batch, 2)
+        return ReplayedStatistics(logprob_t, entropy_t, entropy_t)
+
+    def kept_sets(self, batch: Batch) -> KeptSets | None:
+        return kept_sets_of(batch)
 
     def update(
         self,
@@ -113,16 +129,16 @@ def _loss_of_whole_responses(
     place_r: Tensor,
     whole_place_r: Tensor,
     context: collectives.Group,
-    statistics: tuple[Tensor, Tensor],
+    statistics: TokenStatistics | ReplayedStatistics,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Each context rank evaluates the loss of whole responses; gradients reach only its own tokens."""
-    ranks = collectives.size(context)
+    ranks, trained = collectives.size(context), TokenStatistics(*statistics[:2])
     if ranks == 1:
-        return finish_loss(loss_function(TokenStatistics(*statistics), place_r))
+        return finish_loss(loss_function(trained, place_r))
     order_r = whole_place_r.argsort()
-    own_r = order_r[torch.searchsorted(whole_place_r[order_r], place_r)].to(statistics[0].device)
+    own_r = order_r[torch.searchsorted(whole_place_r[order_r], place_r)].to(trained.logprob.device)
     loss, metrics = loss_function(
-        TokenStatistics(*(_of_all_ranks(own, own_r, len(whole_place_r), context) for own in statistics)), whole_place_r
+        TokenStatistics(*(_of_all_ranks(own, own_r, len(whole_place_r), context) for own in trained)), whole_place_r
     )
     # Every rank of the group holds the same value: each reports its fraction of it, while gradients are not scaled.
     shared = {name: value / ranks for name, value in {"loss": loss.detach(), **metrics}.items()}

@@ -276,9 +276,24 @@ class Learner:
                 f"rollout.mismatch_limit={self.mismatch_limit}",
                 hint="the engine has other weights or another temperature; raise the limit for bf16 engines",
             )
-        entropy = sum(float(filled(share.entropy_t).double().sum()) for share in shares)
-        total = collectives.all_reduce_sum(torch.tensor(entropy, dtype=torch.float64, device=device()), self._group)
-        return {**of_mismatch(mismatch), "entropy/mean": float(total) / max(1, mismatch.tokens)}
+        return {**of_mismatch(mismatch), **self._entropies(shares, mismatch.tokens)}
+
+    def _entropies(self, shares: Sequence[Batch], tokens: int) -> Metrics:
+        """Of the whole softmax; and of that over the kept sets with their mean size, if the engine reported any."""
+        sums = torch.zeros(4, dtype=torch.float64)
+        for share in shares:
+            sets = self.policy.kept_sets(share)
+            sums[0] += filled(share.entropy_t).double().sum()
+            if sets is not None:
+                cut_t = sets.count_t > 0
+                sums[1] += filled(share.kept_entropy_t).double().sum()
+                sums[2] += torch.where(cut_t, sets.count_t, self.policy.hf_config.vocab_size).double().sum()
+                sums[3] += len(cut_t)
+        whole, kept, size, replayed = collectives.all_reduce_sum(sums.to(device()), self._group).tolist()
+        metrics = {"entropy/mean": whole / max(1, tokens)}
+        if replayed:
+            metrics |= {"entropy/kept_mean": kept / replayed, "rollout/kept_tokens": size / replayed}
+        return metrics
 
     def _of_selection(self, chosen: selection.Selection, current: Batch, old: Batch, number: int) -> Metrics:
         """Counts, the mean entropy of the chosen tokens, and their overlap with the old policy's choice."""

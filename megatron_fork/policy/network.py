@@ -27,7 +27,7 @@ from megatron_fork.objective import PolicyLoss
 from megatron_fork.policy.config import OptimizerConfig, PolicyConfig
 from megatron_fork.policy.routing import describe
 from megatron_fork.policy.wrapping import build_optimizer, connect_schedule, data_parallel
-from megatron_fork.vocab_parallel import RowLoss
+from megatron_fork.vocab_parallel import KeptSets, RowLoss
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Network:
         for chunk in self._chunks:
             chunk.eval()
         rows = [micro_batch.response_1t for micro_batch in micro_batches]
-        answers = self._run(micro_batches, rows, [Task(_collect)] * len(rows), forward_only=True)
+        answers = self._run(batch, micro_batches, rows, [Task(_collect)] * len(rows), forward_only=True)
         columns_kt = torch.zeros(count, batch.response_tokens)
         for micro_batch, answer in zip(micro_batches, answers, strict=False):
             columns_kt[:, micro_batch.place_r] = torch.stack(tuple(answer)).cpu()
@@ -176,7 +176,7 @@ class Network:
             assert isinstance(wrapped, DistributedDataParallel)
             wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
-        return self._run(micro_batches, rows, tasks, forward_only=False)
+        return self._run(batch, micro_batches, rows, tasks, forward_only=False)
 
     def gradient_norm(self) -> float:
         """The norm over all ranks of what is in the gradient buffers, as an update would have it before clipping."""
@@ -225,13 +225,28 @@ class Network:
     def has_experts(self) -> bool:
         return self._chunks[0].config.num_moe_experts is not None
 
+    def kept_sets(self, batch: Batch) -> KeptSets | None:
+        """What the tokens of a share were drawn from, where the network's softmax runs over that; see `policy.truncation`."""
+        return None
+
     def _run(
-        self, micro_batches: list[MicroBatch], rows: list[Tensor], tasks: list[Task], *, forward_only: bool
+        self,
+        batch: Batch,
+        micro_batches: list[MicroBatch],
+        rows: list[Tensor],
+        tasks: list[Task],
+        *,
+        forward_only: bool,
     ) -> list[Any]:
         """Run Megatron's schedule; returns the results of each micro-batch on the last stage, an empty list on others."""
-        where = device()
+        where, sets = device(), self.kept_sets(batch)
         items = [
-            (micro_batch.to(where), row_1t.to(where), task)
+            (
+                micro_batch.to(where),
+                row_1t.to(where),
+                task,
+                None if sets is None else sets.take(micro_batch.places(row_1t)).to(where),
+            )
             for micro_batch, row_1t, task in zip(micro_batches, rows, tasks, strict=True)
         ]
         # Every chunk of an interleaved pipeline reads the same micro-batches, each at its own time.
@@ -271,9 +286,9 @@ def finish_loss(answer: PolicyLoss | tuple[Tensor, dict[str, Tensor]]) -> tuple[
 
 
 def _forward_step(
-    items: Iterator[tuple[MicroBatch, Tensor, Task]], model: nn.Module
+    items: Iterator[tuple[MicroBatch, Tensor, Task, KeptSets | None]], model: nn.Module
 ) -> tuple[Any, Callable[[Any], tuple[Tensor, Tensor, Any]]]:
-    micro_batch, row_1t, task = next(items)
+    micro_batch, row_1t, task, kept = next(items)
     config: Any = model.config
     output = model(
         micro_batch.token_1t,
@@ -282,6 +297,7 @@ def _forward_step(
         labels=micro_batch.target_1t,
         loss_mask=row_1t,
         row_loss=task.row_loss,
+        kept=kept,
         padding_mask=micro_batch.number_1t,
         packed_seq_params=PackedRow.of(
             micro_batch.lengths,

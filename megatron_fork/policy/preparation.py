@@ -36,8 +36,10 @@ def filled(column: Tensor | None) -> Tensor:
 
 
 def _with_statistics(share: Batch, networks: TrainedModels) -> Batch:
-    logprob_t, entropy_t = networks.policy.statistics(share)
+    logprob_t, entropy_t, kept_entropy_t = networks.policy.replayed_statistics(share)
     columns = {"old_logprob_t": logprob_t, "logprob_t": logprob_t, "entropy_t": entropy_t}
+    if networks.policy.kept_sets(share) is not None:
+        columns["kept_entropy_t"] = kept_entropy_t
     if networks.reference is not None:
         columns["reference_logprob_t"] = networks.reference.statistics(share).logprob
     if networks.critic is not None:

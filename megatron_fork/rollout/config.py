@@ -14,6 +14,7 @@ from annotated_types import Gt, Lt
 from megatron_fork.errors import KEY_VARIABLE, ConfigError
 from megatron_fork.recipe import (
     EntryOf,
+    FractionBelowOne,
     Mebibytes,
     NatsOrInfinite,
     NonNegativeInt,
@@ -42,6 +43,12 @@ class RemoteConfig(Settings, room="rollout.remote"):
     """Tokens of a response that arrive together: a failing server loses fewer than this."""
     bucket_mebibytes: Mebibytes = 512
     """Weights that are sent, and held in rank 0's memory, at a time."""
+    delta_updates: bool = False
+    """Send vLLM's servers what has changed since their last weights, bit for bit, and everything to one that has missed them.
+    The first rank and each worker keep a copy of all weights in main memory for it."""
+    verify_weights: Literal["first", "always", "never"] = "first"
+    """When a server must prove by checksums of what it holds that all weights have arrived. first: at the first update that it
+    gets, and the first after it was down."""
     idle_seconds: Seconds = 300.0
     """A response is drawn elsewhere if its first token, or `stream_interval` more tokens, do not arrive in this time. It keeps
     its server while other responses of that server arrive in time (it may be queued there), and while an update holds it."""
@@ -96,6 +103,11 @@ class RolloutConfig(Settings, room="rollout"):
     """Sample from the most likely tokens that hold this fraction of the probability; 1: from all tokens."""
     top_k: NonNegativeInt = 0
     """Sample from this many of the most likely tokens; 0: from the whole vocabulary."""
+    min_p: FractionBelowOne = 0.0
+    """Sample from the tokens that are at least this many times as likely as the most likely one; 0: from all."""
+    replay_sampling_mask: bool = False
+    """Train under the softmax over the tokens that `top_p`, `top_k` and `min_p` left to be drawn from, which the engine then
+    reports for every token; servers need a `top_k` for it. Tokens are still selected by the entropy of the whole softmax."""
     stop_tokens: list[int] = field(default_factory=list)
     """Token ids that end a response, besides those that the tokenizer, generation_config.json and config.json name."""
     entropy_temperature: EntropyTemperature = field(default_factory=EntropyTemperature)
@@ -139,7 +151,10 @@ class RolloutConfig(Settings, room="rollout"):
         if foreign and math.isfinite(self.mismatch_limit):
             raise ConfigError(
                 f"{foreign}: the engine's log-probs are then not those of the softmax that training uses",
-                hint="allow the mismatch with rollout.mismatch_limit=.inf, and correct it with objective.correction",
+                hint="train under the same softmax with rollout.replay_sampling_mask=true, or allow the mismatch with "
+                "rollout.mismatch_limit=.inf and correct it with objective.correction"
+                if self.truncates and self.entropy_temperature.is_plain
+                else "allow the mismatch with rollout.mismatch_limit=.inf, and correct it with objective.correction",
             )
 
     def _check_servers(self) -> None:
@@ -165,13 +180,29 @@ class RolloutConfig(Settings, room="rollout"):
                 f"rollout.temperature={self.temperature} with rollout.entropy_temperature",
                 hint="keep rollout.temperature=1: `high` and `low` replace it",
             )
+        if not by_entropy.is_plain and self.replays_mask:
+            raise ConfigError(
+                "rollout.replay_sampling_mask=true with rollout.entropy_temperature, which training does not follow",
+                hint="leave one of them out",
+            )
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens can not be drawn."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+    @property
+    def replays_mask(self) -> bool:
+        """Whether responses come with what each token was drawn from."""
+        return self.replay_sampling_mask and self.truncates
 
     def foreign_distribution(self, kind: EngineKind) -> str:
         """The field that makes the engine report log-probs of another distribution than training's; empty if none does."""
         if not self.entropy_temperature.is_plain:
             return "rollout.entropy_temperature"
-        if not kind.full_softmax and (self.top_p < 1.0 or self.top_k > 0):
-            return f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.engine={self.engine}"
+        if not kind.full_softmax and self.truncates and not self.replay_sampling_mask:
+            min_p = f", rollout.min_p={self.min_p}" if self.min_p else ""
+            return f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k}{min_p} with rollout.engine={self.engine}"
         return ""
 
 

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from megatron_fork.experience import FinishReason, VersionSpan
+from megatron_fork.errors import RolloutError
+from megatron_fork.experience import FinishReason, KeptTokens, VersionSpan
 from megatron_fork.serving import EntropyTemperature
 
 
@@ -20,6 +21,16 @@ class PartialResponse:
     tokens: Sequence[int] = ()
     logprob: Sequence[float] = ()
     versions: tuple[VersionSpan, ...] = ()
+    kept: KeptTokens | None = None
+
+    def kept_copy(self) -> KeptTokens:
+        """Its sets, to be added to; raises `RolloutError` if it has tokens of which none is known."""
+        if len(self.tokens) != (0 if self.kept is None else len(self.kept)):
+            raise RolloutError(
+                f"a begun response has {len(self.tokens)} tokens without what they were drawn from",
+                hint="it was begun with rollout.replay_sampling_mask=false: keep that, or start a new run",
+            )
+        return KeptTokens() if self.kept is None else self.kept.copy()
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,9 @@ class Request:
     max_tokens: int
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    reports_kept: bool = False
+    """The completion names the tokens that each token was drawn from, and its log-probs are under the softmax over those."""
     entropy_temperature: EntropyTemperature | None = None
     """Replaces the temperature, which is then 1."""
     begun: PartialResponse = PartialResponse()
@@ -46,7 +60,7 @@ class Completion:
 
     `logprob` is under the softmax of the whole vocabulary at the request's temperature: at 1 if that is 0, at each token's own
     if it depends on the entropy, and then 0 nats where it is 0. With vLLM and top-p or top-k it is under the softmax of the
-    tokens that they leave.
+    tokens that they leave, and so with every engine for a request that `reports_kept`.
     """
 
     number: int
@@ -57,6 +71,8 @@ class Completion:
     """Which weights drew which tokens; the spans cover all tokens, in order."""
     experts: Tensor | None = None
     """`[prompt and response tokens but the last, layers, k]` int16; None if the engine does not report its routing."""
+    kept: KeptTokens | None = None
+    """What each token was drawn from, if the request `reports_kept`."""
 
     @property
     def weight_version(self) -> int:

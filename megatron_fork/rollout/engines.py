@@ -73,12 +73,20 @@ class EngineKind:
     """The class that talks to each of `rollout.servers`; None: the engine runs in the trainer's processes."""
     sync_ways: tuple[SyncWay, ...] = ()
     """How its servers can get new weights."""
+    takes_changes: bool = False
+    """Its servers keep a copy of their weights, and can be sent what has changed."""
     rests: bool = True
     """It shares the trainer's processors, and draws nothing while the policy trains."""
     draws_in_rounds: bool = False
     """A response depends on its seed and the weights alone: drawn in rounds, a part on each rank, a run repeats bit for bit."""
     full_softmax: bool = True
     """Log-probs are those of the whole vocabulary even with top-p and top-k."""
+    reports_kept: bool = False
+    """Completions can name what each token was drawn from, for `rollout.replay_sampling_mask`."""
+    kept_needs_top_k: bool = False
+    """It does so only for requests with a `top_k`, which bounds the report."""
+    replay_options: Callable[[RolloutConfig, bool, bool], list[str]] = lambda config, experts, on_gpu: []
+    """What its servers must be started with to report what the settings, and `experts.replay`, ask for."""
     reports_experts: bool = False
     """Completions can name the experts of a mixture, for `experts.replay`."""
     ranks_per_engine: Callable[[RolloutConfig], int] = lambda config: 1
@@ -97,14 +105,39 @@ class EngineKind:
         return self.server is not None
 
 
-def _of_servers(name: str, server: str, *, full_softmax: bool) -> EngineKind:
+_EXPERTS = "--enable-return-routed-experts"
+
+
+def _of_vllm(config: RolloutConfig, experts: bool, on_gpu: bool) -> list[str]:
+    masks = ["--return-sampling-mask"] if on_gpu else ["--max-logprobs", str(config.top_k)]
+    return [*(masks if config.replays_mask else []), *([_EXPERTS] if experts else [])]
+
+
+def _of_sglang(config: RolloutConfig, experts: bool, on_gpu: bool) -> list[str]:
+    masks = ["--sampling-mask-max-tokens", str(max(4096, 2 * config.top_k))]  # ties at its end are kept as well
+    return [*(masks if config.replays_mask else []), *([_EXPERTS] if experts else [])]
+
+
+def _of_servers(
+    name: str,
+    server: str,
+    *,
+    full_softmax: bool,
+    takes_changes: bool,
+    options: Callable[[RolloutConfig, bool, bool], list[str]],
+) -> EngineKind:
     return EngineKind(
         f"{_ROOM}.servers.remote:RemoteEngine.of",
         title="servers",
         server=f"{_ROOM}.servers.{name}:{server}",
         sync_ways=("disk", "gloo", "nccl"),
+        takes_changes=takes_changes,
         rests=False,
         full_softmax=full_softmax,
+        reports_kept=True,
+        kept_needs_top_k=True,
+        replay_options=options,
+        reports_experts=True,
         memory="they hold the weights that they draw with",
     )
 
@@ -114,6 +147,7 @@ ENGINES: dict[str, EngineKind] = {
         f"{_ROOM}.in_process.embedded:EmbeddedEngine.of",
         title="embedded engine",
         draws_in_rounds=True,
+        reports_kept=True,
         reports_experts=True,
         holds_weights=True,
         memory="weights, whole on every rank",
@@ -128,8 +162,8 @@ ENGINES: dict[str, EngineKind] = {
         memory="weights; its cache comes on top",
         check=f"{_ROOM}.in_process.vllm_process:check_colocated",
     ),
-    "vllm": _of_servers("vllm", "VllmServer", full_softmax=False),
-    "sglang": _of_servers("sglang", "SglangServer", full_softmax=True),
+    "vllm": _of_servers("vllm", "VllmServer", full_softmax=False, takes_changes=True, options=_of_vllm),
+    "sglang": _of_servers("sglang", "SglangServer", full_softmax=True, takes_changes=False, options=_of_sglang),
 }
 
 
@@ -159,10 +193,33 @@ def check_settings(config: RolloutConfig, kind: EngineKind) -> None:
             f"rollout.engine={config.engine} with rollout.servers={config.servers}",
             hint=f"it has no servers: leave them out, or set rollout.engine to one of {_names_of_servers()}",
         )
+    if config.replays_mask:
+        _check_replay(config, kind)
+    if config.remote.delta_updates and kind.has_servers and not kind.takes_changes:
+        those = ", ".join(name for name, each in ENGINES.items() if each.takes_changes)
+        raise ConfigError(
+            f"rollout.remote.delta_updates=true with rollout.engine={config.engine}, whose servers take only whole weights",
+            hint=f"set rollout.remote.delta_updates=false, or rollout.engine={those}",
+        )
     if kind.has_servers and config.sync not in kind.sync_ways:
         raise ConfigError(
             f"rollout.sync={config.sync} with rollout.engine={config.engine}",
             hint=f"it gets weights by {' or '.join(kind.sync_ways) or 'none of these ways'}",
+        )
+
+
+def _check_replay(config: RolloutConfig, kind: EngineKind) -> None:
+    if not kind.reports_kept:
+        those = ", ".join(name for name, each in ENGINES.items() if each.reports_kept)
+        raise ConfigError(
+            f"rollout.replay_sampling_mask=true with rollout.engine={config.engine}, which does not say what it drew from",
+            hint=f"set it to false with rollout.mismatch_limit=.inf, or rollout.engine to one of {those}",
+        )
+    if kind.kept_needs_top_k and not config.top_k:
+        raise ConfigError(
+            f"rollout.replay_sampling_mask=true with rollout.engine={config.engine} and rollout.top_k=0: it reports what it "
+            "drew from only where top_k bounds that",
+            hint="set rollout.top_k beside top_p or min_p, so large that it hardly cuts, for example 256",
         )
 
 

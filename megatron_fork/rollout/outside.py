@@ -111,6 +111,9 @@ class OutsideEngine(Engine):
             raise self._wrong(
                 f"{response} {count} tokens, whose log-probs are {len(completion.logprob)}, or not finite"
             )
+        if request.reports_kept and (completion.kept is None or len(completion.kept) != count):
+            sets = 0 if completion.kept is None else len(completion.kept)
+            raise self._wrong(f"{response} {count} tokens, and what {sets} of them were drawn from")
         ends = [0, *(span.end for span in completion.versions)]
         if [span.start for span in completion.versions] != ends[:-1] or ends[-1] != count or ends != sorted(ends):
             raise self._wrong(f"{response} {count} tokens, which its versions do not cover: {completion.versions}")

@@ -8,7 +8,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from megatron_fork.experience import FinishReason, VersionSpan, logprob_array, token_array
+from torch import Tensor
+
+from megatron_fork.experience import FinishReason, KeptTokens, VersionSpan, logprob_array, token_array
 from megatron_fork.rollout.engine import Completion, PartialResponse, Request
 from megatron_fork.rollout.servers.wire import quoted
 
@@ -24,6 +26,10 @@ class StreamChunk:
     logprob: Sequence[float]
     finish: FinishReason | None = None
     versions: Sequence[tuple[str, int, int]] | None = None
+    kept: KeptTokens | None = None
+    """What each of the tokens was drawn from, if the request asks for it."""
+    experts: Tensor | None = None
+    """As in `Completion`, with the last chunk, if the server reports its routing."""
 
 
 @dataclass
@@ -36,6 +42,9 @@ class PendingRequest:
     tokens: array[int] = field(default_factory=token_array)
     logprob: array[float] = field(default_factory=logprob_array)
     versions: list[VersionSpan] = field(default_factory=list)
+    kept: KeptTokens | None = None
+    experts: Tensor | None = None
+    """Of the whole sequence, from the server that drew its end and so read all of it."""
     failures: int = 0
     failed_at: set[object] = field(default_factory=set)
     """Servers that are not asked again while another one is ready."""
@@ -44,7 +53,8 @@ class PendingRequest:
     def of(cls, request: Request, arrived: queue.Queue[Completion]) -> PendingRequest:
         begun = request.begun
         tokens, logprob = token_array(begun.tokens), logprob_array(begun.logprob)
-        return cls(request, arrived, tokens, logprob, list(begun.versions))
+        kept = begun.kept_copy() if request.reports_kept else None
+        return cls(request, arrived, tokens, logprob, list(begun.versions), kept)
 
     @property
     def remaining(self) -> int:
@@ -70,18 +80,46 @@ class PendingRequest:
         start = len(self.tokens)
         self.tokens += segment.tokens
         self.logprob += segment.logprob
+        self.experts = segment.experts
+        if self.kept is not None:
+            self.kept.extend(segment.kept)
         for version, first, end in segment.spans():
             if self.versions and self.versions[-1].version == version:
                 self.versions[-1] = self.versions[-1]._replace(end=start + end)
             elif end > first:
                 self.versions.append(VersionSpan(version, start + first, start + end))
 
+    def settled(self, stop_tokens: Collection[int], *, needs_experts: bool) -> FinishReason | None:
+        """`finish`; a response that ended without the report that it needs loses its last token, and so goes on.
+
+        Whoever draws that token again reads all others, and reports the experts of all.
+        """
+        finish = self.finish(stop_tokens)
+        if finish is None or self.experts is not None or not needs_experts:
+            return finish
+        length = len(self.tokens) - 1
+        del self.tokens[length:], self.logprob[length:]
+        if self.kept is not None:
+            self.kept.cut(length)
+        spans = [span._replace(end=min(span.end, length)) for span in self.versions]
+        self.versions = [span for span in spans if span.end > span.start]
+        return None
+
     def completion(self, finish: FinishReason) -> Completion:
-        return Completion(self.request.number, self.tokens, self.logprob, finish, versions=tuple(self.versions))
+        return Completion(
+            self.request.number,
+            self.tokens,
+            self.logprob,
+            finish,
+            versions=tuple(self.versions),
+            experts=self.experts,
+            kept=self.kept,
+        )
 
     def unfinished(self) -> Request:
         """The request with its tokens so far, to be continued."""
-        return replace(self.request, begun=PartialResponse(self.tokens, self.logprob, tuple(self.versions)))
+        begun = PartialResponse(self.tokens, self.logprob, tuple(self.versions), self.kept)
+        return replace(self.request, begun=begun)
 
 
 @dataclass
@@ -93,6 +131,8 @@ class DrawnSegment:
     """Versions by the labels that this run gave them; any other label is foreign."""
     tokens: array[int] = field(default_factory=token_array)
     logprob: array[float] = field(default_factory=logprob_array)
+    kept: KeptTokens = field(default_factory=KeptTokens)
+    experts: Tensor | None = None
     labels: Sequence[tuple[str, int, int]] | None = None
     proven: int = 0
     """Tokens that came while the server had that version and no update was running."""
@@ -100,6 +140,9 @@ class DrawnSegment:
     def add(self, chunk: StreamChunk, *, is_proven: bool = True) -> None:
         self.tokens.extend(chunk.tokens)
         self.logprob.extend(chunk.logprob)
+        self.experts = chunk.experts
+        if chunk.kept is not None:
+            self.kept.extend(chunk.kept)
         self.proven = len(self.tokens) if is_proven else self.proven
         if chunk.versions is not None:
             self.labels = chunk.versions
@@ -108,6 +151,7 @@ class DrawnSegment:
         """Drop the tokens after an update, if the segment broke off and no label says which weights drew them."""
         if self.labels is None:
             del self.tokens[self.proven :], self.logprob[self.proven :]
+            self.kept.cut(self.proven)
 
     @property
     def label_report(self) -> str:
@@ -145,6 +189,7 @@ def vllm_sampling(pending: PendingRequest, stop_tokens: Sequence[int], *, stream
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": request.top_k,
+        "min_p": request.min_p,
         "seed": (request.seed + len(pending.tokens)) % (1 << 62),
         "max_tokens": pending.remaining,
         "logprobs": 0,

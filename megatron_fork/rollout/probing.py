@@ -28,8 +28,10 @@ def probe(engine: Engine, policy: Policy, prompts: Sequence[Prompt], config: Rol
     if not config.probe_prompts:
         return 0.0
     asked = [prompts[number % len(prompts)] for number in range(config.probe_prompts)]
+    # A server that reports what it draws from may refuse to draw from everything.
+    asks = (config.top_p, config.top_k, config.min_p, True) if config.replays_mask else ()
     requests = [
-        Request(number, prompt.tokens, number, config.temperature, min(_TOKENS, config.max_response_tokens))
+        Request(number, prompt.tokens, number, config.temperature, min(_TOKENS, config.max_response_tokens), *asks)
         for number, prompt in enumerate(asked)
     ]
     of_ranks = collectives.gather_objects(engine.replicas(requests), policy.layout.world)
@@ -61,6 +63,7 @@ def compare(policy: Policy, asked: Sequence[Prompt], answers: dict[str, list[Com
             finish_reason=completion.finish_reason,
             weight_version=completion.weight_version,
             experts=completion.experts,
+            kept=completion.kept,
         )
         for place, completions in enumerate(answers.values())
         for completion in completions

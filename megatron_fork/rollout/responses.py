@@ -25,6 +25,8 @@ def request_for(prompt: Prompt, number: int, seed: int, config: RolloutConfig, *
         max_tokens=config.max_response_tokens,
         top_p=1.0 if greedy else config.top_p,
         top_k=0 if greedy else config.top_k,
+        min_p=0.0 if greedy else config.min_p,
+        reports_kept=config.replays_mask,
         entropy_temperature=by_entropy,
     )
 
@@ -39,6 +41,7 @@ def trajectory_of(completion: Completion, prompt: Prompt, text: str, score: Scor
         weight_version=completion.weight_version,
         versions=completion.versions,
         experts=completion.experts,
+        kept=completion.kept,
         text=text,
         reward=score.value,
         reason=score.reason,

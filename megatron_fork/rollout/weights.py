@@ -27,16 +27,47 @@ class PolicyWeights:
         return iter_hf_weights(self.policy.model)
 
 
-def buckets(weights: Iterable[tuple[str, Tensor]], limit: int, device: torch.device) -> Iterator[Bucket]:
-    """Copies on `device` in lists of at most `limit` bytes; a larger tensor comes alone."""
+def buckets(
+    weights: Iterable[tuple[str, Tensor]], limit: int, device: torch.device, *, alternating: bool = False
+) -> Iterator[Bucket]:
+    """Copies on `device` in lists of at most `limit` bytes; a larger tensor comes alone.
+
+    The tensors of a bucket lie one after another in one piece of memory, so that it is one message: see `packed`. With
+    `alternating` there are two pieces in turn: a bucket is overwritten when the second after it is asked for.
+    """
+    pieces = [torch.empty(0, dtype=torch.uint8, device=device)] * 2
     bucket: Bucket = []
     size = 0
     for name, tensor in weights:
-        if bucket and size + tensor.nbytes > limit:
+        # Where another dtype would begin at a place that is none for it, another bucket begins.
+        if bucket and (size + tensor.nbytes > limit or size % tensor.itemsize):
             yield bucket
             bucket, size = [], 0
+        if not bucket:
+            pieces = [pieces[1], pieces[0]]
+            if not alternating or len(pieces[0]) < max(limit, tensor.nbytes):
+                pieces[0] = torch.empty(
+                    0, dtype=torch.uint8, device=device
+                )  # the old one goes before the new one comes
+                pieces[0] = torch.empty(max(limit, tensor.nbytes), dtype=torch.uint8, device=device)
+            memory = pieces[0]
         # A copy: the iterator may give a live parameter, or a buffer that it fills again.
-        bucket.append((name, torch.empty_like(tensor, device=device).copy_(tensor.detach()).contiguous()))
+        place = memory[size : size + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        bucket.append((name, place.copy_(tensor.detach())))
         size += tensor.nbytes
     if bucket:
         yield bucket
+
+
+def packed(bucket: Bucket) -> Tensor:
+    """`[bytes]` uint8: the tensors one after another, without a copy where `buckets` made them."""
+    tensors = [tensor for _, tensor in bucket]
+    first = tensors[0]
+    storage, place = first.untyped_storage(), first.data_ptr()
+    for tensor in tensors:
+        if tensor.untyped_storage().data_ptr() != storage.data_ptr() or tensor.data_ptr() != place:
+            return torch.cat([tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors])
+        place += tensor.nbytes
+    start = first.storage_offset() * first.itemsize
+    size = sum(tensor.nbytes for tensor in tensors)
+    return torch.empty(0, dtype=torch.uint8, device=first.device).set_(storage, start, (size,), (1,))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megatron_fork.distributed import Layout
 from megatron_fork.errors import CheckpointError
-from megatron_fork.experience import Batch, Prompt, Trajectory, VersionSpan, logprob_array, token_array
+from megatron_fork.experience import Batch, KeptTokens, Prompt, Trajectory, VersionSpan, logprob_array, token_array
 from megatron_fork.rollout import PartialResponse, PromptGroup
 from megatron_fork.run.state import DAMAGED, MOST, PartialRecord, PartialStep
 
@@ -116,7 +116,11 @@ def _plain_group(group: PromptGroup) -> dict[str, Any]:
         "round": group.round,
         "answers": {sample: _plain(answer, {})["trajectory"] for sample, answer in group.answers.items()},
         "begun": {
-            sample: (*_tensors(begun.tokens, begun.logprob), [tuple(span) for span in begun.versions])
+            sample: (
+                *_tensors(begun.tokens, begun.logprob),
+                [tuple(span) for span in begun.versions],
+                _plain_kept(begun.kept),
+            )
             for sample, begun in group.begun.items()
         },
     }
@@ -133,8 +137,8 @@ def _group(plain: dict[str, Any]) -> PromptGroup:
         plain["round"],
         {sample: _trajectory(answer) for sample, answer in plain["answers"].items()},
         {
-            sample: PartialResponse(*_arrays(tokens, logprob), _versions(versions))
-            for sample, (tokens, logprob, versions) in plain["begun"].items()
+            sample: PartialResponse(*_arrays(tokens, logprob), _versions(versions), *map(_kept, kept))
+            for sample, (tokens, logprob, versions, *kept) in plain["begun"].items()
         },
     )
 
@@ -155,6 +159,7 @@ def _plain(trajectory: Trajectory, columns: _Columns) -> dict[str, Any]:
     """The trajectory without classes of this project, so that the file holds only data."""
     plain = asdict(trajectory)
     plain["versions"] = [tuple(span) for span in trajectory.versions]
+    plain["kept"] = _plain_kept(trajectory.kept)
     plain["response"], plain["rollout_logprob"] = _tensors(trajectory.response, trajectory.rollout_logprob)
     return {"trajectory": plain, "columns": columns}
 
@@ -162,7 +167,10 @@ def _plain(trajectory: Trajectory, columns: _Columns) -> dict[str, Any]:
 def _trajectory(plain: dict[str, Any]) -> Trajectory:
     response, logprob = _arrays(plain["response"], plain["rollout_logprob"])
     drawn = {"response": response, "rollout_logprob": logprob, "versions": _versions(plain["versions"])}
-    trajectory = Trajectory(**{**plain, **drawn, "prompt": _prompt(plain["prompt"])})
+    kept = _kept(plain.get("kept"))  # earlier versions have none
+    trajectory = Trajectory(**{**plain, **drawn, "kept": kept, "prompt": _prompt(plain["prompt"])})
+    if kept is not None and len(kept) != len(response):
+        raise ValueError(f"{len(response)} tokens with what {len(kept)} were drawn from")
     _check_counts(number=trajectory.number, weight_version=trajectory.weight_version)
     _check_texts(text=trajectory.text, reason=trajectory.reason, finish_reason=trajectory.finish_reason)
     if not (math.isfinite(trajectory.reward) and math.isfinite(trajectory.advantage)):
@@ -200,8 +208,25 @@ def _versions(plain: Sequence[Any]) -> tuple[VersionSpan, ...]:
     return versions
 
 
+def _plain_kept(kept: KeptTokens | None) -> tuple[Tensor, Tensor] | None:
+    return None if kept is None else (_int32(kept.ids), _int32(kept.counts))
+
+
+def _kept(plain: Sequence[Tensor] | None) -> KeptTokens | None:
+    if plain is None:
+        return None
+    ids, counts = (token_array(each.tolist()) for each in plain)
+    if min(counts, default=0) < 0 or sum(counts) != len(ids) or min(ids, default=0) < 0:
+        raise ValueError(f"{len(ids)} tokens in sets of {sum(counts)}")
+    return KeptTokens(ids, counts)
+
+
+def _int32(numbers: Sequence[int]) -> Tensor:
+    return torch.tensor(np.asarray(numbers, dtype=np.int32))
+
+
 def _tensors(tokens: Sequence[int], logprob: Sequence[float]) -> tuple[Tensor, Tensor]:
-    return torch.tensor(np.asarray(tokens, dtype=np.int32)), torch.tensor(np.asarray(logprob, dtype=np.float32))
+    return _int32(tokens), torch.tensor(np.asarray(logprob, dtype=np.float32))
 
 
 def _arrays(tokens: Tensor | Sequence[int], logprob: Tensor | Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:

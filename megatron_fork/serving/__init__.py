@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from megatron_fork import opened
 
 if TYPE_CHECKING:
+    from megatron_fork.serving.checksums import checksum
     from megatron_fork.serving.entropy_temperature import EntropyTemperature, scale_by_entropy
+    from megatron_fork.serving.messages import Message, described, write_message
     from megatron_fork.serving.transfer import (
         Backend,
         TransferGroup,
@@ -18,16 +20,22 @@ if TYPE_CHECKING:
         is_open,
         join_transfer,
     )
+    from megatron_fork.serving.weight_copy import WeightCopy
 else:
     __getattr__ = opened(__name__, __file__)
 
 __all__ = [
     "Backend",
     "EntropyTemperature",
+    "Message",
     "TransferGroup",
     "TransferStore",
+    "WeightCopy",
     "address_towards",
+    "checksum",
+    "described",
     "is_open",
     "join_transfer",
     "scale_by_entropy",
+    "write_message",
 ]

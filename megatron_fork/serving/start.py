@@ -5,8 +5,8 @@
 
 The folder may also be named as the engines do, by --model or --model-path: the images' words are an engine's. On a machine
 without a GPU it serves in float32 on the CPU. With --fp32-head an engine in bf16 leaves its logits in float32, as the trainer
-does. With $MEGATRON_FORK_API_KEY set, only requests that carry it are answered. OPTIONs are the engine's own. This process
-becomes the server, so that signals reach it.
+does. With $MEGATRON_FORK_API_KEY set, only requests that carry it are answered. OPTIONs are the engine's own, such as those
+that replay needs (docs/engines.md). This process becomes the server, so that signals reach it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from megatron_fork.errors import KEY_VARIABLE
 
 # Without its CUDA kernels and the packages for images, SGLang starts with stand-ins for their names, which a checkout has.
 _STAND_INS = Path(__file__).parents[2] / "tests" / "engines" / "stand_ins"
+_MASKS = "--return-sampling-mask"
 _QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -50,6 +51,7 @@ def sglang(model: str, host: str, port: int, tensor: int, *, on_gpu: bool) -> tu
         *("-m", "megatron_fork.serving.sglang_server", "--model-path", model, "--host", host, "--port", str(port)),
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup", "--log-level", "warning"),
         *("--tp-size", str(tensor)),
+        *("--custom-weight-loader", "megatron_fork.serving.sglang_weights.answer"),
     ]
     # It executes what clients send: on loopback only.
     if host in ("127.0.0.1", "localhost", "::1"):
@@ -103,6 +105,9 @@ def main() -> None:
     if asked.fp32_head:
         words += FP32_HEAD[asked.engine]
     variables = {**environment(os.environ, on_gpu=on_gpu), **variables}
+    if _MASKS in options:  # with which vLLM takes no logits processor: there is no entropy-dependent temperature then
+        place = words.index("--logits-processors")
+        del words[place : place + 2]
     os.execve(sys.executable, [sys.executable, *words, *options], variables)
 
 

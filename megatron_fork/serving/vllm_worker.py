@@ -8,9 +8,10 @@ vLLM's own nccl backend needs vLLM on the trainer's side too, and has no time-ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,10 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from megatron_fork.serving.held import held_parts
+from megatron_fork.serving.messages import Message, messages_in, unpacked
 from megatron_fork.serving.transfer import Backend, TransferGroup, address_towards, is_open, join_transfer
+from megatron_fork.serving.weight_copy import WeightCopy
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -49,11 +53,16 @@ class Rendezvous(WeightTransferInitInfo):
 
 @dataclass
 class Bucket(WeightTransferUpdateInfo):
-    """The tensors that come next over the group, one by one; names are Hugging Face's, dtypes torch's."""
+    """The message that comes next over the group; its fields are those of `Message`."""
 
     names: list[str]
     dtypes: list[str]
     shapes: list[list[int]]
+    bytes: int
+    version: str = ""
+    base: str = ""
+    changes: list[tuple[int, int]] = field(default_factory=list)
+    is_compressed: bool = False
 
 
 class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
@@ -64,6 +73,7 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
     _group: TransferGroup | None = None
     _store: TCPStore | None = None
     _timeout = 0.0
+    copy: WeightCopy | None = None
 
     def init_transfer_engine(self, init_info: Rendezvous) -> None:
         """Join the trainer's group; an earlier group is closed."""
@@ -84,6 +94,8 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
         )
 
     def start_weight_update(self) -> None:
+        self.copy = self.copy or WeightCopy()
+        self.copy.begin()
         begin_loading(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -95,18 +107,22 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
         if self._group is None or self._store is None:
             raise RuntimeError("no trainer has joined: POST /init_weight_transfer_engine comes first")
         try:
-            self.model.load_weights(self._received(update_info, self._group, self._store))
+            self.model.load_weights(self._received(Message(**vars(update_info)), self._group, self._store))
         except BaseException:
             self.shutdown()
             raise
 
-    def _received(self, bucket: Bucket, group: TransferGroup, store: TCPStore) -> Iterator[tuple[str, Tensor]]:
-        for name, dtype, shape in zip(bucket.names, bucket.dtypes, bucket.shapes, strict=True):
-            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
-            group.receive(tensor, timeout=self._timeout, is_wanted=lambda: is_open(store))
-            yield name, tensor
+    def _received(self, message: Message, group: TransferGroup, store: TCPStore) -> list[tuple[str, Tensor]]:
+        assert self.copy is not None, "an update has begun"
+        self.copy.check(message)
+        data = torch.empty(message.bytes, dtype=torch.uint8, device=self.device)
+        if message.bytes:
+            group.receive(data, timeout=self._timeout, is_wanted=lambda: is_open(store))
+        return self.copy.receive(message, data) if message.version else unpacked(message, data)
 
     def finish_weight_update(self) -> None:
+        assert self.copy is not None, "an update has begun"
+        self.copy.finish()
         finish_loading(self.model, self.model_config)
 
     def shutdown(self) -> None:
@@ -129,6 +145,26 @@ class WeightReceiver:
         """Load a Hugging Face folder in place of the present weights."""
         self.model_runner.reload_weights(weights_path=folder)
         repack_tied_head(self.model_runner.model)
+
+    def load_messages(self, folder: str) -> None:
+        """Load the messages in a folder: whole tensors, or changes since those that were loaded last."""
+        receiver = self.weight_transfer_engine
+        assert receiver is not None, "the server was started without --weight-transfer-config"
+        receiver.copy = receiver.copy or WeightCopy()
+        self.begin_bucket_update()
+        receiver.copy.begin()
+        for message, data in messages_in(Path(folder)):
+            self.load_bucket(receiver.copy.receive(message, data))
+        receiver.copy.finish()
+        self.finish_bucket_update()
+
+    def weight_types(self) -> str:
+        """The tensors that `weight_checksums` speaks of, and their types, in its words and without a checksum; as JSON."""
+        return json.dumps([held.outline for held in held_parts(self.model_runner.model, outline=True)])
+
+    def weight_checksums(self) -> str:
+        """Of each part of each tensor that this worker holds; as JSON."""
+        return json.dumps([held.fields for held in held_parts(self.model_runner.model)])
 
     def abandon_weight_update(self) -> None:
         """End a session whose trainer is gone, so that the next can start; the weights then need an update."""

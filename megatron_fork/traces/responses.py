@@ -58,6 +58,7 @@ def traced(
         kind=kind,
         entropy=None if entropy is None else _numbers(entropy, np.isfinite),
         logprob=_numbers(logprob, lambda values: values <= MOST_LOGPROB),
+        kept_tokens=None if trajectory.kept is None else np.asarray(trajectory.kept.counts, dtype=np.int32),  # type: ignore[arg-type]
         selected=selected,
         weight_version=_versions(trajectory),
         reward=trajectory.reward,

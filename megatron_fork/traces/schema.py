@@ -57,7 +57,15 @@ COLUMNS = (
     Column(
         "logprob",
         "list<float>",
-        "nats, of the token: of the policy before the step's updates where the response was trained on, else the engine's",
+        "nats, of the token: of the policy before the step's updates where the response was trained on, else the engine's; "
+        "under the softmax over its kept set where there are `kept_tokens`",
+        required=False,
+        per_token=True,
+    ),
+    Column(
+        "kept_tokens",
+        "list<int32>",
+        "how many tokens top-p, top-k and min-p left it to be drawn from; 0: all; null if the engine did not report them",
         required=False,
         per_token=True,
     ),
@@ -139,6 +147,7 @@ class TracedResponse:
     """Bytes that are not text are surrogates, as Python's `surrogateescape` makes them."""
     entropy: Sequence[float] | None = None
     logprob: Sequence[float] | None = None
+    kept_tokens: Sequence[int] | None = None
     selected: Sequence[bool] | None = None
     weight_version: Sequence[int] | None = None
     reward: float | None = None

@@ -11,15 +11,25 @@ if TYPE_CHECKING:
     from megatron_fork.vocab_parallel.lm_head import lm_head_statistics
     from megatron_fork.vocab_parallel.shard import TokenStatistics
     from megatron_fork.vocab_parallel.statistics import token_statistics
+    from megatron_fork.vocab_parallel.truncation import (
+        KeptSets,
+        ReplayedStatistics,
+        replayed_statistics,
+        truncated_statistics,
+    )
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "VocabParallelConfig"})
 
 __all__ = [
     "VocabParallelConfig",
+    "KeptSets",
+    "ReplayedStatistics",
     "RowLoss",
     "TokenStatistics",
     "lm_head_loss",
     "lm_head_statistics",
     "logits_bytes",
+    "replayed_statistics",
     "token_statistics",
+    "truncated_statistics",
 ]

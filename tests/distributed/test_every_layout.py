@@ -1,7 +1,8 @@
 """Layout invariance: a legal layout of 1 to 4 ranks gives one rank's statistics, selection, gradients and weights (1e-5).
 
 Sizes of all kinds of parallelism are enumerated, and each layout draws the rest from a seed: tied or not, packed or one
-sequence a micro-batch, distributed optimizer, overlap, recomputed activations, loss and denominator. Of those on 4 ranks a
+sequence a micro-batch, distributed optimizer, overlap, recomputed activations, loss and denominator, kept sets and the engine's
+routing to be replayed or not. Of those on 4 ranks a
 drawn part runs, all with EVERY_LAYOUT=1. What ran is printed.
 """
 
@@ -30,6 +31,8 @@ def options_of(parallel: dict[str, Any], *, experts: bool) -> dict[str, Any]:
         "recompute": draw.choice(("none", "none", "selective", "full")),
         "loss": draw.choice(("ppo", "ppo", "gspo")),
         "denominator": draw.choice(("selected", "all")),
+        "kept": draw.random() < 0.5,
+        "replay": experts and draw.random() < 0.5,
     }
 
 
@@ -39,7 +42,7 @@ def run_all(cases: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str
 
 def reference_key(options: dict[str, Any]) -> tuple[Any, ...]:
     """What changes the result; the rest must not."""
-    return tuple(options[name] for name in ("tied", "experts", "balance", "loss", "denominator"))
+    return tuple(options[name] for name in ("tied", "experts", "balance", "loss", "denominator", "kept", "replay"))
 
 
 @pytest.fixture(scope="module")

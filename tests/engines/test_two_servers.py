@@ -39,7 +39,7 @@ def check(engine, urls, model) -> None:
 @pytest.mark.parametrize("kind", ENGINES)
 def test_two_servers(kind: str, remote, tmp_path: Path, monkeypatch) -> None:
     whole = module.buckets
-    monkeypatch.setattr(module, "buckets", lambda weights, limit, device: whole(weights, 200_000, device))
+    monkeypatch.setattr(module, "buckets", lambda weights, limit, device, **how: whole(weights, 200_000, device, **how))
     new_model(tied=True, seed=100).save_pretrained(tmp_path / "model")
     with ExitStack() as stack:
         for name in ("first", "second"):

@@ -42,8 +42,8 @@ def test_weights_come_in_many_buckets(server, remote, monkeypatch) -> None:
 
     sizes = []
 
-    def small(weights, limit, device):
-        for bucket in _buckets(weights, 100_000, device):
+    def small(weights, limit, device, **how):
+        for bucket in _buckets(weights, 100_000, device, **how):
             sizes.append(sum(tensor.nbytes for _, tensor in bucket))
             yield bucket
 
@@ -135,7 +135,7 @@ def test_a_server_whose_trainer_vanished_takes_another(server, remote) -> None:
     first = remote(server.engine, [server.server.url], sync="gloo")
     first.update_weights(weights_of(new_model(tied=True, seed=1)), 0)
     stale = list(first.fleet.servers)
-    first._loop.call(first._delivery.start(stale))
+    first._loop.call(first._delivery.start(stale, "first"))
     first._loop.call(first._delivery.send(weights_of(new_model(tied=True, seed=2))[:3]))
     first.close()
 
@@ -155,7 +155,7 @@ def test_a_tied_head_without_repacking_is_stale(server, remote, monkeypatch) -> 
         await self.post("/update_weight_version", {"new_version": label})
 
     monkeypatch.setattr(VllmServer, "reload", without_repacking)
-    engine = remote("vllm", [server.server.url], sync="disk")
+    engine = remote("vllm", [server.server.url], sync="disk", verify_weights="never")
     model = new_model(tied=True, seed=7)
     engine.update_weights(weights_of(model), 0)
     (completion,) = engine.generate(requests(1))

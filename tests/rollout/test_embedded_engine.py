@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from megatron_fork.conversion import PublishedWeights
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout import EmbeddedEngine, Request
+from megatron_fork.experience import VersionSpan
+from megatron_fork.rollout import EmbeddedEngine, PartialResponse, Request
 
 CONFIG = Qwen3Config(
     vocab_size=23,
@@ -70,6 +71,16 @@ def reference_logprobs(model, request: Request, response: tuple[int, ...]) -> to
     whole = torch.tensor([[*request.tokens, *response]])
     logits = model(input_ids=whole).logits[0, len(request.tokens) - 1 : -1].double() / (request.temperature or 1.0)
     return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+
+
+def logits_of(model, request: Request, response) -> torch.Tensor:
+    whole = torch.tensor([[*request.tokens, *response]])
+    return model(input_ids=whole).logits[0, len(request.tokens) - 1 : -1].double() / request.temperature
+
+
+def sets_of(completion) -> list[list[int]]:
+    ids = iter(completion.kept.ids)
+    return [[next(ids) for _ in range(count)] for count in completion.kept.counts]
 
 
 def test_logprobs_are_the_models(model) -> None:
@@ -155,7 +166,7 @@ def test_an_aborted_response_goes_on_as_if_nothing_had_been(model) -> None:
     assert all(part.versions == ((3, 0, len(part.tokens)),) for part in parts.values())
 
 
-@pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"top_k": 3}])
+@pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.2}])
 @torch.no_grad()
 def test_truncated_sampling_follows_what_is_left(model, settings) -> None:
     """Frequencies of the truncated distribution, log-probs of the full one."""
@@ -163,7 +174,11 @@ def test_truncated_sampling_follows_what_is_left(model, settings) -> None:
     completions = list(engine(model, 4000).generate(drawn))
     full = model(input_ids=torch.tensor([(4, 9, 2)])).logits[0, -1].double().softmax(-1)
     ordered = full.sort(descending=True)
-    kept = 3 if "top_k" in settings else int((ordered.values.cumsum(0) < 0.5).sum()) + 1
+    kept = {
+        "top_k": 3,
+        "top_p": int((ordered.values.cumsum(0) < 0.5).sum()) + 1,
+        "min_p": int((ordered.values >= 0.2 * ordered.values[0]).sum()),
+    }[next(iter(settings))]
     expected = torch.zeros_like(full).scatter(0, ordered.indices[:kept], ordered.values[:kept])
     expected /= expected.sum()
     observed = torch.bincount(torch.tensor([c.tokens[0] for c in completions]), minlength=23) / len(drawn)
@@ -171,6 +186,54 @@ def test_truncated_sampling_follows_what_is_left(model, settings) -> None:
     assert bool(((observed - expected).abs() <= 5 * (expected * (1 - expected) / len(drawn)).sqrt() + 1e-3).all())
     for completion in completions[:50]:
         assert abs(completion.logprob[0] - float(full[completion.tokens[0]].log())) < 2e-5
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 0.8}, {"top_k": 4}, {"min_p": 0.1}, {"top_p": 0.9, "top_k": 6}, {}])
+@torch.no_grad()
+def test_a_request_may_ask_what_each_token_was_drawn_from(model, settings) -> None:
+    """Log-probs are then under the softmax over that; the tokens are those that the request draws without it."""
+    asked = [replace(request, **settings) for request in requests(12)]
+    plain = by_number(engine(model).generate(asked))
+    found = by_number(engine(model).generate([replace(request, reports_kept=True) for request in asked]))
+    for number, completion in found.items():
+        assert completion.tokens == plain[number].tokens and plain[number].kept is None
+        sets = sets_of(completion)
+        assert len(sets) == len(completion.tokens)
+        logits = logits_of(model, asked[number], completion.tokens)
+        for token, kept, logprob, logits_v in zip(completion.tokens, sets, completion.logprob, logits, strict=True):
+            if not settings:
+                kept = list(range(23)) if kept == [] else []
+            assert token in kept and len(kept) <= settings.get("top_k", 23)
+            assert abs(float(logits_v[kept].log_softmax(0)[kept.index(token)]) - logprob) < 2e-5
+
+
+def test_an_aborted_response_keeps_what_its_tokens_were_drawn_from(model) -> None:
+    asked = [replace(request, top_p=0.8, reports_kept=True) for request in requests(20)]
+    whole = by_number(engine(model).generate(asked))
+    made = engine(model, batch_size=20)
+    running = made.completions()
+    made.submit(asked)
+    parts = {completion.number: completion for completion in [next(running) for _ in range(9)] if completion}
+    made.abort()
+    parts |= by_number(completion for completion in iter(lambda: next(running), None))
+    left = made.unfinished()
+    assert any(request.begun.tokens for request in left)
+    parts |= by_number(made.generate(left))
+    assert {number: (each.tokens, each.kept) for number, each in parts.items()} == {
+        number: (each.tokens, each.kept) for number, each in whole.items()
+    }
+
+
+def test_tokens_that_were_begun_without_a_report_cannot_be_continued_with_one(model) -> None:
+    begun = PartialResponse((4, 5), (-1.0, -1.0), (VersionSpan(3, 0, 2),))
+    with pytest.raises(RolloutError, match="2 tokens without what they were drawn from"):
+        list(engine(model).generate([replace(requests(1)[0], top_k=3, reports_kept=True, begun=begun)]))
+
+
+def test_a_greedy_token_is_drawn_from_itself_alone(model) -> None:
+    asked = [replace(request, reports_kept=True) for request in requests(5, temperature=0.0)]
+    for completion in engine(model).generate(asked):
+        assert list(completion.kept.ids) == list(completion.tokens) and not any(completion.logprob)
 
 
 def test_any_stop_token_ends_a_response(model) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -300,3 +301,22 @@ def test_servers_are_named_where_a_run_starts(name: str) -> None:
     check_engine(config, ranks=1, servers_come=True)
     with pytest.raises(ConfigError, match=rf"rollout.engine={name} with rollout.servers=\[\]"):
         check_engine(config, ranks=1)
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings", "experts", "on_gpu", "words"),
+    [
+        ("vllm", {"top_k": 40}, False, True, ["--return-sampling-mask"]),
+        ("vllm", {"top_k": 40}, True, False, ["--max-logprobs", "40", "--enable-return-routed-experts"]),
+        ("vllm", {}, False, True, []),
+        ("sglang", {"top_k": 40}, True, True, ["--sampling-mask-max-tokens", "4096", "--enable-return-routed-experts"]),
+        ("sglang", {"top_k": 5000}, False, True, ["--sampling-mask-max-tokens", "10000"]),
+        ("embedded", {"top_k": 40}, True, True, []),
+    ],
+)
+def test_a_job_starts_its_servers_for_the_reports_that_replay_needs(
+    engine: str, settings: dict[str, Any], experts: bool, on_gpu: bool, words: list[str]
+) -> None:
+    servers = [] if engine == "embedded" else SERVERS
+    config = RolloutConfig(engine=engine, servers=servers, replay_sampling_mask=True, **settings)
+    assert engine_kind(engine).replay_options(config, experts, on_gpu) == words

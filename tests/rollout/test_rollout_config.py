@@ -32,6 +32,25 @@ SERVERS = ["http://node1:8000", "http://node2:8000"]
             "rollout.top_p=0.9, rollout.top_k=0 with rollout.engine=vllm",
         ),
         ({"entropy_temperature": EntropyTemperature(high=1.5)}, "rollout.entropy_temperature: the engine's log-probs"),
+        ({"min_p": 1.0}, "rollout.min_p=1.0"),
+        ({"engine": "vllm", "servers": SERVERS, "min_p": 0.1}, "rollout.min_p=0.1 with rollout.engine=vllm"),
+        (
+            {"engine": "vllm_colocated", "top_k": 9, "replay_sampling_mask": True},
+            "rollout.replay_sampling_mask=true with rollout.engine=vllm_colocated, which does not say",
+        ),
+        (
+            {"engine": "sglang", "servers": SERVERS, "top_p": 0.9, "replay_sampling_mask": True},
+            "rollout.engine=sglang and rollout.top_k=0: it reports",
+        ),
+        (
+            {
+                "entropy_temperature": EntropyTemperature(high=1.5),
+                "top_k": 9,
+                "replay_sampling_mask": True,
+                "mismatch_limit": math.inf,
+            },
+            "replay_sampling_mask=true with rollout.entropy_temperature",
+        ),
         (
             {"entropy_temperature": EntropyTemperature(high=1.5), "temperature": 0.7, "mismatch_limit": math.inf},
             "rollout.temperature=0.7 with rollout.entropy_temperature",
@@ -48,6 +67,15 @@ def test_declared_and_undisturbed_distributions_are_taken() -> None:
     RolloutConfig(engine="sglang", servers=SERVERS, top_p=0.9, top_k=20)
     RolloutConfig(engine="vllm", servers=SERVERS, top_p=0.9, mismatch_limit=math.inf)
     RolloutConfig(entropy_temperature=EntropyTemperature(high=1.5), mismatch_limit=math.inf)
+
+
+def test_with_replay_of_what_was_drawn_from_no_mismatch_need_be_allowed() -> None:
+    for engine in ("vllm", "sglang"):
+        for cuts in ({"top_k": 9}, {"top_k": 256, "top_p": 0.9}, {"top_k": 256, "min_p": 0.1}, {}):
+            config = RolloutConfig(engine=engine, servers=SERVERS, replay_sampling_mask=True, **cuts)
+            assert config.replays_mask == bool(cuts)
+    assert RolloutConfig(top_p=0.9, replay_sampling_mask=True).replays_mask
+    assert not RolloutConfig(top_p=0.9).replays_mask
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 And the first rank never holds more than two buckets.
 """
 
+import asyncio
 import random
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -10,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.receiving_servers import Misdeed, ReceivingServer, digest
-from transformers import Qwen3Config
+from support.receiving_servers import Misdeed, ReceivingServer, digest, fleet_of
 
 from megatron_fork.errors import RolloutError
-from megatron_fork.rollout import RemoteConfig, RemoteEngine, RolloutConfig
+from megatron_fork.rollout import RemoteConfig, RemoteEngine
 from megatron_fork.rollout.servers import event_loop, remote, weight_passes
 from megatron_fork.rollout.servers.broadcast import BroadcastDelivery
 from megatron_fork.rollout.weights import buckets
@@ -51,8 +51,8 @@ class Held(list):
         Held.alive -= 1
 
 
-def small_buckets(given, limit, device):
-    for bucket in buckets(given, BUCKET, device):
+def small_buckets(given, limit, device, **how):
+    for bucket in buckets(given, BUCKET, device, **how):
         held = Held(bucket)
         bucket.clear()
         yield held
@@ -76,38 +76,9 @@ def fleet(
         monkeypatch.setattr(module, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(weight_passes, "buckets", small_buckets)
     monkeypatch.setattr(Held, "most", 0)
-    servers = [
-        ReceivingServer(engine, workers=count, host=host, lives=lives)
-        for count, host in zip(workers, hosts or ["127.0.0.1"] * len(workers), strict=True)
-    ]
-    made = None
-    try:
-        for server in servers[: len(servers) - waiting]:
-            server.start()
-        quick = {
-            "control_seconds": 40.0,
-            "health_seconds": 0.2,
-            "health_timeout_seconds": 2.0,
-            "patience_seconds": 60.0,
-            "attempts": 3,
-        }
-        config = RolloutConfig(
-            engine=engine,
-            servers=[server.url for server in servers],
-            sync="gloo",
-            remote=RemoteConfig(**(quick | settings)),
-        )
-        lines: list[str] = []
-        made = RemoteEngine(
-            config, Qwen3Config(vocab_size=135), stop_tokens=(1,), folder=tmp_path, world=None, say=lines.append
-        )
-        made.lines = lines
-        yield made, servers
-    finally:
-        for server in servers:
-            server.close()
-        if made is not None:
-            made.close()
+    settings = {"workers": workers, "hosts": hosts, "lives": lives, "waiting": waiting, **settings}
+    with fleet_of(tmp_path, engine, **settings) as made:
+        yield made
 
 
 def check(engine: RemoteEngine, servers: Sequence[ReceivingServer], sent) -> None:
@@ -135,6 +106,32 @@ def test_each_tensor_is_sent_once_to_all_workers_of_all_servers(monkeypatch, tmp
             assert engine.update_bytes == size_of(sent)
         assert [server.received["calls"][JOIN[engine_name]] for server in servers] == [1, 1, 1, 1]
         assert engine.lines == []
+
+
+def test_the_next_bucket_is_gathered_while_one_is_sent(monkeypatch, tmp_path) -> None:
+    """And no more than the next, however long that takes."""
+    events: list[str] = []
+    send = BroadcastDelivery._send
+
+    async def slow(self, bucket, message, data) -> None:
+        await send(self, bucket, message, data)
+        await asyncio.sleep(0.3)
+        events.append("end")
+
+    def gathered():
+        for place in range(12):  # four buckets
+            events.append(f"tensor {place}")
+            yield f"layer.{place}", torch.full((250,), float(place))
+
+    monkeypatch.setattr(BroadcastDelivery, "_send", slow)
+    with fleet(monkeypatch, tmp_path, "vllm", workers=(1, 1)) as (engine, _):
+        engine.update_weights(gathered(), 0)
+    assert Held.most == 2
+    for number in range(2):
+        end = [place for place, event in enumerate(events) if event == "end"][number]
+        # That the next bucket is whole shows in the first tensor of the one after it, which is not yet copied.
+        first, second = (f"tensor {3 * (number + 2) + place}" for place in range(2))
+        assert first in events[:end] and second not in events[:end]
 
 
 LAST = 99

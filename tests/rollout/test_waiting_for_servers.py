@@ -90,9 +90,9 @@ def test_a_folder_for_weights_that_cannot_be_made_is_one_line(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     delivery = DiskDelivery(RemoteConfig(), None, tmp_path / "file" / "below", None)
     with pytest.raises(RolloutError, match=r"file/below/partial cannot be written: "):
-        asyncio.run(delivery.start([]))
+        asyncio.run(delivery.start([], "run:1"))
     delivery = DiskDelivery(RemoteConfig(), None, tmp_path / "weights", resolve_config(load_config(QUICKSTART).model))
-    asyncio.run(delivery.start([]))
+    asyncio.run(delivery.start([], "run:1"))
     shutil.rmtree(tmp_path / "weights")
     with pytest.raises(RolloutError, match=r"weights/partial cannot be written: "):
         asyncio.run(delivery.finish("run:1"))

@@ -19,6 +19,7 @@ from megatron_fork import distributed
 from megatron_fork.checkpoint import BESIDE, Checkpoints
 from megatron_fork.config import AlertsConfig, load_config
 from megatron_fork.errors import GradientError, Interrupted, Preempted, RolloutError, StopRequested
+from megatron_fork.experience import KeptTokens
 from megatron_fork.policy import (
     OptimizerConfig,
     Policy,
@@ -37,8 +38,17 @@ from megatron_fork.run.interruption import StopRequest
 from megatron_fork.run.state import checked, state_of
 from megatron_fork.run.step_files import read_groups, read_step
 
-DRAWN = trajectories()
-GROUP = PromptGroup(3, DRAWN[0].prompt, 1, answers={0: DRAWN[0]}, begun={1: PartialResponse((5, 6), (-0.5, -0.25))})
+DRAWN = trajectories(kept=True)
+KEPT = KeptTokens()
+for each in ([5, 7], []):
+    KEPT.append(each)
+GROUP = PromptGroup(
+    3,
+    DRAWN[0].prompt,
+    1,
+    answers={0: DRAWN[0]},
+    begun={1: PartialResponse((5, 6), (-0.5, -0.25), kept=KEPT), 2: PartialResponse()},
+)
 COUNTS = RolloutCounts(drawn=9, judged=4, reward=6.0, rounds=2, failures=Failures(responses=16, died=1, example="died"))
 COLUMNS = {
     each.number: {name: torch.rand(len(each.response)) for name in ("advantage_t", "rollout_logprob_t", "entropy_t")}
@@ -95,12 +105,11 @@ def same(found: PartialStep, expected: PartialStep) -> bool:
     )
     for each in (found, expected):
         each.result = replace(each.result, columns={})
-    begun = [[list(part.tokens) for part in group.begun.values()] for group in found.in_flight]
-    return (
-        are_alike
-        and replace(found, in_flight=[]) == replace(expected, in_flight=[])
-        and begun == [[list(part.tokens) for part in group.begun.values()] for group in expected.in_flight]
+    begun, wanted = (
+        [[(list(part.tokens), part.kept) for part in group.begun.values()] for group in each.in_flight]
+        for each in (found, expected)
     )
+    return are_alike and replace(found, in_flight=[]) == replace(expected, in_flight=[]) and begun == wanted
 
 
 @pytest.mark.parametrize(

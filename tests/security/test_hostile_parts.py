@@ -16,7 +16,8 @@ from megatron_fork.rollout import PartialResponse, PromptGroup, RolloutCounts
 from megatron_fork.run import step_files
 from megatron_fork.run.state import PartialRecord, PartialStep
 
-DRAWN = trajectories()
+DRAWN = trajectories(kept=True)
+TWO = torch.tensor([1, 2], dtype=torch.int32)
 RECORD: PartialRecord = {
     **PartialStep(RolloutCounts(drawn=6), DRAWN, {"rollout/pass_rate": 0.5}).record(),  # type: ignore[typeddict-item]
     "metrics": {"loss": 1.0},
@@ -111,6 +112,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
             "advantage": [math.nan, None],
             "versions": [None, 5, [(0, 0)], [(0, 0, 10**13)], [(0, 5, 2)], [("a", "b", "c")], [(-1, 0, 1)]],
             "prompt": [None, 5, {}, {"index": 0, "text": "", "tokens": None, "answer": ""}],
+            "kept": [5, "text", (TWO,), (TWO, TWO), (TWO, None), (-TWO, torch.tensor([2])), (TWO, torch.tensor([2]))],
             "unheard_of": [1],
         }.items()
         for value in values

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,10 +32,13 @@ def free_port() -> int:
 class RunningServer:
     """One engine's server for one model folder, in a process group of its own."""
 
-    def __init__(self, engine: str, model: Path, log: Path, *, key: str | None = None) -> None:
+    def __init__(
+        self, engine: str, model: Path, log: Path, *, key: str | None = None, options: Sequence[str] = ()
+    ) -> None:
         if not (environment_of(engine) / "bin" / "python").exists():
             pytest.skip(f"no environment of {engine}: make it with scripts/engine_environment.sh {engine}")
         self.engine, self.model, self.log, self.key = engine, model, log, key
+        self.options = list(options)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
@@ -46,7 +49,10 @@ class RunningServer:
             variables["MEGATRON_FORK_API_KEY"] = self.key
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                ["bash", str(PROJECT / "scripts" / "serve_engine.sh"), self.engine, str(self.model), str(self.port)],
+                [
+                    *("bash", str(PROJECT / "scripts" / "serve_engine.sh"), self.engine),
+                    *(str(self.model), str(self.port), *self.options),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -80,8 +86,11 @@ class RunningServer:
 
 
 @contextmanager
-def serving(engine: str, model: Path, folder: Path, *, key: str | None = None) -> Iterator[RunningServer]:
-    server = RunningServer(engine, model, folder / f"{engine}-{model.name}.log", key=key)
+def serving(
+    engine: str, model: Path, folder: Path, *, key: str | None = None, options: Sequence[str] = ()
+) -> Iterator[RunningServer]:
+    """`options`: the engine's own."""
+    server = RunningServer(engine, model, folder / f"{engine}-{model.name}.log", key=key, options=options)
     try:
         yield server.start()
     finally:

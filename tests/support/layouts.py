@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,8 +68,11 @@ def name_of(parallel: dict[str, Any], options: dict[str, Any]) -> str:
     return ", ".join(words) or "plain"
 
 
-def trajectories() -> list[Any]:
-    """Six groups of four responses of 1 to 20 tokens, with engine log-probs near the truth of no model in particular."""
+def trajectories(*, kept: bool = False, experts: bool = False) -> list[Any]:
+    """Six groups of four responses of 1 to 20 tokens, with engine log-probs near the truth of no model in particular.
+
+    With `kept` each token has a set that it was drawn from, some the whole vocabulary; with `experts` a routing.
+    """
     from megatron_fork.experience import Prompt, Trajectory, logprob_array, token_array
 
     generator = random.Random(3)
@@ -88,7 +92,30 @@ def trajectories() -> list[Any]:
                     advantage=generator.uniform(-2, 2),
                 )
             )
-    return made
+    return [
+        replace(
+            each,
+            kept=_sets(each.response, random.Random(each.number)) if kept else None,
+            experts=_routing(each.length, each.number) if experts else None,
+        )
+        for each in made
+    ]
+
+
+def _sets(response: Any, generator: random.Random) -> Any:
+    from megatron_fork.experience import KeptTokens
+
+    sets = KeptTokens()
+    for token in response:
+        others = generator.sample(range(VOCABULARY), generator.choice((0, 1, 4, 20)))
+        sets.append([] if generator.random() < 0.1 else sorted({token, *others}))
+    return sets
+
+
+def _routing(length: int, seed: int) -> torch.Tensor:
+    """`[length, 4 layers, 2]` of the 4 experts of `model_config`."""
+    scores = torch.rand(length, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return scores.topk(2).indices.to(torch.int16)
 
 
 def two_updates(
@@ -106,6 +133,8 @@ def two_updates(
     precision: str = "fp32",
     backend: str = "auto",
     ratio: float = 0.2,
+    kept: bool = False,
+    replay: bool = False,
 ) -> dict[str, Any]:
     """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank."""
     from megatron_fork import objective, selection
@@ -143,13 +172,13 @@ def two_updates(
             layout,
             temperature=0.8,
             compute=ComputeConfig(backend=backend, recompute=recompute),  # type: ignore[arg-type]
-            experts=ExpertsConfig(balance=balance),
+            experts=ExpertsConfig(balance=balance, replay=replay),
         )
         load_weights(policy.model, weights)
         policy.weights_changed()
         goal = objective.ObjectiveConfig(loss=loss, denominator=denominator)  # type: ignore[arg-type]
         learner = Learner(TrainedModels(policy), selection.SelectionConfig(ratio=ratio), goal, mismatch_limit=100.0)
-        batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
+        batches = split_into_mini_batches(trajectories(kept=kept, experts=replay), 3, group_size=4, seed=5)
         first = learner.step(batches[:1], step=1, rates=LearningRates(3e-4), clock=Clock())
         gradients = {} if distributed_optimizer else _gradients(policy)
         second = learner.step(batches[1:], step=2, rates=LearningRates(3e-4), clock=Clock())
@@ -160,6 +189,7 @@ def two_updates(
         trained = {name: tensor.clone() for name, tensor in iter_hf_weights(policy.model)}
         names = ["loss", "gradient_norm", "selection/threshold", "selection/selected", "entropy/mean"]
         names += ["experts/balance"] if balance else []
+        names += ["entropy/kept_mean", "rollout/kept_tokens"] if kept else []
         return {
             "metrics": [{name: result.metrics[name] for name in names} for result in results],
             "tokens": [_by_token(parts) for parts in zip(*everyone, strict=True)],

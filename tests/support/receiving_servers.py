@@ -1,220 +1,22 @@
-"""Servers without a model that take weights in vLLM's or SGLang's words, each in a process of its own with real gloo workers.
+"""Servers without a model that take weights, each in a process of its own, and a trainer's engine for some of them."""
 
-The workers of a server are threads of its process, so that one signal stops or ends all of it. `Misdeed` says what it does
-wrong while it receives, and when; `/received` says what its weights are.
-"""
-
-import hashlib
 import json
 import multiprocessing
 import os
 import signal
-import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
 import torch
-from torch.distributed import PrefixStore, TCPStore
 
-from megatron_fork.serving import address_towards, is_open, join_transfer
 from support.engine_servers import free_port
+from support.receiving_front import Front, Misdeed, digest
 
-
-@dataclass(frozen=True)
-class Misdeed:
-    """What happens when the tensor `tensor` of the bucket `bucket`, both counted from 0 in an update, is to be received.
-
-    kill, stop: the whole process, by a signal. hang: its workers alone. refuse: the bucket is refused. lie: it is not received,
-    and said to be. alone: it refuses to join a process group with others, whenever that is.
-    """
-
-    what: str
-    bucket: int = 0
-    tensor: int = 0
-
-
-def digest(tensor: torch.Tensor) -> str:
-    """Of dtype, shape and every bit."""
-    plain = tensor.detach().contiguous()
-    return hashlib.sha256(
-        f"{plain.dtype}{tuple(plain.shape)}".encode() + plain.view(torch.uint8).numpy().tobytes()
-    ).hexdigest()
-
-
-@dataclass
-class Received:
-    """Of one worker."""
-
-    group: Any = None
-    store: Any = None
-    staged: dict[str, str] = field(default_factory=dict)
-    whole: dict[str, str] = field(default_factory=dict)
-
-
-class Front:
-    """What the server's routes do."""
-
-    def __init__(self, engine: str, workers: int, digests: bool) -> None:
-        self.engine, self.digests = engine, digests
-        self.workers = [Received() for _ in range(workers)]
-        self.threads = ThreadPoolExecutor(workers)
-        self.label, self.misdeed = "default", None
-        self.buckets = 0
-        self.in_session = False
-        self.calls: Counter[str] = Counter()
-        self.timeout = 0.0
-        self.paused = 0
-
-    def answer(self, path: str, body: dict[str, Any]) -> Any:
-        self.calls[path] += 1
-        act = getattr(self, path.strip("/"), None)
-        if act is not None:
-            return act(**body) or {"success": True}
-        if path == "/get_world_size":
-            return {"world_size": len(self.workers)}
-        if path == "/server_info":
-            return {"tp_size": len(self.workers)}
-        if path in ("/weight_info", "/model_info"):
-            return {"weight_version": self.label}
-        return {"success": True}
-
-    def behave(self, misdeed: dict[str, Any] | None) -> None:
-        self.misdeed = Misdeed(**misdeed) if misdeed else None
-
-    def received(self) -> dict[str, Any]:
-        return {
-            "label": self.label,
-            "workers": [worker.whole for worker in self.workers],
-            "calls": self.calls,
-            "paused": self.paused,
-        }
-
-    def pause(self) -> None:
-        self.paused += 1
-
-    def resume(self) -> None:
-        self.paused = 0
-
-    pause_generation = lambda self, mode: self.pause()  # noqa: E731
-    continue_generation = resume
-
-    def _on_all(self, work) -> None:
-        futures = [self.threads.submit(work, place, worker) for place, worker in enumerate(self.workers)]
-        for future in futures:
-            future.result()
-
-    def _join(self, address, port, prefixes, backend, offset, size, timeout) -> None:
-        if self.misdeed and self.misdeed.what == "alone" and size > 1 + len(self.workers):
-            raise RuntimeError("this network forbids it")
-        self.timeout = timeout
-
-        def join(place: int, worker: Received) -> None:
-            if worker.group is not None:
-                worker.group.close()
-            worker.store = inner = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout))
-            for prefix in prefixes:
-                inner = PrefixStore(prefix, inner)
-            here = address_towards(address, port)
-            worker.group = join_transfer(inner, backend, rank=offset + place, size=size, address=here, timeout=timeout)
-
-        self._on_all(join)
-
-    def _begin(self) -> None:
-        self.in_session, self.buckets = True, 0
-        for worker in self.workers:
-            worker.staged = {}
-
-    def _receive(self, names, dtypes, shapes) -> None:
-        if not self.in_session:
-            raise RuntimeError("no update has begun")
-        bucket, self.buckets = self.buckets, self.buckets + 1
-        misdeed = self.misdeed if self.misdeed and self.misdeed.bucket == bucket else None
-        if misdeed and misdeed.what == "refuse":
-            raise RuntimeError("no such parameter")
-        if misdeed and misdeed.what == "lie":
-            return
-
-        def receive(place: int, worker: Received) -> None:
-            for number, (name, dtype, shape) in enumerate(zip(names, dtypes, shapes, strict=True)):
-                if misdeed and misdeed.what != "alone" and misdeed.tensor == number and place == 0:
-                    self._misbehave(misdeed.what)
-                tensor = torch.empty(shape, dtype=getattr(torch, dtype))
-                if self.engine == "vllm":
-                    worker.group.receive(tensor, timeout=self.timeout, is_wanted=lambda: is_open(worker.store))
-                else:
-                    worker.group.broadcast(tensor).wait()
-                worker.staged[name] = digest(tensor) if self.digests else ""
-
-        try:
-            self._on_all(receive)
-        except RuntimeError:
-            self.in_session = False
-            if self.engine == "vllm":
-                self._leave()
-            raise
-
-    def _misbehave(self, what: str) -> None:
-        if what == "hang":
-            time.sleep(3600.0)
-        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[what])
-
-    def _leave(self) -> None:
-        for worker in self.workers:
-            if worker.group is not None:
-                worker.group.close()
-                worker.group = None
-
-    def _finish(self, label: str | None) -> None:
-        if not self.in_session:
-            raise RuntimeError("no weight-update session is open")
-        self.in_session = False
-        for worker in self.workers:
-            worker.whole = worker.staged
-        self.label = label or self.label
-
-    # vLLM's words.
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        prefix = init_info.pop("prefix")
-        self._join(prefixes=[prefix], **init_info)
-
-    def start_weight_update(self) -> None:
-        self._begin()
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._receive(**update_info)
-
-    def finish_weight_update(self, weight_version: str) -> None:
-        self._finish(weight_version)
-
-    def update_weight_version(self, new_version: str, **_: Any) -> None:
-        self.label = new_version
-
-    # SGLang's words.
-
-    def init_weights_update_group(
-        self, master_address, master_port, rank_offset, world_size, group_name, backend
-    ) -> None:
-        prefixes = [group_name, f"{group_name}/", "cpu/"]
-        self._join(master_address, master_port, prefixes, backend, rank_offset, world_size, 60.0)
-
-    def destroy_weights_update_group(self, group_name: str) -> None:
-        self._leave()
-
-    def begin_weight_update(self) -> None:
-        self._begin()
-
-    def end_weight_update(self) -> None:
-        self._finish(None)
-
-    def update_weights_from_distributed(self, names, dtypes, shapes, **_: Any) -> None:
-        self._receive(names, dtypes, shapes)
+__all__ = ["Misdeed", "ReceivingServer", "digest", "fleet_of"]
 
 
 def _serve(engine: str, host: str, port: int, workers: int, digests: bool, line: Any) -> None:
@@ -235,7 +37,7 @@ def _serve(engine: str, host: str, port: int, workers: int, digests: bool, line:
         def _tell(self, act, body) -> None:
             try:
                 status, answer = 200, act(self.path.partition("?")[0], body)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 status, answer = 400, {"error": {"message": str(error).splitlines()[0]}}
             payload = json.dumps(answer).encode()
             self.send_response(status)
@@ -304,3 +106,55 @@ class ReceivingServer:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
             process.join()
+
+
+@contextmanager
+def fleet_of(
+    folder: Path,
+    engine: str,
+    *,
+    workers: Sequence[int] = (1, 1, 1, 1),
+    hosts: Sequence[str] = (),
+    lives: int = 1,
+    waiting: int = 0,
+    sync: str = "gloo",
+    digests: bool = True,
+    **settings: Any,
+) -> Iterator[tuple[Any, list[ReceivingServer]]]:
+    """A trainer's engine, whose lines are in its `lines`, and its servers, of which the last `waiting` are not started."""
+    from transformers import Qwen3Config
+
+    from megatron_fork.rollout import RemoteConfig, RemoteEngine, RolloutConfig
+
+    servers = [
+        ReceivingServer(engine, workers=count, host=host, lives=lives, digests=digests)
+        for count, host in zip(workers, hosts or ["127.0.0.1"] * len(workers), strict=True)
+    ]
+    made = None
+    try:
+        for server in servers[: len(servers) - waiting]:
+            server.start()
+        quick: dict[str, Any] = {
+            "control_seconds": 40.0,
+            "health_seconds": 0.2,
+            "health_timeout_seconds": 2.0,
+            "patience_seconds": 60.0,
+            "attempts": 3,
+        }
+        config = RolloutConfig(
+            engine=engine,
+            servers=[server.url for server in servers],
+            sync=sync,
+            remote=RemoteConfig(**(quick | settings)),
+        )
+        lines: list[str] = []
+        made = RemoteEngine(
+            config, Qwen3Config(vocab_size=135), stop_tokens=(1,), folder=folder, world=None, say=lines.append
+        )
+        made.lines = lines
+        yield made, servers
+    finally:
+        for server in servers:
+            server.close()
+        if made is not None:
+            made.close()

@@ -41,6 +41,8 @@ class Exchange:
     label: str
     right: list[Said]
     writer: asyncio.StreamWriter
+    asked: dict[str, Any] = field(default_factory=dict)
+    """The request's body."""
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
@@ -182,7 +184,7 @@ class StandIn:
         prompt = body["token_ids" if self.engine == "vllm" else "input_ids"]
         seed = sampling["seed" if self.engine == "vllm" else "sampling_seed"]
         right = right_answer(seed, room, sampling["stream_interval"], self.label, self.vocabulary)
-        exchange = Exchange(self.engine, prompt, room, sampling["stream_interval"], self.label, right, writer)
+        exchange = Exchange(self.engine, prompt, room, sampling["stream_interval"], self.label, right, writer, body)
         if self.fault is None:
             await exchange.say(right)
             return True

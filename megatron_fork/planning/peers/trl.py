@@ -186,6 +186,7 @@ TRL = PeerTable(
         same("temperature", "rollout.temperature", _NUMBER, default=1.0),
         same("top_p", "rollout.top_p", _NUMBER, default=1.0),
         unless_off("top_k", "rollout.top_k", _WHOLE, off=0, default=0),
+        same("min_p", "rollout.min_p", _NUMBER),
         derived("use_vllm", "rollout.engine", _engine, default=False),
         derived("vllm_mode", "rollout.engine", _engine, "where use_vllm is true"),
         derived("vllm_server_base_url", "rollout.servers", _server),

@@ -65,7 +65,7 @@ MISSING: tuple[Missing, ...] = (
     *absent("the address of a server: rollout.servers=[http://host:port]", "vllm_server_host", "vllm_server_port"),
     *absent("rollout.remote has the limits of time", "vllm_server_timeout", "vllm_group_port", lost=False),
     *absent("engines take what prompt and response need", "vllm_max_model_length", "vllm_model_impl", lost=False),
-    *absent("not sampled so here", "min_p", "generation_kwargs", "vllm_structured_outputs_regex", off=(None,)),
+    *absent("not sampled so here", "generation_kwargs", "vllm_structured_outputs_regex", off=(None,)),
     *absent("not sampled so here", "repetition_penalty", off=(1, 1.0)),
     *absent("prompts are always shuffled, by the run's seed", "shuffle_dataset", lost=False),
     *absent(

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 
 from megatron_fork.conversion import PublishedWeights
 from megatron_fork.errors import RolloutError
-from megatron_fork.experience import VersionSpan, logprob_array, token_array
+from megatron_fork.experience import KeptTokens, VersionSpan, logprob_array, token_array
 from megatron_fork.rollout.engine import Completion, InProcessEngine, PartialResponse, Request
 from megatron_fork.rollout.engines import EngineContext
 from megatron_fork.rollout.in_process.sampler import Sampler
@@ -117,22 +117,25 @@ class EmbeddedEngine(InProcessEngine):
         cache = DynamicCache(config=self.model.config)
         step_input = prompts
         experts = self._expert_record(requests) if self.records_experts else None
+        sets = [request.begun.kept_copy() if request.reports_kept else None for request in requests]
         for step in range(tokens.shape[1]):
             if self._aborted:
                 for row in active[alive].tolist():
-                    drawn = self._drawn(requests[row], tokens[row, :step], logprobs[row, :step])
+                    drawn = self._drawn(requests[row], tokens[row, :step], logprobs[row, :step], sets[row])
                     self._unfinished.append(replace(requests[row], begun=drawn))
                 return
             logits, scores = self._forward(step_input, mask, cache)
             if experts is not None:
                 experts.add(step, active, scores)
-            chosen, logprob = sampler.draw(logits, active, uniform[active, step])
+            chosen, logprob, kept = sampler.draw(logits, active, uniform[active, step])
+            if kept is not None:
+                _add_sets(sets, active[alive], kept[alive])
             tokens[active[alive], step], logprobs[active[alive], step] = chosen[alive], logprob[alive]
             stopped = sampler.stops(chosen)
             ended = alive & (stopped | (step + 1 >= limits[active]))
             for place in ended.nonzero()[:, 0].tolist():
                 row = int(active[place])
-                drawn = self._drawn(requests[row], tokens[row, : step + 1], logprobs[row, : step + 1])
+                drawn = self._drawn(requests[row], tokens[row, : step + 1], logprobs[row, : step + 1], sets[row])
                 yield Completion(
                     number=requests[row].number,
                     tokens=drawn.tokens,
@@ -140,6 +143,7 @@ class EmbeddedEngine(InProcessEngine):
                     finish_reason="stop" if stopped[place] else "length",
                     versions=drawn.versions,
                     experts=None if experts is None else experts.of(row, step + 1),
+                    kept=drawn.kept,
                 )
             alive &= ~ended
             if not alive.any():
@@ -153,8 +157,8 @@ class EmbeddedEngine(InProcessEngine):
             if not self._aborted:  # after an abort, None means that everything has stopped
                 yield None
 
-    def _drawn(self, request: Request, token_t: Tensor, logprob_t: Tensor) -> PartialResponse:
-        """The request's partial response with the new tokens appended."""
+    def _drawn(self, request: Request, token_t: Tensor, logprob_t: Tensor, kept: KeptTokens | None) -> PartialResponse:
+        """The request's partial response with the new tokens appended; `kept`: of all its tokens."""
         begun, start = request.begun, len(request.begun.tokens)
         versions = begun.versions
         if len(token_t):
@@ -165,7 +169,7 @@ class EmbeddedEngine(InProcessEngine):
         tokens, logprob = token_array(begun.tokens), logprob_array(begun.logprob)
         tokens.extend(token_t.tolist())
         logprob.extend(logprob_t.tolist())
-        return PartialResponse(tokens, logprob, versions)
+        return PartialResponse(tokens, logprob, versions, kept)
 
     def _forward(self, tokens: Tensor, mask: Tensor, cache: DynamicCache) -> tuple[Tensor, Sequence[Tensor]]:
         """Logits after the last token, `[rows, vocab]`, and the routers' scores of each layer if experts are recorded."""
@@ -206,6 +210,17 @@ class EmbeddedEngine(InProcessEngine):
             torch.tensor(marks, device=self.device),
             uniform.to(self.device),
         )
+
+
+def _add_sets(sets: Sequence[KeptTokens | None], requests: Tensor, kept_rv: Tensor) -> None:
+    """Append what the next token of each of `requests`, one a row of `kept_rv`, was drawn from."""
+    whole = kept_rv.all(1).tolist()
+    count_r = kept_rv.sum(1).tolist()
+    parts = kept_rv.nonzero()[:, 1].cpu().split(count_r)
+    for row, request in enumerate(requests.tolist()):
+        mine = sets[request]
+        if mine is not None:
+            mine.append([] if whole[row] else parts[row].tolist())
 
 
 class RecordedExperts:

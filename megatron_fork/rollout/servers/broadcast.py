@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 
 import torch
+from torch import Tensor
 
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.servers.server import Server
@@ -18,7 +19,7 @@ from megatron_fork.rollout.servers.shared_transfer import SharedTransfer, Transf
 from megatron_fork.rollout.servers.weight_sync import Delivery, Lost
 from megatron_fork.rollout.servers.wire import ServerFault
 from megatron_fork.rollout.weights import Bucket
-from megatron_fork.serving import Backend, address_towards
+from megatron_fork.serving import Backend, Message, address_towards
 
 # How often one update may break for servers that share a process group; each then gets one of its own.
 _BREAKS = 2
@@ -34,6 +35,7 @@ class BroadcastDelivery(Delivery):
     def __init__(self, config: RemoteConfig, lost: Lost, backend: Backend) -> None:
         super().__init__(config, lost)
         self.backend = backend
+        self.compresses = backend != "nccl"
         if backend == "nccl":
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._transfers: list[SharedTransfer] = []
@@ -43,10 +45,10 @@ class BroadcastDelivery(Delivery):
         self._was_explained = True
         self._never_shares = False
 
-    async def start(self, servers: Sequence[Server]) -> None:
+    async def start(self, servers: Sequence[Server], label: str) -> None:
         if list(servers) != self.again:
             self._breaks, self._was_explained = 0, False
-        await super().start(servers)
+        await super().start(servers, label)
         await self._form()
 
     async def _open(self, server: Server) -> None:
@@ -97,9 +99,9 @@ class BroadcastDelivery(Delivery):
             divided.setdefault(outer[0] if outer and _is_loopback(address) else address, []).append(server)
         return list(divided.items())
 
-    async def send(self, bucket: Bucket) -> None:
-        transfers = list(self._transfers)
-        results = await asyncio.gather(*(each.send(bucket) for each in transfers), return_exceptions=True)
+    async def _send(self, bucket: Bucket, message: Message, data: Tensor) -> None:
+        transfers, data = list(self._transfers), data.to(self.device)
+        results = await asyncio.gather(*(each.send(message, data) for each in transfers), return_exceptions=True)
         for transfer, result in zip(transfers, results, strict=True):
             if isinstance(result, TransferBroken):
                 self._transfers.remove(transfer)
@@ -110,7 +112,7 @@ class BroadcastDelivery(Delivery):
             elif result is not None:
                 raise result
             else:
-                self.bytes_sent += sum(tensor.nbytes for _, tensor in bucket)
+                self.bytes_sent += message.bytes
 
     async def _count_break(self, broken: TransferBroken) -> None:
         """Leave out the servers that did it, if that is known."""

@@ -30,7 +30,14 @@ class EventLoop:
 
     def call(self, work: Coroutine[Any, Any, T], stop_point: Callable[[], None] = lambda: None) -> T:
         """The result of `work`, which is cancelled if `stop_point` raises."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return self.wait(self.begin(work), stop_point)
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> futures.Future[T]:
+        """Start `work` and return at once; `wait` has its result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def wait(self, future: futures.Future[T], stop_point: Callable[[], None] = lambda: None) -> T:
+        """The result of work that was begun, which is cancelled if `stop_point` raises."""
         try:
             while not futures.wait([future], _POLL_SECONDS).done:
                 stop_point()

@@ -47,6 +47,7 @@ class Fleet:
         self._unfinished: list[Request] = []
         self._aborting = False
         self._watcher: asyncio.Task[None] | None = None
+        self._needs_experts = any(server.experts is not None for server in self.servers)
         self._examining = {server: asyncio.Lock() for server in self.servers}
         self._going_down: set[asyncio.Task[None]] = set()
 
@@ -58,8 +59,8 @@ class Fleet:
         """Draw `requests`; the completions go to `arrived`."""
         if not self.is_drawing:
             self.last_token_time = time.monotonic()
-        for pending in (PendingRequest.of(request, arrived) for request in requests):
-            finish = pending.finish(self.stop_tokens)
+        for pending in [PendingRequest.of(request, arrived) for request in requests]:
+            finish = pending.settled(self.stop_tokens, needs_experts=self._needs_experts)
             if finish is None:
                 self._pending.append(pending)
             else:  # it was stopped after its last token
@@ -215,7 +216,7 @@ class Fleet:
             segment.leave_out_unproven()
             pending.add(segment)
             server.failures = 0 if segment.tokens else server.failures
-        finish = pending.finish(self.stop_tokens)
+        finish = pending.settled(self.stop_tokens, needs_experts=self._needs_experts)
         if finish is not None and self.error is None:
             pending.arrived.put(pending.completion(finish))
         elif finish is not None or self._aborting:  # nobody takes completions after an error: a resumed run gets it

@@ -19,6 +19,8 @@ _TOKEN_BYTES = 512
 # Elements of an event's JSON, which takes far more memory parsed than on the wire.
 _EVENT_ELEMENTS = 2000
 _TOKEN_ELEMENTS = 40
+# vLLM writes a kept token as an object with its log-prob and rank, and an expert as up to four bytes in base64.
+_KEPT_BYTES, _KEPT_ELEMENTS, _EXPERT_BYTES = 100, 5, 6
 
 
 class Pace:
@@ -50,11 +52,11 @@ class Pace:
 class Allowance:
     """How long a stream may last, and how much it may send, without bringing tokens."""
 
-    def __init__(self, pace: Pace, tokens: int) -> None:
-        """`tokens`: of prompt and response together."""
+    def __init__(self, pace: Pace, tokens: int, *, kept: int = 0, experts: int = 0) -> None:
+        """`tokens`: of prompt and response together; of each, up to `kept` that it was drawn from, and its `experts`."""
         self.pace = pace
-        self.bytes = _STREAM_BYTES + _TOKEN_BYTES * tokens
-        self.elements = _EVENT_ELEMENTS + _TOKEN_ELEMENTS * tokens
+        self.bytes = _STREAM_BYTES + (_TOKEN_BYTES + _KEPT_BYTES * kept + _EXPERT_BYTES * experts) * tokens
+        self.elements = _EVENT_ELEMENTS + (_TOKEN_ELEMENTS + _KEPT_ELEMENTS * kept) * tokens
         self._since = _now()
         self._has_started = False
         self._tokens = 0

@@ -30,6 +30,7 @@ from megatron_fork.rollout.servers.broadcast import BroadcastDelivery
 from megatron_fork.rollout.servers.control import HEARTBEAT_SECONDS, ControlRequests
 from megatron_fork.rollout.servers.event_loop import EventLoop
 from megatron_fork.rollout.servers.fleet import Fleet
+from megatron_fork.rollout.servers.routed import ExpertsShape
 from megatron_fork.rollout.servers.server import within_open_files
 from megatron_fork.rollout.servers.weight_passes import WeightPasses
 from megatron_fork.rollout.servers.weight_sync import Delivery, DiskDelivery
@@ -54,16 +55,20 @@ class RemoteEngine:
         folder: Path,
         world: collectives.Group,
         save: Callable[[], None] = lambda: None,
+        records_experts: bool = False,
         stop_point: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """`folder` takes weights on disk; every rank calls `save` before a wait that may end the run.
+
+        With `records_experts` every completion says which experts its tokens were sent to.
 
         `say` prints what the run waits for. If `stop_point` raises `StopRequested` on the first rank, every rank does.
         """
         self.config = config
         self.version = -1
         self.update_seconds = 0.0
+        self._records_experts = records_experts
         self._save = save
         self._stop_point = stop_point
         self._say = say
@@ -98,6 +103,7 @@ class RemoteEngine:
             stop_tokens=context.stop_tokens,
             folder=context.folder / "engine_weights",
             world=context.world,
+            records_experts=context.records_experts,
             save=context.save,
             stop_point=context.stop_point,
             say=context.say,
@@ -109,6 +115,8 @@ class RemoteEngine:
         server = engine_kind(self.config.engine).server
         assert server is not None
         servers = [part(server)(url, remote, hf_config.vocab_size) for url in self.config.servers]
+        for each in servers if self._records_experts else []:
+            each.experts = ExpertsShape.of(hf_config)
         self.fleet = Fleet(servers, remote, stop_tokens=stop_tokens)
         self._delivery: Delivery = (
             DiskDelivery(remote, self.fleet.mark_down, folder, hf_config)

@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 from megatron_fork.errors import KEY_VARIABLE, masked
 from megatron_fork.rollout.config import RemoteConfig, RolloutConfig
 from megatron_fork.rollout.pending import PendingRequest, StreamChunk
+from megatron_fork.rollout.servers.arrival import Held
 from megatron_fork.rollout.servers.pace import Allowance, Pace
+from megatron_fork.rollout.servers.routed import ExpertsShape
 from megatron_fork.rollout.servers.wire import (
     ServerFault,
     Wire,
@@ -24,7 +26,7 @@ from megatron_fork.rollout.servers.wire import (
     quoted,
     refusal,
 )
-from megatron_fork.serving import Backend
+from megatron_fork.serving import Backend, Message
 
 State = Literal["down", "stale", "ready"]
 # JSON elements of a control route's answer.
@@ -70,6 +72,8 @@ class Server(ABC):
         self.falls = 0  # how often it went down
         self.failures = 0  # times that it went down or had foreign weights since its tokens last counted
         self.pace = Pace(config.idle_seconds, config.stream_interval)
+        self.experts: ExpertsShape | None = None
+        """What it must say of every token, where the run replays its routing."""
         self.wire = Wire(self.url, os.environ.get(KEY_VARIABLE), connections=config.requests_per_server)
 
     def __str__(self) -> str:
@@ -123,9 +127,7 @@ class Server(ABC):
         """Open an update session; one that another trainer left open is ended first."""
 
     @abstractmethod
-    async def receive(
-        self, rendezvous: BroadcastAddress, names: list[str], dtypes: list[str], shapes: list[list[int]]
-    ) -> None:
+    async def receive(self, rendezvous: BroadcastAddress, message: Message) -> None:
         """Have the workers receive and load one bucket; returns when they have."""
 
     @abstractmethod
@@ -135,6 +137,22 @@ class Server(ABC):
     @abstractmethod
     async def reload(self, folder: str, label: str) -> None:
         """Load a Hugging Face folder: the weights are `label` from now on."""
+
+    async def take_messages(self, folder: str, label: str) -> None:
+        """Load the messages in a folder, which may be changes: the weights are `label` from now on."""
+        raise ServerFault(f"a {type(self).__name__} takes no changes of weights", refused=True)
+
+    @abstractmethod
+    async def name_weights(self, label: str) -> None:
+        """The weights that it has are `label` from now on."""
+
+    async def held_types(self) -> list[tuple[str, str]]:
+        """(tensor, dtype) of what its workers can say checksums of; raises `ServerFault` if they say none."""
+        raise ServerFault(f"a {type(self).__name__} says no checksums of its weights", refused=True)
+
+    async def held(self, tensors: int) -> list[Held]:
+        """What its workers hold of `tensors` tensors, with checksums."""
+        raise ServerFault(f"a {type(self).__name__} says no checksums of its weights", refused=True)
 
     @abstractmethod
     async def forget_prefixes(self) -> None:

@@ -1,4 +1,4 @@
-"""One process group of rank 0 and the workers of several servers, over which each tensor is sent once.
+"""One process group of rank 0 and the workers of several servers, over which each bucket is sent once, in one message.
 
 What one server does wrong breaks it for all of them. So all are asked at a time, each is watched while it receives, and when it
 breaks the servers that did it are told from those that only waited for them.
@@ -10,14 +10,14 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Self
 
+from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.servers.event_loop import ended, in_daemon_thread
 from megatron_fork.rollout.servers.server import BroadcastAddress, Server
 from megatron_fork.rollout.servers.wire import ServerFault
-from megatron_fork.rollout.weights import Bucket
-from megatron_fork.serving import Backend, TransferGroup, TransferStore, join_transfer
+from megatron_fork.serving import Backend, Message, TransferGroup, TransferStore, join_transfer
 
 # Looks at a server that it may miss while it receives.
 _MISSES = 2
@@ -90,13 +90,10 @@ class SharedTransfer:
         """Whether it has these servers; one that went down may be another process than the one that joined."""
         return self.servers == tuple(servers) and self._falls == tuple(server.falls for server in servers)
 
-    async def send(self, bucket: Bucket) -> None:
-        """Send it to all; raises `TransferBroken` if one does not receive or load it."""
-        names = [name for name, _ in bucket]
-        dtypes = [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket]
-        shapes = [list(tensor.shape) for _, tensor in bucket]
-        calls = {server: server.receive(self._rendezvous[server], names, dtypes, shapes) for server in self.servers}
-        await self._together(calls, self._broadcast(bucket))
+    async def send(self, message: Message, data: Tensor) -> None:
+        """Send the bytes of a message to all; raises `TransferBroken` if one does not receive or load it."""
+        calls = {server: server.receive(self._rendezvous[server], message) for server in self.servers}
+        await self._together(calls, self._broadcast(data))
 
     async def _join(self) -> None:
         first = self._rendezvous[self.servers[0]]
@@ -114,20 +111,21 @@ class SharedTransfer:
         except RuntimeError as error:  # torch's rendezvous
             raise ServerFault(f"no process group with its workers: {_first_line(error)}") from error
 
-    async def _broadcast(self, bucket: Bucket) -> None:
+    async def _broadcast(self, data: Tensor) -> None:
         assert self._group is not None
+        if not len(data):  # nothing has changed
+            return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.seconds
-        for _, tensor in bucket:
-            try:
-                work = self._group.broadcast(tensor)
-                while not work.is_completed():
-                    if loop.time() > deadline:
-                        raise ServerFault(f"a bucket was not received within {self.seconds:g} s")
-                    await asyncio.sleep(0.0005)
-                work.wait()
-            except RuntimeError as error:  # torch's: a connection is gone
-                raise ServerFault(f"the broadcast broke off: {_first_line(error)}") from error
+        try:
+            work = self._group.broadcast(data)
+            while not work.is_completed():
+                if loop.time() > deadline:
+                    raise ServerFault(f"a bucket was not received within {self.seconds:g} s")
+                await asyncio.sleep(0.0005)
+            work.wait()
+        except RuntimeError as error:  # torch's: a connection is gone
+            raise ServerFault(f"the broadcast broke off: {_first_line(error)}") from error
 
     async def _together(
         self, calls: Mapping[Server, Coroutine[Any, Any, None]], ours: Coroutine[Any, Any, None]

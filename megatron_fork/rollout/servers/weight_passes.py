@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 
 from torch import Tensor
 
@@ -13,6 +14,10 @@ from megatron_fork.rollout.servers.fleet import Fleet
 from megatron_fork.rollout.servers.server import Server
 from megatron_fork.rollout.servers.weight_sync import Delivery
 from megatron_fork.rollout.weights import buckets
+
+# The buckets of a model that would fit into fewer, and the least that is worth a call to the servers.
+_BUCKETS = 8
+_LEAST_BYTES = 16 << 20
 
 
 class WeightPasses:
@@ -25,6 +30,7 @@ class WeightPasses:
         self.weights: Iterable[tuple[str, Tensor]] = ()
         self.parameters = 0
         self.bytes_sent = 0
+        self._bytes = 0  # of the last pass
         self.loop: EventLoop | None = None
         """On the first rank: where the servers' side runs."""
         self._control, self._bucket_bytes, self._stop_point, self._say = control, bucket_bytes, stop_point, say
@@ -46,13 +52,26 @@ class WeightPasses:
         assert self.loop is not None, "the first rank delivers"
         self._control.send("weights")
         self.parameters = 0
-        self.loop.call(delivery.start(servers), self._stop_point)
-        remaining = buckets(self.weights, self._bucket_bytes, delivery.device)
+        self.loop.call(delivery.start(servers, fleet.label), self._stop_point)
+        # A small model comes in several buckets as well: while one is sent, the next is gathered.
+        limit = (
+            min(self._bucket_bytes, max(_LEAST_BYTES, self._bytes // _BUCKETS)) if self._bytes else self._bucket_bytes
+        )
+        remaining = buckets(self.weights, limit, delivery.device, alternating=True)
+        self._bytes = 0
+        sending: Future[None] | None = None
         try:
-            for bucket in remaining:
+            for bucket in remaining:  # which is gathered while the one before it is sent: two are held, never more
                 self.parameters += sum(tensor.numel() for _, tensor in bucket)
-                self.loop.call(delivery.send(bucket), self._stop_point)
+                self._bytes += sum(tensor.nbytes for _, tensor in bucket)
+                if sending is not None:
+                    self.loop.wait(sending, self._stop_point)
+                sending = self.loop.begin(delivery.send(bucket))
+            if sending is not None:
+                self.loop.wait(sending, self._stop_point)
         finally:
+            if sending is not None:
+                sending.cancel()
             for _ in remaining:  # the other ranks are in the middle of the same pass
                 pass
         if not self.parameters:

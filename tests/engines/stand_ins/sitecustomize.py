@@ -1,5 +1,7 @@
 """Lets SGLang start on a CPU without packages that it imports and does not need there: the names exist, using them raises.
 
+It also reports its routing there: memory that it would pin for a GPU's copies stays as it is.
+
 Python runs this file at start-up when its folder is on PYTHONPATH. Only for tests: a GPU installation has the packages.
 """
 
@@ -61,4 +63,25 @@ def _only_asks() -> bool:
     return False
 
 
+class Unpinned(importlib.abc.MetaPathFinder):
+    """Loads SGLang's host buffers with a function that asks CUDA's runtime for nothing."""
+
+    NAME = "sglang.srt.mem_cache.pool_host.common"
+
+    def find_spec(self, name, path=None, target=None):
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name == self.NAME else None
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            if not module.torch.cuda.is_available():
+                module._cuda_host_register = lambda *arguments, **options: None
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
 sys.meta_path.append(Finder())
+sys.meta_path.insert(0, Unpinned())
