@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -223,9 +224,14 @@ class Scratch:
         self._held.clear()
 
 
+@cache  # the engine asks for every token
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def kernels_for(choice: KernelChoice, logits: Tensor) -> TileKernels:
     """The kernels for logits of this device and dtype; raises `ConfigError` if Triton is set but not installed."""
-    installed = importlib.util.find_spec("triton") is not None
+    installed = _triton_is_installed()
     # Float64 is for gradient checks; the kernels sum in float32.
     if choice == "torch" or (choice == "auto" and not (logits.is_cuda and installed)) or logits.dtype == torch.float64:
         return TorchKernels()
