@@ -33,15 +33,7 @@ from megatron_fork.rewards import RewardPool, RewardsConfig
 from megatron_fork.rollout import RemoteEngine
 from megatron_fork.run.asked import Asked, Loaded, settings_of
 from megatron_fork.run.console import Display
-from megatron_fork.run.offline import (
-    ModelContext,
-    build_engine,
-    check_served,
-    give_weights,
-    load_policy,
-    model_context,
-    spare_collector,
-)
+from megatron_fork.run.offline import ModelContext, build_engine, check_served, give_weights, load_policy, model_context
 from megatron_fork.run.prompt_sets import load_set
 from megatron_fork.run.provenance import provenance
 from megatron_fork.run.scoring import PolicyScorer, sequences_of
@@ -64,7 +56,7 @@ def evaluate_model(config: RunConfig, asked: Asked, display: Display) -> Path:
         wanted = [each for chosen in asked.sets for each in missing(loaded[chosen.name][1], chosen.samples, finished)]
         if finished:
             display.say(f"{len(finished):,} responses are there from before, {len(wanted):,} are missing")
-        seconds = _draw(context, asked, folder, rewards, wanted, loaded, stack) if wanted else {}
+        seconds = _draw(context, asked, folder, rewards, wanted, loaded) if wanted else {}
         if asked.entropy:
             add_entropies(context, folder)
         # The others have written their last files before the first rank reads all.
@@ -141,7 +133,6 @@ def _draw(
     rewards: dict[str, RewardPool] | None,
     wanted: Sequence[Wanted],
     loaded: Loaded,
-    stack: ExitStack,
 ) -> dict[str, float]:
     """Draw all of `wanted`; returns seconds: waiting for the engine, and of the whole drawing."""
     sources = [found.source for found, _ in loaded.values()]
@@ -153,7 +144,6 @@ def _draw(
         else:
             assert isinstance(engine, RemoteEngine)
             engine.adopt_weights(asked.served)
-        spare_collector(stack)
         mine = len(wanted) if engine.is_coordinated else -(-len(wanted) // collectives.size(world))
         # Short responses end first: the pace is known after a whole batch, or half of those that are drawn together.
         measured = min(mine, config.batch_size) if rollout.engine_kind(config.engine).draws_in_rounds else -(-mine // 2)

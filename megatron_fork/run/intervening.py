@@ -29,14 +29,7 @@ from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Engine, Request, check_engine
 from megatron_fork.run.asked import weights_mark
 from megatron_fork.run.console import Display
-from megatron_fork.run.offline import (
-    ModelContext,
-    build_engine,
-    give_weights,
-    load_policy,
-    model_context,
-    spare_collector,
-)
+from megatron_fork.run.offline import ModelContext, build_engine, give_weights, load_policy, model_context
 from megatron_fork.run.prompt_sets import load_set
 from megatron_fork.run.provenance import provenance
 from megatron_fork.serving import EntropyTemperature
@@ -132,11 +125,8 @@ class _Cells:
         if not unfinished or not self._fits(unfinished[0]):
             return unfinished
         longest = self.source.longest_prompt
-        with ExitStack() as stack:
-            engine = build_engine(self.context, folder=self.asked.out, longest_prompt=longest)
-            stack.enter_context(closing(engine))
+        with closing(build_engine(self.context, folder=self.asked.out, longest_prompt=longest)) as engine:
             give_weights(self.context, load_policy(self.context), engine, self.source)
-            spare_collector(stack)
             check_follows(engine, [each.prompt for each in self.problems], self.world)
             for number, cell in enumerate(unfinished):
                 if not self._fits(cell):

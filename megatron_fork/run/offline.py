@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,10 @@ def model_context(
     `when_stopped`, but for those who use `stop.remembered`. Raises a `MegatronForkError` for a model that cannot be built here.
     """
     distributed.initialize()
-    with distributed.watching_ranks(config.run.rank_timeout_seconds, end_with) as watch:
+    with (
+        _modules_left_alone(),
+        distributed.watching_ranks(config.run.rank_timeout_seconds, end_with) as watch,
+    ):
         check_kernels(config)
         hf_config = conversion.resolve_config(config.model)
         models.check_divides(hf_config, config.parallel)
@@ -68,6 +71,19 @@ def model_context(
             _stopping(stop, when_stopped),
         ):
             yield ModelContext(config, layout, hf_config, tokenizer, stop_tokens, display, stop)
+
+
+@contextmanager
+def _modules_left_alone() -> Iterator[None]:
+    """Python's garbage collector looks only at what is made meanwhile.
+
+    Responses are many small objects, for which it visits everything again and again: all modules take it 0.3 s each time.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
@@ -132,16 +148,6 @@ def give_weights(context: ModelContext, policy: Policy, engine: Engine, source: 
     """Send the policy's weights to the engine, and verify on prompts of `source` that it has them."""
     engine.update_weights(PolicyWeights(policy), 0)
     rollout.probe(engine, policy, source.held_out or source.training, context.config.rollout)
-
-
-def spare_collector(stack: ExitStack) -> None:
-    """Until `stack` ends, have Python's garbage collector look only at what is made from now on.
-
-    Responses are many small objects, for which it visits everything again and again: modules and model take it 0.3 s each time.
-    """
-    gc.collect()
-    gc.freeze()
-    stack.callback(gc.unfreeze)
 
 
 def build_collector(context: ModelContext, engine: Engine, rewards: RewardPool, source: PromptSource) -> Collector:
