@@ -98,6 +98,8 @@ class Drawing:
                 self._finished.append(judged)
                 unsaid += 1
                 tokens += len(judged.completion.tokens)
+                if self._written is not None and self._written.done():
+                    self._wait()  # a full disk is told now, not when there is more to write
                 now = time.monotonic()
                 if now - spoke > SAY_SECONDS:
                     self.advanced(unsaid)
