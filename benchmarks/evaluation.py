@@ -6,6 +6,8 @@
 The model has random weights and the tokenizer of the quickstart; with 128 and 2 it has the quickstart's size, and draws tens of
 thousands of tokens a second on one core. The slower a model, the smaller the share that is added to it. Before and after each
 evaluation the engine draws the same responses alone; what an evaluation takes more than the mean of both is what it adds.
+`processor` is the same in seconds of the processor, of the whole evaluation with its start and end against the engine's with
+its start: other work on the machine changes it less.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
@@ -64,16 +67,34 @@ def measured(model: Path, prompts: int, samples: int, batch: int) -> dict[str, f
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         before = alone(config, chosen)
+        began = time.process_time()
         run.evaluate_model(config, run.Asked([chosen], out), run.Display(speaks=False))
+        whole = time.process_time() - began
         after = alone(config, chosen)
         results = json.loads((out / "evaluation.json").read_text())
     tokens = results["sets"]["held_out"]["response_tokens"]["mean"] * prompts * samples
     seconds = results["provenance"]["seconds"]
-    return {"alone_before": before, "alone_after": after, **seconds, "tokens": tokens}
+    processor = {"evaluation": whole, "alone": (before.whole + after.whole) / 2, "engine": after.processor}
+    return {
+        "alone_before": before.seconds,
+        "alone_after": after.seconds,
+        **seconds,
+        **{f"processor_{name}": each for name, each in processor.items()},
+        "tokens": tokens,
+    }
 
 
-def alone(config: RunConfig, chosen: PromptSet) -> float:
-    """Seconds in which the engine draws the responses of an evaluation, and nothing else is done."""
+class Alone(NamedTuple):
+    """Seconds of the engine alone; `whole` with its start."""
+
+    seconds: float
+    processor: float
+    whole: float
+
+
+def alone(config: RunConfig, chosen: PromptSet) -> Alone:
+    """The engine draws the responses of an evaluation, and nothing else is done."""
+    start = time.process_time()
     with run.model_context(config, run.Display(speaks=False)) as context:
         source = load_set(chosen, config, context.hf_config, context.tokenizer).source
         wanted = missing(problems_of(chosen.name, source), chosen.samples, set())
@@ -83,11 +104,12 @@ def alone(config: RunConfig, chosen: PromptSet) -> float:
         ]
         with closing(build_engine(context, folder=Path(), longest_prompt=source.longest_prompt)) as engine:
             give_weights(context, run.load_policy(context), engine, source)
-            began = time.perf_counter()
+            began, began_processor = time.perf_counter(), time.process_time()
             for first in range(0, len(requests), config.rollout.batch_size):
                 for _ in engine.generate(requests[first : first + config.rollout.batch_size]):
                     pass
-            return time.perf_counter() - began
+            seconds, processor = time.perf_counter() - began, time.process_time() - began_processor
+    return Alone(seconds, processor, time.process_time() - start)
 
 
 def main() -> None:
@@ -109,6 +131,9 @@ def main() -> None:
     shares = sorted(
         2 * (each["drawing"] + each["counting"]) / (each["alone_before"] + each["alone_after"]) - 1 for each in rounds
     )
+    processor = sorted(
+        (each["processor_evaluation"] - each["processor_alone"]) / each["processor_engine"] for each in rounds
+    )
     found = {
         "model": f"Qwen3, width {given.hidden}, {given.layers} layers",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -116,6 +141,7 @@ def main() -> None:
         "samples": given.samples,
         "rounds": rounds,
         "added_to_the_engine": {"median": shares[len(shares) // 2], "largest": shares[-1]},
+        "added_to_its_processor_time": {"median": processor[len(processor) // 2], "largest": processor[-1]},
         "tokens_per_second_of_the_engine": max(each["tokens"] / each["alone_after"] for each in rounds),
     }
     print(json.dumps(found, indent=2))

@@ -36,6 +36,7 @@ PLACES = (
     "evolution.json",
     "intervention.json",
     "bf16.json",
+    "engine.json",
 )
 LEFT_OUT = ("provenance", "settings", "command", "examples", "models", "model", "tokenizer")
 PAGE_BYTES = 400_000
@@ -71,6 +72,7 @@ def study_answers(model: Path, work: Path) -> None:
     _fork("analyze", model, f"--responses={given}", "--minimum-count=20", out=work / "problems")
     reward_stated_answers(responses, stated)
     pq.write_table(pq.read_table(stated).slice(0, FEW), few, compression="zstd")
+    compare_with_transformers(model, few, work / "engine.json")
     for other in ("scope=sequence", "tokens=random"):
         selections = ("--a=selection.scope=minibatch", f"--b=selection.{other}", f"--responses={FEW}", *MICRO_BATCHES)
         _fork("analyze", "compare-masks", stated, model, *selections, out=work / "masks" / other)
@@ -117,6 +119,24 @@ def compare_scores(first: Path, second: Path, target: Path) -> None:
         "top_20_in_both": float((top[0] & top[1]).sum() / top[0].sum()),
     }
     target.write_text(json.dumps(found))
+
+
+def compare_with_transformers(model: Path, traces: Path, target: Path) -> None:
+    """How far the log-probs that the engine wrote are from those of transformers over the whole response."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if target.is_file():
+        return
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    apart: list[float] = []
+    for row in pq.read_table(traces, columns=["prompt_tokens", "tokens", "logprob"]).to_pylist():
+        tokens_t = torch.tensor(row["tokens"])
+        with torch.no_grad():
+            logits_tv = network(torch.tensor([row["prompt_tokens"] + row["tokens"]])).logits[0, -len(tokens_t) - 1 : -1]
+        logprob_t = logits_tv.float().log_softmax(-1).gather(1, tokens_t[:, None])[:, 0]
+        apart += (logprob_t - torch.tensor(row["logprob"])).abs().tolist()
+    target.write_text(json.dumps({"tokens": len(apart), "largest_difference": max(apart)}))
 
 
 def study_run(run: Path, work: Path) -> None:

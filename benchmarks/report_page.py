@@ -92,11 +92,20 @@ def opened(page: Path, rounds: int) -> dict[str, Any]:
     return {"seconds": seconds, "rows": times["rows"], "elements": times["elements"]}
 
 
+def photograph(page: Path, target: Path) -> None:
+    """The page wide and light, and narrow and dark, to be looked at."""
+    with tempfile.TemporaryDirectory() as profile, browser(Path(profile)) as chromium:
+        for name, width, dark in (("wide", 1280, False), ("narrow", 390, True)):
+            chromium.open(page, width=width, dark=dark, touch=dark)
+            chromium.photograph(target.with_name(f"{target.name}_{name}.png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=list(CASES), action="append")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--build", nargs=2, type=Path)
+    parser.add_argument("--photographs", type=Path, help="a folder for pictures of the pages")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.build:
@@ -119,6 +128,9 @@ def main() -> None:
                 "build": build,
                 "open": opened(page, options.rounds),
             }
+            if options.photographs:
+                options.photographs.mkdir(parents=True, exist_ok=True)
+                photograph(page, options.photographs / name.replace(" ", "_").replace(",", ""))
             print(name, json.dumps(cases[name]), flush=True)
     if options.out:
         result = {

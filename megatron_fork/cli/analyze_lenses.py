@@ -121,5 +121,9 @@ def _print(found: Lenses) -> None:
         ]
         for (first, second), pair in found.agreements().items()
     ]
+    for names, why in found.not_compared().items():
+        console.print(f"{', '.join(names)}: not compared, since {why}")
+    if not lines:
+        return
     columns = ["lenses", "responses", "overlap", "interval", "by chance", "rank correlation", "interval"]
     console.print(table_of(f"agreement, top {100 * found.share:g} % of each response", columns, lines))

@@ -98,7 +98,9 @@ def rescore(
                 "the traces do not name their temperature: 1 is taken; --setting rollout.temperature=T for another"
             )
         if served is not None:
-            reader = ServerReader(place, served, settings or [], saved=saved, temperature=files.temperature)
+            reader = ServerReader(
+                place, display, served=served, saved=saved, overrides=settings or [], temperature=files.temperature
+            )
             engine = reader.config.rollout.engine
             display.say(f"log-probs of {served} from {engine} servers for {files.responses:,} responses")
             with TraceWriter(out, origin_of(reader, "analyze rescore")) as writer:

@@ -67,8 +67,13 @@ class Journal:
         replace_file(self._file, json.dumps(self._subject) + "\n" + _lines(self.parts))
 
     def add(self, name: str, part: Part) -> None:
-        """A tensor is written: it is flushed and gets its line together with others, while the next are made."""
+        """A tensor is written: it is flushed and gets its line together with others, while the next are made.
+
+        Raises `OSError` if flushing others before it failed.
+        """
         with self._lock:
+            if self._failure is not None:
+                raise self._failure
             self._unflushed[name] = part
             if sum(each.bytes for each in self._unflushed.values()) >= _BYTES_A_FLUSH:
                 self._running.result()  # one at a time: no more than two groups are on the way to the disk

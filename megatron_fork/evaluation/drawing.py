@@ -98,6 +98,8 @@ class Drawing:
                 self._finished.append(judged)
                 unsaid += 1
                 tokens += len(judged.completion.tokens)
+                if self._written is not None and self._written.done():
+                    self._wait()  # a full disk is told now, not when there is more to write
                 now = time.monotonic()
                 if now - spoke > SAY_SECONDS:
                     self.advanced(unsaid)
@@ -140,8 +142,8 @@ class Drawing:
             written.result()
 
     def _keep(self, finished: Sequence[_Judged]) -> None:
-        self.texts.learn((each.completion.tokens, each.after) for each in finished)
-        self.keep([self._row(each) for each in finished])
+        texts = self.texts.of_all((each.completion.tokens, each.after) for each in finished)
+        self.keep([self._row(each, of_tokens) for each, of_tokens in zip(finished, texts, strict=True)])
 
     def _judged(self, completions: Iterator[Completion], wanted: Sequence[Wanted]) -> Iterator[_Judged]:
         """Responses as their scores arrive: while the verifier works on one, the engine draws others."""
@@ -165,11 +167,11 @@ class Drawing:
             for at, scoring in streams.items():
                 yield from _scored(scoring.drain(), waiting[at])
 
-    def _row(self, judged: _Judged) -> TracedResponse:
+    def _row(self, judged: _Judged, token_texts: Sequence[str]) -> TracedResponse:
         problem = judged.wanted.problem
         row = traced(
             trajectory_of(judged.completion, problem.prompt, judged.text, judged.score or Score(0.0, "")),
-            self.texts,
+            token_texts,
             set=problem.set,
             prompt_id=problem.id,
             answer=str(read_reference(problem.prompt.answer)),

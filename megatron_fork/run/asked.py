@@ -15,8 +15,8 @@ from megatron_fork.run.offline import ModelContext
 from megatron_fork.run.place import checkpoint_of
 from megatron_fork.run.prompt_sets import LoadedSet
 
-# What of the verifier decides a reward; the others say how it runs.
-_OF_REWARDS = ("kind", "unevaluated", "named_numbers", "timeout_seconds", "memory_gib")
+# Settings of the verifier that say how it runs; all others may decide a reward.
+_HOW_IT_RUNS = ("workers", "backlog", "failure_warning", "allow_code")
 _SAMPLED_BYTES, _SAMPLED_PLACES = 1 << 16, 16
 
 
@@ -46,19 +46,11 @@ def settings_of(context: ModelContext, asked: Asked, loaded: Loaded) -> dict[str
     """What decides the result, to be compared when the evaluation goes on and shown beside it."""
     config, sampling = context.config, context.config.rollout
     return {
-        "model": config.model.path or config.model.hf_config,
-        "weights": weights_mark(config.model),
+        **settings_of_drawing(context),
         "served": asked.served,
-        "seed": config.seed,
-        "engine": sampling.engine,
-        "precision": config.policy.precision,
         "temperature": 0.0 if asked.greedy else sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
         "entropy_temperature": asdict(sampling.entropy_temperature),
-        "max_response_tokens": sampling.max_response_tokens,
-        "stop_tokens": list(context.stop_tokens),
-        "rewards": _deciding(config.rewards) if asked.judged else None,
+        "rewards": deciding(config.rewards) if asked.judged else None,
         "sets": {
             chosen.name: {
                 "samples": chosen.samples,
@@ -66,15 +58,32 @@ def settings_of(context: ModelContext, asked: Asked, loaded: Loaded) -> dict[str
                 "source": chosen.data.source,
                 "preset": chosen.data.preset,
                 "template": chosen.data.template,
-                **({"rewards": _deciding(chosen.rewards)} if chosen.rewards and asked.judged else {}),
+                **({"rewards": deciding(chosen.rewards)} if chosen.rewards and asked.judged else {}),
             }
             for chosen in asked.sets
         },
     }
 
 
-def _deciding(rewards: RewardsConfig) -> dict[str, Any]:
-    return {name: vars(rewards)[name] for name in _OF_REWARDS}
+def settings_of_drawing(context: ModelContext) -> dict[str, Any]:
+    """What decides which responses are drawn to a prompt, but for the temperature."""
+    config, sampling = context.config, context.config.rollout
+    return {
+        "model": config.model.path or config.model.hf_config,
+        "weights": weights_mark(config.model),
+        "seed": config.seed,
+        "engine": sampling.engine,
+        "precision": config.policy.precision,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_response_tokens": sampling.max_response_tokens,
+        "stop_tokens": list(context.stop_tokens),
+    }
+
+
+def deciding(rewards: RewardsConfig) -> dict[str, Any]:
+    """The settings of the verifier that may decide a reward, by name."""
+    return {name: value for name, value in vars(rewards).items() if name not in _HOW_IT_RUNS}
 
 
 def weights_mark(model: ModelConfig) -> str:

@@ -27,7 +27,7 @@ from megatron_fork.evaluation import (
 from megatron_fork.experience import Prompt
 from megatron_fork.rewards import RewardPool
 from megatron_fork.rollout import Engine, Request, check_engine
-from megatron_fork.run.asked import weights_mark
+from megatron_fork.run.asked import deciding, settings_of_drawing
 from megatron_fork.run.console import Display
 from megatron_fork.run.offline import ModelContext, build_engine, give_weights, load_policy, model_context
 from megatron_fork.run.prompt_sets import load_set
@@ -220,18 +220,9 @@ def _claim(context: ModelContext, asked: AskedCells, settings: dict[str, object]
 
 def _settings(context: ModelContext, asked: AskedCells, problems: Sequence[Problem]) -> dict[str, object]:
     """What decides the responses of a cell; the cells themselves may be others when the intervention goes on."""
-    config = context.config
     return {
-        "model": config.model.path or config.model.hf_config,
-        "weights": weights_mark(config.model),
-        "seed": config.seed,
-        "engine": config.rollout.engine,
-        "precision": config.policy.precision,
-        "top_p": config.rollout.top_p,
-        "top_k": config.rollout.top_k,
-        "max_response_tokens": config.rollout.max_response_tokens,
+        **settings_of_drawing(context),
         "threshold": asked.threshold,
-        "stop_tokens": list(context.stop_tokens),
-        "rewards": (asked.prompts.rewards or config.rewards).kind,
+        "rewards": deciding(asked.prompts.rewards or context.config.rewards),
         "prompts": {"set": asked.prompts.name, "samples": asked.prompts.samples, "digest": digest(problems)},
     }

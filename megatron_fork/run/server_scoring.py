@@ -11,6 +11,7 @@ from megatron_fork import conversion, distributed, rollout
 from megatron_fork.errors import ConfigError, LayoutError, ModelError
 from megatron_fork.rollout import ScoringServers
 from megatron_fork.run.checks import tokenizer_of
+from megatron_fork.run.console import Display
 from megatron_fork.run.offline import check_served
 from megatron_fork.run.place import config_of
 from megatron_fork.run.scoring import check_vocabulary, sequences_of
@@ -21,7 +22,14 @@ class ServerReader:
     """The model that servers hold: what is known of it is read from its folder here, log-probs come from them."""
 
     def __init__(
-        self, place: Path, served: str, overrides: Sequence[str], *, saved: str | None, temperature: float
+        self,
+        place: Path,
+        display: Display,
+        *,
+        served: str,
+        saved: str | None = None,
+        overrides: Sequence[str] = (),
+        temperature: float = 1.0,
     ) -> None:
         """See `scorer`; `served`: the name or folder under which the servers have the model.
 
@@ -46,7 +54,7 @@ class ServerReader:
             raise ModelError(f"{place} has no model folder", hint="give the folder of the model that the servers hold")
         self.tokenizer = tokenizer
         self._hf_config = conversion.read_config(Path(self.config.model.path or ""))
-        self._servers = ScoringServers(self.config.rollout, served, self.vocab_size)
+        self._servers = ScoringServers(self.config.rollout, served, self.vocab_size, display.say)
 
     @property
     def vocab_size(self) -> int:

@@ -34,9 +34,10 @@ class RowsOf:
         self._kind, self._set, self._step, self._samples = kind, set, step, samples
 
     def row(self, trajectory: Trajectory, **columns: Any) -> TracedResponse:
+        prompt = trajectory.prompt.tokens
         return traced(
             trajectory,
-            self._texts,
+            self._texts.of(trajectory.response, after=prompt[-1] if prompt else None),
             set=self._set,
             prompt_id=self._source.prompt_id(trajectory.prompt),
             answer=str(read_reference(trajectory.prompt.answer)),

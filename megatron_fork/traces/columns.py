@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +25,7 @@ def table_of(responses: Sequence[TracedResponse]) -> pyarrow.Table:
     schema = arrow_schema()
     columns = []
     for column in COLUMNS:
-        values = [vars(each)[column.name] for each in responses]
+        values = list(map(attrgetter(column.name), responses))
         if column.type in _NUMBERS:
             columns.append(_lists(values, schema.field(column.name).type, _numbers(_NUMBERS[column.type])))
         elif column.type == "list<binary>":
@@ -34,25 +36,34 @@ def table_of(responses: Sequence[TracedResponse]) -> pyarrow.Table:
     return pyarrow.Table.from_arrays(columns, schema=schema)
 
 
-def _lists(values: Sequence[Any], kind: Any, flat: Callable[[list[Any]], Any]) -> pyarrow.Array:
-    """A list for each value, null for None; `flat` makes one sequence of all entries."""
+def _lists(values: Sequence[Any], kind: Any, flat: Callable[[list[Any]], pyarrow.Array]) -> pyarrow.Array:
+    """A list for each value, null for None; `flat` makes one array of all entries."""
     import pyarrow
 
     is_null = np.asarray([value is None for value in values])
     ends = np.cumsum([0 if value is None else len(value) for value in values])
     starts = pyarrow.array(np.concatenate([[0], ends]), pyarrow.int32())
-    entries = pyarrow.array(flat([value for value in values if value is not None]), kind.value_type)
+    entries = flat([value for value in values if value is not None])
     return pyarrow.ListArray.from_arrays(starts, entries, type=kind, mask=pyarrow.array(is_null))
 
 
-def _numbers(kind: Any) -> Callable[[list[Any]], Any]:
-    return lambda lists: np.concatenate([np.zeros(0, kind), *(np.asarray(each, dtype=kind) for each in lists)])
+def _numbers(kind: Any) -> Callable[[list[Any]], pyarrow.Array]:
+    import pyarrow
+
+    return lambda lists: pyarrow.array(
+        np.concatenate([np.zeros(0, kind), *(np.asarray(each, dtype=kind) for each in lists)])
+    )
 
 
-def _texts(lists: list[Sequence[str]]) -> list[bytes]:
+def _texts(lists: list[Sequence[str]]) -> pyarrow.Array:
+    import pyarrow
+
     flat = list(chain.from_iterable(lists))
+    with suppress(UnicodeEncodeError):
+        return pyarrow.array(flat, pyarrow.string()).cast(pyarrow.binary())
+    # Some have bytes that are not text by themselves.
     encoded = {text: text.encode("utf-8", "surrogateescape") for text in set(flat)}
-    return [encoded[text] for text in flat]
+    return pyarrow.array([encoded[text] for text in flat], pyarrow.binary())
 
 
 def _valid(text: str | None) -> str | None:

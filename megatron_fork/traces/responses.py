@@ -9,12 +9,11 @@ import numpy as np
 
 from megatron_fork.experience import Trajectory
 from megatron_fork.traces.schema import MOST_LOGPROB, Kind, TracedResponse
-from megatron_fork.traces.texts import TokenTexts
 
 
 def traced(
     trajectory: Trajectory,
-    texts: TokenTexts,
+    token_texts: Sequence[str],
     *,
     set: str,
     prompt_id: str,
@@ -30,7 +29,7 @@ def traced(
 
     Args:
         trajectory: a response that an engine drew.
-        texts: of the tokenizer that its tokens are of.
+        token_texts: what each of its tokens adds to the text; see `TokenTexts`.
         set: name of its prompt set.
         prompt_id: of its question.
         answer: the reference answer as text.
@@ -53,7 +52,7 @@ def traced(
         sample=sample,
         response=trajectory.text,
         tokens=np.asarray(trajectory.response, dtype=np.int32),  # type: ignore[arg-type]
-        token_texts=texts.of(trajectory.response, after=prompt.tokens[-1] if prompt.tokens else None),
+        token_texts=token_texts,
         finish_reason=trajectory.finish_reason,
         kind=kind,
         entropy=None if entropy is None else _numbers(entropy, np.isfinite),
@@ -80,7 +79,10 @@ def _versions(trajectory: Trajectory) -> Any:
     """`[tokens]` int32; None where the engine does not say which weights drew them, or knows nothing of ours."""
     if not trajectory.versions:
         return None
-    drawn = np.full(len(trajectory.response), -1, dtype=np.int32)
+    first, length = trajectory.versions[0], len(trajectory.response)
+    if (first.start, first.end) == (0, length) and first.version >= 0:
+        return np.full(length, first.version, dtype=np.int32)
+    drawn = np.full(length, -1, dtype=np.int32)
     for span in trajectory.versions:
         drawn[span.start : span.end] = span.version
     return None if (drawn < 0).any() else drawn

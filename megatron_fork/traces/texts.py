@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 _MOST_KEPT = 1 << 20  # pairs of tokens, each with a text of a few bytes
+# A pair is one number: the token before, from 1, and 0 for none; then the token.
+_BITS = 31
+_MOST_TOKEN = (1 << _BITS) - 1
 
 
 class TokenTexts:
@@ -18,7 +21,7 @@ class TokenTexts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._known: dict[tuple[int | None, int], str] = {}
+        self._known: dict[int, str] = {}
         self._alone: dict[int, str] = {}
 
     def of(self, tokens: Sequence[int], *, after: int | None) -> list[str]:
@@ -32,32 +35,36 @@ class TokenTexts:
             after: the token before the first one; None if there is none.
 
         """
-        numbers = list(map(int, tokens))
-        pairs = list(zip([after, *numbers], numbers, strict=False))
-        texts = [self._known.get(pair) for pair in pairs]
-        if None in texts:
-            self._decode_pairs(set(pairs))
-            return [self._known[pair] for pair in pairs]
-        return texts  # type: ignore[return-value]
+        return self.of_all([(tokens, after)])[0]
 
-    def learn(self, responses: Iterable[tuple[Sequence[int], int | None]]) -> None:
-        """Decode what is new in (`tokens`, `after`) of many responses at once, which `of` then finds."""
-        pairs = (zip([after, *tokens], tokens, strict=False) for tokens, after in responses)
-        self._decode_pairs(set(chain.from_iterable(pairs)))
+    def of_all(self, responses: Iterable[tuple[Sequence[int], int | None]]) -> list[list[str]]:
+        """As `of`, of many responses at once: a call, and a number of Python's, costs more than a token."""
+        both = [(np.asarray(tokens, np.int64), after) for tokens, after in responses]
+        ends = np.cumsum([len(tokens) for tokens, _ in both]).tolist()
+        empty = np.zeros(0, np.int64)
+        following = np.concatenate([empty, *(tokens for tokens, _ in both)])
+        before = np.concatenate([empty, *(part for tokens, after in both for part in _before(tokens, after))])
+        pairs, places = np.unique((before << _BITS) | following, return_inverse=True)
+        numbers = pairs.tolist()
+        self._decode_pairs(numbers)
+        texts = np.empty(len(numbers), dtype=object)
+        texts[:] = [self._known[pair] for pair in numbers]
+        flat = texts[places].tolist()
+        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
-    def _decode_pairs(self, pairs: set[tuple[int | None, int]]) -> None:
+    def _decode_pairs(self, pairs: Sequence[int]) -> None:
         """Decode all that is new of `pairs` in two calls: a call costs more than a decoding."""
         if len(self._known) > _MOST_KEPT:
             self._known.clear()
             self._alone.clear()
-        pairs = pairs.difference(self._known)
-        new = {number for pair in pairs for number in pair if number is not None}.difference(self._alone)
-        self._alone.update(zip(new, self._decode([(number,) for number in new]), strict=True))
-        following = [(previous, token) for previous, token in pairs if previous is not None]
+        new = [(pair, (pair >> _BITS) - 1, pair & _MOST_TOKEN) for pair in pairs if pair not in self._known]
+        alone = {number for _, *both in new for number in both if number >= 0}.difference(self._alone)
+        self._alone.update(zip(alone, self._decode([(number,) for number in alone]), strict=True))
+        following = [(previous, token) for _, previous, token in new if previous >= 0]
         both = dict(zip(following, self._decode(following), strict=True))
-        for previous, token in pairs:
-            together = None if previous is None else (self._alone[previous], both[previous, token])
-            self._known[previous, token] = self._text(token, together)
+        for pair, previous, token in new:
+            together = None if previous < 0 else (self._alone[previous], both[previous, token])
+            self._known[pair] = self._text(token, together)
 
     def _text(self, token: int, together: tuple[str, str] | None) -> str:
         """What a token adds; `together`: the texts of the token before it, and of both."""
@@ -83,6 +90,12 @@ class TokenTexts:
         else:
             return None
         return whole.decode(errors="surrogateescape")
+
+
+def _before(tokens: np.ndarray[Any, np.dtype[np.int64]], after: int | None) -> tuple[Any, Any]:
+    """The tokens before each of `tokens`, from 1; 0 for none."""
+    first = [] if not len(tokens) else [0 if after is None else after + 1]
+    return np.asarray(first, np.int64), tokens[:-1] + 1
 
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

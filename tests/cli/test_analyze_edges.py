@@ -75,8 +75,40 @@ def test_lenses_of_one_response_a_prompt_have_no_variance(model: Path, tmp_path:
     assert code == 0 and found["reference_tokens"] == [] and found["responses"] == 8
     (pair,) = found["agreement"]
     assert pair["jaccard"] == pair["by_chance"] == 1.0
+    (other,) = found["not_compared"]
+    assert other["first"] == "variance" and other["why"] == "no prompt has two responses that were read"
     code, output = call(*words)
     assert code == 0 and "nan" not in output.lower(), output
+    assert "variance, entropy of reference tokens: not compared, since no prompt has two" in " ".join(output.split())
+
+
+def test_lenses_do_not_look_at_rewards(model: Path, tmp_path: Path) -> None:
+    """All right, all wrong, not judged or mixed: every value is the same, and all are numbers."""
+    words = ("--answer", "need +0 done", "--lens", "entropy,mi,variance", "--json")
+    found = []
+    for number, rewards in enumerate(([1.0], [0.0], [None], [0.0, 1.0])):
+        rows = [replace(each, reward=rewards[place % len(rewards)]) for place, each in enumerate(made_up(8))]
+        traces = write_made_up(tmp_path / f"{number}.parquet", rows)
+        code, output = call("lenses", traces, model, *words)
+        assert code == 0 and "NaN" not in output, output
+        found.append({name: value for name, value in record_of(output).items() if name != "provenance"})
+    assert all(each == found[0] for each in found)
+    assert found[0]["reference_tokens"] and all(each["deviation"] > 0 for each in found[0]["reference_tokens"])
+    assert found[0]["not_compared"] == []
+
+
+def test_equal_values_are_stated_and_not_compared(model: Path, tmp_path: Path) -> None:
+    """All responses to a prompt are the same: their variance is 0, which has no ranks."""
+    first = made_up(1)[0]
+    traces = write_made_up(tmp_path / "traces.parquet", [replace(first, sample=sample) for sample in range(4)])
+    words = ("lenses", traces, model, "--answer", "need +0 done", "--lens", "entropy,variance")
+    code, output = call(*words, "--json")
+    found = record_of(output)
+    assert code == 0 and {each["deviation"] for each in found["reference_tokens"]} == {0.0}, output
+    assert found["agreement"] == [] and "NaN" not in output
+    code, output = call(*words)
+    line = "variance, entropy of reference tokens: not compared, since where both speak of 3 tokens, all are equal for variance"
+    assert code == 0 and line in " ".join(output.split()), output
 
 
 @pytest.mark.parametrize("samples", [1, 2])

@@ -87,6 +87,8 @@ def test_cells_differ_only_where_they_say(place: Path, tmp_path: Path) -> None:
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/traces/*")}
     code, output = call(place, "--high", "0.5", "--low", 1, "--threshold", 98, "--out", tmp_path)
     assert code == 1 and "threshold=99.0, not 98.0" in " ".join(output.split())
+    code, output = call(place, *words, "--threshold", 99, "--setting", "rewards.timeout_seconds=7")
+    assert code == 1 and "rewards.timeout_seconds=5.0, not 7.0" in " ".join(output.split())
 
 
 def test_results_are_paired_means_over_prompts(place: Path, tmp_path: Path) -> None:

@@ -295,7 +295,8 @@ def test_after_a_failed_flush_nothing_more_counts_as_written(tmp_path: Path, mon
     with monkeypatch.context() as failing, pytest.raises(OSError, match="Input/output"):
         failing.setattr(journal_module, "flush_files", lost)
         journal.flush()
-    journal.add("b", journal_module.Part("file", 1, 1, ""))
+    with pytest.raises(OSError, match="Input/output"):  # before anything more is written
+        journal.add("b", journal_module.Part("file", 1, 1, ""))
     with pytest.raises(OSError, match="Input/output"):
         journal.flush()
     assert not journal.parts and not journal_module.Journal(tmp_path, {}).parts

@@ -17,6 +17,8 @@ from megatron_fork.rollout import RolloutConfig, ScoringServers
 from megatron_fork.traces import write_traces
 
 pytestmark = pytest.mark.slow
+GONE = "http://127.0.0.1:9"
+"""Nothing listens there: the other server scores everything."""
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -32,7 +34,7 @@ def rescore(traces: Path, server: RunningServer, out: Path, *words: str) -> tupl
     at_server = (
         f"--engine-holds-model={server.model}",
         f"--setting=rollout.engine={server.engine}",
-        f"--setting=rollout.servers=[{server.url}]",
+        f"--setting=rollout.servers=[{GONE},{server.url}]",
     )
     return run("analyze", "rescore", str(traces), str(server.model), *words, *at_server, f"--out={out}")
 
@@ -45,6 +47,7 @@ def test_log_probs_are_those_of_the_statistics_pass(served: RunningServer, tmp_p
     write_traces(tmp_path / "in.parquet", rows, ORIGIN)
     code, output = rescore(tmp_path / "in.parquet", served, tmp_path / "served.parquet")
     assert code == 0 and f"without entropies: {served.engine} servers report none" in output, output
+    assert f"{GONE} does not answer" in output, output
     code, output = run(
         *("analyze", "rescore", str(tmp_path / "in.parquet"), str(served.model), f"--out={tmp_path / 'pass.parquet'}")
     )

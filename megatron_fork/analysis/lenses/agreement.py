@@ -68,6 +68,19 @@ def spearman(first: Array, second: Array) -> float:
     return float((x * y).sum()) / scale if scale > 0.0 else math.nan
 
 
+def why_not(first: Sequence[Array], second: Sequence[Array], name: str, other: str) -> str:
+    """Why two lenses of these names have no `agreement`, in a few words."""
+    counts, equal = 0, set()
+    for x, y in zip(first, second, strict=True):
+        both = np.isfinite(x) & np.isfinite(y)
+        if int(both.sum()) >= _FEWEST:
+            counts += 1
+            equal |= {of for of, values in ((name, x[both]), (other, y[both])) if np.ptp(values) == 0.0}
+    if not counts:
+        return f"nothing has {_FEWEST} tokens that both speak of"
+    return f"where both speak of {_FEWEST} tokens, all are equal for {' or '.join(sorted(equal))}"
+
+
 def agreement(first: Sequence[Array], second: Sequence[Array], *, share: float, seed: int) -> Agreement | None:
     """Over the tokens of each response that both lenses have a value for; None if there is no such response."""
     overlaps, correlations, chances, tokens = [], [], [], 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fork.analysis.lenses.agreement import Agreement, agreement, ranks
+from megatron_fork.analysis.lenses.agreement import Agreement, agreement, ranks, why_not
 from megatron_fork.analysis.lenses.dependence import peaks
 from megatron_fork.analysis.lenses.responses import LensResponse
 from megatron_fork.analysis.lenses.scoring import Lens, ReferenceTokens
@@ -19,6 +19,7 @@ from megatron_fork.analysis.saving import save_figures, save_record, writing
 from megatron_fork.files import replace_file
 
 Pair = tuple[str, str]
+_REFERENCES = "entropy of reference tokens"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,22 @@ class Lenses:
                 found[first, second] = pair
         deviation, entropy = [each.deviation for each in self.references], [each.entropy for each in self.references]
         if pair := agreement(deviation, entropy, share=self.share, seed=self.seed):
-            found["variance", "entropy of reference tokens"] = pair
+            found["variance", _REFERENCES] = pair
+        return found
+
+    def not_compared(self) -> dict[Pair, str]:
+        """Why pairs of lenses have no agreement: no response has tokens enough, or all of these are equal for one of both."""
+        compared, found = self.agreements(), {}
+        for (first, one), (second, other) in combinations([(lens.name, lens.values) for lens in self.lenses], 2):
+            if (first, second) not in compared and "variance" not in (first, second):
+                found[first, second] = why_not(one, other, first, second)
+        if any(lens.name == "variance" for lens in self.lenses) and ("variance", _REFERENCES) not in compared:
+            deviation, entropy = (
+                [each.deviation for each in self.references],
+                [each.entropy for each in self.references],
+            )
+            why = why_not(deviation, entropy, "variance", _REFERENCES)
+            found["variance", _REFERENCES] = why if self.references else "no prompt has two responses that were read"
         return found
 
     def first_tokens(self, name: str, *, least: int, count: int) -> list[tuple[str, int, float]]:
@@ -99,6 +115,9 @@ def lenses_record(found: Lenses, *, least: int = 5, count: int = 15) -> dict[str
         },
         "agreement": [
             {"first": first, "second": second, **asdict(pair)} for (first, second), pair in found.agreements().items()
+        ],
+        "not_compared": [
+            {"first": first, "second": second, "why": why} for (first, second), why in found.not_compared().items()
         ],
         "mi_peaks": found.peak_counts(),
         "reference_tokens": [
