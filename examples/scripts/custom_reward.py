@@ -2,7 +2,7 @@
 
     cd examples/scripts && megatron-fork train quickstart rewards.kind=custom_reward:short_and_right
 
-It runs in processes that can be killed, or here with `rewards.workers=0`; its reason stands in the traces and on the page of the run.
+It runs in processes that can be killed, or here with `rewards.workers=0`; its reason stands in the traces and on the page.
 """
 
 from megatron_fork.rewards import score
