@@ -55,7 +55,8 @@ def _section(command: Any, words: str) -> Iterator[str]:
         if rows := [_row(parameter) for parameter in command.params if parameter.name != "help"]:
             yield "\n| | takes | default | meaning |\n|---|---|---|---|\n" + "".join(rows)
     for name, each in getattr(command, "commands", {}).items():
-        yield from _section(each, f"{words} {name}")
+        if not each.hidden:
+            yield from _section(each, f"{words} {name}")
 
 
 def _row(parameter: Any) -> str:
