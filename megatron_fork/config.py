@@ -33,6 +33,7 @@ from megatron_fork.recipe import (
     PositiveInt,
     Seed,
     Settings,
+    alike,
     as_written,
     different,
     flat,
@@ -40,6 +41,7 @@ from megatron_fork.recipe import (
     one_line,
     plain,
     read_yaml,
+    recipe_file,
     resolve,
     write_yaml,
 )
@@ -177,8 +179,12 @@ _FIELDS = FieldReader(RunConfig)
 
 
 def load_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe and its overrides; raises `ConfigError` with one line that names the field and the way out."""
-    return _read(_read_with_base(Path(at_home(str(recipe))), ()), overrides, f"recipe {recipe}", recipe.stem)
+    """Read a recipe, at its path or one that comes with the package, and its overrides.
+
+    Raises `ConfigError` with one line that names the field and the way out.
+    """
+    file = recipe_file(Path(at_home(str(recipe))))
+    return _read(_read_with_base(file, ()), overrides, f"recipe {recipe}", file.stem)
 
 
 def config_of_model(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -252,7 +258,13 @@ def _refuse_masked(config: RunConfig) -> None:
 
 def _read_with_base(recipe: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not recipe.is_file():
-        raise ConfigError(f"recipe {recipe} is not a file", hint="a recipe is a YAML file with lines such as `seed: 1`")
+        meant = " or ".join(alike(recipe))
+        raise ConfigError(
+            f"recipe {recipe} is not a file, and none of this name comes with the package",
+            hint=f"did you mean {meant}?"
+            if meant
+            else "name a YAML file with lines such as `seed: 1`, or `quickstart`",
+        )
     if recipe.resolve() in seen:
         raise ConfigError(f"recipe {recipe} extends itself through `base`", hint="remove one of these `base` lines")
     try:

@@ -1,17 +1,19 @@
 """What README, CONTRIBUTING and docs name is there: files, fields of recipes, metrics, commands."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from megatron_fork import cli
-from megatron_fork.config import RunConfig
+from megatron_fork.config import RunConfig, load_config
 from megatron_fork.planning import PEERS
-from megatron_fork.recipe import flat
+from megatron_fork.recipe import flat, recipe_file
 
 PROJECT = Path(__file__).parent.parent
 PACKAGE = PROJECT / "megatron_fork"
@@ -94,6 +96,43 @@ def test_commands_are_there(path: Path) -> None:
             if first not in known or (is_group and second and f"{first} {second}" not in known):
                 missing.append(words)
     assert not missing
+
+
+# As a shell sees them: after variables, launchers, and a path.
+COMMAND = re.compile(
+    r"\s*(?:\w+=\S+ )*(?:srun \S+ |torchrun .*?-m )?(?:\S*/)?(?:megatron-fork|megatron_fork|python -m megatron_fork)\s+(.*)"
+)
+PLACEHOLDER = re.compile(r"[A-Z]{2,}")
+
+
+def command_lines(path: Path) -> Iterator[list[str]]:
+    """The words of every command line that has more than the command's name; `[what may be left out]` is left out."""
+    text = path.read_text().replace("\\\n", " ")
+    rest = re.sub(r"```.*?```", "", text, flags=re.S)
+    lines = [line for block in re.findall(r"```\w*\n(.*?)```", text, flags=re.S) for line in block.splitlines()]
+    lines += [line for line in rest.splitlines() if line.startswith("    ")] + re.findall(r"`([^`\n]+)`", rest)
+    for line in lines:
+        if found := COMMAND.match(line):
+            words = shlex.split(re.sub(r"\s\[[^\]=]*\]", "", found[1]), comments=True)
+            yield ["80" if word == "GIB" else word for word in words]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_command_lines_are_taken(path: Path) -> None:
+    """Their options and arguments are those of the command; overrides of a recipe that is here are read."""
+    root: Any = typer.main.get_command(cli.app)
+    for line in command_lines(path):
+        command, words = root, list(line)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        if not words or command is root:
+            continue
+        context = command.make_context("megatron-fork", list(words))
+        recipe = recipe_file(Path(str(context.params.get("recipe"))))
+        if not recipe.is_file():
+            recipe = PROJECT / "examples" / "quickstart.yaml"
+        overrides = [word for word in context.params.get("overrides") or [] if not PLACEHOLDER.search(word)]
+        load_config(recipe, ["model.path=FOLDER", *overrides] if recipe.stem in ("paper", "maths") else overrides)
 
 
 METRICS = re.compile(

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from megatron_fork.recipe.fields import FieldReader, one_line
     from megatron_fork.recipe.references import as_written, resolve
     from megatron_fork.recipe.settings import Settings, meanings, types_of
+    from megatron_fork.recipe.shipped import alike, recipe_file, shipped_recipes
     from megatron_fork.recipe.text import key_text, plain, read_yaml, write_yaml
 else:
     __getattr__ = opened(__name__, __file__)
@@ -65,6 +66,7 @@ __all__ = [
     "Seed",
     "Settings",
     "Tokens",
+    "alike",
     "as_written",
     "bare",
     "check_part",
@@ -86,7 +88,9 @@ __all__ = [
     "plain",
     "range_of",
     "read_yaml",
+    "recipe_file",
     "resolve",
+    "shipped_recipes",
     "told_by_name",
     "types_of",
     "unit_of",

@@ -11,6 +11,7 @@ from megatron_fork.config import RunConfig, config_of_model, load_config
 from megatron_fork.errors import ConfigError
 from megatron_fork.files import at_home
 from megatron_fork.models import ModelConfig
+from megatron_fork.recipe import recipe_file
 
 MODEL_FILES = "hugging_face"
 """The folder of a checkpoint that has its config.json and tokenizer."""
@@ -22,8 +23,8 @@ def config_of(place: Path, overrides: Sequence[str] = (), *, checkpoint: str | N
     """The settings that `place` means, with its model in `model.path`; nothing but its text is read.
 
     Args:
-        place: a YAML file, which is taken as it is; a run's folder: its `resolved.yaml` with its final model, or where it has
-            none its newest checkpoint, or its warm start; a Hugging Face folder: all defaults.
+        place: a recipe, by its file or its name, which is taken as it is; a run's folder: its `resolved.yaml` with its final
+            model, or where it has none its newest checkpoint, or its warm start; a Hugging Face folder: all defaults.
         overrides: dotted, such as `rollout.temperature=0.6`.
         checkpoint: of a run, in place of its final model: `step-N`, `model` or `warm_start`.
 
@@ -35,7 +36,7 @@ def config_of(place: Path, overrides: Sequence[str] = (), *, checkpoint: str | N
     is_run, is_model = (place / "resolved.yaml").is_file(), (place / "config.json").is_file()
     if checkpoint is not None and not is_run:
         raise ConfigError(f"--checkpoint={checkpoint} with {place}, which is no run's folder", hint="leave it out")
-    if place.is_file():
+    if recipe_file(place).is_file():
         return load_config(place, overrides)
     if not (is_run or is_model):
         raise ConfigError(
