@@ -15,6 +15,7 @@ _ADDED_LATER = (
     "compute.attention",
     "compute.elementwise",
     "evaluation.sets",
+    "selection.weights",
     "train.max_skipped_updates",
     "vocab_parallel.fp32_head",
     "vocab_parallel.second_stream",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from megatron_fork.recipe import EntryOf, PositiveFraction, Settings
+from megatron_fork.errors import ConfigError
+from megatron_fork.recipe import EntryOf, PositiveFraction, Settings, check_name
 from megatron_fork.selection.choices import TOKENS
+from megatron_fork.selection.weights.table import WEIGHTINGS
 
 Scope = Literal["minibatch", "microbatch_global", "microbatch", "sequence"]
 Rule = Literal["threshold", "exact_k", "quantile"]
@@ -19,7 +21,7 @@ class SelectionConfig(Settings, room="selection"):
     """The rule of selection; a preset fills in fields that the recipe does not set.
 
     Every combination of the choices is valid, so that one word turns any recipe into its control arm: `random` marks
-    exactly k tokens under every rule, and `all` ignores ratio, rule and scope.
+    exactly k tokens under every rule, and `all` ignores ratio, rule and scope. Weightings come after the choice.
     """
 
     preset: Preset = "paper"
@@ -38,8 +40,15 @@ class SelectionConfig(Settings, room="selection"):
     """Whose entropy: the policy being trained, recomputed before every mini-batch, or the policy before the step."""
     seed: int = 0
     """Seed of the random choice; combined with the step."""
+    weights: list[str] = field(default_factory=list)
+    """What then weighs the chosen tokens, or leaves some out, one after another: module:name is a function of your own
+    (docs/extending.md)."""
 
     def check(self) -> None:
+        for place, name in enumerate(self.weights):
+            check_name("selection.weights", name, WEIGHTINGS)
+            if name in self.weights[:place]:
+                raise ConfigError(f"selection.weights has {name} twice", hint="name each once")
         for name, value in PRESETS[self.preset]["selection"].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
