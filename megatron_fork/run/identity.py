@@ -15,6 +15,7 @@ _ADDED_LATER = (
     "compute.attention",
     "compute.elementwise",
     "evaluation.sets",
+    "selection.stapo",
     "selection.weights",
     "train.max_skipped_updates",
     "vocab_parallel.fp32_head",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from annotated_types import Gt, Lt
+
 from megatron_fork.errors import ConfigError
 from megatron_fork.recipe import EntryOf, PositiveFraction, Settings, check_name
 from megatron_fork.selection.choices import TOKENS
@@ -14,6 +16,16 @@ Scope = Literal["minibatch", "microbatch_global", "microbatch", "sequence"]
 Rule = Literal["threshold", "exact_k", "quantile"]
 EntropyPolicy = Literal["current", "old"]
 Preset = Literal["paper", "authors_code", "trl"]
+
+
+@dataclass
+class Stapo(Settings, room="selection.stapo"):
+    """What `stapo` leaves out: tokens with A > 0 that were unlikely where the policy was sure (arXiv 2602.15620)."""
+
+    probability: Annotated[float, Gt(0), Lt(1)] = 0.002
+    """Unlikely is a token whose probability is below this."""
+    entropy_quantile: PositiveFraction = 0.8
+    """The policy is sure where the entropy is below this quantile of the candidates': 0.8 is all but the top fifth, 1 all."""
 
 
 @dataclass
@@ -41,8 +53,10 @@ class SelectionConfig(Settings, room="selection"):
     seed: int = 0
     """Seed of the random choice; combined with the step."""
     weights: list[str] = field(default_factory=list)
-    """What then weighs the chosen tokens, or leaves some out, one after another: module:name is a function of your own
-    (docs/extending.md)."""
+    """What then weighs the chosen tokens, or leaves some out, one after another (docs/semantics.md).
+    stapo: leaves out unlikely tokens of good responses where the policy was sure (arXiv 2602.15620).
+    module:name: a function of your own (docs/extending.md)."""
+    stapo: Stapo = field(default_factory=Stapo)
 
     def check(self) -> None:
         for place, name in enumerate(self.weights):

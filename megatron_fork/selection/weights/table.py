@@ -32,7 +32,9 @@ def _of_file(name: str, **needs: Any) -> Weighting:
     return Weighting(f"megatron_fork.selection.weights.{name}:{name}", **needs)
 
 
-WEIGHTINGS: dict[str, Weighting] = {}
+WEIGHTINGS: dict[str, Weighting] = {
+    "stapo": _of_file("stapo"),
+}
 
 
 @cache
