@@ -16,6 +16,7 @@ _ADDED_LATER = (
     "compute.elementwise",
     "evaluation.sets",
     "selection.stapo",
+    "selection.surprisal_band",
     "selection.weights",
     "train.max_skipped_updates",
     "vocab_parallel.fp32_head",

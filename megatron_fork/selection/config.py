@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt, Lt
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.recipe import EntryOf, PositiveFraction, Settings, check_name
+from megatron_fork.recipe import EntryOf, NonNegativeFloat, PositiveFloat, PositiveFraction, Settings, check_name
 from megatron_fork.selection.choices import TOKENS
 from megatron_fork.selection.weights.table import WEIGHTINGS
 
@@ -26,6 +26,25 @@ class Stapo(Settings, room="selection.stapo"):
     """Unlikely is a token whose probability is below this."""
     entropy_quantile: PositiveFraction = 0.8
     """The policy is sure where the entropy is below this quantile of the candidates': 0.8 is all but the top fifth, 1 all."""
+
+
+@dataclass
+class SurprisalBand(Settings, room="selection.surprisal_band"):
+    """What `surprisal_band` keeps: tokens whose surprisal, as a multiple of the entropy, lies within (arXiv 2606.31575).
+
+    Over the tokens that the policy may draw at a position the multiple's mean is 1. The bounds are this project's.
+    """
+
+    low: NonNegativeFloat = 0.5
+    """The lowest -logp / H that is kept; 0 keeps what is certain too."""
+    high: PositiveFloat = 2.0
+    """The highest -logp / H that is kept."""
+
+    def check(self) -> None:
+        if not self.low < self.high:
+            raise ConfigError(
+                f"selection.surprisal_band.low={self.low} is not below high={self.high}", hint="try 0.5 and 2"
+            )
 
 
 @dataclass
@@ -55,8 +74,10 @@ class SelectionConfig(Settings, room="selection"):
     weights: list[str] = field(default_factory=list)
     """What then weighs the chosen tokens, or leaves some out, one after another (docs/semantics.md).
     stapo: leaves out unlikely tokens of good responses where the policy was sure (arXiv 2602.15620).
+    surprisal_band: keeps tokens whose surprisal is near the entropy (arXiv 2606.31575).
     module:name: a function of your own (docs/extending.md)."""
     stapo: Stapo = field(default_factory=Stapo)
+    surprisal_band: SurprisalBand = field(default_factory=SurprisalBand)
 
     def check(self) -> None:
         for place, name in enumerate(self.weights):

@@ -34,6 +34,7 @@ def _of_file(name: str, **needs: Any) -> Weighting:
 
 WEIGHTINGS: dict[str, Weighting] = {
     "stapo": _of_file("stapo"),
+    "surprisal_band": _of_file("surprisal_band"),
 }
 
 
