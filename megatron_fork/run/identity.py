@@ -15,6 +15,7 @@ _ADDED_LATER = (
     "compute.attention",
     "compute.elementwise",
     "evaluation.sets",
+    "selection.m2po",
     "selection.stapo",
     "selection.surprisal_band",
     "selection.weights",

@@ -29,6 +29,22 @@ class Stapo(Settings, room="selection.stapo"):
 
 
 @dataclass
+class SecondMoment(Settings, room="selection.m2po"):
+    """What `m2po` leaves out: the tokens with the largest log-ratios, until the rest have a small mean square.
+
+    arXiv 2510.01161, which takes this in place of the clip: set objective.clip_low=0.99 and clip_high far above 1.
+    """
+
+    moment: PositiveFloat = 0.04
+    """The largest mean square of log pi - log pi_before, in nats squared, over the tokens that stay."""
+    before: Literal["old", "rollout"] = "old"
+    """Whose log-probs the policy is compared with: those before the step's updates (old), or the engine's (rollout)."""
+    over: Literal["all", "harmful"] = "all"
+    """What counts in the mean and may go: all tokens, or those with A > 0 and a ratio above 1, or A < 0 and one below
+    (harmful), the ones that a clip acts on; the authors' code looks at these."""
+
+
+@dataclass
 class SurprisalBand(Settings, room="selection.surprisal_band"):
     """What `surprisal_band` keeps: tokens whose surprisal, as a multiple of the entropy, lies within (arXiv 2606.31575).
 
@@ -74,9 +90,11 @@ class SelectionConfig(Settings, room="selection"):
     weights: list[str] = field(default_factory=list)
     """What then weighs the chosen tokens, or leaves some out, one after another (docs/semantics.md).
     stapo: leaves out unlikely tokens of good responses where the policy was sure (arXiv 2602.15620).
+    m2po: leaves out the largest log-ratios until the rest have a small second moment (arXiv 2510.01161).
     surprisal_band: keeps tokens whose surprisal is near the entropy (arXiv 2606.31575).
     module:name: a function of your own (docs/extending.md)."""
     stapo: Stapo = field(default_factory=Stapo)
+    m2po: SecondMoment = field(default_factory=SecondMoment)
     surprisal_band: SurprisalBand = field(default_factory=SurprisalBand)
 
     def check(self) -> None:
@@ -87,6 +105,12 @@ class SelectionConfig(Settings, room="selection"):
         for name, value in PRESETS[self.preset]["selection"].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        compared = [name for name in self.weights if name in WEIGHTINGS and WEIGHTINGS[name].compares_with_old]
+        if compared and self.m2po.before == self.entropy_policy:
+            raise ConfigError(
+                f"selection.entropy_policy=old with selection.weights=[{compared[0]}] would compare the old policy with itself",
+                hint="set selection.entropy_policy=current, or selection.m2po.before=rollout",
+            )
 
 
 # Names are relative to the whole recipe, since the denominator belongs to the objective.

@@ -26,6 +26,8 @@ class Weighting:
     samples: bool = False
     """Tokens are left out by chance, and those that stay stand for them: they still count in denominators, and the model
     reads no response beyond its last token that stays. Such a weighting is applied after all others."""
+    compares_with_old: bool = False
+    """It reads how far the policy is from an earlier one, where `selection.m2po.before` says which."""
 
 
 def _of_file(name: str, **needs: Any) -> Weighting:
@@ -34,6 +36,7 @@ def _of_file(name: str, **needs: Any) -> Weighting:
 
 WEIGHTINGS: dict[str, Weighting] = {
     "stapo": _of_file("stapo"),
+    "m2po": _of_file("m2po", compares_with_old=True),
     "surprisal_band": _of_file("surprisal_band"),
 }
 
