@@ -16,6 +16,8 @@ _ADDED_LATER = (
     "compute.elementwise",
     "evaluation.sets",
     "selection.m2po",
+    "selection.quadrants",
+    "selection.soft_entropy",
     "selection.stapo",
     "selection.surprisal_band",
     "selection.weights",

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt, Lt
 
 from megatron_fork.errors import ConfigError
-from megatron_fork.recipe import EntryOf, NonNegativeFloat, PositiveFloat, PositiveFraction, Settings, check_name
+from megatron_fork.recipe import (
+    EntryOf,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    Settings,
+    check_name,
+)
 from megatron_fork.selection.choices import TOKENS
 from megatron_fork.selection.weights.table import WEIGHTINGS
 
@@ -16,6 +24,44 @@ Scope = Literal["minibatch", "microbatch_global", "microbatch", "sequence"]
 Rule = Literal["threshold", "exact_k", "quantile"]
 EntropyPolicy = Literal["current", "old"]
 Preset = Literal["paper", "authors_code", "trl"]
+
+
+@dataclass
+class Quadrants(Settings, room="selection.quadrants"):
+    """The weights that `quadrants` gives by polarity and entropy (arXiv 2604.11056); 0 leaves a quadrant out.
+
+    High is the share `ratio` of the candidates, as `tokens=top` would choose them, positive an advantage above 0.
+    """
+
+    positive_high: NonNegativeFloat = 1.0
+    """Weight of the tokens of good responses where the entropy is high."""
+    negative_high: NonNegativeFloat = 1.0
+    """Weight of the tokens of other responses where the entropy is high."""
+    positive_low: NonNegativeFloat = 0.0
+    """Weight of the tokens of good responses where the entropy is low."""
+    negative_low: NonNegativeFloat = 0.0
+    """Weight of the tokens of other responses where the entropy is low."""
+
+    def check(self) -> None:
+        if not any(vars(self).values()):
+            raise ConfigError(
+                "selection.quadrants has a weight of 0 for every token", hint="give one quadrant a weight of 1"
+            )
+
+
+@dataclass
+class SoftEntropy(Settings, room="selection.soft_entropy"):
+    """How `soft_entropy` weighs by entropy: sigmoid(s z) over its mean, z the entropy in standard deviations from the mean.
+
+    In the manner of arXiv 2605.07660, which weighs by attention entropy; the form is this project's.
+    """
+
+    start: float = -1.0
+    """The slope s at the start: below 0 low entropies weigh more."""
+    end: float = 1.0
+    """The slope from update `updates` on; above 0 high entropies weigh more."""
+    updates: NonNegativeInt = 100
+    """Updates over which the slope goes from start to end; 0: it is `end` from the first on."""
 
 
 @dataclass
@@ -89,10 +135,14 @@ class SelectionConfig(Settings, room="selection"):
     """Seed of the random choice; combined with the step."""
     weights: list[str] = field(default_factory=list)
     """What then weighs the chosen tokens, or leaves some out, one after another (docs/semantics.md).
+    quadrants: one weight for good or bad responses at high or low entropy (arXiv 2604.11056).
+    soft_entropy: more weight for low entropies at first, for high ones later (after arXiv 2605.07660).
     stapo: leaves out unlikely tokens of good responses where the policy was sure (arXiv 2602.15620).
     m2po: leaves out the largest log-ratios until the rest have a small second moment (arXiv 2510.01161).
     surprisal_band: keeps tokens whose surprisal is near the entropy (arXiv 2606.31575).
     module:name: a function of your own (docs/extending.md)."""
+    quadrants: Quadrants = field(default_factory=Quadrants)
+    soft_entropy: SoftEntropy = field(default_factory=SoftEntropy)
     stapo: Stapo = field(default_factory=Stapo)
     m2po: SecondMoment = field(default_factory=SecondMoment)
     surprisal_band: SurprisalBand = field(default_factory=SurprisalBand)

@@ -35,6 +35,8 @@ def _of_file(name: str, **needs: Any) -> Weighting:
 
 
 WEIGHTINGS: dict[str, Weighting] = {
+    "quadrants": _of_file("quadrants"),
+    "soft_entropy": _of_file("soft_entropy"),
     "stapo": _of_file("stapo"),
     "m2po": _of_file("m2po", compares_with_old=True),
     "surprisal_band": _of_file("surprisal_band"),
