@@ -16,6 +16,7 @@ _ADDED_LATER = (
     "compute.elementwise",
     "evaluation.sets",
     "selection.m2po",
+    "selection.nat",
     "selection.quadrants",
     "selection.soft_entropy",
     "selection.stapo",

@@ -27,6 +27,15 @@ Preset = Literal["paper", "authors_code", "trl"]
 
 
 @dataclass
+class Nat(Settings, room="selection.nat"):
+    """How `nat` draws the prefix of each response that an update reads (arXiv 2603.06619, random prefix cutting)."""
+
+    shortest: PositiveFraction = 0.1
+    """The shortest prefix, as a fraction of the response and at least one token; all lengths from there on are equally
+    likely. The last tokens' weights reach (1 - shortest) times the response's length; 1: nothing is cut."""
+
+
+@dataclass
 class Quadrants(Settings, room="selection.quadrants"):
     """The weights that `quadrants` gives by polarity and entropy (arXiv 2604.11056); 0 leaves a quadrant out.
 
@@ -135,12 +144,14 @@ class SelectionConfig(Settings, room="selection"):
     """Seed of the random choice; combined with the step."""
     weights: list[str] = field(default_factory=list)
     """What then weighs the chosen tokens, or leaves some out, one after another (docs/semantics.md).
+    nat: trains random prefixes, with weights that keep the gradient unbiased; an update reads no more (arXiv 2603.06619).
     quadrants: one weight for good or bad responses at high or low entropy (arXiv 2604.11056).
     soft_entropy: more weight for low entropies at first, for high ones later (after arXiv 2605.07660).
     stapo: leaves out unlikely tokens of good responses where the policy was sure (arXiv 2602.15620).
     m2po: leaves out the largest log-ratios until the rest have a small second moment (arXiv 2510.01161).
     surprisal_band: keeps tokens whose surprisal is near the entropy (arXiv 2606.31575).
     module:name: a function of your own (docs/extending.md)."""
+    nat: Nat = field(default_factory=Nat)
     quadrants: Quadrants = field(default_factory=Quadrants)
     soft_entropy: SoftEntropy = field(default_factory=SoftEntropy)
     stapo: Stapo = field(default_factory=Stapo)

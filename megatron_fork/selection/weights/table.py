@@ -35,6 +35,7 @@ def _of_file(name: str, **needs: Any) -> Weighting:
 
 
 WEIGHTINGS: dict[str, Weighting] = {
+    "nat": _of_file("nat", samples=True),
     "quadrants": _of_file("quadrants"),
     "soft_entropy": _of_file("soft_entropy"),
     "stapo": _of_file("stapo"),
