@@ -1,12 +1,14 @@
 """A loss and a weighting that cannot work together are told before anything starts, in one line with the way out."""
 
+import numpy as np
 import pytest
 from support.commands import QUICKSTART
 
 from megatron_fork.config import load_config
 from megatron_fork.errors import ConfigError
 from megatron_fork.run.checks import check_settings
-from megatron_fork.selection import WEIGHTINGS
+from megatron_fork.run.selecting import selected_tokens
+from megatron_fork.selection import WEIGHTINGS, SelectionConfig
 
 PAIRS = [
     ("stapo", "archer", "trains all candidates alike"),
@@ -41,3 +43,11 @@ def test_a_module_that_is_not_there_is_told() -> None:
         ConfigError, match=r"selection\.weights=no_such_module:weights: no_such_module cannot be imported"
     ):
         check_settings(config, ranks=1)
+
+
+def test_entropies_alone_tell_the_choice_of_tokens_of_a_run_with_weights() -> None:
+    """Those of other models have no advantages, which most weightings read."""
+    entropy_t, lengths = np.linspace(0.0, 1.0, 20, dtype=np.float32), np.array([7, 13])
+    plain = selected_tokens(entropy_t, lengths, SelectionConfig())
+    assert plain.sum() == 4
+    assert (selected_tokens(entropy_t, lengths, SelectionConfig(weights=["m2po", "nat"])) == plain).all()
