@@ -158,6 +158,17 @@ class Batch:
             torch.tensor(self.response_lengths, dtype=torch.long)
         )
 
+    @property
+    def number_t(self) -> Tensor:
+        """`[response tokens]` int64: the number of each token's response, the same under every layout."""
+        return torch.tensor([each.number for each in self.sequences], dtype=torch.long)[self.sequence_t]
+
+    @property
+    def place_t(self) -> Tensor:
+        """`[response tokens]` int64: each token's place in its response, from 0."""
+        places = [torch.arange(length) for length in self.response_lengths]
+        return torch.cat(places) if places else torch.zeros(0, dtype=torch.long)
+
     def drawn_by(self, version: int) -> Tensor:
         """`[response tokens]` bool: whether the weights of `version` drew the token; true if the version is not recorded."""
         drawn_t = torch.ones(self.response_tokens, dtype=torch.bool)
@@ -171,8 +182,7 @@ class Batch:
     @property
     def token_id_t(self) -> Tensor:
         """`[response tokens]` int64: an id that does not depend on the layout."""
-        ids = [torch.arange(len(sequence.response)) + sequence.number * _LONGEST for sequence in self.sequences]
-        return torch.cat(ids) if ids else torch.zeros(0, dtype=torch.long)
+        return self.place_t + self.number_t * _LONGEST
 
     def with_columns(self, **columns: Tensor) -> Batch:
         return replace(self, **columns)  # type: ignore[arg-type]

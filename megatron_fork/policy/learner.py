@@ -14,6 +14,7 @@ from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.experience import Batch
 from megatron_fork.policy.actor import LossFunction
 from megatron_fork.policy.network import Update
+from megatron_fork.policy.prefixes import prefixes
 from megatron_fork.policy.preparation import candidates, filled, prepared
 from megatron_fork.policy.skipped_updates import SkippedUpdates
 from megatron_fork.policy.step_result import LearningRates, StepResult
@@ -136,32 +137,46 @@ class Learner:
             tie_tolerance=TIE_TOLERANCE,
             columns={
                 "logprob": filled(share.logprob_t),
+                "old_logprob": filled(share.old_logprob_t),
+                "rollout_logprob": filled(share.rollout_logprob_t),
                 "advantage": filled(share.advantage_t),
                 "sequence": share.sequence_t,
+                "response": share.number_t,
+                "place": share.place_t,
             },
         )
 
     def update(self, share: Batch, chosen: selection.Selection, number: int, *, learning_rate: float) -> Update:
         """One optimizer step on the chosen tokens, or on all candidates if the loss trains those."""
-        trained_t, loss_of = self._loss(share, chosen, number)
         whole = objective.needs_whole_sequences(self.objective)
-        return self.policy.update(share, trained_t, loss_of, learning_rate=learning_rate, whole_responses=whole)
+        return self.policy.update(
+            *self._trained(share, chosen, number), learning_rate=learning_rate, whole_responses=whole
+        )
 
     def gradient(self, share: Batch, chosen: selection.Selection, number: int) -> float:
         """Leave the gradient of `update` in the policy's gradient buffers, and return its norm; nothing is updated."""
-        trained_t, loss_of = self._loss(share, chosen, number)
         whole = objective.needs_whole_sequences(self.objective)
-        return self.policy.gradient(share, trained_t, loss_of, whole_responses=whole)
+        return self.policy.gradient(*self._trained(share, chosen, number), whole_responses=whole)
+
+    def _trained(self, share: Batch, chosen: selection.Selection, number: int) -> tuple[Batch, Tensor, LossFunction]:
+        """What the model reads in an update, which of its response tokens are trained on, and their loss."""
+        trained_t, loss_of = self._loss(share, chosen, number)
+        if chosen.counted is None:
+            return share, trained_t, loss_of
+        read, place_t = prefixes(share, trained_t)
+        return read, trained_t[place_t], lambda statistics, places: loss_of(statistics, place_t[places])
 
     def _loss(self, share: Batch, chosen: selection.Selection, number: int) -> tuple[Tensor, LossFunction]:
         """The tokens that are trained on, and their loss."""
         config, candidate_t = self.objective, candidates(share, self.objective)
         trains_all = objective.loss_named(config.loss).trains == "candidates"
         trained_t = candidate_t if trains_all else chosen.mask
-        weights = objective.token_weights(trained_t, candidate_t, share.sequence_t, config, group=self._group)
-        columns = self._loss_columns(share, chosen, trained_t, number)
-        if weights.weight is not None:
-            columns["weight"] = weights.weight
+        counted_t = trained_t if chosen.counted is None else chosen.counted
+        weights = objective.token_weights(counted_t, candidate_t, share.sequence_t, config, group=self._group)
+        columns = self._loss_columns(share, chosen, counted_t, number)
+        for weight_t in (weights.weight, chosen.weight):
+            if weight_t is not None:
+                columns["weight"] = columns["weight"] * weight_t if "weight" in columns else weight_t
 
         def loss_of(statistics: TokenStatistics, places: Tensor) -> objective.PolicyLoss:
             where = statistics.logprob.device
@@ -177,9 +192,9 @@ class Learner:
         return trained_t, loss_of
 
     def _loss_columns(
-        self, share: Batch, chosen: selection.Selection, trained_t: Tensor, number: int
+        self, share: Batch, chosen: selection.Selection, counted_t: Tensor, number: int
     ) -> dict[str, Tensor]:
-        """The columns that `policy_loss` reads, by the names of its arguments."""
+        """The columns that `policy_loss` reads, by the names of its arguments; `counted_t` is what denominators count."""
         config = self.objective
         needed = objective.loss_named(config.loss).columns
         columns = {
@@ -199,7 +214,7 @@ class Learner:
             columns["covered"] = objective.covariance_tokens(
                 filled(share.logprob_t),
                 filled(share.advantage_t),
-                trained_t,
+                counted_t,
                 config,
                 group=self._group,
                 token_ids=share.token_id_t,
@@ -309,4 +324,5 @@ class Learner:
             "selection/fraction": chosen.selected / max(1, chosen.candidates),
             "selection/overlap_old": overlap / selected,
             "entropy/selected_mean": entropy / selected,
+            **{f"selection/{name}": value for name, value in chosen.measures.items()},
         }

@@ -7,7 +7,7 @@ from megatron_fork import opened
 if TYPE_CHECKING:
     from megatron_fork.recipe.comparison import different, flat, letters
     from megatron_fork.recipe.description import described
-    from megatron_fork.recipe.extension import check_part, entry_named, is_custom, part, told_by_name
+    from megatron_fork.recipe.extension import check_name, check_part, entry_named, is_custom, part, told_by_name
     from megatron_fork.recipe.field_types import (
         EntryOf,
         FilePath,
@@ -69,6 +69,7 @@ __all__ = [
     "alike",
     "as_written",
     "bare",
+    "check_name",
     "check_part",
     "choices_of",
     "described",

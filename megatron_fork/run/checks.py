@@ -75,9 +75,28 @@ def check_settings(config: RunConfig, *, ranks: int, servers_come: bool = False)
     for field, optimizer in trained_optimizers(config).items():
         check_offload(optimizer, config.policy.dtype, field=field)
     check_verifier_fits(config.rewards, config.data.source)
-    objective.loss_named(config.objective.loss)
     selection.token_choice(config.selection.tokens)
+    _check_weights(config)
     check_engine(config.rollout, ranks=ranks, replays_experts=config.experts.replay, servers_come=servers_come)
+
+
+def _check_weights(config: RunConfig) -> None:
+    """Raise `ConfigError` where a loss and a weighting of the chosen tokens do not fit each other, or one is unknown."""
+    loss = objective.loss_named(config.objective.loss)
+    weightings = {name: selection.weighting_named(name) for name in config.selection.weights}
+    if weightings and loss.trains == "candidates":
+        raise ConfigError(
+            f"selection.weights=[{', '.join(weightings)}] with objective.loss={config.objective.loss}, which trains all "
+            "candidates alike: the weights of the selected tokens would do nothing",
+            hint="set selection.weights=[], or objective.loss=ppo",
+        )
+    sampling = [name for name, weighting in weightings.items() if weighting.samples]
+    if sampling and loss.whole_responses:
+        raise ConfigError(
+            f"selection.weights={sampling[0]} leaves tokens out by chance, objective.loss={config.objective.loss} needs "
+            "all trained tokens of a response: the gradient would be biased",
+            hint=f"set objective.loss=ppo, or leave {sampling[0]} out of selection.weights",
+        )
 
 
 def check_machine(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def selected_tokens(entropy_t: Array, lengths: Array, config: selection.SelectionConfig) -> Array:
     """`[response tokens]` bool: the selection of `config` on responses of these lengths, taken as one mini-batch.
 
+    The choice of tokens alone: `selection.weights` read advantages and log-probs, which entropies of other models do not have.
     Raises `ConfigError` for a scope of micro-batches, which traces do not have.
     """
     segment = selection.SCOPES[config.scope or ""].segment
@@ -28,7 +30,7 @@ def selected_tokens(entropy_t: Array, lengths: Array, config: selection.Selectio
     chosen = selection.select_tokens(
         torch.from_numpy(np.ascontiguousarray(entropy_t)),
         torch.ones(len(entropy_t), dtype=torch.bool),
-        config,
+        replace(config, weights=[]),
         segments=sequences if segment == "sequence" else None,
         tie_tolerance=TIE_TOLERANCE,
         columns={"sequence": sequences},

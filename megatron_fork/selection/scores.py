@@ -31,7 +31,8 @@ class TokenColumns:
     group: Group
     """The ranks that share the mini-batch: a score that needs a sum over all tokens must sum over these."""
     others: Mapping[str, Tensor]
-    """In training: `logprob` of the same policy as the entropy, `advantage`, and `sequence`, the response of each token."""
+    """In training: `logprob` of the same policy as the entropy, `old_logprob`, `rollout_logprob`, `advantage`; `sequence`, the
+    response of each token on this rank, `response`, its number among all, and `place`, the token's place in it."""
     given_ids: Tensor | None = None
 
     def needed(self, name: str) -> Tensor:
@@ -60,9 +61,14 @@ def entropy(tokens: TokenColumns) -> Tensor:
 
 def pseudo_random(tokens: TokenColumns) -> Tensor:
     """int32, not negative: 31 pseudo-random bits for each token's id, the same on every device and for every layout."""
+    return random_bits(tokens.token_id, tokens.config.seed, tokens.step)
+
+
+def random_bits(ids: Tensor, seed: int, step: int) -> Tensor:
+    """int32 `[ids]`, not negative: 31 pseudo-random bits for each int64 id, others for each seed and step."""
     # Python integers are unbounded, tensors wrap around at 64 bits: the offset must fit before it is added.
-    offset = (tokens.config.seed * 1_000_003 + tokens.step) * 0x9E3779B1 & 0x7FFFFFFFFFFFFFFF
-    return torch.cat([_mixed(block + offset).to(torch.int32) for block in tokens.token_id.split(_BLOCK)])
+    offset = (seed * 1_000_003 + step) * 0x9E3779B1 & 0x7FFFFFFFFFFFFFFF
+    return torch.cat([_mixed(block + offset).to(torch.int32) for block in ids.split(_BLOCK)])
 
 
 def _mixed(numbers: Tensor) -> Tensor:

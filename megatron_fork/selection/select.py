@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import torch
@@ -24,6 +24,7 @@ from megatron_fork.selection.config import SelectionConfig
 from megatron_fork.selection.kth import floats_of_keys, global_count, kth_of_numbers, ordered_keys, refuse_nan
 from megatron_fork.selection.scores import TokenColumns
 from megatron_fork.selection.segments import Segments, segments_of
+from megatron_fork.selection.weighing import weigh
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Selection:
     threshold: float
     selected: int
     candidates: int
+    weight: Tensor | None = None
+    """float32, the shape of the mask: a factor of each token's objective, of `selection.weights`; None if all are 1."""
+    counted: Tensor | None = None
+    """bool, the same shape: the tokens that those of the mask stand for, which denominators count; None: the mask."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What each weighting did, over all ranks."""
 
 
 def select_tokens(
@@ -65,7 +72,7 @@ def select_tokens(
             choice. By default the place in the concatenation of all ranks' tokens.
         step: number of the update, mixed into the random choice.
         tie_tolerance: scores this close to the cut count as equal to it; in nats for entropies.
-        columns: same shape: further columns for a user's own scores (`TokenColumns.others`).
+        columns: same shape: further columns for weightings and a user's own scores (`TokenColumns.others`).
 
     A rank, or all ranks, may have no candidates: nothing is selected there.
 
@@ -80,29 +87,46 @@ def select_tokens(
         )
     candidate = response_mask.reshape(-1)
     choice = token_choice(config.tokens)
-    if choice.score is None:
-        chosen, threshold = candidate.clone(), math.nan
-    else:
-        flat = entropy.detach().reshape(-1)
-        others = {name: column.detach().reshape(-1) for name, column in (columns or {}).items()}
-        tokens = TokenColumns(flat, candidate, config, step, group, others, token_ids)
-        parts = segments_of(entropy.shape, segments, candidate, config, group)
-        count = parts.count(candidate)
-        k = _shares(config.ratio, count)
-        score = _score(choice, tokens)
-        if score.is_floating_point():
-            cut = _cut_by_score(score, k, count, parts, config)
-            chosen = _mark_by_score(score, cut, k, tokens, parts, tie_tolerance)
-            threshold = _mean(cut, count, parts, group)
-        else:
-            chosen, threshold = _mark_by_key(score, k, tokens, parts), math.nan
-        if choice.lowest:
-            threshold = -threshold + 0.0  # -0.0 becomes 0.0
-        if not choice.by_entropy:
-            threshold = math.nan
+    others = {name: column.detach().reshape(-1) for name, column in (columns or {}).items()}
+    tokens = TokenColumns(entropy.detach().reshape(-1), candidate, config, step, group, others, token_ids)
+    needs_parts = choice.score is not None or config.weights
+    parts = segments_of(entropy.shape, segments, candidate, config, group) if needs_parts else None
+    chosen, threshold = _choose(choice, tokens, parts, tie_tolerance)
+    weighed = None
+    if config.weights:
+
+        def highest(share: float) -> Tensor:
+            of_share = replace(tokens, config=replace(config, tokens="top", ratio=share, weights=[]))
+            return _choose(token_choice("top"), of_share, parts, tie_tolerance)[0]
+
+        weighed = weigh(tokens, chosen, highest, tie_tolerance)
+        chosen = weighed.mask
     counts = torch.stack([chosen.count_nonzero(), candidate.count_nonzero()])
     selected, candidates = collectives.all_reduce_sum(counts, group).tolist()
-    return Selection(chosen.reshape(entropy.shape), threshold, selected, candidates)
+    mask = chosen.reshape(entropy.shape)
+    if weighed is None:
+        return Selection(mask, threshold, selected, candidates)
+    counted = None if weighed.counted is None else weighed.counted.reshape(entropy.shape)
+    weight = weighed.weight.reshape(entropy.shape)
+    return Selection(mask, threshold, selected, candidates, weight, counted, weighed.measures)
+
+
+def _choose(
+    choice: TokenChoice, tokens: TokenColumns, parts: Segments | None, tolerance: float
+) -> tuple[Tensor, float]:
+    """Flags `[tokens]` of the chosen candidates, and the entropy at the cut, NaN if there is none."""
+    if choice.score is None:
+        return tokens.candidate.clone(), math.nan
+    assert parts is not None, "tokens are cut within segments"
+    count = parts.count(tokens.candidate)
+    k = _shares(tokens.config.ratio, count)
+    score = _score(choice, tokens)
+    if not score.is_floating_point():
+        return _mark_by_key(score, k, tokens, parts), math.nan
+    cut = _cut_by_score(score, k, count, parts, tokens.config)
+    chosen = _mark_by_score(score, cut, k, tokens, parts, tolerance)
+    threshold = _mean(cut, count, parts, tokens.group) if choice.by_entropy else math.nan
+    return chosen, -threshold + 0.0 if choice.lowest else threshold  # -0.0 becomes 0.0
 
 
 def _score(choice: TokenChoice, tokens: TokenColumns) -> Tensor:

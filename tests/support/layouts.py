@@ -180,7 +180,7 @@ def two_updates(
         learner = Learner(TrainedModels(policy), selection.SelectionConfig(ratio=ratio), goal, mismatch_limit=100.0)
         batches = split_into_mini_batches(trajectories(kept=kept, experts=replay), 3, group_size=4, seed=5)
         first = learner.step(batches[:1], step=1, rates=LearningRates(3e-4), clock=Clock())
-        gradients = {} if distributed_optimizer else _gradients(policy)
+        gradients = {} if distributed_optimizer else gradients_of(policy)
         second = learner.step(batches[1:], step=2, rates=LearningRates(3e-4), clock=Clock())
         results = [first, second]
         shares = [share for result in results for share in result.shares]
@@ -205,7 +205,7 @@ def _by_token(parts: Any) -> dict[str, torch.Tensor]:
     return {"logprob": logprob[order], "entropy": entropy[order], "selected": token_id[order][selected[order]]}
 
 
-def _gradients(policy: Any) -> dict[str, torch.Tensor]:
+def gradients_of(policy: Any) -> dict[str, torch.Tensor]:
     """As the optimizer left them after clipping, under Hugging Face's names: the bridge carries them in place of weights."""
     from megatron_fork.conversion import iter_hf_weights
 
