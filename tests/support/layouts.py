@@ -1,12 +1,13 @@
 """Every legal layout of a few ranks, and what a policy makes of the same rollouts on each: shared by the layout tests."""
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
 
 VOCABULARY = 37  # odd: tensor ranks hold padding
 
@@ -106,8 +107,12 @@ def two_updates(
     precision: str = "fp32",
     backend: str = "auto",
     ratio: float = 0.2,
+    replay: bool = False,
 ) -> dict[str, Any]:
-    """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank."""
+    """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank.
+
+    With `replay` tokens go to the experts that Hugging Face's model in float32 has for them, in every precision and layout.
+    """
     from megatron_fork import objective, selection
     from megatron_fork.clock import Clock
     from megatron_fork.conversion import iter_hf_weights, load_weights
@@ -125,7 +130,9 @@ def two_updates(
 
     hf_config = model_config(tied=tied, experts=experts)
     torch.manual_seed(11)
-    weights = AutoModelForCausalLM.from_config(hf_config).state_dict()
+    initial = AutoModelForCausalLM.from_config(hf_config)
+    weights = initial.state_dict()
+    made = _routed(trajectories(), initial) if replay else trajectories()
     with parallel_layout(ParallelConfig(**parallel)) as layout:
         policy = Policy(
             PolicyConfig(
@@ -143,13 +150,13 @@ def two_updates(
             layout,
             temperature=0.8,
             compute=ComputeConfig(backend=backend, recompute=recompute),  # type: ignore[arg-type]
-            experts=ExpertsConfig(balance=balance),
+            experts=ExpertsConfig(balance=balance, replay=replay),
         )
         load_weights(policy.model, weights)
         policy.weights_changed()
         goal = objective.ObjectiveConfig(loss=loss, denominator=denominator)  # type: ignore[arg-type]
         learner = Learner(TrainedModels(policy), selection.SelectionConfig(ratio=ratio), goal, mismatch_limit=100.0)
-        batches = split_into_mini_batches(trajectories(), 3, group_size=4, seed=5)
+        batches = split_into_mini_batches(made, 3, group_size=4, seed=5)
         first = learner.step(batches[:1], step=1, rates=LearningRates(3e-4), clock=Clock())
         gradients = {} if distributed_optimizer else _gradients(policy)
         second = learner.step(batches[1:], step=2, rates=LearningRates(3e-4), clock=Clock())
@@ -166,6 +173,18 @@ def two_updates(
             "weights": trained,
             "gradients": gradients,
         }
+
+
+@torch.no_grad()
+def _routed(made: list[Any], model: PreTrainedModel) -> list[Any]:
+    """The trajectories with the experts `[length, layers, k]` that the routers of Hugging Face's `model` choose."""
+    found = []
+    for trajectory in made:
+        read = [*trajectory.prompt.tokens, *trajectory.response.tolist()][: trajectory.length]
+        scores = model(torch.tensor([read]), output_router_logits=True).router_logits
+        experts = [layer_te.topk(model.config.num_experts_per_tok).indices for layer_te in scores]
+        found.append(dataclasses.replace(trajectory, experts=torch.stack(experts, 1).to(torch.int16)))
+    return found
 
 
 def _by_token(parts: Any) -> dict[str, torch.Tensor]:
@@ -207,9 +226,11 @@ def differences(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, 
     return found
 
 
-def gradient_apart(result: dict[str, Any], reference: dict[str, Any]) -> float:
-    """Norm of the whole gradient's difference over its norm; a single tensor may be small, and then mostly roundings."""
-    names = reference["gradients"]
+def gradient_apart(result: dict[str, Any], reference: dict[str, Any], part: str = "") -> float:
+    """Norm of the gradient's difference over its norm, of all tensors whose name has `part`; those of a single one may be
+    small, and then mostly roundings.
+    """
+    names = {name: tensor for name, tensor in reference["gradients"].items() if part in name}
     apart = sum(float((result["gradients"][name] - tensor).square().sum()) for name, tensor in names.items())
     return (apart / sum(float(tensor.square().sum()) for tensor in names.values())) ** 0.5
 
