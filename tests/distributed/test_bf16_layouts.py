@@ -62,7 +62,9 @@ def test_a_layout_rounds_as_one_rank_does(experts: bool) -> None:
             if parallel["pipeline"] == 2 and parallel["virtual_pipeline"] == 1:
                 # The whole is summed by the ranks of a tied embedding, and all is clipped by its norm.
                 gradients = [found.pop(kind) for kind in ("gradient", "expert")]
-                assert not any(found.values()) and max(gradients) < 1e-6, "stages run one rank's products on its tensors"
+                assert not any(found.values()) and max(gradients) < 1e-6, (
+                    "stages run one rank's products on its tensors"
+                )
                 continue
             assert all(found[kind] <= bound for kind, bound in BOUND.items()), (parallel, found)
             assert found["selected"] <= SELECTED
