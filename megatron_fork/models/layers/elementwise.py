@@ -85,14 +85,14 @@ def rms_norm_again(rows: Tensor, weight: Tensor, inverse_rms: Tensor, into: Tens
 def rms_norm_backward(grad: Tensor, rows: Tensor, weight: Tensor, inverse_rms: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of rows and weight, in their dtypes."""
     # Both sums are of grad x rows, and so are products of one matrix with a vector.
-    product = wide(grad) * rows
+    grad = wide(grad)
+    product = grad * rows
     product_nw, inverse_n = product.flatten(0, -2), inverse_rms.flatten()
     d_weight = torch.mv(product_nw.T, inverse_n)
     along_n = torch.mv(product_nw, weight.to(product.dtype))
-    result = torch.mul(grad, weight, out=product)
-    return _through_norm(result, rows, along_n.view_as(inverse_rms), inverse_rms).to(rows.dtype), d_weight.to(
-        weight.dtype
-    )
+    d_normed = torch.mul(grad, weight, out=product)
+    d_rows = _through_norm(d_normed, rows, along_n.view_as(inverse_rms), inverse_rms)
+    return d_rows.to(rows.dtype), d_weight.to(weight.dtype)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -174,10 +174,11 @@ def rotate_heads_backward(
     if norms is None or inverse_rms is None:
         return result, None, None
     turned, d_turned, weight_sd = heads_tgsd[:, :, :-1], result[:, :, :-1], _stacked(norms, heads_tgsd.shape[2] - 1)
-    product = wide(d_turned) * turned
+    wide_grad = wide(d_turned)
+    product = wide_grad * turned
     along = (product * weight_sd).sum(-1)
     d_weight = product.mul_(inverse_rms[..., None]).sum((0, 1))
-    d_normed = torch.mul(d_turned, weight_sd, out=product)
+    d_normed = torch.mul(wide_grad, weight_sd, out=product)
     d_turned.copy_(_through_norm(d_normed, turned, along, inverse_rms))
     return result, d_weight[:-1].sum(0).to(norms.query.dtype), d_weight[-1].to(norms.key.dtype)
 
