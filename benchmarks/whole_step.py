@@ -85,6 +85,17 @@ def pass_of_layer(book: Book, now: Pass, attention_kernel: str, bandwidth: float
     }
 
 
+def check(book: Book, flops_of_body: float, layers: int) -> None:
+    """Fail if what was counted is not what full_size.py's formula says: forward as much, and products of backward twice."""
+    forward = {kind: layers * book.total("forward", kind).operations for kind in ("product", "attention")}
+    backward = layers * book.total("backward", "product").operations
+    off = abs(sum(forward.values()) / flops_of_body - 1), abs(backward / (2 * forward["product"]) - 1)
+    if max(off) > 1e-3:  # the formula takes the weights of norms for products
+        raise SystemExit(
+            f"whole_step.py: counted operations are off by {max(off):.2%}: a product was missed, or counted twice"
+        )
+
+
 def launches(book: Book, now: Pass) -> int:
     return sum(book.total(now, kind).launches for kind in ("product", "attention", "sweep"))
 
@@ -99,6 +110,7 @@ def predictions(
         tokens = PROMPT + response - 1
         book, of_layer = layer_work(config, layers, recompute, tokens)
         work = Work.of(config.vocab_size, 1, PROMPT, response, 1.0)
+        check(book, work.forward_flops(config, 0), count)
         about = {"gpu": gpu, "layers": layers, "attention": attention, "shape": shape, "tokens": tokens}
         forward = pass_of_layer(book, "forward", attention, bandwidth)
         body = {name: count * each for name, each in forward.items()}
