@@ -10,7 +10,9 @@ and backward of one layer and row, the median of `--rounds`, all choices in turn
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -63,6 +65,13 @@ def passes(shape: str, lengths: tuple[int, ...], recompute: str, layout: Layout)
     return run
 
 
+def times(shape: str, lengths: tuple[int, ...], rounds: int) -> dict[str, float]:
+    """Milliseconds by choice."""
+    distributed.initialize()
+    with parallel_layout(ParallelConfig()) as layout:
+        return milliseconds({recompute: passes(shape, lengths, recompute, layout) for recompute in CHOICES}, rounds)
+
+
 def milliseconds(actions: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds + 1):
@@ -81,18 +90,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     lengths = (options.tokens,)
-    record: dict[str, Any] = {"machine": machine("cpu"), "tokens": options.tokens, "results": []}
+    command = shlex.join(["python", "benchmarks/activations.py", *sys.argv[1:]])
+    record: dict[str, Any] = {"command": command, "machine": machine("cpu"), "tokens": options.tokens, "results": []}
     for shape in options.shape:
-        distributed.initialize()
-        with parallel_layout(ParallelConfig()) as layout:
-            actions = {recompute: passes(shape, lengths, recompute, layout) for recompute in CHOICES}
-            taken = milliseconds(actions, options.rounds)
+        taken = times(shape, lengths, options.rounds)
+        gc.collect()  # the layers that were timed: those of 8B are gigabytes
         for recompute in CHOICES:
             found = {f"bytes, {dtype}": kept(shape, lengths, dtype, recompute) for dtype in ("bfloat16", "float32")}
             result = {"shape": shape, "recompute": recompute, **found, "milliseconds, float32": taken[recompute]}
             print(json.dumps(result), flush=True)
             record["results"].append(result)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

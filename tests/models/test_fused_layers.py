@@ -29,20 +29,22 @@ def twice(parallel: dict[str, Any], options: dict[str, Any]) -> list[dict[str, A
     return [two_updates(parallel, **{**SETTINGS, **options, "ratio": ratio}) for ratio in (0.2, 1.0)]
 
 
-@pytest.mark.parametrize("options", [{}, {"experts": True}, {"tied": True, "recompute": "full"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"experts": True, "replay": True}, {"tied": True, "recompute": "full"}], ids=str
+)
 def test_one_rank_is_as_near_to_float32_as_local_layers(options: dict[str, Any]) -> None:
     exact = run_on_ranks(twice, 1, {}, {**options, "precision": "fp32"})[0]
     local = run_on_ranks(twice, 1, {}, options)[0]
     (fused,) = run_on_ranks(on_stand_ins, 1, [({}, options)], are_new=True)[0]
     ours, theirs = apart(fused, exact), apart(local, exact)
     print(options, ours, theirs)
-    for kind in ("logprob", "entropy", "weights", "gradient"):
-        assert ours[kind] < 2.0 * theirs[kind], kind
+    for kind in ("logprob", "entropy", "weights", "gradient", "expert"):
+        assert ours[kind] <= 2.0 * theirs[kind], kind
 
 
 @pytest.mark.parametrize("experts", [False, True])
 def test_two_ranks_are_one(experts: bool) -> None:
-    options = {"experts": experts}
+    options = {"experts": experts, "replay": experts}
     (one,) = run_on_ranks(on_stand_ins, 1, [({}, options)], are_new=True)[0]
     cases = [(parallel, options) for parallel in legal(2, experts=experts)]
     everyone = run_on_ranks(on_stand_ins, 2, cases, time_limit=900.0, are_new=True)
@@ -50,5 +52,5 @@ def test_two_ranks_are_one(experts: bool) -> None:
         for results in everyone:
             found = apart(results[index], one)
             print(name_of(parallel, {}), found)
-            assert all(found[kind] <= bound for kind, bound in BOUND[experts].items()), (parallel, found)
+            assert all(found[kind] <= bound for kind, bound in BOUND.items()), (parallel, found)
             assert found["selected"] <= SELECTED

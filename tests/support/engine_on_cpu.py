@@ -105,9 +105,8 @@ def attend(self: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any = No
     assert asked.get("pad_between_seqs") is False or padded is None, (
         "every layer would wait for the GPU to compare lengths"
     )
-    attention = PackedAttention.__new__(PackedAttention)
-    torch.nn.Module.__init__(attention)
-    attention.context, attention.softmax_scale = self.cp_group, None
+    groups: Any = SimpleNamespace(cp=self.cp_group)
+    attention = PackedAttention(self.config, self.layer_number, None, "self", pg_collection=groups)
     packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=lengths, cu_seqlens_kv=lengths)
     return attention(query, key, value, packed_seq_params=packed)
 

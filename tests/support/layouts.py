@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
 
 VOCABULARY = 37  # odd: tensor ranks hold padding
 
@@ -135,8 +135,13 @@ def two_updates(
     ratio: float = 0.2,
     kept: bool = False,
     replay: bool = False,
+    as_float32: bool = False,
 ) -> dict[str, Any]:
-    """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank."""
+    """Statistics, metrics, selected tokens, gradients of the first update and weights after the second, on this rank.
+
+    With `replay` tokens go to given experts in every precision and layout: to any, or `as_float32` to those that Hugging Face's
+    model in float32 has for them.
+    """
     from megatron_fork import objective, selection
     from megatron_fork.clock import Clock
     from megatron_fork.conversion import iter_hf_weights, load_weights
@@ -154,7 +159,10 @@ def two_updates(
 
     hf_config = model_config(tied=tied, experts=experts)
     torch.manual_seed(11)
-    weights = AutoModelForCausalLM.from_config(hf_config).state_dict()
+    initial = AutoModelForCausalLM.from_config(hf_config)
+    weights = initial.state_dict()
+    made = trajectories(kept=kept, experts=replay)
+    made = _routed(made, initial) if as_float32 else made
     with parallel_layout(ParallelConfig(**parallel)) as layout:
         policy = Policy(
             PolicyConfig(
@@ -178,7 +186,7 @@ def two_updates(
         policy.weights_changed()
         goal = objective.ObjectiveConfig(loss=loss, denominator=denominator)  # type: ignore[arg-type]
         learner = Learner(TrainedModels(policy), selection.SelectionConfig(ratio=ratio), goal, mismatch_limit=100.0)
-        batches = split_into_mini_batches(trajectories(kept=kept, experts=replay), 3, group_size=4, seed=5)
+        batches = split_into_mini_batches(made, 3, group_size=4, seed=5)
         first = learner.step(batches[:1], step=1, rates=LearningRates(3e-4), clock=Clock())
         gradients = {} if distributed_optimizer else gradients_of(policy)
         second = learner.step(batches[1:], step=2, rates=LearningRates(3e-4), clock=Clock())
@@ -196,6 +204,18 @@ def two_updates(
             "weights": trained,
             "gradients": gradients,
         }
+
+
+@torch.no_grad()
+def _routed(made: list[Any], model: PreTrainedModel) -> list[Any]:
+    """The trajectories with the experts `[length, layers, k]` that the routers of Hugging Face's `model` choose."""
+    found = []
+    for trajectory in made:
+        read = [*trajectory.prompt.tokens, *trajectory.response.tolist()][: trajectory.length]
+        scores = model(torch.tensor([read]), output_router_logits=True).router_logits
+        experts = [layer_te.topk(model.config.num_experts_per_tok).indices for layer_te in scores]
+        found.append(replace(trajectory, experts=torch.stack(experts, 1).to(torch.int16)))
+    return found
 
 
 def _by_token(parts: Any) -> dict[str, torch.Tensor]:
@@ -237,9 +257,11 @@ def differences(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, 
     return found
 
 
-def gradient_apart(result: dict[str, Any], reference: dict[str, Any]) -> float:
-    """Norm of the whole gradient's difference over its norm; a single tensor may be small, and then mostly roundings."""
-    names = reference["gradients"]
+def gradient_apart(result: dict[str, Any], reference: dict[str, Any], part: str = "") -> float:
+    """Norm of the gradient's difference over its norm, of all tensors whose name has `part`; those of a single one may be
+    small, and then mostly roundings.
+    """
+    names = {name: tensor for name, tensor in reference["gradients"].items() if part in name}
     apart = sum(float((result["gradients"][name] - tensor).square().sum()) for name, tensor in names.items())
     return (apart / sum(float(tensor.square().sum()) for tensor in names.values())) ** 0.5
 

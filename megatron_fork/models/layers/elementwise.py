@@ -84,9 +84,15 @@ def rms_norm_again(rows: Tensor, weight: Tensor, inverse_rms: Tensor, into: Tens
 
 def rms_norm_backward(grad: Tensor, rows: Tensor, weight: Tensor, inverse_rms: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of rows and weight, in their dtypes."""
-    normed = wide(rows) * inverse_rms[..., None]
-    d_normed, d_weight = _scaled(wide(grad), normed, weight)
-    return _through_norm(d_normed, normed, inverse_rms[..., None]).to(rows.dtype), d_weight.to(weight.dtype)
+    # Both sums are of grad x rows, and so are products of one matrix with a vector.
+    grad = wide(grad)
+    product = grad * rows
+    product_nw, inverse_n = product.flatten(0, -2), inverse_rms.flatten()
+    d_weight = torch.mv(product_nw.T, inverse_n)
+    along_n = torch.mv(product_nw, weight.to(product.dtype))
+    d_normed = torch.mul(grad, weight, out=product)
+    d_rows = _through_norm(d_normed, rows, along_n.view_as(inverse_rms), inverse_rms)
+    return d_rows.to(rows.dtype), d_weight.to(weight.dtype)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -106,12 +112,16 @@ def swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, -1)
     result = torch.empty_like(gate_up)
     d_gate, d_up = result.chunk(2, -1)
-    # One exponential, which is what this costs on a CPU: silu(x) = x s(x), and its slope is s(x) (1 + x - silu(x)).
-    gate, open_part = wide(gate), torch.sigmoid(wide(gate))
-    silu = gate * open_part
-    d_up.copy_(silu * grad)
-    slope = silu.neg_().add_(gate).add_(1.0).mul_(open_part)
-    d_gate.copy_(slope.mul_(grad).mul_(up))
+    if wide(gate).dtype == gate.dtype:
+        # Without a tensor beside the result: on a CPU its pages cost more than the arithmetic.
+        torch.ops.aten.silu.out(gate, out=d_up)
+        d_up.mul_(grad)
+        torch.mul(grad, up, out=d_gate)
+        torch.ops.aten.silu_backward.grad_input(d_gate, gate, grad_input=d_gate)
+    else:
+        gate, grad = wide(gate), wide(grad)
+        d_up.copy_(F.silu(gate).mul_(grad))
+        d_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
     return result
 
 
@@ -163,11 +173,13 @@ def rotate_heads_backward(
     _rotate(d_key[:, :, None], cosine_th, -sine_th, result[:, :, -2:-1])
     if norms is None or inverse_rms is None:
         return result, None, None
-    normed = wide(heads_tgsd[:, :, :-1]) * inverse_rms[..., None]
-    d_turned = wide(result[:, :, :-1])
-    d_normed = d_turned * _stacked(norms, normed.shape[2])
-    d_weight = (d_turned * normed).sum((0, 1))
-    result[:, :, :-1] = _through_norm(d_normed, normed, inverse_rms[..., None])
+    turned, d_turned, weight_sd = heads_tgsd[:, :, :-1], result[:, :, :-1], _stacked(norms, heads_tgsd.shape[2] - 1)
+    wide_grad = wide(d_turned)
+    product = wide_grad * turned
+    along = (product * weight_sd).sum(-1)
+    d_weight = product.mul_(inverse_rms[..., None]).sum((0, 1))
+    d_normed = torch.mul(wide_grad, weight_sd, out=product)
+    d_turned.copy_(_through_norm(d_normed, turned, along, inverse_rms))
     return result, d_weight[:-1].sum(0).to(norms.query.dtype), d_weight[-1].to(norms.key.dtype)
 
 
@@ -175,14 +187,10 @@ def _inverse_rms(rows: Tensor, epsilon: float) -> Tensor:
     return rows.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
 
 
-def _scaled(grad: Tensor, normed: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient before the factor `weight`, and that of the weight."""
-    return grad * weight, (grad * normed).flatten(0, -2).sum(0)
-
-
-def _through_norm(d_normed: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
-    along = (d_normed * normed).mean(-1, keepdim=True)
-    return torch.addcmul(d_normed, normed, along, value=-1).mul_(inverse)
+def _through_norm(d_normed: Tensor, rows: Tensor, along: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient of rows, in the memory of `d_normed`; `along` is the sum of d_normed x rows over a row."""
+    shrink = (along * inverse**3).div_(-rows.shape[-1])
+    return d_normed.mul_(inverse[..., None]).addcmul_(rows, shrink[..., None])
 
 
 def _stacked(norms: HeadNorms, slots: int) -> Tensor:
