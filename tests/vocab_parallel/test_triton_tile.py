@@ -4,108 +4,20 @@ Without a GPU they run in Triton's interpreter, on small blocks; with one they a
 """
 
 import math
-import os
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from support.triton_tiles import DEVICE, DTYPES, SPLIT, Backward, apart, check_sweep, make, triton
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Triton decides when it is imported whether its functions are interpreted, and megatron-core imports it if it can.
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip(
-            "no GPU, and Triton is already imported without its interpreter: set TRITON_INTERPRET=1 for the whole run, "
-            "or run this file alone",
-            allow_module_level=True,
-        )
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-triton = pytest.importorskip("triton", reason="Triton is not installed")
-
-from megatron_fork.vocab_parallel import head as head_module  # noqa: E402
-from megatron_fork.vocab_parallel import kept, triton_tile  # noqa: E402
-from megatron_fork.vocab_parallel.head import Coefficients, Head  # noqa: E402
-from megatron_fork.vocab_parallel.shard import VocabularyShard, statistics_of  # noqa: E402
+from megatron_fork.vocab_parallel import head as head_module
+from megatron_fork.vocab_parallel import kept, triton_tile
+from megatron_fork.vocab_parallel.head import Coefficients, Head
+from megatron_fork.vocab_parallel.shard import VocabularyShard, statistics_of
 
 # The interpreter computes with numpy, which warns of the infinities and NaNs that are meant here.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
-
-SPLIT = triton_tile.SPLIT_COLUMNS
-# Relative error of a gradient from rounding it to its type; the interpreter cuts a float32 off to bfloat16.
-ROUNDING = {torch.float32: 4e-6, torch.float16: 2**-10, torch.bfloat16: 2**-8 if DEVICE == "cuda" else 2**-7}
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def make(tokens: int, columns: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 3.0):
-    """(logits, target columns, whether each is held)."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = (scale * torch.randn(tokens, columns, generator=generator, dtype=torch.float64)).to(dtype)
-    column = torch.randint(0, columns, (tokens,), generator=generator)
-    return logits.to(DEVICE), column.to(DEVICE), (torch.arange(tokens) % 3 != 1).to(DEVICE)
-
-
-def apart(tile_tv: Tensor, gap: int, between: float = 7.0) -> Tensor:
-    """The same tile with `gap` columns of a number between its rows."""
-    wide = torch.full((tile_tv.shape[0], tile_tv.shape[1] + gap), between, dtype=tile_tv.dtype, device=tile_tv.device)
-    wide[:, : tile_tv.shape[1]] = tile_tv
-    return wide[:, : tile_tv.shape[1]]
-
-
-def sums(logits: Tensor, column: Tensor, held: Tensor, inverse_temperature: float = 1.0) -> Tensor:
-    """`[4, tokens]` in float64, by the definitions."""
-    x = logits.double() * inverse_temperature
-    maximum = x.amax(1)
-    exponent = x - maximum.masked_fill(maximum == -math.inf, 0.0)[:, None]
-    weight = exponent.exp()
-    weighted = torch.where(exponent == -math.inf, 0.0, weight * exponent).sum(1)
-    target = torch.where(held, x.gather(1, column[:, None])[:, 0], 0.0)
-    return torch.stack([maximum, weight.sum(1), weighted, target])
-
-
-def check_sweep(logits: Tensor, column: Tensor, held: Tensor, inverse_temperature: float = 1.0) -> Tensor:
-    before = logits.clone()
-    found = triton_tile.sweep(logits, column, held, inverse_temperature)
-    assert found.shape == (4, logits.shape[0])
-    assert found.dtype == torch.float32
-    assert torch.equal(logits, before)
-    torch.testing.assert_close(found.double(), sums(logits, column, held, inverse_temperature), rtol=4e-6, atol=1e-6)
-    return found
-
-
-class Backward:
-    """The gradient of a tile that holds the first columns of a vocabulary, others having the rest, by autograd in float64."""
-
-    def __init__(
-        self, logits: Tensor, column: Tensor, held: Tensor, inverse_temperature: float, of_entropy: bool
-    ) -> None:
-        tokens, columns = logits.shape
-        elsewhere, _, _ = make(tokens, 50, torch.float64, seed=1)
-        leaf = logits.double().requires_grad_()
-        log_p = (torch.cat([leaf, elsewhere], 1) * inverse_temperature).log_softmax(1)
-        entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(1)
-        logprob = log_p.gather(1, torch.where(held, column, columns)[:, None])[:, 0]
-        generator = torch.Generator().manual_seed(2)
-        upstream = torch.randn(2, tokens, generator=generator).to(DEVICE)
-        (upstream[0] * logprob + (upstream[1] * entropy if of_entropy else 0.0)).sum().backward()
-        assert leaf.grad is not None
-        self.expected = leaf.grad
-        x = torch.cat([leaf, elsewhere], 1).detach() * inverse_temperature
-        self.given = (
-            column,
-            held,
-            x.logsumexp(1).float(),
-            entropy.detach().float(),
-            upstream[0],
-            upstream[1] if of_entropy else None,
-            inverse_temperature,
-        )
-
-    def check(self, found: Tensor, absolute: float = 2e-6) -> None:
-        absolute += 2.0**-24 if found.dtype == torch.float16 else 0.0
-        torch.testing.assert_close(found.double(), self.expected, rtol=ROUNDING[found.dtype], atol=absolute)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -187,89 +99,6 @@ def test_a_gradient_in_the_memory_of_its_logits(columns: int, dtype: torch.dtype
         assert len(expected) == (1 if columns == 40 else 3) or DEVICE == "cuda"
         for (_, gradient), alone in zip(made.gradients(coefficients), expected, strict=True):
             assert torch.equal(gradient, alone)
-
-
-def test_columns_at_minus_infinity_do_not_exist() -> None:
-    logits, column, held = make(4, 3 * SPLIT)
-    column.clamp_(max=SPLIT // 2 - 1)
-    logits[0, SPLIT // 2 :] = -math.inf  # blocks after the first, and whole splits
-    logits[1, : 2 * SPLIT + 5] = -math.inf  # everything before the last split
-    logits[2, ::2] = -math.inf
-    column[2], held[1] = 1, False
-    check_sweep(logits, column, held, 1 / 0.7)
-    case = Backward(logits, column, held, 1 / 0.7, of_entropy=True)
-    gradient = triton_tile.logits_gradient(logits, *case.given, torch.empty_like(logits))
-    case.check(gradient)
-    assert not gradient[logits == -math.inf].any()
-
-
-@pytest.mark.parametrize("columns", [5, 2 * SPLIT + 1])
-def test_a_row_wholly_at_minus_infinity_adds_nothing(columns: int) -> None:
-    logits, column, _ = make(2, columns)
-    logits[0] = -math.inf
-    found = check_sweep(logits, column, torch.zeros(2, dtype=torch.bool, device=DEVICE))
-    assert found[:, 0].tolist() == [-math.inf, 0.0, 0.0, 0.0]
-
-
-def test_masked_with_the_lowest_number_of_the_type() -> None:
-    logits, column, held = make(2, SPLIT + 1)
-    logits[:, 3:] = torch.finfo(torch.float32).min  # over the temperature, this is -inf
-    column.zero_()
-    check_sweep(logits, column, held, 1 / 0.7)
-    case = Backward(logits, column, held, 1 / 0.7, of_entropy=True)
-    case.check(triton_tile.logits_gradient(logits, *case.given, logits))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_far_logits(dtype: torch.dtype, temperature: float) -> None:
-    logits = torch.full((3, SPLIT + 3), -1e4, dtype=dtype, device=DEVICE)
-    logits[0, SPLIT + 1] = 1e4
-    logits[1, 0] = logits[1, SPLIT] = 1e4
-    column, held = torch.tensor([SPLIT + 1, 0, 2], device=DEVICE), torch.ones(3, dtype=torch.bool, device=DEVICE)
-    found = check_sweep(logits, column, held, 1 / temperature)
-    assert torch.equal(found[0], found[3])
-    assert found[1].tolist() == [1.0, 2.0, SPLIT + 3.0]
-    assert found[2].tolist() == [0.0, 0.0, 0.0]
-    case = Backward(logits, column, held, 1 / temperature, of_entropy=True)
-    gradient = triton_tile.logits_gradient(logits, *case.given, torch.empty_like(logits, dtype=torch.float32))
-    # log Z is float32 here, its resolution at 1e4 / 0.7 2^-10: so much may p be off, and so a gradient of order 1.
-    torch.testing.assert_close(gradient.double(), case.expected, rtol=2**-9, atol=2**-9)
-    if temperature == 1.0:
-        # The first row's log Z is 1e4 without rounding.
-        assert not gradient[0].any()
-
-
-def test_one_hot_and_uniform_rows() -> None:
-    logits = torch.full((2, SPLIT + 9), -200.0, device=DEVICE)
-    logits[0, 17], logits[1] = 0.0, 3.25
-    column, held = torch.tensor([17, SPLIT + 8], device=DEVICE), torch.ones(2, dtype=torch.bool, device=DEVICE)
-    maximum, total, weighted, target = check_sweep(logits, column, held)
-    assert (target - maximum - total.log()).tolist() == pytest.approx([0.0, -math.log(SPLIT + 9)], rel=1e-6, abs=0.0)
-    assert (total.log() - weighted / total).tolist() == pytest.approx([0.0, math.log(SPLIT + 9)], rel=1e-6, abs=0.0)
-
-
-@pytest.mark.parametrize("place", [0, SPLIT // 2 + 3, SPLIT + 1, 2 * SPLIT + 4])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_bad_logit_shows(place: int, bad: float) -> None:
-    logits, column, held = make(2, 2 * SPLIT + 5)
-    logits[0, place] = bad
-    found = triton_tile.sweep(logits, column, held, 1.0)
-    assert found[:2, 0].isnan().any()
-    assert found[:, 1].isfinite().all()
-
-
-@pytest.mark.parametrize("columns", [3, SPLIT + 1])
-def test_nothing_but_nan_shows(columns: int) -> None:
-    logits, column, held = make(1, columns)
-    assert triton_tile.sweep(logits.fill_(math.nan), column, held, 1.0)[:2].isnan().any()
-
-
-def test_a_nan_shows_in_the_gradient() -> None:
-    logits, column, held = make(2, 40)
-    case = Backward(logits, column, held, 1.0, of_entropy=True)
-    logits[0, 7] = math.nan
-    assert triton_tile.logits_gradient(logits, *case.given, logits).isnan().nonzero().tolist() == [[0, 7]]
 
 
 @pytest.mark.parametrize(("tokens", "columns"), [(3, 0), (0, 5), (0, 0)])
