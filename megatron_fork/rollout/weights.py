@@ -28,14 +28,14 @@ class PolicyWeights:
 
 
 def buckets(
-    weights: Iterable[tuple[str, Tensor]], limit: int, device: torch.device, *, alternating: bool = False
+    weights: Iterable[tuple[str, Tensor]], limit: int, device: torch.device, *, pieces: list[Tensor] | None = None
 ) -> Iterator[Bucket]:
     """Copies on `device` in lists of at most `limit` bytes; a larger tensor comes alone.
 
-    The tensors of a bucket lie one after another in one piece of memory, so that it is one message: see `packed`. With
-    `alternating` there are two pieces in turn: a bucket is overwritten when the second after it is asked for.
+    The tensors of a bucket lie one after another in one piece of memory, so that it is one message: see `packed`. Given two
+    `pieces` (uint8, of any length), it uses these in turn, and puts longer ones in their place where they are too short: a
+    bucket is overwritten when the second after it is asked for.
     """
-    pieces = [torch.empty(0, dtype=torch.uint8, device=device)] * 2
     bucket: Bucket = []
     size = 0
     for name, tensor in weights:
@@ -44,19 +44,23 @@ def buckets(
             yield bucket
             bucket, size = [], 0
         if not bucket:
-            pieces = [pieces[1], pieces[0]]
-            if not alternating or len(pieces[0]) < max(limit, tensor.nbytes):
-                pieces[0] = torch.empty(
-                    0, dtype=torch.uint8, device=device
-                )  # the old one goes before the new one comes
-                pieces[0] = torch.empty(max(limit, tensor.nbytes), dtype=torch.uint8, device=device)
-            memory = pieces[0]
+            memory = _next_piece(max(limit, tensor.nbytes), device, pieces)
         # A copy: the iterator may give a live parameter, or a buffer that it fills again.
         place = memory[size : size + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         bucket.append((name, place.copy_(tensor.detach())))
         size += tensor.nbytes
     if bucket:
         yield bucket
+
+
+def _next_piece(size: int, device: torch.device, pieces: list[Tensor] | None) -> Tensor:
+    if pieces is None:
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    pieces.reverse()
+    if len(pieces[0]) < size:
+        pieces[0] = torch.empty(0, dtype=torch.uint8, device=device)  # the old one goes before the new one comes
+        pieces[0] = torch.empty(size, dtype=torch.uint8, device=device)
+    return pieces[0]
 
 
 def packed(bucket: Bucket) -> Tensor:

@@ -11,6 +11,7 @@ from megatron_fork import opened
 if TYPE_CHECKING:
     from megatron_fork.serving.checksums import checksum
     from megatron_fork.serving.entropy_temperature import EntropyTemperature, scale_by_entropy
+    from megatron_fork.serving.kept_memory import KeptMemory
     from megatron_fork.serving.messages import Message, described, write_message
     from megatron_fork.serving.transfer import (
         Backend,
@@ -27,6 +28,7 @@ else:
 __all__ = [
     "Backend",
     "EntropyTemperature",
+    "KeptMemory",
     "Message",
     "TransferGroup",
     "TransferStore",

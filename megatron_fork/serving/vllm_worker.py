@@ -27,6 +27,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from megatron_fork.serving.held import held_parts
+from megatron_fork.serving.kept_memory import KeptMemory
 from megatron_fork.serving.messages import Message, messages_in, unpacked
 from megatron_fork.serving.transfer import Backend, TransferGroup, address_towards, is_open, join_transfer
 from megatron_fork.serving.weight_copy import WeightCopy
@@ -73,6 +74,7 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
     _group: TransferGroup | None = None
     _store: TCPStore | None = None
     _timeout = 0.0
+    _memory = KeptMemory()  # the process's, which has one receiver
     copy: WeightCopy | None = None
 
     def init_transfer_engine(self, init_info: Rendezvous) -> None:
@@ -115,7 +117,10 @@ class BucketReceiver(WeightTransferEngine[Rendezvous, Bucket]):
     def _received(self, message: Message, group: TransferGroup, store: TCPStore) -> list[tuple[str, Tensor]]:
         assert self.copy is not None, "an update has begun"
         self.copy.check(message)
-        data = torch.empty(message.bytes, dtype=torch.uint8, device=self.device)
+        if torch.device(self.device).type == "cpu":
+            data = self._memory.take(message.bytes)
+        else:
+            data = torch.empty(message.bytes, dtype=torch.uint8, device=self.device)
         if message.bytes:
             group.receive(data, timeout=self._timeout, is_wanted=lambda: is_open(store))
         return self.copy.receive(message, data) if message.version else unpacked(message, data)

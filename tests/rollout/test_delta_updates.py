@@ -123,6 +123,32 @@ def test_one_that_joins_or_comes_back_is_sent_everything(fleet) -> None:
         assert engine.update_bytes < size_of(weights) / 5
 
 
+def test_one_whose_checksums_differ_is_named_and_sent_everything(fleet) -> None:
+    """It has no version of the run's until then; the other, which has proved its weights, draws meanwhile."""
+    with fleet((1, 1), verify_weights="always") as (engine, servers):
+        weights = random_weights(1)
+        engine.update_weights(list(weights.items()), 0)
+        change(weights, 0)
+        servers[1].behave(Misdeed("flip", 0, 1))
+        engine.update_weights(list(weights.items()), 1)
+        (line,) = engine.lines
+        assert (
+            f"{servers[1].url} gets no weights" in line
+            and list(weights)[1] in line
+            and "sent all weights again" in line
+        )
+        assert servers[1].received["label"] == "unchecked"
+        assert [server.url for server in engine.fleet.ready] == [servers[0].url]
+        check(engine, servers[:1], weights)
+        engine._passes.deliver(engine._delivery, engine._loop.call(engine.fleet.find_stale()), engine.fleet)
+        assert engine.update_bytes == size_of(weights)
+        check(engine, servers, weights)
+        change(weights, 1)
+        engine.update_weights(list(weights.items()), 2)
+        assert engine.update_bytes < size_of(weights) / 5
+        check(engine, servers, weights)
+
+
 def test_an_engine_that_takes_no_changes_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"rollout\.remote\.delta_updates=true with rollout\.engine=sglang"):
         RolloutConfig(engine="sglang", servers=["http://a:1"], remote=RemoteConfig(delta_updates=True)).check()

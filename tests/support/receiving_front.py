@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.distributed import PrefixStore, TCPStore
 
-from megatron_fork.serving import Message, WeightCopy, address_towards, is_open, join_transfer
+from megatron_fork.serving import KeptMemory, Message, WeightCopy, address_towards, is_open, join_transfer
 from megatron_fork.serving.held import HeldPart
 from megatron_fork.serving.messages import messages_in, unpacked
 
@@ -60,6 +60,7 @@ class Received:
     whole: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     copy: WeightCopy = field(default_factory=WeightCopy)
+    memory: KeptMemory = field(default_factory=KeptMemory)
 
     @property
     def digests(self) -> dict[str, str]:
@@ -158,7 +159,7 @@ class Front:
             if misdeed and misdeed.what in ("kill", "stop", "hang") and place == 0:
                 self._misbehave(misdeed.what)
             worker.copy.check(message)
-            data = torch.empty(message.bytes, dtype=torch.uint8)
+            data = worker.memory.take(message.bytes)
             if message.bytes and self.engine == "vllm":
                 worker.group.receive(data, timeout=self.timeout, is_wanted=lambda: is_open(worker.store))
             elif message.bytes:

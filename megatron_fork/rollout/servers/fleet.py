@@ -19,14 +19,13 @@ from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.engine import Completion, Request
 from megatron_fork.rollout.pending import DrawnSegment, PendingRequest
 from megatron_fork.rollout.servers.event_loop import ended
+from megatron_fork.rollout.servers.health import Health
 from megatron_fork.rollout.servers.server import Server
 from megatron_fork.rollout.servers.wire import ServerFault, void
 
 # A server that fails this often in a row gets no further request until it is found healthy.
 _STRIKES = 3
 _REST_SECONDS = 1.0
-# Health checks that a server may miss.
-_MISSES = 2
 
 
 class Fleet:
@@ -48,7 +47,7 @@ class Fleet:
         self._aborting = False
         self._watcher: asyncio.Task[None] | None = None
         self._needs_experts = any(server.experts is not None for server in self.servers)
-        self._examining = {server: asyncio.Lock() for server in self.servers}
+        self._health = Health(self)
         self._going_down: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -133,7 +132,7 @@ class Fleet:
 
     async def find_stale(self) -> list[Server]:
         """Check all servers that are down; the servers that need weights."""
-        await asyncio.gather(*(self._examine(server) for server in self.servers if server.state == "down"))
+        await asyncio.gather(*(self._health.examine(server) for server in self.servers if server.state == "down"))
         return [server for server in self.servers if server.state == "stale"]
 
     async def mark_ready(self, server: Server) -> None:
@@ -275,8 +274,7 @@ class Fleet:
 
     async def _watch(self) -> None:
         """Assign requests that wait for a server; check every server's health meanwhile, which may take long."""
-        missed = dict.fromkeys(self.servers, 0)
-        checks = asyncio.gather(*(self._check(server, missed) for server in self.servers))
+        checks = asyncio.gather(*(self._health.check(server) for server in self.servers))
         next_check = time.monotonic() + self.config.health_seconds
         try:
             while True:
@@ -284,40 +282,10 @@ class Fleet:
                 self._assign()
                 if checks.done() and time.monotonic() >= next_check:
                     checks.result()
-                    checks = asyncio.gather(*(self._check(server, missed) for server in self.servers))
+                    checks = asyncio.gather(*(self._health.check(server) for server in self.servers))
                     next_check = time.monotonic() + self.config.health_seconds
         finally:
             await ended(checks)
-
-    async def _check(self, server: Server, missed: dict[Server, int]) -> None:
-        if server.state == "down":
-            await self._examine(server)
-            return
-        if server.state == "stale":  # it may be in an update, which has its own time-outs
-            return
-        missed[server] = 0 if await server.is_healthy() else missed[server] + 1
-        if missed[server] >= _MISSES:
-            missed[server] = 0
-            await self.mark_down(server, "it does not answer /health")
-
-    async def _examine(self, server: Server) -> None:
-        """Whether a server that was down is back, and with which weights."""
-        async with self._examining[server]:
-            # The watcher and `find_stale` may both check; the second would wake a server that an update has paused meanwhile.
-            if server.state != "down" or server.is_given_up or not await server.is_healthy():
-                return
-            seconds = self.config.health_timeout_seconds
-            try:
-                async with asyncio.timeout(seconds):
-                    label = await server.weight_label()
-                    await server.release()  # a weight update that broke off may have left it paused
-            except (ServerFault, TimeoutError) as error:
-                server.reason = str(error) or f"it did not say which weights it has within {seconds:g} s"
-                return
-            if label == self.label and label in self.versions:
-                await self.mark_ready(server)
-            else:
-                server.state, server.reason = "stale", f"it has the weights {label}, not {self.label}"
 
     async def close(self) -> None:
         self._aborting = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
+import torch
 from torch import Tensor
 
 from megatron_fork.errors import RolloutError
@@ -31,6 +32,7 @@ class WeightPasses:
         self.parameters = 0
         self.bytes_sent = 0
         self._bytes = 0  # of the last pass
+        self._pieces = [torch.empty(0, dtype=torch.uint8)] * 2
         self.loop: EventLoop | None = None
         """On the first rank: where the servers' side runs."""
         self._control, self._bucket_bytes, self._stop_point, self._say = control, bucket_bytes, stop_point, say
@@ -47,6 +49,15 @@ class WeightPasses:
             servers = delivery.again
         self.bytes_sent = delivery.bytes_sent - before
 
+    def _pieces_on(self, device: torch.device) -> list[Tensor]:
+        """The memory of buckets. The system gives new main memory at a tenth of the speed at which it is filled: it is kept.
+
+        A GPU's is not: training needs it, and torch has it again at once.
+        """
+        if device.type != "cpu":
+            return [torch.empty(0, dtype=torch.uint8, device=device)] * 2
+        return self._pieces
+
     def _pass_over(self, delivery: Delivery, servers: Sequence[Server], fleet: Fleet) -> None:
         """All ranks make it together, whatever happens to the servers."""
         assert self.loop is not None, "the first rank delivers"
@@ -57,7 +68,7 @@ class WeightPasses:
         limit = (
             min(self._bucket_bytes, max(_LEAST_BYTES, self._bytes // _BUCKETS)) if self._bytes else self._bucket_bytes
         )
-        remaining = buckets(self.weights, limit, delivery.device, alternating=True)
+        remaining = buckets(self.weights, limit, delivery.device, pieces=self._pieces_on(delivery.device))
         self._bytes = 0
         sending: Future[None] | None = None
         try:
