@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from megatron_fork.rollout.servers.scoring import ScoringServers
     from megatron_fork.rollout.servers.survey import ServerAnswer, ask_servers
     from megatron_fork.rollout.servers.wire import server_states
+    from megatron_fork.rollout.signal_share import SignalShare
     from megatron_fork.rollout.weights import PolicyWeights
 else:
     __getattr__ = opened(__name__, __file__, former={"Config": "RolloutConfig"})
@@ -53,6 +54,7 @@ __all__ = [
     "RolloutCounts",
     "ScoringServers",
     "ServerAnswer",
+    "SignalShare",
     "ask_servers",
     "build_engine",
     "check_engine",

@@ -4,14 +4,13 @@ The first rank streams requests to servers, or to the engines of all ranks (see 
 rounds instead, a part of the requests on each rank: which requests share a batch then does not depend on how fast rewards are
 scored, and a run repeats bit for bit. Seeds come from the draw, so that a step's rollouts are the same under every layout.
 
-A round replaces the groups without signal. A few responses take the engine almost as long as many, so the first replacement
-round also draws the prompts that later rounds are likely to need. Groups that turn out not to be needed are dropped, and the
-next step draws them again, so that a step has the groups that single rounds would have given.
+A round replaces the groups without signal. A few responses take the engine almost as long as many, so it is asked at once for
+the prompts that later rounds are likely to need (see `signal_share`). Groups that turn out not to be needed are dropped, and
+the next step draws them again, so that a step has the groups that single rounds would have given.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from megatron_fork.rollout.engines import engine_kind
 from megatron_fork.rollout.in_flight import PromptGroup, has_signal
 from megatron_fork.rollout.responses import request_for, seed_of, text_of, trajectory_of
 from megatron_fork.rollout.scheduler import DROPPED_SHOWN, RolloutCounts, RolloutScheduler
+from megatron_fork.rollout.signal_share import NOTHING_SEEN, SignalShare, draws_to_come
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ class Rollouts:
     """Groups that were begun and left for later steps."""
     dropped: list[Trajectory] = field(default_factory=list)
     """The first response of each of the first groups without signal."""
+    calls: int = 0
+    """How often the engine was asked for groups; 0 for a stream."""
+    surplus: int = 0
+    """Groups that were drawn and then not needed."""
+    expected_share: float = 1.0
+    """Share of groups with signal that was expected before the step."""
 
     @property
     def prompts_drawn(self) -> int:
@@ -71,6 +77,9 @@ class Rollouts:
             "rollout/groups_sampled": self.groups_sampled,
             "rollout/groups_kept": self.groups_kept,
             "rollout/rounds": self.rounds,
+            **({"rollout/engine_calls": self.calls, "rollout/groups_thrown_away": self.surplus} if self.calls else {}),
+            "rollout/signal_share": self.counts.kept / max(1, self.counts.judged),
+            "rollout/signal_share_expected": self.expected_share,
             "rollout/response_tokens": tokens / max(1, len(self.trajectories)),
             "rollout/groups_under_way": self.groups_in_flight,
             "rollout/staleness": stale / max(1, tokens),
@@ -106,24 +115,39 @@ class Collector:
             RolloutScheduler(config, engine, source, rewards, groups=groups, seed=seed) if streams else None
         )
 
-    def collect(self, *, start: int, version: int, stop_point: Callable[[], None] = lambda: None) -> Rollouts:
+    def collect(
+        self,
+        *,
+        start: int,
+        version: int,
+        seen: SignalShare = NOTHING_SEEN,
+        stop_point: Callable[[], None] = lambda: None,
+    ) -> Rollouts:
         """The groups of the next step, which trains the weights of `version`; new prompts are numbered from `start` on.
+
+        `seen`: what the steps before had of signal; the groups are the same whatever it says.
 
         If `stop_point` raises `StopRequested` on the first rank, every rank does; what was begun is then `in_flight`. An engine
         that draws in rounds always finishes: a response that is continued later would not repeat bit for bit.
         """
         if self._scheduler is not None:
             finishes = self._draws_in_rounds
-            return self._from_stream(self._scheduler, start, version, (lambda: None) if finishes else stop_point)
+            stops = (lambda: None) if finishes else stop_point
+            return replace(self._from_stream(self._scheduler, start, version, stops), expected_share=seen.expected())
+        return self._from_rounds(start, seen)
+
+    def _from_rounds(self, start: int, seen: SignalShare) -> Rollouts:
         kept: list[list[Trajectory]] = []
         ahead: list[list[Trajectory]] = []  # drawn together with an earlier round, and not judged yet
         counts = RolloutCounts()
         dropped: list[Trajectory] = []
+        calls = 0
         while len(kept) < self.groups and counts.rounds < self.config.max_rounds:
             missing = self.groups - len(kept)
             if len(ahead) < missing:
-                wanted = draws_to_come(missing, len(kept), counts.drawn, self.config.max_rounds - counts.rounds)
+                wanted = self._wanted(missing, counts, seen)
                 ahead += self._draw_groups(wanted - len(ahead), start + counts.drawn + len(ahead))
+                calls += 1
             judged, ahead = ahead[:missing], ahead[missing:]
             counts.drawn += missing
             counts.judged += missing
@@ -131,13 +155,30 @@ class Collector:
             counts.reward += sum(trajectory.reward for group in judged for trajectory in group)
             counts.failures.add((trajectory.failure, trajectory.reason) for group in judged for trajectory in group)
             for group in judged:
+                counts.kept += has_signal(group)
                 if has_signal(group) or not self.config.dynamic_sampling:
                     kept.append(group)
                 elif len(dropped) < DROPPED_SHOWN:
                     dropped.append(group[0])
             if not self.config.dynamic_sampling:
                 break
-        return Rollouts(_numbered(kept), counts, len(kept), self._mean(counts), dropped=dropped)
+        return Rollouts(
+            _numbered(kept),
+            counts,
+            len(kept),
+            self._mean(counts),
+            dropped=dropped,
+            calls=calls,
+            surplus=len(ahead),
+            expected_share=seen.expected(),
+        )
+
+    def _wanted(self, missing: int, counts: RolloutCounts, seen: SignalShare) -> int:
+        """How many groups to have drawn when the next round is judged."""
+        if not self.config.dynamic_sampling:
+            return missing
+        share = seen.expected(counts.judged, counts.kept)
+        return draws_to_come(missing, share, self.config.max_rounds - counts.rounds)
 
     def _draw_groups(self, count: int, first_draw: int) -> list[list[Trajectory]]:
         prompts = self.source.draw(count, start=first_draw, seed=self.seed)
@@ -247,17 +288,6 @@ class Collector:
         if self.engine.is_coordinated:
             return requests if rank == 0 else []
         return requests[rank::ranks]
-
-
-def draws_to_come(missing: int, kept: int, drawn: int, rounds: int) -> int:
-    """How many prompts a step is expected to draw still, from its groups so far; at least those of the next round.
-
-    Each of `missing` places takes a new prompt in up to `rounds` rounds, until one has signal. `kept` of `drawn` groups had
-    signal; before any is drawn, all are expected to have it.
-    """
-    share = (kept + 1) / (drawn + 1)
-    a_place = (1.0 - (1.0 - share) ** rounds) / share  # expected rounds for one place
-    return min(max(missing, math.ceil(missing * a_place)), missing * rounds)
 
 
 def _numbered(groups: Sequence[Sequence[Trajectory]]) -> list[Trajectory]:

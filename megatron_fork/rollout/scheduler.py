@@ -32,6 +32,8 @@ class RolloutCounts:
     """Prompts that were begun."""
     judged: int = 0
     """Groups that were finished, with or without signal."""
+    kept: int = 0
+    """Groups that were finished and had signal."""
     reward: float = 0.0
     """Sum of rewards over all responses of the judged groups."""
     rounds: int = 0
@@ -197,6 +199,7 @@ class RolloutScheduler:
         if len(group.answers) < self.config.samples:
             return False
         self.counts.judged += 1
+        self.counts.kept += group.has_signal
         self.counts.reward += sum(trajectory.reward for trajectory in group.answers.values())
         self.counts.failures.add((answer.failure, answer.reason) for answer in group.answers.values())
         if self.config.dynamic_sampling and not group.has_signal:

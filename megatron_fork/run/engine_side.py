@@ -22,7 +22,10 @@ def collect(context: RunContext, collector: Collector, state: RunState) -> Parti
     objective, samples = context.config.objective, context.config.rollout.samples
     try:
         rollouts = collector.collect(
-            start=state.prompts_drawn, version=state.step, stop_point=context.stop.local_stop_point
+            start=state.prompts_drawn,
+            version=state.step,
+            seen=state.signal,
+            stop_point=context.stop.local_stop_point,
         )
     except (StopRequested, RolloutError):
         if collector.is_stream:  # its responses are kept, not drawn again

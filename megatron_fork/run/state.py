@@ -17,7 +17,7 @@ from megatron_fork.errors import CheckpointError
 from megatron_fork.experience import Trajectory
 from megatron_fork.policy import StepResult
 from megatron_fork.rewards import Failures
-from megatron_fork.rollout import PromptGroup, RolloutCounts
+from megatron_fork.rollout import PromptGroup, RolloutCounts, SignalShare
 
 DAMAGED = "the checkpoint is damaged or from another version: point LATEST to an earlier one, or start over"
 # No count of a run is larger; a larger one was written by something else.
@@ -41,9 +41,16 @@ class FailuresRecord(TypedDict, total=False):
 class CountsRecord(TypedDict, total=False):
     drawn: _Count
     judged: _Count
+    kept: _Count
     rounds: _Count
     reward: Annotated[float, Field(allow_inf_nan=False)]
     failures: FailuresRecord
+
+
+@_exact
+class SignalRecord(TypedDict):
+    judged: _Size
+    kept: _Size
 
 
 @_exact
@@ -70,6 +77,7 @@ class StateRecord(TypedDict, total=False):
     steps_without_signal: _Count
     owes_evaluation: bool
     skipped_in_a_row: dict[str, _Count]
+    signal: SignalRecord
     partial: PartialRecord | None
 
 
@@ -122,6 +130,8 @@ class RunState:
     """Whether the evaluation after `step` is due and not done yet."""
     skipped_in_a_row: dict[str, int] = field(default_factory=dict)
     """By network, how many of its updates up to now were not applied, also within the partial step."""
+    signal: SignalShare = field(default_factory=SignalShare)
+    """Of the groups that the finished steps judged."""
     partial: PartialStep | None = None
     in_flight: list[PromptGroup] = field(default_factory=list)
     """On the first rank: prompt groups that were begun but not trained on after `step`; not part of `record`."""
@@ -135,7 +145,9 @@ class RunState:
         """Make the partial step a whole one; `is_evaluated`: whether an evaluation is due after a step."""
         assert self.partial is not None
         self.step += 1
-        self.prompts_drawn += self.partial.counts.drawn
+        counts = self.partial.counts
+        self.prompts_drawn += counts.drawn
+        self.signal = self.signal.after_step(counts.judged, counts.kept)
         self.in_flight, self.partial = self.partial.in_flight, None
         self.owes_evaluation = is_evaluated(self.step)
 
@@ -161,6 +173,8 @@ class RunState:
         }
         if self.skipped_in_a_row:
             record["skipped_in_a_row"] = dict(self.skipped_in_a_row)
+        if self.signal != SignalShare():
+            record["signal"] = {"judged": self.signal.judged, "kept": self.signal.kept}
         return record
 
 
@@ -188,6 +202,8 @@ def checked(record: Mapping[str, Any], where: str) -> StateRecord:
 def state_of(record: StateRecord) -> RunState:
     """The state without what is kept in files: trajectories, their columns, and groups in flight."""
     plain = dict(record)
+    if "signal" in record:
+        plain["signal"] = SignalShare(**record["signal"])
     partial = record.get("partial")
     if partial is not None:
         plain["partial"] = PartialStep(

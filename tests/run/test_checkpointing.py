@@ -18,7 +18,7 @@ from support.layouts import model_config, trajectories
 from megatron_fork import distributed
 from megatron_fork.checkpoint import BESIDE, Checkpoints
 from megatron_fork.config import AlertsConfig, load_config
-from megatron_fork.errors import GradientError, Interrupted, Preempted, RolloutError, StopRequested
+from megatron_fork.errors import CheckpointError, GradientError, Interrupted, Preempted, RolloutError, StopRequested
 from megatron_fork.experience import KeptTokens
 from megatron_fork.policy import (
     OptimizerConfig,
@@ -211,3 +211,16 @@ def test_updates_of_a_critic_that_were_skipped_are_counted_on_after_a_resume() -
     skips.note("critic", skipped, "step 3, update 2 of 4")
     with pytest.raises(GradientError, match="2 updates in a row of the critic"):
         skips.check()
+
+
+def test_what_was_seen_of_signal_is_kept_over_a_resume() -> None:
+    """To the last bit: it decides how many responses share a batch."""
+    state = RunState()
+    for judged, kept in ((48, 16), (110, 16), (33, 7)):
+        state.partial = PartialStep(RolloutCounts(drawn=judged, judged=judged, kept=kept))
+        state.finish_step(is_evaluated=lambda step: False)
+    assert (state.signal.judged, state.signal.kept) == (100.0, 19.0)
+    resumed = state_of(checked(json.loads(json.dumps(state.record())), "here"))
+    assert resumed.signal == state.signal and resumed == state
+    with pytest.raises(CheckpointError, match=r"progress\.signal\.kept=-1"):
+        checked({**state.record(), "signal": {"judged": 1.0, "kept": -1.0}}, "here")

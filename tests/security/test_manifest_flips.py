@@ -27,6 +27,7 @@ PROGRESS: dict[str, Any] = {
         "counts": {
             "drawn": 16,
             "judged": 2,
+            "kept": 1,
             "rounds": 1,
             "reward": 1.5,
             "failures": {"responses": 4, "example": "late"},
@@ -41,6 +42,7 @@ PROGRESS: dict[str, Any] = {
 SKIPPING: dict[str, Any] = {
     **PROGRESS,
     "skipped_in_a_row": {"policy": 2, "critic": 1},
+    "signal": {"judged": 40.5, "kept": 12.25},
     "partial": {**PROGRESS["partial"], "critic_updates": [{"critic/skipped": 1.0}]},
 }
 # As the version before wrote a step of which some updates were made, and one whose rollouts were being collected.
