@@ -72,7 +72,7 @@ def policy_loss(
         rollout_logprob: `[...]` float32, the engine's; needed if `correction` is tis or icepop.
         reference_logprob: `[...]` float32, of the reference policy; needed if `kl_coef` is not 0.
         sequence: `[...]` int64, the response of each token; needed by gspo.
-        weight: `[...]` float32, a factor of the whole token, of `token_weights`; 1 by default.
+        weight: `[...]` float32, a factor of the whole token, of `token_weights` and `Selection.weight`; 1 by default.
         forking: `[...]` bool, the high-entropy class; needed by archer.
         covered: `[...]` bool, of `covariance_tokens`; needed by clip_cov and kl_cov.
         accepted: `[...]` bool, of `accepted_responses`; needed if `correction` is sequence.
