@@ -119,6 +119,7 @@ class ScoreStream:
     def __init__(self, pool: RewardPool) -> None:
         self._pool = pool
         self._dispatcher = pool._dispatcher
+        self._verifier = pool.config.verifier
         self._jobs: dict[int, Job] = {}
         self._scores: dict[int, Score] = {}
         self._fresh: deque[int] = deque()
@@ -139,7 +140,7 @@ class ScoreStream:
         self._pool._check_open()
         number, self._submitted = self._submitted, self._submitted + 1
         if self._pool.config.workers == 0:
-            self._scores[number] = score(response, answer, kind=self._pool.config.verifier)
+            self._scores[number] = score(response, answer, kind=self._verifier)
             self._fresh.append(number)
             return number
         with self._dispatcher.changed:

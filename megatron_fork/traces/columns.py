@@ -30,9 +30,10 @@ def table_of(responses: Sequence[TracedResponse]) -> pyarrow.Table:
             columns.append(_lists(values, schema.field(column.name).type, _numbers(_NUMBERS[column.type])))
         elif column.type == "list<binary>":
             columns.append(_lists(values, schema.field(column.name).type, _texts))
+        elif column.type == "string":
+            columns.append(_strings(values))
         else:
-            whole = map(_valid, values) if column.type == "string" else values
-            columns.append(pyarrow.array(whole, schema.field(column.name).type, size=len(values)))
+            columns.append(pyarrow.array(values, schema.field(column.name).type))
     return pyarrow.Table.from_arrays(columns, schema=schema)
 
 
@@ -64,6 +65,14 @@ def _texts(lists: list[Sequence[str]]) -> pyarrow.Array:
     # Some have bytes that are not text by themselves.
     encoded = {text: text.encode("utf-8", "surrogateescape") for text in set(flat)}
     return pyarrow.array([encoded[text] for text in flat], pyarrow.binary())
+
+
+def _strings(values: Sequence[str | None]) -> pyarrow.Array:
+    import pyarrow
+
+    with suppress(UnicodeEncodeError):
+        return pyarrow.array(values, pyarrow.string())
+    return pyarrow.array(list(map(_valid, values)), pyarrow.string())
 
 
 def _valid(text: str | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -39,18 +39,20 @@ class TokenTexts:
 
     def of_all(self, responses: Iterable[tuple[Sequence[int], int | None]]) -> list[list[str]]:
         """As `of`, of many responses at once: a call, and a number of Python's, costs more than a token."""
-        both = [(np.asarray(tokens, np.int64), after) for tokens, after in responses]
-        ends = np.cumsum([len(tokens) for tokens, _ in both]).tolist()
-        empty = np.zeros(0, np.int64)
-        following = np.concatenate([empty, *(tokens for tokens, _ in both)])
-        before = np.concatenate([empty, *(part for tokens, after in both for part in _before(tokens, after))])
-        pairs, places = np.unique((before << _BITS) | following, return_inverse=True)
+        both = list(responses)
+        sequences = [tokens for tokens, _ in both]
+        ends = np.cumsum([0, *map(len, sequences)])
+        following = np.concatenate([np.zeros(0, np.int64), *sequences]).astype(np.int64)
+        before = np.zeros(len(following) + 1, np.int64)
+        before[1:] = following + 1
+        before[ends[:-1]] = [0 if after is None else after + 1 for _, after in both]  # of empty ones the last is kept
+        pairs, places = np.unique((before[:-1] << _BITS) | following, return_inverse=True)
         numbers = pairs.tolist()
         self._decode_pairs(numbers)
         texts = np.empty(len(numbers), dtype=object)
         texts[:] = [self._known[pair] for pair in numbers]
         flat = texts[places].tolist()
-        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return [flat[start:end] for start, end in pairwise(ends.tolist())]
 
     def _decode_pairs(self, pairs: Sequence[int]) -> None:
         """Decode all that is new of `pairs` in two calls: a call costs more than a decoding."""
@@ -90,12 +92,6 @@ class TokenTexts:
         else:
             return None
         return whole.decode(errors="surrogateescape")
-
-
-def _before(tokens: np.ndarray[Any, np.dtype[np.int64]], after: int | None) -> tuple[Any, Any]:
-    """The tokens before each of `tokens`, from 1; 0 for none."""
-    first = [] if not len(tokens) else [0 if after is None else after + 1]
-    return np.asarray(first, np.int64), tokens[:-1] + 1
 
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ _DICTIONARIES = [
     *("set", "prompt_id", "prompt", "answer", "reason", "finish_reason", "kind", "failure"),
     *("prompt_tokens.list.element", "tokens.list.element", "token_texts.list.element", "weight_version.list.element"),
 ]
+_PER_TOKEN = ("token_texts", "entropy", "logprob", "selected", "weight_version")
+_lists_of = attrgetter(*_PER_TOKEN)
 
 
 class TraceWriter:
@@ -62,8 +65,7 @@ class TraceWriter:
 
     def add(self, response: TracedResponse) -> None:
         """Add a row; raises `TraceError` if a list has another length than `tokens`, or the disk fails."""
-        for name in ("token_texts", "entropy", "logprob", "selected", "weight_version"):
-            values = vars(response)[name]
+        for name, values in zip(_PER_TOKEN, _lists_of(response), strict=True):
             if values is not None and len(values) != len(response.tokens):
                 raise TraceError(
                     f"{name} has {len(values)} entries for {len(response.tokens)} tokens of a response to prompt "
@@ -103,7 +105,7 @@ class TraceWriter:
     def _flush(self) -> None:
         if not self._rows:
             return
-        table = table_of(self._rows).cast(self._schema)
+        table = table_of(self._rows).replace_schema_metadata(self._schema.metadata)
         self._rows.clear()
         self._tokens = 0
         self._write(table)

@@ -68,6 +68,20 @@ def test_the_bytes_of_any_response_are_there(kind: str, text: str) -> None:
     assert "".join(texts).encode(errors="surrogateescape") == raw
 
 
+SOME = st.tuples(st.lists(st.integers(0, 255), max_size=5), st.none() | st.integers(0, 255))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(responses=st.lists(SOME, max_size=5))
+@settings(deadline=None, max_examples=50)
+def test_responses_together_have_the_texts_of_each_alone(
+    kind: str, responses: list[tuple[list[int], int | None]]
+) -> None:
+    """Also empty ones, those behind nothing, and the same one twice."""
+    together = TokenTexts(TOKENIZERS[kind]).of_all(responses)
+    assert together == [TokenTexts(TOKENIZERS[kind]).of(tokens, after=after) for tokens, after in responses]
+
+
 def test_right_and_wrong_responses_are_read_again(tmp_path: Path) -> None:
     tokenizer = TOKENIZERS["byte level"]
     tokens = tokens_of(tokenizer, "xé!".encode())

@@ -149,6 +149,7 @@ class Fleet:
         server.state = "down"
         server.falls += 1
         server.count_failure(reason)
+        await asyncio.sleep(0)  # one that has not begun yet would end without giving its request back
         for task in list(server.running.values()):
             task.cancel()
 
