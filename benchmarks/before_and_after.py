@@ -32,9 +32,11 @@ PARTS = {
 
 
 def commit_of(tree: Path) -> str:
-    """The tree's commit, marked if its package has changes since."""
+    """The last commit that changed the tree's package, marked if there are changes since."""
     git = ["git", "-C", str(tree)]
-    found = subprocess.run([*git, "log", "-1", "--format=%h"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [*git, "log", "-1", "--format=%h", "--", "megatron_fork"], capture_output=True, text=True, check=True
+    )
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "megatron_fork"], check=False).returncode
     return found.stdout.strip() + "+" * bool(changed)
 
