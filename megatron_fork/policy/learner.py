@@ -14,11 +14,11 @@ from megatron_fork.errors import ConfigError, RolloutError
 from megatron_fork.experience import Batch
 from megatron_fork.policy.actor import LossFunction
 from megatron_fork.policy.network import Update
-from megatron_fork.policy.prefixes import prefixes
 from megatron_fork.policy.preparation import candidates, filled, prepared
 from megatron_fork.policy.skipped_updates import SkippedUpdates
 from megatron_fork.policy.step_result import LearningRates, StepResult
 from megatron_fork.policy.trained_models import TrainedModels
+from megatron_fork.policy.trained_tokens import accepted, trained_tokens
 from megatron_fork.policy.update_metrics import (
     Metrics,
     of_critic_update,
@@ -27,7 +27,6 @@ from megatron_fork.policy.update_metrics import (
     of_update,
     over_updates,
 )
-from megatron_fork.vocab_parallel import TokenStatistics
 
 # Responses to one prompt share prefixes, and so whole runs of equal entropies. In float32 their last bits depend on the shapes
 # of the batch, and a cut among them would choose by rounding noise, differently on every layout.
@@ -159,69 +158,7 @@ class Learner:
         return self.policy.gradient(*self._trained(share, chosen, number), whole_responses=whole)
 
     def _trained(self, share: Batch, chosen: selection.Selection, number: int) -> tuple[Batch, Tensor, LossFunction]:
-        """What the model reads in an update, which of its response tokens are trained on, and their loss."""
-        trained_t, loss_of = self._loss(share, chosen, number)
-        if chosen.counted is None:
-            return share, trained_t, loss_of
-        read, place_t = prefixes(share, trained_t)
-        return read, trained_t[place_t], lambda statistics, places: loss_of(statistics, place_t[places])
-
-    def _loss(self, share: Batch, chosen: selection.Selection, number: int) -> tuple[Tensor, LossFunction]:
-        """The tokens that are trained on, and their loss."""
-        config, candidate_t = self.objective, candidates(share, self.objective)
-        trains_all = objective.loss_named(config.loss).trains == "candidates"
-        trained_t = candidate_t if trains_all else chosen.mask
-        counted_t = trained_t if chosen.counted is None else chosen.counted
-        weights = objective.token_weights(counted_t, candidate_t, share.sequence_t, config, group=self._group)
-        columns = self._loss_columns(share, chosen, counted_t, number)
-        for weight_t in (weights.weight, chosen.weight):
-            if weight_t is not None:
-                columns["weight"] = columns["weight"] * weight_t if "weight" in columns else weight_t
-
-        def loss_of(statistics: TokenStatistics, places: Tensor) -> objective.PolicyLoss:
-            where = statistics.logprob.device
-            return objective.policy_loss(
-                statistics.logprob,
-                mask=torch.ones_like(statistics.logprob, dtype=torch.bool),
-                config=config,
-                normalizer=weights.normalizer,
-                entropy=statistics.entropy,
-                **{name: column_t[places].to(where) for name, column_t in columns.items()},
-            )
-
-        return trained_t, loss_of
-
-    def _loss_columns(
-        self, share: Batch, chosen: selection.Selection, counted_t: Tensor, number: int
-    ) -> dict[str, Tensor]:
-        """The columns that `policy_loss` reads, by the names of its arguments; `counted_t` is what denominators count."""
-        config = self.objective
-        needed = objective.loss_named(config.loss).columns
-        columns = {
-            "old_logprob": filled(share.old_logprob_t),
-            "advantage": filled(share.advantage_t),
-            "rollout_logprob": filled(share.rollout_logprob_t),
-        }
-        if config.kl_coef:
-            columns["reference_logprob"] = filled(share.reference_logprob_t)
-        if "sequence" in needed:
-            columns["sequence"] = share.sequence_t
-        if "forking" in needed:
-            columns["forking"] = chosen.mask
-        if config.correction == "sequence":
-            columns["accepted"] = self._accepted(share)
-        if "covered" in needed:
-            columns["covered"] = objective.covariance_tokens(
-                filled(share.logprob_t),
-                filled(share.advantage_t),
-                counted_t,
-                config,
-                group=self._group,
-                token_ids=share.token_id_t,
-                step=number,
-                tie_tolerance=TIE_TOLERANCE,
-            )
-        return columns
+        return trained_tokens(share, chosen, self.objective, number, TIE_TOLERANCE, self._group)
 
     def _train_critic(self, result: StepResult, step: int, learning_rate: float, clock: Clock) -> None:
         """Train the critic, after the policy, so that all advantages come from the same critic."""
@@ -266,11 +203,6 @@ class Learner:
             segment_t[micro_batch.place_r] = index
         return segment_t
 
-    def _accepted(self, share: Batch) -> Tensor:
-        return objective.accepted_responses(
-            filled(share.old_logprob_t), filled(share.rollout_logprob_t), share.sequence_t, self.objective
-        )
-
     def _checked_against_engine(self, shares: Sequence[Batch], version: int) -> Metrics:
         """Metrics of how far the engine's log-probs are from the trainer's; raises `RolloutError` above the limit.
 
@@ -281,7 +213,7 @@ class Learner:
             torch.cat([filled(share.old_logprob_t) for share in shares]),
             torch.cat([filled(share.rollout_logprob_t) for share in shares]),
             self.objective,
-            accepted=torch.cat([self._accepted(share) for share in shares]) if sequence else None,
+            accepted=torch.cat([accepted(share, self.objective) for share in shares]) if sequence else None,
             fresh=torch.cat([share.drawn_by(version) for share in shares]),
             group=self._group,
         )
