@@ -18,7 +18,7 @@ from megatron_fork.rollout.weights import buckets
 
 # The buckets of a model that would fit into fewer, and the least that is worth a call to the servers.
 _BUCKETS = 8
-_LEAST_BYTES = 16 << 20
+_LEAST_BYTES = 64 << 20
 
 
 class WeightPasses:
