@@ -19,16 +19,23 @@ from pathlib import Path
 
 RECIPE = Path(__file__).parent.parent / "examples" / "quickstart.yaml"
 ALL = "selection.tokens=all"
+
+
+def _band(low: float, high: float) -> list[str]:
+    return [f"selection.surprisal_band.low={low}", f"selection.surprisal_band.high={high}"]
+
+
 ARMS = {
     "top 20 % (the paper's rule)": [],
     "all tokens": [ALL],
     "STAPO": [ALL, "selection.weights=[stapo]"],
-    "surprisal band 0.5 to 2": [ALL, "selection.weights=[surprisal_band]"],
+    "surprisal band 0.5 to 2": [ALL, "selection.weights=[surprisal_band]", *_band(0.5, 2.0)],
     "M2PO": [ALL, "selection.weights=[m2po]", "objective.clip_low=0.99", "objective.clip_high=100.0"],
     "soft entropy weights": [ALL, "selection.weights=[soft_entropy]"],
     "positive x high entropy": [ALL, "selection.weights=[quadrants]", "selection.quadrants.negative_high=0.0"],
     "NAT, random prefixes": [ALL, "selection.weights=[nat]"],
     "negative x high entropy": [ALL, "selection.weights=[quadrants]", "selection.quadrants.positive_high=0.0"],
+    "surprisal band 0.1 to 3": [ALL, "selection.weights=[surprisal_band]", *_band(0.1, 3.0)],
     "random 20 %": ["selection.tokens=random"],
 }
 _FROM_STEPS = ("selection/", "time/update", "time/statistics", "objective/clipped", "gradient_norm")

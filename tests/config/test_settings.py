@@ -105,6 +105,8 @@ def test_every_number_has_a_range_or_is_known_to_have_none() -> None:
         "data.seed",
         "data.generator.seed",
         "selection.seed",
+        "selection.soft_entropy.start",
+        "selection.soft_entropy.end",
         "objective.cov_low",
         "objective.cov_high",
         "rollout.entropy_temperature.threshold",

@@ -11,7 +11,7 @@ from support.weighed import choose, mini_batch, take
 from megatron_fork.selection import WEIGHTINGS, SelectionConfig
 from megatron_fork.selection.config import SecondMoment, Stapo
 
-RANKS, SEEDS = 2, range(12)
+RANKS, SEEDS = 2, range(5)
 RESPONSES = 12
 
 
