@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from megatron_fork.conversion import PublishedWeights
 from megatron_fork.rollout import EmbeddedEngine, Request
+from megatron_fork.rollout.in_process import batch
 from megatron_fork.rollout.in_process.cache import KeyValueCache
 from megatron_fork.rollout.in_process.linear import OneDnnLinear
 
@@ -113,7 +114,7 @@ def test_no_place_is_idle_while_requests_wait(models) -> None:
     assert len(steps) == 40
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_the_cache_holds_what_each_row_has_read(data: st.DataObject) -> None:
     """Against lists: rows come, leave and take each other's places while memory grows; nothing unseen is not finite."""
@@ -182,3 +183,32 @@ def test_weights_that_are_tied_stay_tied() -> None:
     request = Request(0, (4, 5), 3, 1.0, TOKENS)
     (completion,) = engine.generate([request])
     assert tuple(completion.tokens) == drawn_plainly(model, request)
+
+
+def test_prompts_are_read_in_parts_where_they_are_many(models, monkeypatch) -> None:
+    """Responses and recorded experts are those of prompts that are read at once, also for requests that join later."""
+    asked = [Request(number, (4 + number % 7, *range(2, 3 + number % 5)), number, 1.0, TOKENS) for number in range(20)]
+    found = []
+    for most in (1 << 14, 6):
+        monkeypatch.setattr(batch, "_READ_TOKENS", most)
+        engine = engine_of(models["qwen3_moe"], 8)
+        engine.records_experts = True
+        shapes = passes(engine)
+        answers = sorted(engine.generate(asked), key=lambda completion: completion.number)
+        found.append([(tuple(each.tokens), each.experts.sort(-1).values.tolist()) for each in answers])
+        assert all(tokens == 1 or rows * tokens <= max(most, tokens) for rows, tokens in shapes)
+    assert found[0] == found[1]
+
+
+def test_memory_fits_again_when_a_long_row_has_left() -> None:
+    """Fewer positions than before are enough for the rows that are left, and those that join."""
+    cache, read = KeyValueCache(torch.device("cpu")), DynamicCache()
+    read.update(torch.ones(1, 2, 200, 3), torch.ones(1, 2, 200, 3), 0)
+    cache.add(read, [0, 0], [200, 3], ceiling=230)
+    before = cache.nbytes
+    cache.keep([1])
+    cache.add(None, [0, 0, 0], [0, 0, 0], ceiling=30)
+    assert cache.nbytes < before
+    cache.begin_step()
+    keys, _ = cache.update(torch.full((4, 2, 1, 3), 2.0), torch.zeros(4, 2, 1, 3), 0)
+    assert keys[:, 0, :, 0].tolist() == [[1.0, 1.0, 1.0, 2.0], *[[2.0, 0.0, 0.0, 0.0]] * 3]

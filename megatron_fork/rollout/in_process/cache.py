@@ -93,14 +93,15 @@ class KeyValueCache:
         return max(longest, min(self._ceiling, int(longest * (1.0 + _AHEAD_SHARE)) + _AHEAD))
 
     def _make_room(self, filled: int) -> None:
-        """Larger memory, if what there is does not hold all rows; the first `filled` rows have something."""
+        """Other memory, if what there is does not hold all rows; the first `filled` rows have something."""
         if not self._layers:
             return
         rows, positions = self._layers[0][0].shape[:2]
         if rows >= len(self._lengths) and positions >= max(self._lengths):
             return
+        positions = min(positions, self._positions())  # fewer, where long rows have left
         for number, pair in enumerate(self._layers):
-            larger = self._zeros(pair[0].shape[2], pair[0])
-            for new, old in zip(larger, pair, strict=True):
-                new[:filled, :positions] = old[:filled]
-            self._layers[number] = larger
+            fitting = self._zeros(pair[0].shape[2], pair[0])
+            for new, old in zip(fitting, pair, strict=True):
+                new[:filled, :positions] = old[:filled, :positions]
+            self._layers[number] = fitting
