@@ -39,7 +39,7 @@ def compare_masks(
 
     def work() -> None:
         display = quiet_display(as_json=as_json)
-        from dataclasses import replace
+        from dataclasses import asdict, replace
 
         from megatron_fork import distributed
         from megatron_fork.analysis import compared, comparison_record, json_text, save_record
