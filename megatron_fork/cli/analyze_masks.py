@@ -39,7 +39,7 @@ def compare_masks(
 
     def work() -> None:
         display = quiet_display(as_json=as_json)
-        from dataclasses import replace
+        from dataclasses import asdict, replace
 
         from megatron_fork import distributed
         from megatron_fork.analysis import compared, comparison_record, json_text, save_record
@@ -73,7 +73,7 @@ def compare_masks(
         if found is None:
             return
         comparison = replace(compared(*found.masks, found.texts), norms=found.norms, cosine=found.cosine)
-        record = {"a": vars(both[0]), "b": vars(both[1]), **comparison_record(comparison)}
+        record = {"a": asdict(both[0]), "b": asdict(both[1]), **comparison_record(comparison)}
         if as_json:
             typer.echo(json_text(record))
         else:
