@@ -39,9 +39,10 @@ class EmbeddedEngine(InProcessEngine):
         records_experts: bool = False,
     ) -> None:
         super().__init__()
-        self.model = (
-            AutoModelForCausalLM.from_config(hf_config, dtype=dtype, attn_implementation="sdpa").to(device).eval()
-        )
+        # Its first weights are drawn, and replaced by the policy's before anything is asked for: on a GPU that takes no time.
+        with device:
+            model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype, attn_implementation="sdpa")
+        self.model = model.to(device).eval()
         use_fast_linear(self.model)
         self.stop_tokens = tuple(stop_tokens)
         self.pad_token = pad_token
