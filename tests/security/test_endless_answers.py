@@ -188,6 +188,23 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch, engine: str, name: str) 
             assert peak_of_memory() - before < 32 * MEBIBYTE
 
 
+def test_an_engine_that_is_closed_holds_no_memory_of_weights(tmp_path: Path, monkeypatch) -> None:
+    """However long something refers to it: its buckets are as large as their limit, not as the weights."""
+    closed = []
+    server = StandIn("sglang")
+    for number in range(4):
+        with engine_of([server], tmp_path / str(number), monkeypatch) as engine:
+            engine.update_weights(WEIGHTS, 0)
+        closed.append((engine, mapped_memory()))
+    server.close()
+    assert closed[-1][1] - closed[0][1] < 256 * MEBIBYTE
+
+
+def mapped_memory() -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+    return int(line.split()[1]) << 10
+
+
 class Elsewhere:
     def __init__(self, engine: str, url: str) -> None:
         self.engine, self.url = engine, url

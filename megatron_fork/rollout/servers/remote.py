@@ -223,6 +223,7 @@ class RemoteEngine:
             self._loop.call(self._delivery.close())
             self._loop.call(self.fleet.close())
             self._loop.close()
+            self._passes.free()
 
     def _is_given_up(self) -> bool:
         self._stop_point()

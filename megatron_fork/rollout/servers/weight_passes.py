@@ -49,6 +49,10 @@ class WeightPasses:
             servers = delivery.again
         self.bytes_sent = delivery.bytes_sent - before
 
+    def free(self) -> None:
+        """Give back the memory of buckets, however long this lives."""
+        self._pieces = [torch.empty(0, dtype=torch.uint8)] * 2
+
     def _pieces_on(self, device: torch.device) -> list[Tensor]:
         """The memory of buckets. The system gives new main memory at a tenth of the speed at which it is filled: it is kept.
 
