@@ -30,9 +30,12 @@ PYTHON
     grep -q "resuming .* after step 1 of 2" resumed
     megatron-fork analyze run
     test -s run/report.html
-    megatron-fork plan qwen3-32b/top20_29k >plan && grep -q "how many GPUs" plan
-    megatron-fork launch qwen3-8b/top20 --dry-run >job && grep -q '^#SBATCH' job
-    ! megatron-fork train quikstart 2>error && grep -q quickstart error
+    megatron-fork plan qwen3-32b/top20_29k >plan
+    grep -q "how many GPUs" plan
+    megatron-fork launch qwen3-8b/top20 --dry-run >job
+    grep -q '^#SBATCH' job
+    if megatron-fork train quikstart 2>error; then exit 1; fi
+    grep -q quickstart error
     echo "$2: works from outside the checkout, $(python --version)"
 )
 

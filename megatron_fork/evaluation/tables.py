@@ -24,7 +24,7 @@ def markdown(results: Mapping[str, Any]) -> str:
             "",
         ]
     settings = results["settings"]
-    shown = ("model", "engine", "precision", "temperature", "top_p", "top_k", "max_response_tokens", "seed")
+    shown = ("model", "engine", "precision", "temperature", "top_p", "top_k", "min_p", "max_response_tokens", "seed")
     lines += [
         f"Intervals: {results['interval']}.",
         "",

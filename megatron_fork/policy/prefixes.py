@@ -37,5 +37,13 @@ def _cut(sequence: Demonstration, kept: int) -> Demonstration:
     shorter = replace(sequence, response=sequence.response[:kept])
     if not isinstance(shorter, Trajectory):
         return shorter
-    experts = None if shorter.experts is None else shorter.experts[: shorter.length]
-    return replace(shorter, rollout_logprob=shorter.rollout_logprob[:kept], experts=experts)
+    sets = None if shorter.kept is None else shorter.kept.copy()
+    if sets is not None:
+        sets.cut(kept)
+    return replace(
+        shorter,
+        rollout_logprob=shorter.rollout_logprob[:kept],
+        experts=None if shorter.experts is None else shorter.experts[: shorter.length],
+        kept=sets,
+        versions=tuple(span._replace(end=min(span.end, kept)) for span in shorter.versions if span.start < kept),
+    )

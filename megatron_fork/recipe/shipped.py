@@ -15,17 +15,15 @@ _PLACES = (_PACKAGE / "examples", _PACKAGE.parent / "examples")
 def recipe_file(named: Path) -> Path:
     """The file that is meant by `named`: the one at that path, or else a recipe that comes with the package.
 
-    The latter is named as in `shipped_recipes`, with or without `.yaml`, and with or without the folder `examples/` before
-    it. A name that is neither is returned as it is.
+    The latter is named as in `shipped_recipes`, or as in a checkout: `quickstart`, `examples/quickstart.yaml`. Not as
+    `quickstart.yaml`: whoever names a file means that file. A name that is neither is returned as it is.
     """
-    if named.exists():
-        return named
-    return shipped_recipes().get(_name(named), named)
+    return named if named.is_file() else shipped_recipes().get(_name(named), named)
 
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name: a path below `examples/` without its suffix."""
-    folder = next((place for place in _PLACES if place.is_dir()), None)
+    folder = next((place for place in _PLACES if place.is_dir() and (place / "quickstart.yaml").is_file()), None)
     if folder is None:
         return {}
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
@@ -33,8 +31,9 @@ def shipped_recipes() -> dict[str, Path]:
 
 def alike(named: Path) -> list[str]:
     """Up to three names of recipes that come with the package and are spelled like `named`."""
-    return difflib.get_close_matches(_name(named), shipped_recipes())
+    return difflib.get_close_matches(_name(named).removesuffix(".yaml"), shipped_recipes())
 
 
 def _name(named: Path) -> str:
-    return named.as_posix().removesuffix(".yaml").removeprefix("examples/")
+    written = named.as_posix()
+    return written.removeprefix("examples/").removesuffix(".yaml") if written.startswith("examples/") else written

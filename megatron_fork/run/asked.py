@@ -76,6 +76,7 @@ def settings_of_drawing(context: ModelContext) -> dict[str, Any]:
         "precision": config.policy.precision,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
         "max_response_tokens": sampling.max_response_tokens,
         "stop_tokens": list(context.stop_tokens),
     }

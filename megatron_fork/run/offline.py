@@ -77,7 +77,7 @@ def model_context(
 def _modules_left_alone() -> Iterator[None]:
     """Python's garbage collector looks only at what is made meanwhile.
 
-    Responses are many small objects, for which it visits everything again and again: all modules take it 0.3 s each time.
+    Responses are many small objects, for which it visits everything again and again, all modules among it.
     """
     gc.freeze()
     try:

@@ -36,7 +36,7 @@ def config_of(place: Path, overrides: Sequence[str] = (), *, checkpoint: str | N
     is_run, is_model = (place / "resolved.yaml").is_file(), (place / "config.json").is_file()
     if checkpoint is not None and not is_run:
         raise ConfigError(f"--checkpoint={checkpoint} with {place}, which is no run's folder", hint="leave it out")
-    if recipe_file(place).is_file():
+    if not (is_run or is_model) and recipe_file(place).is_file():
         return load_config(place, overrides)
     if not (is_run or is_model):
         raise ConfigError(

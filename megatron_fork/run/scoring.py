@@ -147,13 +147,15 @@ def models_of_run(run: Path) -> list[str]:
 def rescored(files: TraceFiles, scores: Scorer) -> Iterator[Traces]:
     """The responses part by part with the model's log-probs and entropies; on ranks but the first, parts without them.
 
+    Both are of the whole softmax, whatever the tokens were drawn from.
+
     Every rank goes through it. Raises `TraceError` for tokens of another vocabulary and responses without a prompt.
     """
     check_vocabulary(files, scores)
     for part in files.parts():
         found = scores.score(sequences_of(part, scores))
         if is_first():
-            part = part.with_flat(logprob=found.logprob, entropy=found.entropy)
+            part = part.with_flat(logprob=found.logprob, entropy=found.entropy, kept_tokens=None)
         yield part
 
 

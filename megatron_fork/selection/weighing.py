@@ -44,11 +44,25 @@ def weigh(
         values = _checked(name, found, given)
         stays = values > 0
         label = name.rpartition(":")[2]
-        measures |= {f"{label}_kept": given.shares(kept=stays)["kept"], **found.measures}
+        label = name.replace(":", ".") if f"{label}_kept" in measures else label
+        measures |= {f"{label}_kept": given.shares(kept=stays)["kept"], **_numbers(name, found)}
         weight, mask = weight * values, mask & stays
         counted = counted if weighting.samples else counted & stays
     sampled = any(weighting_named(name).samples for name in names)
     return WeighedTokens(mask, weight.where(mask, 0.0), counted if sampled else None, measures)
+
+
+def _numbers(name: str, found: Weighed) -> dict[str, float]:
+    """What a weighting says of itself, to be logged; raises `SelectionError` if these are no numbers."""
+    bad = [
+        each for each, value in found.measures.items() if isinstance(value, bool) or not isinstance(value, int | float)
+    ]
+    if bad:
+        raise SelectionError(
+            f"selection.weights: {name} measures {bad[0]}, which is no number",
+            hint="return Weighed(weight, {name: float}), the same on every rank",
+        )
+    return {each: float(value) for each, value in found.measures.items()}
 
 
 def _checked(name: str, found: object, given: ChosenTokens) -> Tensor:

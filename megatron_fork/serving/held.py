@@ -133,11 +133,16 @@ def _cut(
 
 
 def _of_experts(name: str, module: torch.nn.Module, own: dict[str, Tensor]) -> Iterator[HeldPart]:
-    """Of fused experts in the plain layout `[experts, rows, columns]`, which GPUs' unquantised kernels mostly keep."""
+    """Of fused experts in the plain layout `[experts, rows, columns]`, on a CPU.
+
+    Some kernels of GPUs keep up before gate in the same shape, and nothing of the module says so.
+    """
     settings = vars(module)
     if settings.get("use_ep") or settings.get("tp_size", 1) != 1 or not {"w13_weight", "w2_weight"} <= own.keys():
         return
     both, down = own["w13_weight"], own["w2_weight"]
+    if both.device.type != "cpu":
+        return
     if both.ndim != 3 or down.ndim != 3 or both.shape[1] != 2 * down.shape[2] or both.shape[2] != down.shape[1]:
         return
     for expert in range(len(both)):

@@ -105,7 +105,8 @@ def main() -> None:
     if asked.fp32_head:
         words += FP32_HEAD[asked.engine]
     variables = {**environment(os.environ, on_gpu=on_gpu), **variables}
-    if _MASKS in options:  # with which vLLM takes no logits processor: there is no entropy-dependent temperature then
+    # With it vLLM takes no logits processor: there is no entropy-dependent temperature then.
+    if _MASKS in options and "--logits-processors" in words:
         place = words.index("--logits-processors")
         del words[place : place + 2]
     os.execve(sys.executable, [sys.executable, *words, *options], variables)

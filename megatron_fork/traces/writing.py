@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from megatron_fork.errors import TraceError
 from megatron_fork.files import flush_folder
 from megatron_fork.traces.columns import table_of
-from megatron_fork.traces.schema import METADATA_KEY, Origin, TracedResponse, arrow_schema
+from megatron_fork.traces.schema import COLUMNS, METADATA_KEY, Origin, TracedResponse, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,7 +26,7 @@ _DICTIONARIES = [
     *("set", "prompt_id", "prompt", "answer", "reason", "finish_reason", "kind", "failure"),
     *("prompt_tokens.list.element", "tokens.list.element", "token_texts.list.element", "weight_version.list.element"),
 ]
-_PER_TOKEN = ("token_texts", "entropy", "logprob", "selected", "weight_version")
+_PER_TOKEN = tuple(column.name for column in COLUMNS if column.per_token and column.name != "tokens")
 _lists_of = attrgetter(*_PER_TOKEN)
 
 

@@ -18,7 +18,7 @@ def test_all_come_with_the_package() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("written", ["{}", "{}.yaml", "examples/{}", "examples/{}.yaml"])
+@pytest.mark.parametrize("written", ["{}", "examples/{}", "examples/{}.yaml"])
 def test_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, written: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert recipe_file(Path(written.format(name))) == EXAMPLES / f"{name}.yaml"
@@ -37,9 +37,23 @@ def test_a_file_at_hand_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert load_config(Path("quickstart")).seed == 7
 
 
+def test_a_folder_of_that_name_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert load_config(Path("quickstart")) == load_config(EXAMPLES / "quickstart.yaml")
+
+
+def test_whoever_names_a_file_means_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for written in ("quickstart.yaml", "./quickstart.yaml", "elsewhere/quickstart.yaml"):
+        with pytest.raises(ConfigError, match="is not a file") as found:
+            load_config(Path(written))
+        assert "elsewhere" in written or "quickstart" in (found.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("quikstart", "quickstart"), ("qwen3-8b/top20.yml", "qwen3-8b/top20"), ("examples/pape.yaml", "paper")],
+    [("quikstart", "quickstart"), ("qwen3-8b/top20.yaml", "qwen3-8b/top20"), ("examples/pape.yaml", "paper")],
 )
 def test_a_mistyped_name_gets_those_alike(written: str, meant: str) -> None:
     assert meant in alike(Path(written))

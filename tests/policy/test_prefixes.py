@@ -4,12 +4,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_fork.experience import Batch, Prompt, Trajectory, logprob_array, token_array
+from megatron_fork.experience import (
+    Batch,
+    KeptTokens,
+    Prompt,
+    Trajectory,
+    VersionSpan,
+    logprob_array,
+    token_array,
+)
 from megatron_fork.policy.prefixes import prefixes
 
 
 def trajectory(number: int, prompt: int, response: int) -> Trajectory:
     length = prompt + response - 1
+    kept = KeptTokens()
+    for place in range(response):  # none keeps the whole vocabulary
+        kept.append(range(place % 3))
     return Trajectory(
         number,
         Prompt(number, "", tuple(range(1, prompt + 1)), ""),
@@ -18,6 +29,8 @@ def trajectory(number: int, prompt: int, response: int) -> Trajectory:
         finish_reason="stop",
         weight_version=0,
         experts=torch.arange(length).view(length, 1, 1),
+        kept=kept,
+        versions=(VersionSpan(4, 0, (response + 1) // 2), VersionSpan(5, (response + 1) // 2, response)),
     )
 
 
@@ -37,6 +50,12 @@ def test_what_is_left(responses: list[tuple[int, list[bool]]]) -> None:
         assert list(each.response) == list(full.response[: len(each.response)])
         assert isinstance(each, Trajectory) and each.experts is not None
         assert len(each.rollout_logprob) == len(each.response) and len(each.experts) == each.length
+        assert each.kept is not None and list(each.kept.counts) == [place % 3 for place in range(len(each.response))]
+        assert len(each.kept.ids) == sum(each.kept.counts)
+        spans = [token for span in each.versions for token in [span.version] * (span.end - span.start)]
+        assert len(spans) == len(each.response) and spans == sorted(spans)
+    for each in whole.sequences:  # these are as they were
+        assert isinstance(each, Trajectory) and each.kept is not None and len(each.kept) == len(each.response)
     assert torch.equal(shorter.number_t, whole.number_t[place_t]) and torch.equal(
         shorter.place_t, whole.place_t[place_t]
     )

@@ -130,5 +130,11 @@ def test_an_engine_of_another_type_is_compared_in_its_own() -> None:
 def test_a_report_that_is_none_is_a_fault(report: object) -> None:
     with pytest.raises(ServerFault, match=r"its report of checksums cannot be read"):
         held_in(report)
+
+
+@pytest.mark.parametrize("dtype", ["save", "float8_e4m3fn", "bits8", "quint8", "int1", "float", "", "torch.float32"])
+def test_a_type_that_cannot_be_compared_is_a_fault_before_anything_is_sent(dtype: str) -> None:
+    arrival = Arrival()
     with pytest.raises(ServerFault, match="is of the type"):
-        Arrival().expect([("a", "save")])
+        arrival.expect([("a", "float32"), ("a", dtype)])
+    arrival.add([("a", torch.randn(8, 16))])

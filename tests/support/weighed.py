@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_fork.selection import Selection, SelectionConfig, select_tokens
+from megatron_fork.selection import ChosenTokens, Selection, SelectionConfig, Weighed, select_tokens
 
 Columns = dict[str, Tensor]
 
@@ -63,3 +63,8 @@ def choose(batch: Columns, config: SelectionConfig, **options: Any) -> Selection
         columns=others,
         **options,
     )
+
+
+def by_place(tokens: ChosenTokens) -> Weighed:
+    """A weighting whose name another test's has too."""
+    return Weighed(tokens.needed("place").float())

@@ -1,4 +1,4 @@
-"""Linear layers of the embedded engine on a CPU: by oneDNN, which is up to 2.5 times as fast as torch's own product.
+"""Linear layers of the embedded engine on a CPU: by oneDNN, in place of torch's own product.
 
 torch multiplies float32 matrices on a CPU with MKL, which leaves AVX-512 unused on processors that are not Intel's.
 """

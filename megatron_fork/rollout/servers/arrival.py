@@ -17,6 +17,10 @@ from megatron_fork.rollout.weights import Bucket
 from megatron_fork.serving import checksum
 
 _MASK = (1 << 64) - 1
+# What a server may hold weights in so that they can be compared: not what they are scaled and rounded to in 8 bits.
+_TYPES = {
+    str(each).removeprefix("torch."): each for each in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+}
 _NAMED = 3
 
 Extents = dict[tuple[int, int, int, int], set[int]]
@@ -68,7 +72,7 @@ class Arrival:
     def expect(self, types: Iterable[tuple[str, str]]) -> None:
         """(tensor, dtype) in which a server holds it: it compares with what was sent in that type."""
         for tensor, dtype in types:
-            if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            if dtype not in _TYPES:
                 raise ServerFault(f"it says that {quoted(tensor, 60)} is of the type {quoted(dtype, 60)}")
             self._types[tensor].add(dtype)
 
@@ -80,7 +84,7 @@ class Arrival:
     def add(self, bucket: Bucket) -> None:
         for name, tensor in bucket:
             self._sizes[name] = tensor.numel()
-            for kind in {getattr(torch, dtype) for dtype in self._types.get(name, ())} or {tensor.dtype}:
+            for kind in {_TYPES[dtype] for dtype in self._types.get(name, ())} or {tensor.dtype}:
                 self._sums[name, str(kind).removeprefix("torch.")] = checksum(tensor.to(kind))
 
     def fault_of(self, parts: Sequence[Held]) -> str:

@@ -54,7 +54,7 @@ class WeightPasses:
         self._pieces = [torch.empty(0, dtype=torch.uint8)] * 2
 
     def _pieces_on(self, device: torch.device) -> list[Tensor]:
-        """The memory of buckets. The system gives new main memory at a tenth of the speed at which it is filled: it is kept.
+        """The memory of buckets. New main memory is found and cleared first, which takes longer than to fill it: it is kept.
 
         A GPU's is not: training needs it, and torch has it again at once.
         """

@@ -22,7 +22,7 @@ from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.config import RemoteConfig
 from megatron_fork.rollout.servers.arrival import Arrival
 from megatron_fork.rollout.servers.server import Server
-from megatron_fork.rollout.servers.wire import ServerFault
+from megatron_fork.rollout.servers.wire import Late, ServerFault
 from megatron_fork.rollout.weights import Bucket, packed
 from megatron_fork.serving import Message, WeightCopy, described, write_message
 
@@ -93,6 +93,8 @@ class Delivery(ABC):
         try:
             self._arrival.expect(await server.held_types())
             self._checking.add(server)
+        except Late:
+            raise
         except ServerFault as fault:
             if self._checked.get(server) != server.falls:
                 self.notes.append(

@@ -43,14 +43,24 @@ class ChosenTokens:
         return self.columns.entropy
 
     def needed(self, name: str) -> Tensor:
-        """One of the columns that `select_tokens` was given; raises `SelectionError` if it was not."""
+        """One of the columns that `select_tokens` was given; every rank asks for it.
+
+        Raises `SelectionError` if it was not given, or is NaN at a chosen token of any rank.
+        """
         if name not in self.columns.others:
             given = ", ".join(self.columns.others) or "entropies alone"
             raise SelectionError(
                 f"selection.weights=[{', '.join(self.config.weights)}] needs the column {name}, which is not given",
                 hint=f"there are {given}: pass columns={{...}} to select_tokens, or set selection.weights=[]",
             )
-        return self.columns.others[name]
+        column = self.columns.others[name]
+        is_bad = column[self.chosen].isnan().any().int().to(self.chosen.device)
+        if column.is_floating_point() and collectives.all_reduce_max(is_bad, self.columns.group):
+            raise SelectionError(
+                f"selection.weights=[{', '.join(self.config.weights)}]: {name} is NaN at a chosen token",
+                hint="look at the trajectories of that step, or leave them out",
+            )
+        return column
 
     def sums(self, *parts: Tensor) -> list[float]:
         """Each 0-d `part` summed over the ranks that share the mini-batch, in float64: one collective."""

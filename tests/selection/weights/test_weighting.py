@@ -79,6 +79,29 @@ def test_weights_that_are_none_are_refused(name: str) -> None:
     assert f"{own(name)} does not give every chosen token a finite weight" in error.value.message
 
 
+def a_tensor(tokens: ChosenTokens) -> Weighed:
+    return Weighed(tokens.needed("place").float(), {"mean": tokens.entropy.mean()})  # type: ignore[dict-item]
+
+
+def test_what_it_measures_are_numbers() -> None:
+    with pytest.raises(SelectionError, match="measures mean, which is no number"):
+        choose(mini_batch(3), SelectionConfig(tokens="all", weights=[own("a_tensor")]))
+
+
+def test_two_of_one_name_are_logged_apart() -> None:
+    other = "support.weighed:by_place"
+    found = choose(mini_batch(1), SelectionConfig(tokens="all", weights=[own("by_place"), other]))
+    assert {"by_place_kept", "support.weighed.by_place_kept"} <= found.measures.keys()
+
+
+@pytest.mark.parametrize("name", ["m2po", "stapo", "surprisal_band"])
+def test_a_log_prob_that_is_no_number_is_refused(name: str) -> None:
+    batch = mini_batch(5)
+    batch["logprob"][int(batch["candidate"].nonzero()[0])] = torch.nan
+    with pytest.raises(SelectionError, match="logprob is NaN at a chosen token"):
+        choose(batch, SelectionConfig(tokens="all", weights=[name]))
+
+
 def test_only_the_weights_of_chosen_tokens_count() -> None:
     """Values elsewhere are arbitrary."""
     batch = mini_batch(4)
