@@ -124,9 +124,7 @@ class Batch:
     old_logprob_t: Tensor | None = None  # of the policy before this batch's updates
     logprob_t: Tensor | None = None  # of the policy whose entropy is `entropy_t`
     entropy_t: Tensor | None = None
-    kept_entropy_t: Tensor | None = (
-        None  # of the softmax over the tokens' kept sets; `entropy_t` is of the whole vocabulary
-    )
+    kept_entropy_t: Tensor | None = None  # of the softmax over kept sets; `entropy_t` is of the whole vocabulary
     reference_logprob_t: Tensor | None = None
     value_t: Tensor | None = None
     return_t: Tensor | None = None

@@ -15,11 +15,12 @@ PROJECT = Path(__file__).parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
 HEAD = """# Measurements
 
-Made by `python tools/measurements_reference.py` from `benchmarks/`; a test compares. Figures of these pages are in files of
-`benchmarks/results/` that their scripts wrote, with the command and the machine. A script says what it measures against; where
-a peer or a floor can be had here, it is measured in the same run. Timings are never asserted in tests.
+Made by `python tools/measurements_reference.py` from `benchmarks/`; a test compares. Each file of `benchmarks/results/` has
+its script; the file has the whole command, or the script's first lines have it. A script says what it measures against; where a
+peer or a floor can be had here, it is measured in the same run. Timings are never asserted in tests.
 
-What has no row here was not measured. [gpu_check.md](gpu_check.md) is the command that measures on a GPU.
+A figure of these pages without a file was measured once, and says so where it stands. [gpu_check.md](gpu_check.md) is the
+command that measures on a GPU.
 
 | question | command | results | told in |
 |---|---|---|---|

@@ -1,7 +1,8 @@
 """The share of groups that had signal in the steps so far: by it the engine is asked for as many prompts as a step will need.
 
-What a step trains on does not depend on it. Prompts are judged in the order of their draws, and those that turn out not to be
-needed are forgotten, to be drawn again by the next step with its own weights: too many cost time, too few another call.
+Which groups a step trains on does not depend on it, but for last bits of logits, which depend on a batch's other rows. Prompts
+are judged in the order of their draws, and those that turn out not to be needed are forgotten, to be drawn again by the next
+step with its own weights: too many cost time, too few another call.
 """
 
 from __future__ import annotations

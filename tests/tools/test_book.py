@@ -76,3 +76,13 @@ def test_versions_agree() -> None:
     cited = re.findall(r"^version: (.+)$", (PROJECT / "CITATION.cff").read_text(), re.MULTILINE)
     told = re.findall(r"^## (\S+)", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert version == cited == told[:1]
+
+
+def test_messages_of_troubleshooting_are_those_of_the_code() -> None:
+    files = [*(PROJECT / "megatron_fork").rglob("*.py"), *(PROJECT / "scripts").glob("*.sh")]
+    code = "\n".join(path.read_text() for path in files)
+    rows = re.findall(r"^\| (`[^`]+`) \|", (PROJECT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(rows) > 3
+    for row in rows:
+        for piece in filter(None, (each.strip(" :=") for each in row.strip("`").split("..."))):
+            assert piece in code, row
