@@ -46,7 +46,8 @@ class Scripted(VllmServer):
     """A server that follows its script.
 
     `dead`: no route answers; `broken`: it scores nothing; `busy`; `refuses`; `silent`: it is late; `swapped`: it has other
-    weights, and scores with them; `moved`: it serves another model, and scores with that.
+    weights, and scores with them; `moved`: it serves another model, and scores with that. It does so until it has been asked for
+    its model: a change that is taken back before anybody asks cannot be seen.
     """
 
     def __init__(self, number: int, config: RemoteConfig, script: Script) -> None:
@@ -55,14 +56,14 @@ class Scripted(VllmServer):
         self._turns = list(script.turns)
         self._answers = self._faults = 0
 
-    def _now(self, *, scores: bool) -> str:
+    def _now(self, *, scores: bool = False, names: bool = False) -> str:
         if not self._turns:
             return self.script.last
         answers, kind, often = self._turns[0]
         if self._answers < answers:
             self._answers += scores
             return "good"
-        self._faults += 1
+        self._faults += kind != "moved" or names
         if self._faults >= often:
             self._turns.pop(0)
             self._answers = self._faults = 0
@@ -84,13 +85,13 @@ class Scripted(VllmServer):
         return right(tokens, first, "another" if now in ("swapped", "moved") else LABEL)
 
     async def models(self) -> list[str]:
-        now = self._now(scores=False)
+        now = self._now(names=True)
         if now == "dead":
             raise ServerFault("no connection")
         return ["another" if now == "moved" else MODEL]
 
     async def weight_label(self) -> str:
-        now = self._now(scores=False)
+        now = self._now()
         if now == "dead":
             raise ServerFault("no connection")
         return "another" if now == "swapped" else LABEL

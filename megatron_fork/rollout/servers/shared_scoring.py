@@ -1,7 +1,8 @@
 """Sequences that servers share to score: what one that fails leaves over, others take. One event loop runs it.
 
 A sequence waits, is with one task of one server, is scored, or is confirmed, never two of these. Scores are confirmed when
-their server has said after them what it has: those of one that fell before it said so are made again elsewhere.
+their server has said after them what it has: those of one that fell before it said so are made again elsewhere. Weights that
+change, and change back before it is asked, go unseen.
 """
 
 from __future__ import annotations
