@@ -46,8 +46,8 @@ class Scripted(VllmServer):
     """A server that follows its script.
 
     `dead`: no route answers; `broken`: it scores nothing; `busy`; `refuses`; `silent`: it is late; `swapped`: it has other
-    weights, and scores with them; `moved`: it serves another model, and scores with that. It does so until it has been asked for
-    its model: a change that is taken back before anybody asks cannot be seen.
+    weights, and scores with them; `moved`: it serves another model, and scores with that, until it has been asked for its
+    model: a change that is taken back before anybody asks cannot be seen.
     """
 
     def __init__(self, number: int, config: RemoteConfig, script: Script) -> None:
