@@ -69,8 +69,11 @@ class KeyValueCache:
         self._written_r = torch.arange(len(self._lengths), device=self.device) * room + position_r
         return position_r, torch.arange(max(self._lengths), device=self.device) <= position_r[:, None]
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Write the step's keys and values, `[rows, heads, 1, width]`; returns those of all positions up to the longest."""
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, **_: object) -> tuple[Tensor, Tensor]:
+        """Write the step's keys and values, `[rows, heads, 1, width]`; returns those of all positions up to the longest.
+
+        Some versions of transformers also give what their models were called with, which is of no use here.
+        """
         mine = self._layer(layer_idx, keys)
         rows, longest = len(self._lengths), max(self._lengths)
         for tensor, new in zip(mine, (keys, values), strict=True):
