@@ -10,7 +10,7 @@ from support.receiving_servers import Misdeed, fleet_of
 from megatron_fork.errors import RolloutError
 from megatron_fork.rollout.servers import event_loop, remote, weight_passes
 from megatron_fork.rollout.servers.arrival import Arrival, Held, held_in
-from megatron_fork.rollout.servers.wire import ServerFault
+from megatron_fork.rollout.servers.wire import Late, ServerFault
 from megatron_fork.rollout.weights import buckets
 from megatron_fork.serving import checksum
 
@@ -73,6 +73,24 @@ def test_one_that_reports_nothing_is_used_with_a_line(fleet) -> None:
             engine.update_weights(weights(version), version)
         (line,) = engine.lines
         assert servers[0].url in line and "rollout.remote.verify_weights=never" in line
+
+
+def test_one_that_does_not_answer_in_time_has_not_proved_anything(fleet) -> None:
+    """Unlike one that says it cannot: it gets no requests until it is found healthy, and is asked again then."""
+
+    async def late() -> list[tuple[str, str]]:
+        raise Late("it did not answer in time")
+
+    with fleet((1, 2)) as (engine, servers):
+        slow = engine.fleet.servers[1]
+        slow.held_types = late
+        engine.update_weights(weights(0), 0)
+        (line,) = engine.lines
+        assert servers[1].url in line and "it did not answer in time" in line
+        assert [server.url for server in engine.fleet.ready] == [servers[0].url]
+        del slow.held_types
+        engine._passes.deliver(engine._delivery, engine._loop.call(engine.fleet.find_stale()), engine.fleet)
+        assert len(engine.fleet.ready) == 2 and len(engine.lines) == 1
 
 
 def held(tensor: torch.Tensor, row: int, rows: int, **changed) -> Held:
